@@ -1,0 +1,155 @@
+"""The toy world on disk: clips, and the manifests of every stage. Nothing is downloaded.
+
+    python data/toy.py                      # all of it into data/toy: 3,000 clips, half a minute
+    python data/toy.py --listen /tmp/clips  # a few clips with their questions, to hear what it is like
+    python data/toy.py --tokenizer          # train the byte-level BPE that this repository ships as data/toy.bpe
+
+A clip depends on the seed, the split and its number alone. Scenes of evaluation are never those of training.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
+
+from data import toy_text
+from data.toy_sound import SAMPLE_RATE, Scene, synthesize
+from diffa2_mini.config import ASSETS, TextConfig
+from diffa2_mini.pretrain import TextExample
+from diffa2_mini.tokenizer import count_words, save_ranks, train_bpe
+
+KINDS = ("speech", "sound", "music")
+SPLITS = {  # clips of each kind, in the order of KINDS
+    "stage0": (3000, 1500, 1500),
+    "train": (1400, 600, 600),
+    "evaluation": (120, 90, 90),
+}
+N_QUESTIONS = 5  # per training clip
+N_PAIRS = 480  # preference pairs
+N_PER_TYPE = 32  # questions of each type in the validation set
+
+
+def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:
+    """Write the clips of a split; returns each scene with the manifest fields that any stage needs."""
+    from tqdm import tqdm
+
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    kinds = [kind for kind, n in zip(KINDS, SPLITS[split]) for _ in range(n)]
+    clips = []
+    for i, kind in enumerate(tqdm(kinds, desc=f"synthesising {split}", unit="clip", leave=False)):
+        rng = np.random.default_rng([seed, list(SPLITS).index(split), i])
+        scene = toy_text.random_scene(rng, kind, evaluation=split == "evaluation")
+        samples, segments = synthesize(scene, rng)
+        name = f"clips/{split}_{i:05d}.wav"
+        soundfile.write(folder / name, samples, SAMPLE_RATE, subtype="PCM_16")
+        row = {"audio_id": f"{split}_{i:05d}", "audio_filepath": name, "dataset": "toy", "domain": kind,
+               "duration": len(samples) / SAMPLE_RATE, "transcription": " ".join(scene.items)}
+        if split == "stage0":
+            row["segments"] = [asdict(segment) for segment in segments]
+            row["traits"] = toy_text.traits(scene)
+        clips.append((scene, row))
+    return clips
+
+
+def ask_row(row: dict, question: toy_text.Question, rng: np.random.Generator) -> dict:
+    """A manifest entry: a clip, a question, its answer, and an answer that is fluent and wrong."""
+    return row | {"input": question.instruction, "target": question.answer, "type": question.type,
+                  "rejected": str(rng.choice(question.wrong)) if question.wrong else ""}
+
+
+def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dict]], seed: int) -> dict[str, list[dict]]:
+    """Every manifest of stages 1 to 4, by name."""
+    rng = np.random.default_rng([seed, 99])
+    speech = [(scene, row) for scene, row in clips if scene.kind == "speech"]
+    stage1 = [ask_row(row, toy_text.ask("asr", scene, rng), rng) for scene, row in speech]
+    sft = [ask_row(row, toy_text.random_question(scene, rng), rng) for scene, row in clips for _ in range(N_QUESTIONS)]
+    pairs = [row for row in sft if row["rejected"]]
+    preference = [pairs[i] | {"chosen": pairs[i]["target"]} for i in rng.permutation(len(pairs))[:N_PAIRS]]
+
+    by_type = {}
+    for scene, row in evaluation:
+        for question in toy_text.questions(scene, rng):
+            by_type.setdefault((scene.kind, question.type), []).append(ask_row(row, question, rng))
+    validation = [rows[i] for rows in by_type.values() for i in rng.permutation(len(rows))[:N_PER_TYPE]]
+    return {"stage1": stage1, "sft": sft, "preference": preference, "validation": validation}
+
+
+def write_json(path: Path, rows: list[dict]) -> None:
+    """Write a manifest: one object a line, so that it can be read by eye."""
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def make_world(folder: Path, seed: int = 0) -> Path:
+    """Make the data of stages 1 to 4 in `folder`, unless it is there."""
+    folder = Path(folder)
+    if not (folder / "validation.json").exists():  # the last file written
+        for name, rows in manifests(make_clips(folder, "train", seed), make_clips(folder, "evaluation", seed), seed).items():
+            write_json(folder / f"{name}.json", rows)
+    return folder
+
+
+def make_stage0(folder: Path, seed: int = 0) -> Path:
+    """Make the encoder's pretraining data in `folder`, unless it is there: clips with their alignment and traits."""
+    folder = Path(folder)
+    if not (folder / "stage0.json").exists():
+        write_json(folder / "stage0.json", [row for _, row in make_clips(folder, "stage0", seed)])
+    return folder
+
+
+def text_example(rng: np.random.Generator, evaluation: bool = False) -> TextExample:
+    """A question about a clip that was never synthesised, for the backbone's pretraining. Some speakers have names, so
+    that the same backbone serves real recordings."""
+    kind = str(rng.choice(KINDS, p=(0.45, 0.3, 0.25)))
+    if kind == "speech" and rng.random() < 0.25:
+        scene = toy_text.random_named_scene(rng, evaluation)
+    else:
+        scene = toy_text.random_scene(rng, kind, evaluation)
+    question = toy_text.random_question(scene, rng)
+    return TextExample(*toy_text.describe(scene, rng), question.type, question.instruction, question.answer)
+
+
+def make_tokenizer(path: Path, seed: int = 0) -> None:
+    """Train the BPE on the toy world's texts. Every word counts once, so that each becomes one token."""
+    rng = np.random.default_rng(seed)
+    texts = [TextConfig().train_system, "This is the audio: <audio>.", "system", "user", "assistant"]
+    for _ in range(20_000):
+        example = text_example(rng)
+        texts += [example.instruction, example.answer, *(f" {word}" for word in example.words())]
+    words = count_words("\n".join(texts))
+    save_ranks(train_bpe(Counter(dict.fromkeys(words, 1)), n_merges=2000), path)
+
+
+def listen(folder: Path, seed: int = 0) -> None:
+    """Write two clips of each kind, and print what can be asked about them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for kind in KINDS:
+        for i in range(2):
+            scene = toy_text.random_scene(rng, kind)
+            path = folder / f"{kind}_{i}.wav"
+            soundfile.write(path, synthesize(scene, rng)[0], SAMPLE_RATE, subtype="PCM_16")
+            print(f"\n{path}")
+            for question in toy_text.questions(scene, rng):
+                print(f"  {question.type:12} {' / '.join(question.instruction.splitlines())}  ->  {question.answer}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ASSETS / "toy", help="where the data goes (default: data/toy)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--listen", type=Path, metavar="OUT", help="write a few clips with their questions instead")
+    parser.add_argument("--tokenizer", action="store_true", help="train data/toy.bpe instead")
+    args = parser.parse_args()
+    if args.listen:
+        listen(args.listen, args.seed)
+    elif args.tokenizer:
+        make_tokenizer(ASSETS / "toy.bpe", args.seed)
+    else:
+        print(f"the toy world is in {make_world(args.out, args.seed)}")

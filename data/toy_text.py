@@ -1,0 +1,228 @@
+"""What can be said of a toy clip: a description, questions with short answers, lettered choices, wrong answers.
+
+Everything follows from a `Scene`. A wrong answer is the right answer about a scene that differs in one respect: fluent,
+and wrong about the audio. Scenes that are `held_out` are kept for evaluation: no training, stage 0 included, sees one.
+"""
+
+import zlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.toy_sound import DIGITS, SOUNDS, Scene
+
+NAMES = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # speakers of the Free Spoken Digit Dataset
+ORDINALS = ("first", "second", "third", "fourth")
+CHOICES = {"voice": ("high", "low"), "speed": ("fast", "slow"), "pattern": ("arpeggio", "chords"),
+           "mode": ("major", "minor"), "instrument": ("flute", "organ")}
+
+WORDINGS = {
+    "asr": ("Please transcribe the audio to text.", "Transcribe the speech.", "Write down what is said.",
+            "What is said?", "What does the speaker say?"),
+    "count": ("How many {items} are there?", "How many {items} do you hear?"),
+    "first": ("Which {item} comes first?", "What is the first {item}?"),
+    "last": ("Which {item} comes last?", "What is the last {item}?"),
+    "after": ("Which sound comes after the {x}?", "What follows the {x}?"),
+    "sounds": ("Which sounds do you hear?", "List the sounds."),
+    "who": ("Who speaks?", "Who is the speaker?"),
+    "speed": ("Is the speech fast or slow?", "How fast is the speech?"),
+    "tempo": ("Is the tempo fast or slow?", "What is the tempo of the music?"),
+    "mode": ("Is the music major or minor?", "What is the mode of the music?"),
+    "pattern": ("Is it an arpeggio or chords?", "Does the music play an arpeggio or chords?"),
+    "instrument": ("Which instrument plays?", "Is it a flute or an organ?"),
+    "kind": ("What kind of audio is this?", "Is this speech, sound or music?"),
+    "fits": ("Which word fits the music?", "Which word describes the music?"),
+    "caption": ("Describe the audio.", "Describe what you hear in one sentence."),
+}
+TYPES = {
+    "speech": ("asr", "count", "first", "last", "who", "speed", "caption", "kind"),
+    "sound": ("sounds", "count", "first", "last", "after", "caption", "kind"),
+    "music": ("tempo", "mode", "pattern", "instrument", "caption", "kind"),
+}
+LETTERED = ("count", "first", "last", "after", "kind", "fits")  # each has at least two wrong answers of one word
+LETTERS = "ABCD"
+HELD_OUT_MUSIC = {("arpeggio", "major", "fast", "organ"), ("arpeggio", "minor", "slow", "flute"),
+                  ("chords", "major", "slow", "organ"), ("chords", "minor", "fast", "flute")}  # each word twice, or so
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a clip. `type` is a key of WORDINGS, with `+abcd` when its choices have letters."""
+
+    type: str
+    instruction: str
+    answer: str
+    wrong: tuple[str, ...]  # fluent answers, each wrong about the audio in one respect
+
+
+def held_out(scene: Scene) -> bool:
+    """Whether a scene belongs to evaluation: every fifth sequence of digits or sounds, four of the sixteen musics."""
+    if scene.kind == "music":
+        return (scene.pattern, scene.mode, scene.speed, scene.instrument) in HELD_OUT_MUSIC
+    key = " ".join(scene.items if len(scene.items) > 1 else (*scene.items, scene.voice, scene.speed))
+    return zlib.crc32(key.encode()) % 5 == 0
+
+
+def random_scene(rng: np.random.Generator, kind: str, evaluation: bool = False) -> Scene:
+    """A scene of training, or of evaluation."""
+    while True:
+        pick = {name: str(rng.choice(options)) for name, options in CHOICES.items()}
+        if kind == "speech":
+            items = tuple(str(d) for d in rng.choice(DIGITS, size=rng.integers(1, 5)))
+            scene = Scene(kind, items, voice=pick["voice"], speed=pick["speed"])
+        elif kind == "sound":
+            items = tuple(str(s) for s in rng.choice(SOUNDS, size=rng.integers(1, 4), replace=False))
+            scene = Scene(kind, items)
+        else:
+            scene = Scene(kind, (), speed=pick["speed"], pattern=pick["pattern"], mode=pick["mode"],
+                          instrument=pick["instrument"])
+        if held_out(scene) == evaluation:
+            return scene
+
+
+def random_named_scene(rng: np.random.Generator, evaluation: bool = False) -> Scene:
+    """A scene of speech whose speaker has a name, as real recordings have; its speed is not known."""
+    scene = random_scene(rng, "speech", evaluation)
+    return replace(scene, voice=str(rng.choice(NAMES)), speed="")
+
+
+def speaker(scene: Scene) -> str:
+    """Who speaks: a name, or `a high voice`."""
+    return scene.voice if scene.voice in NAMES else f"a {scene.voice} voice"
+
+
+def describe(scene: Scene, rng: np.random.Generator) -> tuple[list[str], list[tuple[str, str]]]:
+    """What stands in the audio's place in stage 0: the traits that are heard, and each item with its ordinal. Read one
+    after the other they are a sentence: `speech fast high voice first three second one`."""
+    if scene.kind == "music":
+        traits = [scene.speed, scene.mode, scene.pattern, scene.instrument]
+    elif scene.kind == "speech":
+        traits = [word for word in (scene.speed, *speaker(scene).removeprefix("a ").split()) if word]
+    else:
+        traits = []
+    return [scene.kind, *rng.permutation(traits).tolist()], list(zip(ORDINALS, scene.items))
+
+
+def traits(scene: Scene) -> dict[str, str]:
+    """Properties of the whole clip, for the encoder's pretraining."""
+    names = {"speech": ("voice", "speed"), "sound": (), "music": ("speed", "pattern", "mode", "instrument")}[scene.kind]
+    return {"kind": scene.kind} | {f"{scene.kind} {name}": getattr(scene, name) for name in names}
+
+
+def caption(scene: Scene) -> str:
+    """One sentence with every fact of the scene."""
+    if scene.kind == "music":
+        article = "a " if scene.pattern == "arpeggio" else ""
+        return f"{article}{scene.speed} {scene.mode} {scene.pattern} on the {scene.instrument}"
+    if scene.kind == "sound":
+        return ", then ".join(scene.items)
+    who = speaker(scene)
+    if scene.speed:
+        who = who.replace("a ", f"a {scene.speed} ", 1)
+    return f"{who} says {' '.join(scene.items)}"
+
+
+def answer(type: str, scene: Scene, x: str = "") -> str | None:
+    """The right answer to a question of `type`; None where the question makes no sense. `x` is the sound of `after`."""
+    if type in ("asr", "sounds"):
+        return " ".join(scene.items)
+    if type == "count":
+        return str(len(scene.items))
+    if type in ("first", "last"):
+        return scene.items[0 if type == "first" else -1]
+    if type == "after":
+        at = scene.items.index(x) + 1 if x in scene.items else len(scene.items)
+        return scene.items[at] if at < len(scene.items) else None
+    if type == "who":
+        return speaker(scene)
+    if type in ("speed", "tempo"):
+        return scene.speed or None
+    if type == "caption":
+        return caption(scene)
+    return scene.kind if type == "kind" else getattr(scene, type)
+
+
+def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The scene with one respect changed: an item replaced, dropped or added, two swapped, or another trait."""
+    if scene.kind == "music":
+        respects = ["speed", "pattern", "mode", "instrument"]
+    else:
+        respects = ["replace", "replace", "swap", "drop", "add"]
+        respects += ["voice"] * (scene.voice != "") + ["speed"] * (scene.speed != "")
+    respect, items = rng.choice(respects), list(scene.items)
+    if respect in ("voice", "speed", "pattern", "mode", "instrument"):
+        options = NAMES if respect == "voice" and scene.voice in NAMES else CHOICES[respect]
+        return replace(scene, **{respect: str(rng.choice([o for o in options if o != getattr(scene, respect)]))})
+    new = str(rng.choice([w for w in (DIGITS if scene.kind == "speech" else SOUNDS) if w not in items]))
+    i = int(rng.integers(len(items)))
+    if respect == "replace":
+        items[i] = new
+    elif respect == "swap":
+        j = int(rng.integers(len(items)))
+        items[i], items[j] = items[j], items[i]
+    elif respect == "drop" and len(items) > 1:
+        items.pop(i)
+    elif respect == "add" and len(items) < (4 if scene.kind == "speech" else 3):
+        items.insert(i, new)
+    return replace(scene, items=tuple(items))
+
+
+def ask(type: str, scene: Scene, rng: np.random.Generator, wording: int | None = None) -> Question | None:
+    """A question of `type`, in a random wording or a given one; None where it makes no sense."""
+    x = str(rng.choice(scene.items[:-1])) if type == "after" and len(scene.items) > 1 else ""
+    right = answer(type, scene, x)
+    if right is None:
+        return None
+    if type in ("kind", "count"):
+        wrong = [option for option in (TYPES if type == "kind" else "1234") if option != right]
+    else:
+        candidates = [answer(type, mutate(scene, rng), x) for _ in range(12)]
+        wrong = [candidate for candidate in dict.fromkeys(candidates) if candidate not in (None, right)]
+    item = "digit" if scene.kind == "speech" else "sound"
+    wordings = WORDINGS[type]
+    chosen = wordings[rng.integers(len(wordings)) if wording is None else wording]
+    return Question(type, chosen.format(item=item, items=item + "s", x=x), right, tuple(wrong))
+
+
+def which_word_fits(scene: Scene, rng: np.random.Generator) -> Question:
+    """One trait of the music is right, the others are turned into their opposites."""
+    traits = {name: getattr(scene, name) for name in ("speed", "pattern", "mode", "instrument")}
+    right = str(rng.choice(list(traits)))
+    wrong = tuple(option for name in traits if name != right for option in CHOICES[name] if option != traits[name])
+    return Question("fits", str(rng.choice(WORDINGS["fits"])), traits[right], wrong)
+
+
+def lettered(question: Question, rng: np.random.Generator) -> Question:
+    """The same question with three or four lettered choices in random order; the answer is `B. siren`."""
+    wrong = rng.permutation(question.wrong)[:int(rng.integers(2, 4))].tolist()
+    options = rng.permutation([question.answer, *wrong]).tolist()
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
+    right = lines.pop(options.index(question.answer))
+    every = "\n".join(sorted([right, *lines]))
+    return Question(question.type + "+abcd", f"{question.instruction}\n{every}", right, tuple(lines))
+
+
+WEIGHTS = {"asr": 3, "sounds": 2, "caption": 2}  # how often a type is asked in training, others 1
+SHARE_LETTERED = 0.3  # of the questions in training
+
+
+def random_question(scene: Scene, rng: np.random.Generator) -> Question:
+    """A question as training asks them: of a random type, lettered or not."""
+    with_letters = rng.random() < SHARE_LETTERED
+    types = [type for type in TYPES[scene.kind] if not with_letters or type in LETTERED]
+    if with_letters and scene.kind == "music" and rng.random() < 0.7:
+        return lettered(which_word_fits(scene, rng), rng)
+    weights = np.array([WEIGHTS.get(type, 1) for type in types], dtype=float)
+    while True:
+        question = ask(str(rng.choice(types, p=weights / weights.sum())), scene, rng)
+        if question and len(question.wrong) > with_letters:
+            return lettered(question, rng) if with_letters else question
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """One question of each type that fits the scene, and its lettered form where it has one."""
+    plain = [question for type in TYPES[scene.kind] if (question := ask(type, scene, rng))]
+    choices = [question for question in plain if question.type in LETTERED and len(question.wrong) > 1]
+    if scene.kind == "music":
+        choices.append(which_word_fits(scene, rng))
+    return plain + [lettered(question, rng) for question in choices]

@@ -1,0 +1,112 @@
+"""The two adapters between encoder and backbone (arXiv 2601.23161, section 3.2), and all that stage 1 and 2 train.
+
+The semantic adapter keeps the order of time and says *what was said*: convolutions from 50 to 12.5 embeddings a second.
+The acoustic adapter says *how it sounded*: a Q-Former whose learned queries read several depths of the encoder, and
+which always gives the same number of embeddings.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import AdapterConfig, WhisperConfig
+
+
+def keep(x: Tensor, n_frames: Tensor) -> Tensor:
+    """x [B, T, E] with zeros from frame n_frames[b] on: what a convolution sees beyond the end of a single clip."""
+    inside = torch.arange(x.shape[1], device=x.device) < n_frames[:, None]  # [B, T]
+    return x * inside[:, :, None].to(x.dtype)
+
+
+class SemanticAdapter(nn.Module):
+    """Final hidden state [B, T, E] -> embeddings [B, T // 4, D], of which example b keeps n_frames[b] // 4.
+
+    Each example is cut to a multiple of 4 frames, and padding is zeroed before each convolution, so that a batch gives
+    exactly what its clips give alone. (The released code cuts to the longest in the batch.)
+    """
+
+    def __init__(self, config: AdapterConfig, width: int, out_width: int):
+        super().__init__()
+        self.stride = config.semantic_stride
+        wide = width * self.stride
+        self.conv = nn.Sequential(nn.Conv1d(width, width, kernel_size=3, padding=1), nn.GELU(),
+                                  nn.Conv1d(width, wide, kernel_size=3, stride=self.stride, padding=1))
+        self.linear_connector = nn.Sequential(nn.Linear(wide, width), nn.ReLU(), nn.Linear(width, out_width), nn.ReLU())
+        self.layernorm = nn.LayerNorm(out_width)
+
+    def forward(self, final: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns embeddings [B, A, D] and how many of them are real [B]."""
+        n_out = n_frames // self.stride
+        n_kept = n_out * self.stride
+        x = keep(final[:, :int(n_kept.max())], n_kept)
+        if x.shape[1] == 0:
+            return x.new_zeros(len(x), 0, self.layernorm.weight.numel()), n_out
+        first, gelu, second = self.conv
+        x = gelu(first(x.transpose(1, 2))).transpose(1, 2)  # [B, T, E]
+        x = second(keep(x, n_kept).transpose(1, 2)).transpose(1, 2)  # [B, T // 4, 4E]
+        return self.layernorm(self.linear_connector(x)), n_out
+
+
+class CrossAttention(nn.Module):
+    """Attention from x to memory, added to x and normalised after (post-norm, as in BERT). Self-attention if memory is x."""
+
+    def __init__(self, width: int, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.dense = nn.Linear(width, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        def heads(y):  # [B, positions, E] -> [B, H, positions, E/H]
+            return y.view(y.shape[0], y.shape[1], self.n_heads, -1).transpose(1, 2)
+
+        y = F.scaled_dot_product_attention(heads(self.query(x)), heads(self.key(memory)), heads(self.value(memory)))
+        y = y.transpose(1, 2).reshape(x.shape)
+        return self.LayerNorm(x + self.dense(y))
+
+
+class QFormerLayer(nn.Module):
+    """The queries [B, Q, E] look at each other, then at the frames [B, T, E], then pass a feed-forward."""
+
+    def __init__(self, config: AdapterConfig, width: int, n_heads: int):
+        super().__init__()
+        self.attention = CrossAttention(width, n_heads)
+        self.crossattention = CrossAttention(width, n_heads)
+        self.intermediate = nn.Linear(width, config.qformer_hidden)
+        self.output = nn.Linear(config.qformer_hidden, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, queries: Tensor, frames: Tensor) -> Tensor:
+        x = self.crossattention(self.attention(queries, queries), frames)
+        return self.LayerNorm(x + self.output(F.gelu(self.intermediate(x))))
+
+
+class AcousticAdapter(nn.Module):
+    """Hidden states of N taps [B, N, T, E] -> Q embeddings [B, Q, D].
+
+    Each tap has its own queries; one decoder serves all taps, and sees all T frames, those of padding too. The outputs
+    are averaged over taps with weights learned per query.
+    """
+
+    def __init__(self, config: AdapterConfig, whisper: WhisperConfig, out_width: int):
+        super().__init__()
+        n_taps, width = len(whisper.taps), whisper.width
+        self.layer_prompts = nn.ParameterList(
+            nn.Parameter(0.02 * torch.randn(1, config.n_queries, width)) for _ in range(n_taps))
+        self.layer_weights = nn.Parameter(torch.zeros(config.n_queries, n_taps))
+        self.qformer = nn.ModuleList(
+            QFormerLayer(config, width, whisper.n_heads) for _ in range(config.qformer_layers))
+        self.proj = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_width))
+
+    def forward(self, taps: Tensor) -> Tensor:
+        B, N, T, E = taps.shape
+        frames = taps.reshape(B * N, T, E)
+        queries = torch.cat(list(self.layer_prompts)).repeat(B, 1, 1)  # [N, Q, E] -> [B * N, Q, E]
+        for layer in self.qformer:
+            queries = layer(queries, frames)
+        weights = self.layer_weights.softmax(dim=-1)  # [Q, N], sums to 1 over the taps
+        mixed = torch.einsum("bnqe,qn->bqe", queries.view(B, N, -1, E), weights)
+        return self.proj(mixed)

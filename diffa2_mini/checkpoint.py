@@ -1,0 +1,129 @@
+"""Our own checkpoints: one safetensors file with what was trained, its config, and all that resuming needs.
+
+A safetensors file holds named tensors and a few strings, and no code. Tensors of the model keep their names; those of
+the optimiser and of the random number generator have a prefix. It is written to a temporary name and then renamed, so
+that a crash leaves the old one.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .config import Config, UserError, from_dict, require, to_dict
+from .model import Diffa2, part_of
+
+FORMAT = "diffa2_mini 1"
+
+
+@dataclass
+class Checkpoint:
+    """What a file holds. `stage` is the stage that it belongs to and `step` how many of its steps are done."""
+
+    config: Config
+    stage: int
+    step: int
+    done: bool
+    model: dict[str, Tensor]
+    audio: tuple[str, ...] = ()  # what the stage splices into the prompt
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    rng: Tensor | None = None
+    run: dict = field(default_factory=dict)  # other settings of the run
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file so that either all of it is there or nothing. Raises UserError when the disk is full."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: could not be written ({error}); free some space or choose another --out") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint."""
+    tensors = dict(checkpoint.model) | {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
+    if checkpoint.rng is not None:
+        tensors["rng"] = checkpoint.rng
+    metadata = {"format": FORMAT, "config": json.dumps(to_dict(checkpoint.config)), "stage": str(checkpoint.stage),
+                "step": str(checkpoint.step), "done": str(int(checkpoint.done)), "audio": json.dumps(checkpoint.audio),
+                "run": json.dumps(checkpoint.run)}
+    save_tensors(path, tensors, metadata)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises UserError if the file is missing, cut, or not one of ours."""
+    path = Path(path)
+    require(path.is_file(), f"{path}: expected a checkpoint, found no such file; train one with 'python train.py'")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: expected a checkpoint, got a file that is cut off or damaged ({error})") from None
+    require(metadata.get("format") == FORMAT,
+            f"{path}: expected a checkpoint of '{FORMAT}', got {metadata.get('format', 'another safetensors file')!r}")
+    prefix = "optimizer."
+    return Checkpoint(
+        config=from_dict(json.loads(metadata["config"])),
+        stage=int(metadata["stage"]), step=int(metadata["step"]), done=metadata["done"] == "1",
+        audio=tuple(json.loads(metadata["audio"])), run=json.loads(metadata["run"]),
+        optimizer={name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)},
+        rng=tensors.get("rng"),
+        model={name: tensor for name, tensor in tensors.items() if name != "rng" and not name.startswith(prefix)},
+    )
+
+
+def trained_tensors(model: Diffa2) -> dict[str, Tensor]:
+    """All that the four stages train: adapters, prompts and LoRA, by name."""
+    return {name: p.detach() for name, p in model.named_parameters() if part_of(name) not in ("whisper", "llada")}
+
+
+def restore(model: Diffa2, tensors: dict[str, Tensor], source: str) -> None:
+    """Copy trained tensors into the model, which gets a LoRA if they have one. Raises UserError that lists every name
+    that is missing, unexpected or of another shape."""
+    if any("lora_" in name for name in tensors):
+        model.add_lora()
+    strictly({name: p for name, p in model.named_parameters() if part_of(name) not in ("whisper", "llada", "lora")
+              or name in tensors}, tensors, source)
+
+
+@torch.no_grad()
+def strictly(targets: dict[str, nn.Parameter | Tensor], tensors: dict[str, Tensor], source: str) -> None:
+    """Copy `tensors` into `targets` of the same names and shapes, or raise UserError and copy nothing."""
+    wrong = [f"missing {name}" for name in targets if name not in tensors]
+    wrong += [f"unexpected {name}" for name in tensors if name not in targets]
+    wrong += [f"{name} has shape {list(tensors[name].shape)}, expected {list(target.shape)}"
+              for name, target in targets.items() if name in tensors and tensors[name].shape != target.shape]
+    if wrong:
+        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise UserError(f"{source}: the weights do not fit this model: {'; '.join(wrong[:8])}{more}")
+    for name, target in targets.items():
+        target.copy_(tensors[name])
+
+
+def optimizer_tensors(optimizer: torch.optim.AdamW, names: list[str]) -> dict[str, Tensor]:
+    """The optimiser's state as tensors by name; `names` are those of its parameters, in order."""
+    state = optimizer.state_dict()["state"]
+    return {f"{key}.{names[i]}": torch.as_tensor(value) for i, values in state.items() for key, value in values.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    state = {}
+    for full_name, tensor in tensors.items():
+        key, name = full_name.split(".", 1)
+        state.setdefault(names.index(name), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,246 @@
+"""Every number of DIFFA-2 in one place: frozen dataclasses, and the table of sizes.
+
+Sources are sections of the paper (arXiv 2601.23161) unless another is named. `toy` has the architecture of `full`
+with smaller numbers, and nothing else.
+
+Letters used in shape comments everywhere:
+    B batch   M mel frames   T encoder frames   E encoder width   N taps of the encoder   Q acoustic queries
+    A audio embeddings   L tokens of text   S tokens of the spliced sequence   R response tokens
+    D backbone width   H heads   V vocabulary   K masked positions
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ASSETS = Path(__file__).resolve().parent.parent / "data"  # the small files this repository ships
+
+
+class UserError(Exception):
+    """Something the user can mend. The scripts print it as one line and exit with code 2."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError(message)` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """Whisper's log-mel front end (arXiv 2212.04356, section 2.2)."""
+
+    sample_rate: int = 16_000  # Hz
+    n_fft: int = 400  # samples: a window of 25 ms
+    hop_length: int = 160  # samples: 10 ms, so 100 mel frames a second
+    n_mels: int = 128
+    max_seconds: int = 30  # what the model hears; shorter clips are padded with silence, longer ones cut
+
+    @property
+    def max_samples(self) -> int:
+        return self.max_seconds * self.sample_rate
+
+    @property
+    def max_frames(self) -> int:
+        return self.max_samples // self.hop_length
+
+
+@dataclass(frozen=True)
+class WhisperConfig:
+    """The encoder of Whisper-large-v3. `taps` number the hidden states as Hugging Face does: 0 is the input of the first
+    block, i the output of block i, and the last one is taken after the final LayerNorm."""
+
+    n_mels: int = 128
+    n_positions: int = 1500  # encoder frames, 50 a second
+    width: int = 1280
+    n_layers: int = 32
+    n_heads: int = 20
+    taps: tuple[int, ...] = (3, 7, 11, 15, 19, 23, 27, 31)  # what the acoustic adapter reads
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The two adapters (section 3.2) and the learned prompt embeddings of stage 1."""
+
+    n_queries: int = 64  # acoustic embeddings per clip
+    qformer_layers: int = 2
+    qformer_hidden: int = 3072  # inner width of the Q-Former's feed-forward, whatever the encoder's width
+    semantic_stride: int = 4  # encoder frames per semantic embedding: 50 Hz -> 12.5 Hz
+    n_prompts: int = 20
+
+
+@dataclass(frozen=True)
+class LladaConfig:
+    """LLaDA-8B, the mask predictor (arXiv 2502.09992)."""
+
+    vocab_size: int = 126_464
+    width: int = 4096
+    n_layers: int = 32
+    n_heads: int = 32
+    hidden: int = 12_288
+    rope_theta: float = 500_000.0
+    norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation of the backbone, from stage 3 on (arXiv 2106.09685)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "ff_proj", "up_proj")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The words around the audio, and how long a response is."""
+
+    tokenizer: str = "GSAI-ML/LLaDA-8B-Instruct"  # a rank file, or where the published tokenizer is
+    train_system: str = (
+        "You are a helpful voice assistant. Imagine you can hear the audio clips. "
+        "Focus on the audios and respond directly to the prompts."
+    )
+    system: str = "You are a helpful voice assistant."  # at inference
+    instruction: str = "Please transcribe the audio to text."  # the default question
+    response_multiple: int = 32  # a response is padded with EOS to a multiple of this
+    max_tokens: int = 2048
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """The reverse process. With `factor` set, confident steps commit many tokens (factor-based parallel decoding,
+    arXiv 2505.22618) and `steps` is ignored; with `factor` None the schedule is fixed."""
+
+    gen_length: int = 128  # response tokens
+    block_length: int = 32  # tokens per block, filled in from left to right
+    steps: int = 128  # forward passes in all, shared equally between the blocks (fixed schedule)
+    factor: float | None = 1.0  # f: commit while (n + 1)(1 - c_n) <= f
+    temperature: float = 0.0
+    cfg: float = 0.0  # classifier-free guidance scale s: uncond + (s + 1)(cond - uncond)
+    remasking: str = "confidence"  # what to commit first, or "random" (fixed schedule)
+    seed: int = 0
+
+    def __post_init__(self):
+        require(self.gen_length > 0 and self.block_length > 0, "--gen-length and --block-length must be positive")
+        require(self.gen_length % self.block_length == 0,
+                f"--gen-length must be a multiple of --block-length, got {self.gen_length} and {self.block_length}")
+        n_blocks = self.gen_length // self.block_length
+        require(self.steps >= n_blocks and self.steps % n_blocks == 0,
+                f"--steps must be a multiple of the {n_blocks} blocks, got {self.steps}")
+        require(self.factor is None or self.factor > 0, f"--factor must be positive, got {self.factor}")
+        require(self.temperature >= 0, f"--temperature must not be negative, got {self.temperature}")
+        require(self.remasking in ("confidence", "random"),
+                f"--remasking must be confidence or random, got {self.remasking!r}")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One row of the curriculum (section 3.3). `trains` names parts of the model; all else is frozen."""
+
+    title: str
+    trains: tuple[str, ...]
+    data: str  # the manifest's name in a data folder
+    audio: tuple[str, ...]  # what is spliced into the prompt, in this order
+    lr: float
+    schedule: str  # "linear" or "cosine", to zero, after the warm-up
+    batch_size: int  # examples per step, over all processes and accumulated gradients
+    steps: int | None = None  # None: `epochs` decides
+    epochs: int = 10
+    preference: bool = False  # VRPO instead of the masked diffusion loss
+    lora_dropout: float = 0.0
+    warmup: int = 1000  # steps
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float = 1.0
+    vrpo_beta: float = 0.2
+    vrpo_samples: int = 4
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Stage 0, which stands in for the pretraining of Whisper and LLaDA. Not part of DIFFA-2."""
+
+    encoder_steps: int = 2500
+    encoder_batch: int = 32
+    encoder_lr: float = 2e-3
+    mask_frames: int = 20  # SpecAugment (arXiv 1904.08779): two stretches of up to so many mel frames are blanked
+    mask_mels: int = 16  # and two bands of up to so many mel bins
+    backbone_steps: int = 6000
+    backbone_batch: int = 32
+    backbone_lr: float = 3e-3
+    warmup: int = 100
+    shortest_time: float = 0.3  # t is uniform from here to 1, and its cross-entropy is not divided by t
+    eos_weight: float = 0.1  # of the EOS after the first, which are easy and many
+    noise: float = 0.3  # standard deviation of the noise on the description's embeddings, whose own is 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """A size: everything that a checkpoint must carry to be loaded again."""
+
+    size: str = "full"
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    whisper: WhisperConfig = field(default_factory=WhisperConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    llada: LladaConfig = field(default_factory=LladaConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+
+def to_dict(config) -> dict:
+    """The config as plain dictionaries, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict) -> Config:
+    """The inverse of `to_dict`, after JSON has turned tuples into lists. Raises UserError on unknown or missing fields."""
+    def build(cls, values):
+        tupled = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**tupled)
+    try:
+        parts = {name: part for name, part in values.items() if isinstance(part, dict)}
+        rest = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        types = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name != "size"}
+        return Config(**rest, **{name: build(types[name], part) for name, part in parts.items()})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"this is not a config of this version: {error}") from None
+
+
+def scaled(stages: dict[int, StageConfig], **changes: dict[int, dict]) -> dict[int, StageConfig]:
+    """The curriculum with some numbers of some stages changed."""
+    return {n: dataclasses.replace(stage, **changes.get(f"stage{n}", {})) for n, stage in stages.items()}
+
+
+LISTEN, FEEL = ("prompts", "semantic"), ("acoustic", "semantic")
+FULL_STAGES = {
+    1: StageConfig("semantic alignment", trains=LISTEN, data="stage1", audio=LISTEN, lr=1e-4, schedule="linear",
+                   batch_size=1280, epochs=20),
+    2: StageConfig("joint alignment", trains=FEEL, data="sft", audio=FEEL, lr=5e-5, schedule="cosine", batch_size=192),
+    3: StageConfig("backbone fine-tuning", trains=(*FEEL, "lora"), data="sft", audio=FEEL, lr=5e-5, schedule="cosine",
+                   batch_size=192, lora_dropout=0.05),
+    4: StageConfig("preference optimisation", trains=(*FEEL, "lora"), data="preference", audio=FEEL, lr=5e-5,
+                   schedule="cosine", batch_size=16, preference=True),
+}
+TOY_STAGES = scaled(
+    FULL_STAGES,
+    stage1=dict(lr=3e-3, batch_size=32, steps=400, warmup=30),
+    stage2=dict(lr=2e-3, batch_size=32, steps=600, warmup=30),
+    stage3=dict(lr=1e-3, batch_size=32, steps=250, warmup=30),
+    stage4=dict(lr=3e-4, batch_size=16, steps=50, warmup=10),
+)
+SIZES = {
+    "toy": (
+        Config(
+            size="toy",
+            audio=AudioConfig(max_seconds=4),
+            whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4, taps=(1, 2, 3, 4)),
+            adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
+            llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=300.0),
+            text=TextConfig(tokenizer="toy.bpe", response_multiple=16, max_tokens=256),
+            decode=DecodeConfig(gen_length=16, block_length=16, steps=16),
+        ),
+        TOY_STAGES,
+    ),
+    "full": (Config(), FULL_STAGES),
+}

@@ -1,0 +1,45 @@
+"""Masked diffusion: the forward process that hides a response, and the loss that teaches to restore it.
+
+At time t each response token is [MASK] with probability t: nothing is hidden at 0, everything at 1. The model predicts
+all hidden tokens at once. The expected value of (1/t) * sum of their cross-entropies is an upper bound on
+-log p(response): arXiv 2502.09992, equation 3. Prompt and audio are never masked.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPSILON = 1e-3  # the smallest time
+
+
+def noise_for(seed: int, epoch: int, example: int, n_response: int) -> tuple[float, np.ndarray]:
+    """The time t in (0, 1) and a uniform number per response token [R], float64, that this example gets in this epoch.
+
+    They depend on nothing else, so that batch size, number of processes and resuming change nothing.
+    """
+    rng = np.random.default_rng([seed, epoch, example])
+    return rng.random(), rng.random(n_response)
+
+
+def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Hide each token of `response` [B, R] with probability t [B], raised to at least EPSILON.
+
+    Returns the noisy response [B, R], where it is masked (bool [B, R]), and the times used [B].
+    """
+    t = (1 - EPSILON) * t + EPSILON
+    masked = uniforms < t[:, None]
+    return response.masked_fill(masked, mask_id), masked, t
+
+
+def masked_cross_entropy(logits: Tensor, response: Tensor, masked: Tensor) -> Tensor:
+    """Cross-entropy in nats at each masked token, zero elsewhere: [B, R]. `logits` [K, V] are those of the K masked
+    tokens, in order; they are compared in float32."""
+    losses = F.cross_entropy(logits.float(), response[masked], reduction="none")
+    return torch.zeros(response.shape, device=losses.device).masked_scatter(masked, losses)
+
+
+def diffusion_loss(logits: Tensor, response: Tensor, masked: Tensor, t: Tensor, n_tokens: int) -> Tensor:
+    """Sum over masked tokens of cross-entropy / t, divided by `n_tokens`: the response tokens of the whole batch, the EOS
+    padding that belongs to a response included. With the batch in pieces, the losses of the pieces add up."""
+    return (masked_cross_entropy(logits, response, masked) / t[:, None]).sum() / n_tokens

@@ -1,0 +1,61 @@
+"""LoRA: learn a low-rank change of a frozen weight (arXiv 2106.09685; here from stage 3 on, arXiv 2601.23161, section 3.3).
+
+y = W x + (alpha / r) B A x, with A [r, in] random and B [out, r] zero, so that it starts as the identity.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import LoraConfig
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer without bias, and a low-rank change beside it. Keeps the layer's own weight and its name."""
+
+    def __init__(self, linear: nn.Linear, config: LoraConfig):
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight = linear.weight
+        self.scale = config.alpha / config.rank
+        self.dropout = nn.Dropout(0.0)
+        like = dict(device=linear.weight.device, dtype=torch.float32)
+        self.lora_A = nn.Parameter(torch.empty(config.rank, linear.in_features, **like))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, config.rank, **like))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))  # [..., r]
+        return F.linear(x, self.weight) + self.scale * F.linear(low, self.lora_B.to(x.dtype))
+
+    def merged(self) -> nn.Linear:
+        """A plain layer with the weight W + (alpha / r) B A."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        change = self.scale * self.lora_B @ self.lora_A
+        linear.weight = nn.Parameter((self.weight + change).to(self.weight.dtype), requires_grad=False)
+        return linear
+
+
+def add_lora(model: nn.Module, config: LoraConfig) -> None:
+    """Put a LoraLinear in place of each linear layer whose name is one of `config.targets`."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if name in config.targets and not isinstance(child, LoraLinear):
+                setattr(module, name, LoraLinear(child, config))
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> None:
+    """Fold every LoraLinear into a plain linear layer, for inference."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, LoraLinear):
+                setattr(module, name, child.merged())
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Set the dropout of every LoraLinear. It acts in training mode alone."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.dropout.p = p

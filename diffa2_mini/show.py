@@ -1,0 +1,74 @@
+"""What a person looks at: the answer forming in the terminal, and the curves of a run."""
+
+import json
+from pathlib import Path
+
+from .decode import Step
+from .tokenizer import Tokenizer
+
+CLEAR_LINE = "\r\x1b[2K"
+DARKEST, BRIGHTEST = 238, 255  # greys of a 256-colour terminal
+
+
+def shade(text: str, confidence: float) -> str:
+    """Text in a grey that is the brighter the more confident it is."""
+    grey = round(DARKEST + (BRIGHTEST - DARKEST) * confidence)
+    return f"\x1b[38;5;{grey}m{text}\x1b[0m"
+
+
+def response_line(step: Step, confidence: list[float], tokenizer: Tokenizer, row: int = 0) -> str:
+    """One response as coloured text: ░ for a mask, each token shaded by the confidence it was committed with."""
+    pieces = []
+    for token, c in zip(step.tokens[row].tolist(), confidence):
+        if token == tokenizer.mask_id:
+            pieces.append("░")
+        elif token not in (tokenizer.eot_id, tokenizer.eos_id):
+            pieces.append(shade(tokenizer.encoding.decode([token]), c))
+    return "".join(pieces)
+
+
+def watch(steps, tokenizer: Tokenizer, write, pause: float):
+    """Show each step of decoding one response on one terminal line, then hand it on. `pause` is in seconds."""
+    import time
+
+    confidence = None
+    for number, step in enumerate(steps, start=1):
+        confidence = confidence or [0.0] * step.tokens.shape[1]
+        for i, committed in enumerate(step.committed[0].tolist()):
+            if committed:
+                confidence[i] = float(step.confidence[0, i])
+        write(f"{CLEAR_LINE}{number:3} {response_line(step, confidence, tokenizer)}")
+        time.sleep(pause)
+        yield step
+    write("\n")
+
+
+def draw_curves(log: Path, picture: Path) -> bool:
+    """Draw the loss and the validation figures of a run's log.jsonl. False where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    stages = sorted({row["stage"] for row in rows})
+    figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), squeeze=False, layout="constrained")
+    for axis, stage in zip(axes[0], stages):
+        of_stage = [row for row in rows if row["stage"] == stage]
+        losses = [(row["step"], row["loss"]) for row in of_stage if "loss" in row]
+        if losses:
+            axis.plot(*zip(*losses), color="tab:blue", label="loss")
+        right = axis.twinx()
+        for name, colour in (("open", "tab:green"), ("lettered", "tab:olive"), ("wer", "tab:red")):
+            points = [(row["step"], row[name]) for row in of_stage if name in row]
+            if points:
+                right.plot(*zip(*points), "o-", color=colour, label=name)
+        right.set_ylim(0, 1)
+        axis.set(title=f"stage {stage}", xlabel="step")
+        figure.legend(*[a + b for a, b in zip(axis.get_legend_handles_labels(), right.get_legend_handles_labels())],
+                      loc="outside lower center", ncols=4) if stage == stages[-1] else None
+    figure.savefig(picture, dpi=120)
+    pyplot.close(figure)
+    return True

@@ -1,0 +1,50 @@
+"""VRPO, stage 4: direct preference optimisation on noisy likelihoods (arXiv 2505.19223; DIFFA-2, section 3.3).
+
+DPO needs log p(answer), which a diffusion model cannot compute; its place is taken by a Monte Carlo estimate of the
+evidence lower bound. Noise in the estimate passes through a sigmoid and so *biases* the loss. Three things make it
+small: several samples; each with a mask count of its own; and the *same* masks for the policy and for the reference.
+"""
+
+from typing import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .diffusion import masked_cross_entropy
+
+
+def draw_masks(rng: np.random.Generator, n_response: int, n_samples: int) -> np.ndarray:
+    """Masks of `n_samples` estimates, bool [n, R]: each hides exactly k tokens, k uniform in 1 ... R."""
+    k = rng.integers(1, n_response + 1, size=(n_samples, 1))
+    ranks = rng.random((n_samples, n_response)).argsort(axis=1).argsort(axis=1)  # a random order per sample
+    return ranks < k
+
+
+def elbo(logits_of: Callable, response: Tensor, real: Tensor, masks: Tensor, mask_id: int) -> Tensor:
+    """Estimate of the lower bound on log p(response), in nats, for each row of `response` [B, R]: [B].
+
+    `masks` [B, n, R] are the samples, False at padding. A sample with k masks among the L tokens of a row counts
+    -(L / k) * sum of their cross-entropies; the estimate is the mean over samples.
+    `logits_of(noisy [B * n, R], real, masked)` gives the logits of the masked tokens [K, V].
+    """
+    B, n, R = masks.shape
+    masked = masks.reshape(B * n, R)
+    tiled, tiled_real = response.repeat_interleave(n, 0), real.repeat_interleave(n, 0)
+    logits = logits_of(tiled.masked_fill(masked, mask_id), tiled_real, masked)
+    losses = masked_cross_entropy(logits, tiled, masked).sum(1)  # [B * n]
+    samples = -losses * tiled_real.sum(1) / masked.sum(1)
+    return samples.view(B, n).mean(1)
+
+
+def preference_margin(policy: Tensor, reference: Tensor) -> Tensor:
+    """How much more than the reference the policy prefers the chosen answers: [P]. Both are estimates of the lower
+    bounds of P pairs, [P, 2], the chosen answer first. Positive means that the implicit reward ranks the pair right."""
+    gain = policy - reference
+    return gain[:, 0] - gain[:, 1]
+
+
+def vrpo_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """Mean over pairs of -log sigmoid(beta * margin): log 2 where policy and reference agree."""
+    return -F.logsigmoid(beta * preference_margin(policy, reference)).mean()

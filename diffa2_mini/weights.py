@@ -1,0 +1,64 @@
+"""The frozen parts: reading the weights of the encoder and of the backbone under their published names.
+
+The toy parts that this repository ships (stage 0 made them) use the same names as the real ones: OpenAI's for Whisper,
+below `encoder.`, and LLaDA's, below `model.transformer.`.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .checkpoint import save_tensors, strictly
+from .config import ASSETS, Config, UserError, require
+from .model import Diffa2
+from .tokenizer import Tokenizer
+
+PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}
+SHIPPED = {"whisper": ASSETS / "toy_whisper.safetensors", "llada": ASSETS / "toy_llada.safetensors"}
+SHIPPED_DIFFA2 = ASSETS / "toy_diffa2.safetensors"
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file. Raises UserError if it is missing or damaged."""
+    require(Path(path).is_file(), f"{path}: expected weights (safetensors), found no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: expected weights (safetensors), got a cut or damaged file ({error})") from None
+
+
+def load_part(module: nn.Module, part: str, path: Path) -> None:
+    """Fill the encoder (`whisper`) or the backbone (`llada`) from a file with published names. Raises UserError that
+    lists every name that is missing, unexpected or of another shape."""
+    prefix = PUBLISHED_PREFIX[part]
+    targets = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    strictly(targets, read_safetensors(path), str(path))
+
+
+def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:
+    """Write a part in float16 under its published names, with the command that made it."""
+    prefix = PUBLISHED_PREFIX[part]
+    save_tensors(path, {prefix + name: tensor.half() for name, tensor in module.state_dict().items()},
+                 {"format": "pt", "made_by": made_by})
+
+
+def load_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of a size."""
+    return Tokenizer.from_ranks(ASSETS / config.text.tokenizer)
+
+
+def build(config: Config, whisper: Path | None, llada: Path | None, device: torch.device, dtype: torch.dtype) -> Diffa2:
+    """The model with its frozen parts loaded, in `dtype`; adapters and prompts are new, and in float32.
+
+    Paths default to the shipped toy parts. Raises UserError if a size has none.
+    """
+    model = Diffa2(config)
+    for part, path in (("whisper", whisper), ("llada", llada)):
+        require(path is not None or config.size == "toy",
+                f"--size {config.size} needs published weights: name them with --{part} FILE, or use --size toy")
+        load_part(getattr(model, part), part, path or SHIPPED[part])
+        getattr(model, part).to(dtype)
+    return model.to(device)

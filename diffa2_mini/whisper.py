@@ -1,0 +1,83 @@
+"""Whisper's encoder (arXiv 2212.04356, section 2.2): log-mel in, hidden states of several depths out.
+
+Two convolutions halve the frame rate to 50 a second; fixed sinusoids tell the position; pre-norm transformer blocks
+follow. It is frozen in all four stages. The semantic adapter reads its last hidden state, the acoustic adapter several
+(`taps`). Module names are those of OpenAI's published weights, below `encoder`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import WhisperConfig
+
+
+def sinusoids(n_positions: int, width: int) -> Tensor:
+    """Position table [n_positions, width], float32: sines of p / 10000^(i / (width/2 - 1)), then their cosines."""
+    half = width // 2
+    rates = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
+    angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), rates)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention in which every frame sees every frame. The key projection has no bias."""
+
+    def __init__(self, width: int, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, E = x.shape
+        q, k, v = (proj(x).view(B, T, self.n_heads, -1).transpose(1, 2)  # [B, H, T, E/H]
+                   for proj in (self.query, self.key, self.value))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(B, T, E))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, width: int, n_heads: int):
+        super().__init__()
+        self.attn_ln = nn.LayerNorm(width)
+        self.attn = SelfAttention(width, n_heads)
+        self.mlp_ln = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.attn_ln(x))
+        return x + self.mlp(self.mlp_ln(x))
+
+
+class WhisperEncoder(nn.Module):
+    """log-mel [B, n_mels, 2T] -> hidden states. T is always `n_positions`: clips are padded to the full length."""
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__()
+        self.config = config
+        self.conv1 = nn.Conv1d(config.n_mels, config.width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(config.width, config.width, kernel_size=3, stride=2, padding=1)
+        self.register_buffer("positional_embedding", sinusoids(config.n_positions, config.width))
+        self.blocks = nn.ModuleList(EncoderBlock(config.width, config.n_heads) for _ in range(config.n_layers))
+        self.ln_post = nn.LayerNorm(config.width)
+
+    def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the final hidden state [B, T, E], and those of the taps [B, N, T, E]."""
+        x = F.gelu(self.conv1(mel))
+        x = F.gelu(self.conv2(x)).transpose(1, 2)  # [B, E, T] -> [B, T, E]
+        assert x.shape[1] == self.config.n_positions, f"expected {self.config.n_positions} frames, got {x.shape[1]}"
+        x = x + self.positional_embedding.to(x.dtype)
+        taps = {0: x}
+        for i, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            taps[i] = x
+        final = self.ln_post(x)
+        taps[len(self.blocks)] = final  # numbered as Hugging Face does: the last one is after the final LayerNorm
+        return final, torch.stack([taps[i] for i in self.config.taps], dim=1)

@@ -1,0 +1,133 @@
+"""Ask DIFFA-2 about a recording.
+
+    python sample.py data/clips/three_one_four.wav
+    python sample.py clip.wav --prompt "How many digits are there?" --watch
+    python sample.py *.wav --json --checkpoint runs/mine/stage4.safetensors
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from diffa2_mini import checkpoint, show, weights
+from diffa2_mini.audio import encoder_frames, load_audio, log_mel
+from diffa2_mini.config import SIZES, Config, DecodeConfig, UserError, require
+from diffa2_mini.decode import generate
+from diffa2_mini.model import Diffa2
+from diffa2_mini.parallel import DTYPES, choose_device
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("clips", nargs="+", type=Path, metavar="CLIP", help="wav, flac, ogg or mp3, of any rate")
+    add("--prompt", help="the question (default: transcribe)")
+    add("--checkpoint", type=Path, help="what train.py wrote (default for toy: the shipped one)")
+    add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
+    add("--whisper", type=Path, help="weights of the encoder (default for toy: those shipped in data/)")
+    add("--llada", type=Path, help="weights of the backbone (default for toy: those shipped in data/)")
+    add("--chunk", action="store_true", help="answer on each part of a clip that is longer than the model hears")
+    add("--json", action="store_true", help="print a line of JSON for each clip")
+    add("--watch", action="store_true", help="show the answer forming; ░ is a mask, bright is confident")
+    add("--gen-length", type=int, help="response tokens")
+    add("--block-length", type=int, help="tokens per block")
+    add("--steps", type=int, help="a fixed schedule of so many steps, instead of factor-based decoding")
+    add("--factor", type=float, help="of factor-based parallel decoding: larger is faster (default 1)")
+    add("--temperature", type=float, help="0 takes the most probable tokens")
+    add("--cfg", type=float, help="scale of classifier-free guidance, 0 is none")
+    add("--remasking", choices=["confidence", "random"], help="what a fixed schedule commits first")
+    add("--seed", type=int, help="of temperature and random remasking")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    add("--dtype", default="auto", choices=["auto", *DTYPES])
+    return parser.parse_args(argv)
+
+
+def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConfig:
+    """The size's way to decode, with what the command line changes. Asking for steps or for random remasking is asking
+    for a fixed schedule."""
+    names = [field.name for field in dataclasses.fields(DecodeConfig)]
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.factor is None and (args.steps is not None or args.remasking == "random"):
+        changes["factor"] = None
+    require(changes.get("factor") is None or args.steps is None, "--steps and --factor exclude each other; choose one")
+    if args.gen_length is not None:
+        changes.setdefault("block_length", min(default.block_length, args.gen_length))
+        changes.setdefault("steps", args.gen_length)
+    return dataclasses.replace(default, **changes)
+
+
+def load_model(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[Diffa2, tuple[str, ...]]:
+    """The model of the checkpoint, and what it splices into the prompt."""
+    path = args.checkpoint or (weights.SHIPPED_DIFFA2 if args.size in (None, "toy") else Path("runs") / args.size / "stage4.safetensors")
+    require(path.is_file(), f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {args.size or 'toy'}'")
+    trained = checkpoint.load(path)
+    config: Config = trained.config
+    require(args.size in (None, config.size), f"{path}: is of size {config.size}, not {args.size}; leave --size out")
+    model = weights.build(config, args.whisper, args.llada, device, dtype)
+    checkpoint.restore(model, trained.model, str(path))
+    return model.eval().to(device), trained.audio
+
+
+def parts_of_clip(path: Path, config: Config, chunk: bool) -> list:
+    """The clip [samples] as the model can hear it: whole; or its first part, or each part, if it is too long."""
+    audio = config.audio
+    samples = load_audio(path, audio.sample_rate, None if chunk else audio.max_seconds + 0.1)
+    if len(samples) <= audio.max_samples:
+        return [samples]
+    if chunk:
+        return [samples[i:i + audio.max_samples] for i in range(0, len(samples), audio.max_samples)]
+    print(f"note: {path} is longer than the {audio.max_seconds} s that the model hears; this answers on its beginning "
+          "(--chunk answers on each part)", file=sys.stderr)
+    return [samples[:audio.max_samples]]
+
+
+@torch.no_grad()
+def ask(model: Diffa2, parts: tuple, tokenizer, samples, prompt: str, decode: DecodeConfig, device, dtype, watch: bool) -> dict:
+    """Answer one question about one clip."""
+    start = time.perf_counter()
+    mel = log_mel(samples, model.config.audio)[None].to(device, dtype)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        audio = model.encode(mel, torch.tensor([encoder_frames(len(samples), model.config.audio)], device=device))
+        question = tokenizer.prompt(model.config.text.system, prompt)
+        predict = model.predictor(model.hear(audio, parts), [question], tokenizer.mask_id)
+        steps = generate(predict, 1, decode, tokenizer.mask_id, tokenizer.eos_id, device)
+        if watch:
+            steps = show.watch(steps, tokenizer, lambda text: print(text, end="", flush=True), pause=0.15)
+        n_steps = 0
+        for step in steps:
+            n_steps += 1
+    tokens = step.tokens[0].tolist()
+    return {"text": tokenizer.decode(tokens), "tokens": tokens, "steps": n_steps, "seconds": round(time.perf_counter() - start, 3)}
+
+
+def run(args: argparse.Namespace) -> None:
+    device, dtype, _ = choose_device(args.device, args.dtype)
+    model, parts = load_model(args, device, dtype)
+    tokenizer = weights.load_tokenizer(model.config)
+    decode = decode_config(args, model.config.decode)
+    prompt = model.config.text.instruction if args.prompt is None else args.prompt
+    for path in args.clips:
+        for samples in parts_of_clip(path, model.config, args.chunk):
+            answer = ask(model, parts, tokenizer, samples, prompt, decode, device, dtype, args.watch)
+            if args.json:
+                print(json.dumps({"audio": str(path), "prompt": prompt, **answer}))
+            elif not args.watch:
+                print(answer["text"] if len(args.clips) == 1 else f"{path}: {answer['text']}")
+
+
+def main(argv: list[str]) -> int:
+    try:
+        run(parse_arguments(argv))
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,386 @@
+"""The front end against references written another way, and the loader against every file a user may bring."""
+
+import io
+import math
+import struct
+import tracemalloc
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from diffa2_mini import audio
+from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel, mel_filterbank, pad_or_cut, resample
+from diffa2_mini.config import AudioConfig, UserError
+
+SHORT = AudioConfig(max_seconds=4)
+SIZES = [AudioConfig(n_mels=m, max_seconds=s) for m in (80, 128) for s in (4, 30)]
+
+
+def sine(hz, rate=16_000, seconds=1.0, amplitude=0.5):
+    return amplitude * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
+
+
+def noise(n_samples, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.1, n_samples).astype(np.float32)
+
+
+def decibel(ratio):
+    return 20 * math.log10(max(float(ratio), 1e-12))
+
+
+# -------------------------------------------------------------------------------------------------------- log-mel
+
+
+def slaney_edges(config):
+    """Corners of the triangles in Hz [n_mels + 2], one mel at a time."""
+    top = 15 + 27 * math.log(config.sample_rate / 2 / 1000) / math.log(6.4)
+    mels = [top * i / (config.n_mels + 1) for i in range(config.n_mels + 2)]
+    return np.array([m * 200 / 3 if m < 15 else 1000 * 6.4 ** ((m - 15) / 27) for m in mels])
+
+
+def naive_log_mel(x, config):
+    """Frame by frame in float64: the DFT as a matrix, the triangles by interpolation."""
+    n_fft, hop = config.n_fft, config.hop_length
+    x = np.pad(np.asarray(x, dtype=np.float64), (0, config.max_samples))[: config.max_samples]
+    x = np.pad(x, n_fft // 2, mode="reflect")
+    n, k = np.arange(n_fft), np.arange(n_fft // 2 + 1)
+    dft = np.exp(-2j * np.pi * np.outer(k, n) / n_fft) * (0.5 - 0.5 * np.cos(2 * np.pi * n / n_fft))
+    edges, hz = slaney_edges(config), k * config.sample_rate / n_fft
+    bank = np.stack([np.interp(hz, edges[i : i + 3], [0, 2 / (edges[i + 2] - edges[i]), 0])
+                     for i in range(config.n_mels)])
+    frames = [bank @ np.abs(dft @ x[i * hop : i * hop + n_fft]) ** 2 for i in range(config.max_frames)]
+    log = np.log10(np.maximum(np.stack(frames, axis=1), 1e-10))
+    return (np.maximum(log, log.max() - 8) + 4) / 4
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_log_mel_equals_the_naive_one(n_mels):
+    config = AudioConfig(n_mels=n_mels, max_seconds=4)
+    x = noise(3 * 16_000) + sine(440, seconds=3) * np.linspace(0, 1, 3 * 16_000)
+    np.testing.assert_allclose(log_mel(x, config).numpy(), naive_log_mel(x, config), atol=1e-4)
+
+
+@pytest.mark.parametrize("config", SIZES, ids=lambda c: f"{c.n_mels}-bins-{c.max_seconds}-s")
+def test_log_mel_has_the_shape_of_the_config_whatever_the_clip(config):
+    for n_samples in (0, 1, 16_000, config.max_samples + 5):
+        mel = log_mel(noise(n_samples), config)
+        assert mel.shape == (config.n_mels, config.max_seconds * 100) and mel.dtype == torch.float32
+        assert mel.isfinite().all()
+
+
+@pytest.mark.parametrize("hz", [300, 1000, 3000, 7000])
+def test_a_sine_peaks_in_the_band_centred_nearest_to_it(hz):
+    for n_mels in (80, 128):
+        config = AudioConfig(n_mels=n_mels, max_seconds=4)
+        loudest = log_mel(sine(hz, seconds=4), config)[:, 10:-10].argmax(dim=0)
+        centres = slaney_edges(config)[1:-1]
+        # Where triangles are narrower than the window's resolution of 40 Hz, a neighbour may win.
+        assert (np.abs(centres[loudest] - hz) <= np.abs(centres - hz).min() + 20).all()
+
+
+def test_frame_i_is_centred_on_sample_i_times_hop():
+    x = np.zeros(SHORT.max_samples)
+    x[100 * SHORT.hop_length] = 1
+    assert log_mel(x, SHORT).sum(dim=0).argmax() == 100
+
+
+def test_log_mel_shows_80_decibels_and_ten_times_the_amplitude_adds_a_half():
+    mel = log_mel(sine(440, seconds=2), SHORT)
+    assert mel.max() - mel.min() == pytest.approx(8 / 4)
+    x = noise(SHORT.max_samples)  # no band of it is near the floor, so that all of it shifts alike
+    torch.testing.assert_close(log_mel(10 * x, SHORT) - log_mel(x, SHORT), torch.full((128, 400), 0.5))
+
+
+def test_silence_is_finite_and_constant():
+    torch.testing.assert_close(log_mel(np.zeros(16_000), SHORT), torch.full((128, 400), (-10 + 4) / 4))
+
+
+def test_numpy_and_torch_give_the_same():
+    x = noise(16_000)
+    assert torch.equal(log_mel(x, SHORT), log_mel(torch.from_numpy(x), SHORT))
+
+
+def test_filterbank_triangles():
+    config = AudioConfig(n_fft=16_000)  # bins 1 Hz apart, so that a sum over bins is an integral over Hz
+    bank, edges = mel_filterbank(config), slaney_edges(config)
+    assert bank.shape == (128, 8001) and bank.min() == 0
+    torch.testing.assert_close(bank.sum(dim=1), torch.ones(128), atol=2e-3, rtol=0)  # Slaney: an area of 1 each
+    assert np.abs(bank.argmax(dim=1).numpy() - edges[1:-1]).max() <= 0.5  # the peak, to the nearest Hz
+    assert (bank[:, 0] == 0).all() and (bank[:, -1] < 1e-6).all()  # nothing from DC or Nyquist
+    heights = torch.from_numpy((edges[2:] - edges[:-2]) / 2).float()
+    total = (bank * heights[:, None]).sum(dim=0)[math.ceil(edges[1]) : int(edges[-2])]
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-4, rtol=0)  # scaled to height 1, they tile
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_filterbank_is_cached_and_leaves_no_band_empty(n_mels):
+    bank = mel_filterbank(AudioConfig(n_mels=n_mels))
+    assert bank.shape == (n_mels, 201) and bank.dtype == torch.float32
+    assert (bank.sum(dim=1) > 0).all()
+    assert bank is mel_filterbank(AudioConfig(n_mels=n_mels))
+
+
+def test_filterbank_is_whispers():
+    """A few values of the file that Whisper ships (mel_filters.npz)."""
+    values = {80: [(0, 1, 0.024862595), (20, 20, 0.013890394), (40, 43, 0.014735566), (79, 196, 0.001795036)],
+              128: [(0, 1, 0.012373987), (20, 20, 0.0), (64, 43, 0.018091518), (127, 196, 0.004457121)]}
+    for n_mels, entries in values.items():
+        for band, k, value in entries:
+            assert mel_filterbank(AudioConfig(n_mels=n_mels))[band, k].item() == pytest.approx(value, abs=1e-8)
+
+
+def test_pad_or_cut():
+    x = noise(SHORT.max_samples + 7)
+    assert np.array_equal(pad_or_cut(x, SHORT), x[: SHORT.max_samples])
+    padded = pad_or_cut(x[:5], SHORT)
+    assert np.array_equal(padded[:5], x[:5]) and len(padded) == SHORT.max_samples and not padded[5:].any()
+    with pytest.raises(AssertionError, match=r"\(2, 3\)"):
+        pad_or_cut(np.zeros((2, 3)), SHORT)
+
+
+@pytest.mark.parametrize("n_samples, frames", [
+    (0, 0), (1, 1), (160, 1), (161, 1), (320, 1), (321, 2), (480, 2), (640, 2), (641, 3), (16_000, 50),
+    (16_001, 51), (479_680, 1499), (479_681, 1500), (480_000, 1500), (10**9, 1500)])
+def test_encoder_frames(n_samples, frames):
+    assert encoder_frames(n_samples, AudioConfig()) == frames
+
+
+# ----------------------------------------------------------------------------------------------------- resampling
+
+PAIRS = [(8000, 16_000), (11_025, 16_000), (22_050, 16_000), (44_100, 16_000), (48_000, 16_000), (192_000, 16_000),
+         (16_000, 44_100)]
+
+
+@pytest.mark.parametrize("rate_in, rate_out", PAIRS)
+def test_a_resampled_sine_is_the_sine(rate_in, rate_out):
+    nyquist = min(rate_in, rate_out) / 2
+    for fraction in (0.01, 0.3, 0.7, 0.9):
+        x = sine(fraction * nyquist, rate_in)
+        y, expected = resample(x, rate_in, rate_out), sine(fraction * nyquist, rate_out)
+        assert y.dtype == np.float32 and len(y) == math.ceil(len(x) * rate_out / rate_in)
+        middle = slice(len(y) // 10, -len(y) // 10)  # away from the ends, where the sine begins and stops
+        error = np.abs(y - expected)[middle].max() / 0.5
+        assert error < 1e-3, f"{decibel(error):.0f} dB at {fraction} of Nyquist"  # 0.1 dB would be 0.0116
+
+
+@pytest.mark.parametrize("rate_in, rate_out", [pair for pair in PAIRS if pair[0] > pair[1]])
+def test_what_is_above_the_new_nyquist_does_not_alias(rate_in, rate_out):
+    for hz in np.linspace(rate_out / 2, rate_in / 2, 12):
+        y = resample(np.cos(2 * np.pi * hz * np.arange(rate_in // 2) / rate_in), rate_in, rate_out)
+        assert decibel(np.abs(y[len(y) // 4 : -len(y) // 4]).max()) < -80 + 1
+
+
+@pytest.mark.parametrize("rate_in", [8000, 44_100])
+def test_resampling_does_not_shift(rate_in):
+    x = np.zeros(rate_in)
+    x[rate_in // 2] = 1  # at 0.5 s
+    assert np.abs(resample(x, rate_in, 16_000)).argmax() == 8000
+
+
+def test_equal_rates_change_nothing():
+    x = noise(100)
+    assert np.array_equal(resample(x, 16_000, 16_000), x)
+
+
+@pytest.mark.parametrize("rate_in", [8000, 16_000, 44_099, 44_100, 192_000])
+def test_length_of_tiny_clips(rate_in):
+    for n_samples in (0, 1, 2, 13):
+        y = resample(np.ones(n_samples), rate_in, 16_000)
+        assert len(y) == math.ceil(n_samples * 16_000 / rate_in) and np.isfinite(y).all()
+
+
+def test_rates_without_a_common_divisor():
+    y = resample(sine(1000, 44_099), 44_099, 16_000)
+    np.testing.assert_allclose(y[500:-500], sine(1000)[500:-500], atol=1e-3)
+
+
+def test_rates_without_a_common_divisor_need_little_memory():
+    x = noise(22_000)
+    tracemalloc.start()
+    resample(x, 11_003, 4000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * x.nbytes  # a table of all filters would take 50 times as much
+
+
+# --------------------------------------------------------------------------------------------- files that are fine
+
+
+@pytest.mark.parametrize("suffix, subtype, atol", [
+    ("wav", "PCM_U8", 1e-2), ("wav", "PCM_16", 1e-4), ("wav", "PCM_24", 1e-6), ("wav", "FLOAT", 0),
+    ("wav", "DOUBLE", 0), ("wav", "ULAW", 3e-2), ("flac", "PCM_16", 1e-4), ("flac", "PCM_24", 1e-6),
+    ("ogg", "VORBIS", 5e-2), ("mp3", "MPEG_LAYER_III", 5e-2)])
+def test_formats(tmp_path, suffix, subtype, atol):
+    if suffix.upper() not in soundfile.available_formats():
+        pytest.skip(f"this libsndfile has no {suffix}")
+    path, x = tmp_path / f"clip.{suffix}", sine(440).astype(np.float32)
+    soundfile.write(path, x, 16_000, subtype=subtype)
+    y = load_audio(path)
+    assert y.dtype == np.float32 and y.shape == x.shape
+    np.testing.assert_allclose(y[800:-800], x[800:-800], atol=atol)
+    assert duration(str(path)) == 1.0
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 192_000])
+def test_any_rate_becomes_16_khz(tmp_path, rate):
+    soundfile.write(tmp_path / "clip.wav", sine(440, rate), rate, subtype="FLOAT")
+    y = load_audio(tmp_path / "clip.wav")
+    assert len(y) == 16_000
+    np.testing.assert_allclose(y[800:-800], sine(440)[800:-800], atol=1e-3)
+    assert duration(tmp_path / "clip.wav") == 1.0
+
+
+def test_channels_are_averaged(tmp_path):
+    x = noise(1000 * 8).reshape(1000, 8)
+    soundfile.write(tmp_path / "clip.wav", x, 16_000, subtype="FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "clip.wav"), x.mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("rate, n_samples", [(16_000, 1), (192_000, 1), (8000, 1), (44_100, 200), (16_000, 48)])
+def test_tiny_clips(tmp_path, rate, n_samples):
+    soundfile.write(tmp_path / "clip.wav", noise(n_samples), rate)
+    y = load_audio(tmp_path / "clip.wav")
+    assert len(y) == math.ceil(n_samples * 16_000 / rate)
+    assert log_mel(y, SHORT).isfinite().all()
+
+
+def test_silence_loads(tmp_path):
+    soundfile.write(tmp_path / "clip.wav", np.zeros(100), 16_000)
+    assert not load_audio(tmp_path / "clip.wav").any()
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
+def test_max_seconds_is_the_start_of_the_whole(tmp_path, rate):
+    soundfile.write(tmp_path / "clip.wav", noise(3 * rate), rate)
+    whole = load_audio(tmp_path / "clip.wav")
+    start = load_audio(tmp_path / "clip.wav", max_seconds=1.07)
+    assert len(start) == 17_120
+    np.testing.assert_allclose(start, whole[:17_120], atol=1e-6)
+    np.testing.assert_array_equal(load_audio(tmp_path / "clip.wav", max_seconds=100), whole)
+
+
+def test_max_seconds_makes_a_long_file_cheap(tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.zeros(20_000_000, dtype=np.int16), 16_000)  # 21 minutes
+    tracemalloc.start()
+    assert len(load_audio(tmp_path / "long.wav", max_seconds=4)) == 64_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6
+
+
+# ---------------------------------------------------------------------------------------------- files that are not
+
+
+def wav(rate=16_000, channels=1, n_bytes=None, data=bytes(3200)):
+    """A 16-bit wav file with whatever header one likes."""
+    frame = 2 * channels
+    n_bytes = len(data) if n_bytes is None else n_bytes
+    return struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", min(36 + n_bytes, 2**32 - 1), b"WAVEfmt ", 16, 1, channels, rate,
+                       min(rate * frame, 2**32 - 1), frame, 16, b"data", n_bytes) + data
+
+
+def flac(n_claimed=None):
+    """A second of noise, whose header may claim another number of samples."""
+    file = io.BytesIO()
+    soundfile.write(file, noise(16_000), 16_000, format="FLAC")
+    content = bytearray(file.getvalue())
+    if n_claimed is not None:
+        fields = int.from_bytes(content[18:26], "big")  # rate, channels, bits, and the count in the lowest 36 bits
+        content[18:26] = (fields >> 36 << 36 | n_claimed).to_bytes(8, "big")
+    return bytes(content)
+
+
+BAD_FILES = {  # name: (content, a word of the message)
+    "empty.wav": (b"", "0 bytes"),
+    "no_samples.wav": (wav(data=b""), "no samples"),
+    "header_cut_at_20_bytes.wav": (wav()[:20], "damaged header"),
+    "header_cut_at_40_bytes.wav": (wav()[:40], "damaged header"),
+    "header_cut.flac": (flac()[:30], "damaged header"),
+    "data_cut.flac": (flac()[:9000], "damaged after"),
+    "text.wav": (b"this is not audio\n" * 100, "another format"),
+    "random.mp3": (np.random.default_rng(0).bytes(5000), "another format"),
+    "headerless.raw": (bytes(3200), "another format"),
+    "rate_0.wav": (wav(rate=0), "damaged header"),
+    "rate_1.wav": (wav(rate=1), "got 1;"),
+    "rate_2e9.wav": (wav(rate=2**31 - 1), "sample rate"),
+    "channels_0.wav": (wav(channels=0), "damaged header"),
+    "channels_1000.wav": (wav(channels=1000), "channels, got 1000"),
+    "claims_2e31.flac": (flac(n_claimed=2**31), "damaged after"),
+}
+
+
+def message_of(function, path):
+    """The one line that a user reads, checked for its form."""
+    with pytest.raises(UserError) as caught:
+        function(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: expected ") and "got " in message and "; " in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files(tmp_path, name):
+    content, word = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    assert word in message_of(load_audio, tmp_path / name)
+    if word != "damaged after":  # all the others can be told from the header
+        assert word in message_of(duration, tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+def test_samples_that_are_not_sound(tmp_path, value):
+    x = noise(1000)
+    x[500] = value
+    soundfile.write(tmp_path / "clip.wav", x, 16_000, subtype="FLOAT")
+    assert f"got {np.float32(abs(value))};" in message_of(load_audio, tmp_path / "clip.wav")
+
+
+@pytest.mark.parametrize("function", [load_audio, duration])
+def test_paths_without_a_file(tmp_path, function):
+    assert "no such file" in message_of(function, tmp_path / "missing.wav")
+    assert "folder" in message_of(function, tmp_path)
+    assert "device or a pipe" in message_of(function, "/dev/null")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "clip.wav").write_bytes(wav())
+    monkeypatch.setattr(audio, "open", refuse, raising=False)  # chmod would not stop root
+    assert "Permission denied" in message_of(load_audio, tmp_path / "clip.wav")
+
+
+def test_a_file_too_long_for_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "MAX_FRAMES", 1000)
+    (tmp_path / "clip.wav").write_bytes(wav())
+    assert "shorter files" in message_of(load_audio, tmp_path / "clip.wav")
+    assert len(load_audio(tmp_path / "clip.wav", max_seconds=0.02)) == 320
+
+
+@pytest.mark.parametrize("n_bytes", [2**31, 2**32 - 2])
+def test_a_wav_that_claims_too_much_gives_what_it_has_for_no_more_memory(tmp_path, n_bytes):
+    (tmp_path / "clip.wav").write_bytes(wav(n_bytes=n_bytes))  # what a recorder leaves behind that was switched off
+    tracemalloc.start()
+    assert len(load_audio(tmp_path / "clip.wav")) == 1600
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+
+
+def test_a_flac_that_claims_too_much_takes_one_block_of_memory(tmp_path):
+    (tmp_path / "clip.flac").write_bytes(flac(n_claimed=2**31))
+    tracemalloc.start()
+    message_of(load_audio, tmp_path / "clip.flac")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 4 * audio.BLOCK
+
+
+def test_a_stream_without_a_length_has_no_duration_but_can_be_heard(tmp_path):
+    (tmp_path / "clip.flac").write_bytes(flac(n_claimed=0))
+    assert "tells the length" in message_of(duration, tmp_path / "clip.flac")
+    assert len(load_audio(tmp_path / "clip.flac", max_seconds=0.5)) == 8000

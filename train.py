@@ -1,0 +1,345 @@
+"""Train DIFFA-2 through its curriculum: semantic alignment, joint alignment, backbone fine-tuning, preferences.
+
+    python train.py                                    # all four stages, toy size, on the toy world: minutes on a CPU
+    python train.py --stage 2 --init runs/toy/stage1.safetensors --steps 1000
+    python train.py --data MANIFESTS --out runs/mine   # stage1.json, sft.json, preference.json, validation.json
+    python train.py --resume                           # go on where a run was stopped
+    python train.py --stage 0                          # make the toy's pretrained encoder and backbone anew
+
+What the stages differ in is one table, `stages` in diffa2_mini/config.py. One loop below serves them all.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.func import functional_call
+from tqdm import tqdm
+
+from diffa2_mini import checkpoint, evaluate, pretrain, show, weights
+from diffa2_mini.checkpoint import Checkpoint
+from diffa2_mini.config import ASSETS, SIZES, Config, PretrainConfig, StageConfig, UserError, require, to_dict
+from diffa2_mini.data import Batch, Ears, batches, collate, load_examples, read_manifest
+from diffa2_mini.diffusion import diffusion_loss, forward_process
+from diffa2_mini.lora import set_dropout
+from diffa2_mini.model import Diffa2
+from diffa2_mini.parallel import DTYPES, choose_device
+from diffa2_mini.tokenizer import Tokenizer
+from diffa2_mini.vrpo import elbo, preference_margin, vrpo_loss
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--stage", default="all", choices=["0", "1", "2", "3", "4", "all"])
+    add("--size", default="toy", choices=list(SIZES))
+    add("--data", type=Path, help="a manifest; for --stage all and 0 a folder of them (default: the toy world, made if missing)")
+    add("--validation", type=Path, help="a manifest to measure on (default: validation.json beside the data)")
+    add("--parts", default="both", choices=["whisper", "llada", "both"], help="of stage 0: what to pretrain")
+    add("--skip-broken", action="store_true", help="go on without the entries of a manifest that are broken")
+    add("--out", type=Path, help="where checkpoints and logs go (default: runs/SIZE)")
+    add("--init", type=Path, metavar="CHECKPOINT", help="start from this (default: the stage before, in --out)")
+    add("--resume", action="store_true", help="go on where the run in --out was stopped")
+    add("--whisper", type=Path, help="weights of the encoder (default for toy: those shipped in data/)")
+    add("--llada", type=Path, help="weights of the backbone (default for toy: those shipped in data/)")
+    add("--steps", type=int, help="steps of each stage")
+    add("--epochs", type=int, help="instead of --steps: passes over the data")
+    add("--batch-size", type=int, help="examples per step")
+    add("--grad-accum", type=int, default=1, help="pieces that a batch is cut into, to save memory")
+    add("--lr", type=float, help="peak learning rate")
+    add("--warmup", type=int, help="steps")
+    add("--eval-every", type=int, default=0, help="steps between measurements (default: at the end of a stage alone)")
+    add("--save-every", type=int, default=100, help="steps between checkpoints")
+    add("--sample-every", type=int, default=200, help="steps between decoded samples")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    add("--dtype", default="auto", choices=["auto", *DTYPES], help="of the frozen parts (auto: bfloat16 on CUDA)")
+    add("--threads", type=int, help="CPU threads (default: one per core)")
+    add("--seed", type=int, default=42)
+    add("--no-cache-audio", action="store_true", help="encode each clip anew each time, to save memory")
+    args = parser.parse_args(argv)
+    for name in ("steps", "epochs", "batch_size", "grad_accum", "lr", "save_every", "sample_every", "threads"):
+        value = getattr(args, name)
+        require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, got {value}")
+    require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
+    args.out = args.out or Path("runs") / args.size
+    return args
+
+
+# ------------------------------------------------------------------------------------------------------- the losses
+
+
+def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Tokenizer, n_tokens: int) -> torch.Tensor:
+    """Stages 1 to 3: the masked diffusion loss of the answers."""
+    noisy, masked, t = forward_process(batch.response, batch.t, batch.uniforms, tokenizer.mask_id)
+    logits = model(batch.audio, stage.audio, batch.prompts, noisy, batch.real, masked)
+    return diffusion_loss(logits, batch.response, masked, t, n_tokens)
+
+
+def preference_elbos(model: Diffa2, reference: dict, batch: Batch, stage: StageConfig, tokenizer: Tokenizer):
+    """Stage 4: lower bounds [P, 2] of chosen and rejected answers, by the policy and by the reference. The reference is
+    the same model with its trained tensors swapped, and sees the same masks."""
+    def bounds(call):
+        def logits_of(noisy, real, masked):
+            return call(batch.audio, stage.audio, batch.prompts, noisy, real, masked)
+        return elbo(logits_of, batch.response, batch.real, batch.masks, tokenizer.mask_id).view(-1, 2)
+
+    policy = bounds(model)
+    with torch.no_grad():
+        return policy, bounds(lambda *inputs: functional_call(model, reference, inputs))
+
+
+# -------------------------------------------------------------------------------------------------------- one stage
+
+
+def schedule(step: int, n_steps: int, stage: StageConfig) -> float:
+    """The learning rate: up in a line over the warm-up, then down to zero in a line or along half a cosine."""
+    if step < stage.warmup:
+        return stage.lr * (step + 1) / stage.warmup
+    done = (step - stage.warmup) / max(1, n_steps - stage.warmup)
+    return stage.lr * (1 - done if stage.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM; raised between two steps."""
+
+
+class Run:
+    """What all stages of a run share."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.config, self.stages = SIZES[args.size]
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        self.device, self.dtype, why = choose_device(args.device, args.dtype)
+        print(f"{why}, {torch.get_num_threads()} threads, seed {args.seed}, size {args.size}")
+        self.tokenizer = weights.load_tokenizer(self.config)
+        self.data = args.data
+        if self.data is None:
+            require(args.size == "toy", f"--size {args.size} needs --data: a manifest, or a folder of manifests")
+            from data import toy
+            self.data = toy.make_world(ASSETS / "toy")
+        self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype)
+        self.ears = Ears(self.model, self.device, self.dtype, keep=args.size == "toy" and not args.no_cache_audio)
+        self.validation = self.load_validation()
+        self.reference = {}
+        self.stop_signal = None
+
+    def load_validation(self) -> list:
+        folder = self.data if self.data.is_dir() else self.data.parent
+        path = self.args.validation or folder / "validation.json"
+        if not path.exists() and not self.args.validation:
+            print(f"no {path}: nothing will be measured")
+            return []
+        return load_examples(path, self.stages[2], self.config, self.args.skip_broken, print)
+
+    def stage_config(self, number: int) -> StageConfig:
+        """The stage's row of the table, with what the command line changes."""
+        names = ("lr", "warmup", "batch_size", "steps", "epochs")
+        changes = {name: getattr(self.args, name) for name in names if getattr(self.args, name) is not None}
+        if "epochs" in changes:
+            changes.setdefault("steps", None)
+        stage = dataclasses.replace(self.stages[number], **changes)
+        require(stage.batch_size % self.args.grad_accum == 0,
+                f"--batch-size must be a multiple of --grad-accum, got {stage.batch_size} and {self.args.grad_accum}")
+        return stage
+
+    def log(self, **row) -> None:
+        with open(self.args.out / "log.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def forget_log_after(self, stage: int, step: int) -> None:
+        """Drop what was logged after a checkpoint: the resumed run will log it again."""
+        path = self.args.out / "log.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        kept = [row for row in rows if (row["stage"], row["step"]) <= (stage, step)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def measure(self, stage: StageConfig, examples: list) -> evaluate.Report:
+        """Decode answers to validation questions with the defaults."""
+        self.model.eval()
+        texts, _ = evaluate.answer(self.model, self.tokenizer, self.ears, examples, stage.audio, self.config.decode)
+        self.model.train()
+        return evaluate.report(examples, texts)
+
+    def say_sample(self, stage: StageConfig, example) -> None:
+        texts, _ = evaluate.answer(self.model, self.tokenizer, self.ears, [example], stage.audio, self.config.decode)
+        tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
+                   f"    target {example.answer!r}, answer {texts[0]!r}")
+
+    @torch.no_grad()
+    def measure_pairs(self, stage: StageConfig, reference: dict) -> dict[str, float]:
+        """Does the implicit reward rank held-out pairs right? With 16 samples each, to measure and not to train."""
+        stage = dataclasses.replace(stage, vrpo_samples=16)
+        pairs = [(0, i) for i, example in enumerate(self.validation) if example.rejected]
+        margins = []
+        for start in range(0, len(pairs), 32):
+            batch = collate(pairs[start:start + 32], self.validation, self.args.seed, stage, self.config.text, self.tokenizer,
+                            self.ears)
+            margins.append(preference_margin(*preference_elbos(self.model, reference, batch, stage, self.tokenizer)))
+        return evaluate.pair_figures(torch.cat(margins)) if margins else {}
+
+
+def step_on(run: Run, stage: StageConfig, optimizer, parameters, pairs: list, examples: list, reference: dict) -> dict:
+    """One step of the optimiser on the examples numbered in `pairs` [(epoch, number)]. Returns figures to log."""
+    model, tokenizer, text = run.model, run.tokenizer, run.config.text
+    n_tokens = sum(len(tokenizer.response(examples[i].answer, text.response_multiple)) for _, i in pairs)
+    figures = {"loss": 0.0} | ({"margin": 0.0, "reward_accuracy": 0.0} if stage.preference else {})
+    size = len(pairs) // run.args.grad_accum
+    for start in range(0, len(pairs), size):
+        piece = pairs[start:start + size]
+        batch = collate(piece, examples, run.args.seed, stage, text, tokenizer, run.ears)
+        with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+            if stage.preference:
+                policy, old = preference_elbos(model, reference, batch, stage, tokenizer)
+                share = len(piece) / len(pairs)
+                loss = vrpo_loss(policy, old, stage.vrpo_beta) * share
+                margins = preference_margin(policy.detach(), old)
+                figures["margin"] += margins.mean().item() * share
+                figures["reward_accuracy"] += (margins > 0).float().mean().item() * share
+            else:
+                loss = answer_loss(model, batch, stage, tokenizer, n_tokens)
+        loss.backward()
+        figures["loss"] += loss.item()
+    figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, stage.grad_clip).item()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return figures
+
+
+def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpoint | None) -> Checkpoint:
+    """Train one stage, from the checkpoint of the stage before (`init`), or on from one of its own (`resumed`)."""
+    args, model, stage = run.args, run.model, run.stage_config(number)
+    manifest = run.data / f"{stage.data}.json" if run.data.is_dir() else run.data
+    examples = load_examples(manifest, stage, run.config, args.skip_broken, print)
+    n_steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
+
+    torch.manual_seed(args.seed + number)  # new parts and dropout
+    if "lora" in stage.trains:
+        model.add_lora()
+    if init:
+        checkpoint.restore(model, init.model, "the stage before")
+    reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()} if stage.preference else {}
+    trained = model.train_only(stage.trains)
+    optimizer = torch.optim.AdamW(trained.values(), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay)
+    first_step = 0
+    if resumed:
+        checkpoint.restore(model, resumed.model, "the checkpoint")
+        checkpoint.restore_optimizer(optimizer, list(trained), resumed.optimizer)
+        torch.set_rng_state(resumed.rng)
+        first_step = resumed.step
+    set_dropout(model, stage.lora_dropout)
+    model.train()
+
+    n_all, n_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained.values())
+    print(f"\nstage {number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
+          f"  trainable parameters: {n_trained:,} of {n_all:,} ({n_trained / n_all:.2%})\n"
+          f"  {len(examples):,} examples of {manifest}, {n_steps:,} steps of {stage.batch_size} "
+          f"({stage.batch_size // args.grad_accum} at once), learning rate {stage.lr:g}, {stage.schedule}")
+    run.ears.prepare([example.path for example in examples + run.validation],
+                     lambda chunks: tqdm(chunks, desc="  listening", leave=False))
+
+    def save(step: int, done: bool) -> Checkpoint:
+        state = Checkpoint(run.config, number, step, done, checkpoint.trained_tensors(model), stage.audio,
+                           {} if done else checkpoint.optimizer_tensors(optimizer, list(trained)), torch.get_rng_state())
+        checkpoint.save(args.out / f"stage{number}.safetensors", state)
+        return state
+
+    start = time.perf_counter()
+    bar = tqdm(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step", dynamic_ncols=True)
+    for step, pairs in batches(len(examples), stage.batch_size, n_steps, first_step, args.seed):
+        optimizer.param_groups[0]["lr"] = schedule(step, n_steps, stage)
+        figures = step_on(run, stage, optimizer, list(trained.values()), pairs, examples, reference)
+        rate = stage.batch_size * (step + 1 - first_step) / (time.perf_counter() - start)
+        bar.update()
+        bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{optimizer.param_groups[0]['lr']:.1e}", examples_s=f"{rate:.0f}")
+        row = {"stage": number, "step": step + 1, "lr": optimizer.param_groups[0]["lr"], **figures}
+        if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
+            row |= run.measure(stage, run.validation[::8]).figures
+        run.log(**row, examples_per_second=rate, time=time.time())
+        if (step + 1) % args.sample_every == 0 and run.validation:
+            run.say_sample(stage, run.validation[step * 7 % len(run.validation)])
+        if run.stop_signal:
+            save(step + 1, done=False)
+            bar.close()
+            raise Stopped
+        if (step + 1) % args.save_every == 0 and step + 1 < n_steps:
+            save(step + 1, done=False)
+    bar.close()
+    if run.validation:
+        result = run.measure(stage, run.validation)
+        figures = result.figures | (run.measure_pairs(stage, reference) if stage.preference else {})
+        print(evaluate.table(result) + (f", {figures['reward_accuracy']:.3f} of held-out pairs ranked right"
+                                        if stage.preference else ""))
+        run.log(stage=number, step=n_steps, **figures, time=time.time())
+    print(f"  stage {number} took {time.perf_counter() - start:.0f} s")
+    return save(n_steps, done=True)
+
+
+# ------------------------------------------------------------------------------------------------------- the script
+
+
+def train(args: argparse.Namespace) -> None:
+    """Stages 1 to 4, or one of them."""
+    numbers = [1, 2, 3, 4] if args.stage == "all" else [int(args.stage)]
+    paths = {number: args.out / f"stage{number}.safetensors" for number in (1, 2, 3, 4)}
+    found = {number: checkpoint.load(path) for number, path in paths.items() if path.exists()} if args.resume else {}
+    require(args.resume or not any(paths[number].exists() for number in numbers),
+            f"{args.out}: holds a run already; go on with --resume, or choose another --out")
+    init = checkpoint.load(args.init) if args.init else None
+    if init is None and numbers[0] > 1 and numbers[0] not in found:
+        init = checkpoint.load(paths[numbers[0] - 1])
+
+    run = Run(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "config.json").write_text(json.dumps(
+        {"arguments": {name: str(value) for name, value in vars(args).items()}, "config": to_dict(run.config),
+         "stages": {number: dataclasses.asdict(run.stage_config(number)) for number in numbers}}, indent=2) + "\n")
+
+    def stop(signum, frame):
+        if run.stop_signal:  # the second time at once
+            sys.exit(128 + signum)
+        run.stop_signal = signum
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, stop)
+    try:
+        for number in numbers:
+            resumed = found.get(number)
+            if resumed and resumed.done:
+                print(f"\nstage {number} is done: {paths[number]}")
+                init = resumed
+                continue
+            run.forget_log_after(number, resumed.step if resumed else 0)
+            init = train_stage(run, number, init, resumed)
+    except Stopped:
+        print(f"stopped and saved; go on with: python train.py {' '.join(sys.argv[1:])}"
+              + ("" if args.resume else " --resume"))
+        sys.exit(128 + run.stop_signal)
+    if show.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
+        print(f"curves: {args.out / 'curves.png'}")
+    print(f"ask it something: python sample.py data/clips/three_one_four.wav --checkpoint {paths[numbers[-1]]}")
+
+
+def main(argv: list[str]) -> int:
+    try:
+        args = parse_arguments(argv)
+        if args.stage == "0":
+            pretrain.run(args)
+        else:
+            train(args)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
