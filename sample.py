@@ -16,14 +16,14 @@ import torch
 
 from diffa2_mini import checkpoint, show, weights
 from diffa2_mini.audio import encoder_frames, load_audio, log_mel
-from diffa2_mini.config import SIZES, Config, DecodeConfig, UserError, require
+from diffa2_mini.config import SIZES, Config, DecodeConfig, Parser, require, run_script
 from diffa2_mini.decode import generate
 from diffa2_mini.model import Diffa2
 from diffa2_mini.parallel import DTYPES, choose_device
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("clips", nargs="+", type=Path, metavar="CLIP", help="wav, flac, ogg or mp3, of any rate")
     add("--prompt", help="the question (default: transcribe)")
@@ -105,7 +105,8 @@ def ask(model: Diffa2, parts: tuple, tokenizer, samples, prompt: str, decode: De
     return {"text": tokenizer.decode(tokens), "tokens": tokens, "steps": n_steps, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def run(args: argparse.Namespace) -> None:
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
     device, dtype, _ = choose_device(args.device, args.dtype)
     model, parts = load_model(args, device, dtype)
     tokenizer = weights.load_tokenizer(model.config)
@@ -120,14 +121,5 @@ def run(args: argparse.Namespace) -> None:
                 print(answer["text"] if len(args.clips) == 1 else f"{path}: {answer['text']}")
 
 
-def main(argv: list[str]) -> int:
-    try:
-        run(parse_arguments(argv))
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_script(main, sys.argv[1:]))

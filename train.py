@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from diffa2_mini import checkpoint, evaluate, pretrain, show, weights
 from diffa2_mini.checkpoint import Checkpoint
-from diffa2_mini.config import ASSETS, SIZES, Config, PretrainConfig, StageConfig, UserError, require, to_dict
+from diffa2_mini.config import ASSETS, SIZES, Parser, StageConfig, require, run_script, to_dict
 from diffa2_mini.data import Batch, Ears, batches, collate, load_examples, read_manifest
 from diffa2_mini.diffusion import diffusion_loss, forward_process
 from diffa2_mini.lora import set_dropout
@@ -36,7 +36,7 @@ from diffa2_mini.vrpo import elbo, preference_margin, vrpo_loss
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--stage", default="all", choices=["0", "1", "2", "3", "4", "all"])
     add("--size", default="toy", choices=list(SIZES))
@@ -328,18 +328,13 @@ def train(args: argparse.Namespace) -> None:
     print(f"ask it something: python sample.py data/clips/three_one_four.wav --checkpoint {paths[numbers[-1]]}")
 
 
-def main(argv: list[str]) -> int:
-    try:
-        args = parse_arguments(argv)
-        if args.stage == "0":
-            pretrain.run(args)
-        else:
-            train(args)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
+    if args.stage == "0":
+        pretrain.run(args)
+    else:
+        train(args)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_script(main, sys.argv[1:]))

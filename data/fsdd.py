@@ -1,15 +1,15 @@
 """Manifests from the Free Spoken Digit Dataset: people who say digits, for the stages that the toy world serves too.
 
-    python data/fsdd.py                                # download the recordings, write all of it into data/fsdd
-    python data/fsdd.py --source ~/fsdd                # use a copy that has recordings/{digit}_{speaker}_{take}.wav
-    python data/fsdd.py --hold-out george              # hear nothing of george in training, ask about him in held_out.json
+    python data/fsdd.py                      # download the recordings, write all of it into data/fsdd: a minute
+    python data/fsdd.py --source ~/fsdd      # use a copy, which has recordings/{digit}_{speaker}_{take}.wav
+    python data/fsdd.py --hold-out george    # keep george out of training, and ask about him in held_out.json
 
 The recordings are by Zohar Jackson and others, github.com/Jakobovski/free-spoken-digit-dataset, under CC BY-SA 4.0. The
 clips made here are adapted from them, so the same licence holds for the clips. This repository contains neither.
 
 A clip is 1 to 4 recordings of one speaker in a row. Takes 0-4 are the test split, by the convention of the data set;
-we train on takes 5-44 and validate on 45-49. Training never sees a sequence of digits of validation or test: those
-are `toy_text.held_out`, one sequence in five. Of a held-out speaker all takes are for testing.
+we train on takes 5-44 and validate on 45-49. Training never hears a sequence of digits of validation or test: those
+are `toy_text.held_out`, one sequence in five. All takes of a held-out speaker are for testing.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import tarfile
 import tempfile
 import urllib.request
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -32,27 +32,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this 
 
 from data import toy_text
 from data.toy import ask_row, write_json
-from data.toy_sound import DIGITS, MAX_SECONDS, SAMPLE_RATE, Scene, Segment, shaped_noise
+from data.toy_scene import DIGITS, MAX_SECONDS, SAMPLE_RATE, Scene, Segment, shaped_noise
 from diffa2_mini.audio import load_audio, resample
 from diffa2_mini.config import ASSETS, UserError, require
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
-TIMEOUT = 30  # seconds without a byte
 NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.wav")  # digit, speaker, take
-
 RATE = 8000  # Hz, of the recordings
 LONGEST = 2.5  # seconds of a recording; then one digit fits into a clip at any speed
 LOUDNESS, JITTER = 0.1, 3.0  # RMS of each recording, give or take so many dB
 GAP, EDGE = (0.02, 0.25), (0.05, 0.30)  # seconds of silence between recordings, and before and after them
 BANDS = np.log2([200, 900, 4000])  # Hz, where the equaliser has its three knobs
-FFT_SIZE = 1 << 16  # longer than any clip
-OCTAVES = np.log2(np.fft.rfftfreq(FFT_SIZE, 1 / SAMPLE_RATE) + 1)
-
 TYPES = {"asr": 20, "count": 7, "first": 7, "last": 7, "who": 7}  # how often training asks them without letters
-SHARE_LETTERED = 0.2  # of the questions in training; with the weights above a third of all is asr
-N_QUESTIONS = 4  # per training clip
-N_PAIRS = 480  # preference pairs
-N_PER_TYPE = 40  # questions of each type in the validation set; asr is asked of all clips
+LETTERED, SHARE_LETTERED = ("count", "first", "last"), 0.2  # with letters; so a third of all questions is asr
+N_QUESTIONS, N_PAIRS, N_PER_TYPE = 4, 480, 40  # per training clip; for preference; for validation, which is all of asr
 MANIFESTS = ("stage0", "stage1", "sft", "preference", "validation", "test", "held_out")
 
 
@@ -62,21 +55,19 @@ class Split:
 
     clips: int
     takes: range
-    evaluation: bool = True  # only sequences that training never sees
+    evaluation: bool = True  # only sequences that training never hears
     factor: tuple[float, float] = (1.0, 1.0)  # of the playing speed, which moves pitch and formants along
     snr: tuple[float, float] = (20.0, 40.0)  # dB, of the voice to the noise
     tilt: float = 0.0  # dB, the most that a knob of the equaliser is turned up or down
 
 
-TEST, TRAIN, VALIDATION, ANY = range(5), range(5, 45), range(45, 50), range(1_000_000)  # takes
 SPLITS = {
-    "stage0": Split(5000, TRAIN, evaluation=False, factor=(0.80, 1.25), snr=(10.0, 40.0), tilt=6.0),
-    "train": Split(1800, TRAIN, evaluation=False, factor=(0.95, 1.05), tilt=3.0),
-    "validation": Split(150, VALIDATION),
-    "test": Split(300, TEST),
-    "held_out": Split(200, ANY),
+    "stage0": Split(5000, range(5, 45), evaluation=False, factor=(0.80, 1.25), snr=(10.0, 40.0), tilt=6.0),
+    "train": Split(1800, range(5, 45), evaluation=False, factor=(0.95, 1.05), tilt=3.0),
+    "validation": Split(150, range(45, 50)),
+    "test": Split(300, range(5)),
+    "held_out": Split(200, range(50)),  # the others are without the held-out speaker
 }
-SAME_VOICE = (0.95, 1.05)  # factors at which a speaker can still be told by ear
 
 
 @dataclass(frozen=True)
@@ -88,28 +79,22 @@ class Recording:
     samples: np.ndarray  # at RATE, trimmed, with an RMS of LOUDNESS
 
 
-Pool = dict[str, list[list[Recording]]]  # by speaker and digit
-
-
-# ----------------------------------------------------------------------------------------------------- recordings
-
-
 def download(folder: Path) -> Path:
     """Fetch the public copy into `folder`, unless it is there; only the recordings, and all of them or nothing."""
     if (folder / "recordings").is_dir():
         return folder
-    print(f"downloading {URL}")
+    print(f"downloading {URL}", flush=True)
     try:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             archive, unpacked = Path(temporary, "fsdd.tar.gz"), Path(temporary, "recordings")
             unpacked.mkdir()
-            with urllib.request.urlopen(URL, timeout=TIMEOUT) as response, open(archive, "wb") as file:
+            with urllib.request.urlopen(URL, timeout=30) as response, open(archive, "wb") as file:
                 shutil.copyfileobj(response, file)
             with tarfile.open(archive) as tar:
                 for member in tar:
-                    *_, parent, name = ("", *member.name.split("/"))
-                    if member.isfile() and parent == "recordings" and NAME.fullmatch(name):
-                        member.name = name
+                    path = Path(member.name)
+                    if member.isfile() and path.parent.name == "recordings" and NAME.fullmatch(path.name):
+                        member.name = path.name
                         tar.extract(member, unpacked, filter="data")
             unpacked.rename(folder / "recordings")
     except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error) as error:
@@ -118,35 +103,32 @@ def download(folder: Path) -> Path:
     return folder
 
 
-def trim(x: np.ndarray) -> np.ndarray:
-    """Cut off what is 30 dB below the loudest 10 ms on both ends but for 10 ms, and fade there."""
+def tidy(x: np.ndarray) -> np.ndarray:
+    """Cut off both ends what is 30 dB below the loudest 10 ms, but for 10 ms; fade there; make all equally loud."""
     window = RATE // 100
     power = np.convolve(x**2, np.ones(window), "same")
     loud = np.flatnonzero(power > 1e-3 * power.max())
     x = x[max(0, loud[0] - window) : loud[-1] + window]
     ramp = np.minimum(1, np.arange(1, len(x) + 1) / (window / 2))
-    return x * ramp * ramp[::-1]
+    x = x * ramp * ramp[::-1]
+    return (x * (LOUDNESS / np.sqrt(np.mean(x**2)))).astype(np.float32)
 
 
 def read_recordings(source: Path) -> list[Recording]:
     """All recordings of a folder, or of its folder `recordings`."""
     folder = source / "recordings" if (source / "recordings").is_dir() else source
-    require(folder.is_dir(), f"{source}: expected a folder with recordings, got none; check --source")
     recordings = []
     for path in sorted(folder.glob("*.wav")):
         if match := NAME.fullmatch(path.name):
-            digit, speaker, take = int(match[1]), match[2], int(match[3])
-            require(speaker in toy_text.NAMES, f"{path}: expected a speaker of {', '.join(toy_text.NAMES)}")
+            require(match[2] in toy_text.NAMES, f"{path}: expected a speaker of {', '.join(toy_text.NAMES)}")
             x = load_audio(path, RATE, LONGEST)
             require(x.any(), f"{path}: expected a spoken digit, got silence; copy it again")
-            x = trim(x)
-            x = (x * (LOUDNESS / np.sqrt(np.mean(x**2)))).astype(np.float32)
-            recordings.append(Recording(path.stem, digit, speaker, take, x))
+            recordings.append(Recording(path.stem, int(match[1]), match[2], int(match[3]), tidy(x)))
     require(recordings, f"{source}: expected recordings/{{digit}}_{{speaker}}_{{take}}.wav, got none; check --source")
     return recordings
 
 
-def select(recordings: list[Recording], takes: range) -> Pool:
+def by_speaker(recordings: list[Recording], takes: range) -> dict[str, list[list[Recording]]]:
     """The recordings of some takes, by speaker and digit; each speaker must have said each digit."""
     pool = {speaker: [[] for _ in DIGITS] for speaker in sorted({r.speaker for r in recordings})}
     for r in recordings:
@@ -154,42 +136,39 @@ def select(recordings: list[Recording], takes: range) -> Pool:
             pool[r.speaker][r.digit].append(r)
     for speaker, digits in pool.items():
         for digit, found in enumerate(digits):
-            require(found, f"expected {digit}_{speaker}_TAKE.wav with a take of {takes[0]}-{takes[-1]}, got none; "
-                           "the copy is not complete")
+            require(found, f"expected {digit}_{speaker}_N.wav with N of {takes[0]}-{takes[-1]}, got none; copy again")
     return pool
-
-
-# ---------------------------------------------------------------------------------------------------------- clips
 
 
 def equalise(x: np.ndarray, gains: np.ndarray) -> np.ndarray:
     """Turn three knobs: x [samples] with so many dB more at BANDS, a straight line between them, flat outside."""
-    response = 10 ** (np.interp(OCTAVES, BANDS, gains) / 20)
-    return np.fft.irfft(np.fft.rfft(x, FFT_SIZE) * response)[: len(x)]
+    size = 1 << len(x).bit_length()  # a power of two: fast transform
+    decibel = np.interp(np.log2(np.fft.rfftfreq(size, 1 / SAMPLE_RATE) + 1), BANDS, gains)
+    return np.fft.irfft(np.fft.rfft(x, size) * (10 ** (decibel / 20)).astype(np.float32))[: len(x)]
 
 
-def make_clip(pool: Pool, split: Split, rng: np.random.Generator) -> tuple[Scene, dict, np.ndarray, list[Segment]]:
+def make_clip(pool: dict, split: Split, rng: np.random.Generator) -> tuple[Scene, dict, np.ndarray, list[Segment]]:
     """A scene; the recordings that it is made of and their speed; the clip [samples], and where its digits are."""
     while True:
         speaker = str(rng.choice(list(pool)))
         takes = [pool[speaker][digit] for digit in rng.integers(10, size=rng.integers(1, 5))]
         chosen = [found[rng.integers(len(found))] for found in takes]
         factor = np.exp(rng.uniform(*np.log(split.factor)))
-        ratio = Fraction(factor * RATE / SAMPLE_RATE).limit_denominator(40)  # `resample` takes a step for each 1/40
+        ratio = Fraction(factor * RATE / SAMPLE_RATE).limit_denominator(40)  # `resample` takes so many steps
         rate = float(ratio * SAMPLE_RATE)  # Hz at which the recordings are played
         lead, trail, *gaps = rng.uniform(*np.transpose([EDGE, EDGE, GAP, GAP, GAP]))
-        while sum(len(r.samples) for r in chosen) / rate + lead + trail + sum(gaps[: len(chosen) - 1]) > MAX_SECONDS - 0.01:
+        while sum(len(r.samples) / rate + gap for r, gap in zip(chosen, [lead + trail, *gaps])) > MAX_SECONDS - 0.01:
             chosen.pop()
         scene = Scene("speech", tuple(DIGITS[r.digit] for r in chosen), voice=speaker)
         if toy_text.held_out(scene) == split.evaluation:
             break
 
-    at, pieces, segments = round(lead * rate), [np.zeros(round(lead * rate))], []
+    at = round(lead * rate)
+    pieces, segments = [np.zeros(at)], []
     for i, (r, silence) in enumerate(zip(chosen, [*gaps[: len(chosen) - 1], trail])):
-        end = at + len(r.samples)
-        segments.append(Segment(at / rate, end / rate, DIGITS[r.digit], i))
         pieces += [r.samples * 10 ** (rng.uniform(-JITTER, JITTER) / 20), np.zeros(round(silence * rate))]
-        at = end + len(pieces[-1])
+        segments.append(Segment(at / rate, (at + len(r.samples)) / rate, DIGITS[r.digit], i))
+        at += len(r.samples) + len(pieces[-1])
     clip = resample(np.concatenate(pieces), ratio.numerator, ratio.denominator)
     if split.tilt:
         clip = equalise(clip, rng.uniform(-split.tilt, split.tilt, size=3))
@@ -199,15 +178,14 @@ def make_clip(pool: Pool, split: Split, rng: np.random.Generator) -> tuple[Scene
     level = np.sqrt(np.sum(clip**2) / voiced) * 10 ** (-rng.uniform(*split.snr) / 20)
     clip = clip + level * shaped_noise(len(clip), lambda hertz: (hertz + 20) ** (-slope / 2), rng)
     clip *= 0.9 * 10 ** (-rng.uniform(0, 14) / 20) / np.abs(clip).max()
-    made_of = {"recordings": [r.name for r in chosen], "factor": round(rate / RATE, 4)}
-    return scene, made_of, clip.astype(np.float32), segments
+    return scene, {"recordings": [r.name for r in chosen], "factor": round(rate / RATE, 4)}, clip, segments
 
 
 def make_clips(folder: Path, recordings: list[Recording], split: str, seed: int) -> list[tuple[Scene, dict]]:
     """Write the clips of a split; returns each scene with the manifest fields that any stage needs."""
     from tqdm import tqdm
 
-    pool, clips = select(recordings, SPLITS[split].takes), []
+    pool, clips = by_speaker(recordings, SPLITS[split].takes), []
     for i in tqdm(range(SPLITS[split].clips), desc=f"making {split}", unit="clip", leave=False):
         rng = np.random.default_rng([seed, list(SPLITS).index(split), i])
         scene, made_of, samples, segments = make_clip(pool, SPLITS[split], rng)
@@ -215,34 +193,31 @@ def make_clips(folder: Path, recordings: list[Recording], split: str, seed: int)
         soundfile.write(folder / "clips" / f"{name}.wav", samples, SAMPLE_RATE, subtype="PCM_16")
         row = {"audio_id": name, "audio_filepath": f"clips/{name}.wav", "dataset": "fsdd", "domain": "speech",
                "duration": len(samples) / SAMPLE_RATE, "transcription": " ".join(scene.items), **made_of}
-        if split == "stage0":
+        if split == "stage0":  # played much faster or slower, it is not the speaker's voice any more
             row["segments"] = [asdict(segment) for segment in segments]
-            row["traits"] = {"speaker": scene.voice} if SAME_VOICE[0] <= row["factor"] <= SAME_VOICE[1] else {}
+            row["traits"] = {"speaker": scene.voice} if 0.95 <= row["factor"] <= 1.05 else {}
         clips.append((scene, row))
     return clips
 
 
-# ------------------------------------------------------------------------------------------------------ manifests
+def ask(type: str, scene: Scene, rng: np.random.Generator) -> toy_text.Question:
+    """A question of `type`; the wrong answers to `who` are all other names."""
+    question = toy_text.ask(type, scene, rng)
+    return replace(question, wrong=tuple(n for n in toy_text.NAMES if n != scene.voice)) if type == "who" else question
 
 
 def training_question(scene: Scene, rng: np.random.Generator) -> toy_text.Question:
     """A question of a random type, lettered or not."""
-    while rng.random() < SHARE_LETTERED:
-        question = toy_text.ask(str(rng.choice(("count", "first", "last"))), scene, rng)
-        if len(question.wrong) > 1:
-            return toy_text.lettered(question, rng)
-    weights = np.array(list(TYPES.values()))
-    return toy_text.ask(str(rng.choice(list(TYPES), p=weights / weights.sum())), scene, rng)
-
-
-def all_questions(clips: list[tuple[Scene, dict]], types: list[str], rng: np.random.Generator) -> dict[str, list[dict]]:
-    """Each of these questions about each clip, by type."""
-    return {type: [ask_row(row, toy_text.ask(type, scene, rng), rng) for scene, row in clips] for type in types}
+    question = ask(str(rng.choice(LETTERED)), scene, rng)
+    if rng.random() < SHARE_LETTERED and len(question.wrong) > 1:
+        return toy_text.lettered(question, rng)
+    return ask(str(rng.choice([type for type, weight in TYPES.items() for _ in range(weight)])), scene, rng)
 
 
 def make_manifests(source: Path | None, out: Path, hold_out: str | None = None, seed: int = 0) -> dict[str, list[dict]]:
     """Write all clips and manifests into `out`; returns the manifests by name."""
     require(seed >= 0, f"--seed must not be negative, got {seed}")
+    require(source is None or source.is_dir(), f"{source}: expected a folder with recordings, got none; check --source")
     try:
         (out / "clips").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -252,32 +227,31 @@ def make_manifests(source: Path | None, out: Path, hold_out: str | None = None, 
     require(hold_out is None or hold_out in speakers,
             f"--hold-out {hold_out}: expected one of the speakers here, which are {', '.join(speakers)}")
     known = [r for r in recordings if r.speaker != hold_out]
+    other = [r for r in recordings if r.speaker == hold_out]
     require(known, f"--hold-out {hold_out}: expected another speaker to train on, got none")
     for name in MANIFESTS:  # of an earlier run: they would not fit the clips of this one
         (out / f"{name}.json").unlink(missing_ok=True)
 
-    clips = {split: make_clips(out, known, split, seed) for split in SPLITS if split != "held_out"}
     rng = np.random.default_rng([seed, 99])
-    stage1 = [ask_row(row, toy_text.ask("asr", scene, rng), rng) for scene, row in clips["train"]]
-    sft = [ask_row(row, training_question(scene, rng), rng) for scene, row in clips["train"] for _ in range(N_QUESTIONS)]
-    pairs = [row | {"chosen": row["target"]} for row in sft if row["rejected"]]
-    validation = all_questions(clips["validation"], list(TYPES), rng)
-    some = {type: rows if type == "asr" else [rows[i] for i in rng.permutation(len(rows))[:N_PER_TYPE]]
-            for type, rows in validation.items()}
-    manifests = {
-        "stage0": [row for _, row in clips["stage0"]],
-        "stage1": stage1,
-        "sft": sft,
-        "preference": [pairs[i] for i in rng.permutation(len(pairs))[:N_PAIRS]],
-        "validation": sum(some.values(), []),
-        "test": sum(all_questions(clips["test"], list(TYPES), rng).values(), []),
-    }
+    clips = {split: make_clips(out, other if split == "held_out" else known, split, seed)
+             for split in SPLITS if split != "held_out" or hold_out}
+
+    def rows(split: str, type: str) -> list[dict]:
+        return [ask_row(row, ask(type, scene, rng), rng) for scene, row in clips[split]]
+
+    rows_of = {"stage0": [row for _, row in clips["stage0"]], "stage1": rows("train", "asr")}
+    rows_of["sft"] = [ask_row(row, training_question(scene, rng), rng)
+                      for scene, row in clips["train"] for _ in range(N_QUESTIONS)]
+    pairs = [row | {"chosen": row["target"]} for row in rows_of["sft"] if row["rejected"]]
+    rows_of["preference"] = rng.permutation(pairs)[:N_PAIRS].tolist()
+    rows_of["validation"] = [row for type in TYPES for row in rng.permutation(rows("validation", type)).tolist()
+                             [: None if type == "asr" else N_PER_TYPE]]
+    rows_of["test"] = [row for type in TYPES for row in rows("test", type)]
     if hold_out:  # `who` cannot be asked about someone never heard
-        heard = make_clips(out, [r for r in recordings if r.speaker == hold_out], "held_out", seed)
-        manifests["held_out"] = sum(all_questions(heard, [t for t in TYPES if t != "who"], rng).values(), [])
-    for name, rows in manifests.items():
-        write_json(out / f"{name}.json", rows)
-    return manifests
+        rows_of["held_out"] = [row for type in TYPES if type != "who" for row in rows("held_out", type)]
+    for name, manifest in rows_of.items():
+        write_json(out / f"{name}.json", manifest)
+    return rows_of
 
 
 def main(argv: list[str] | None = None) -> int:

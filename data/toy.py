@@ -7,7 +7,6 @@
 A clip depends on the seed, the split and its number alone. Scenes of evaluation are never those of training.
 """
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this 
 
 from data import toy_text
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
-from diffa2_mini.config import ASSETS, TextConfig
+from diffa2_mini.config import ASSETS, Parser, TextConfig, run_script
 from diffa2_mini.pretrain import TextExample
 from diffa2_mini.tokenizer import count_words, save_ranks, train_bpe
 
@@ -111,7 +110,10 @@ def text_example(rng: np.random.Generator, evaluation: bool = False) -> TextExam
         scene = toy_text.random_named_scene(rng, evaluation)
     else:
         scene = toy_text.random_scene(rng, kind, evaluation)
-    question = toy_text.random_question(scene, rng)
+    if not evaluation and rng.random() < 0.25:
+        question = toy_text.which_letters(rng)
+    else:
+        question = toy_text.random_question(scene, rng, share_lettered=0.4)
     return TextExample(*toy_text.describe(scene, rng), question.type, question.instruction, question.answer)
 
 
@@ -140,16 +142,20 @@ def listen(folder: Path, seed: int = 0) -> None:
                 print(f"  {question.type:12} {' / '.join(question.instruction.splitlines())}  ->  {question.answer}")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=ASSETS / "toy", help="where the data goes (default: data/toy)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--listen", type=Path, metavar="OUT", help="write a few clips with their questions instead")
     parser.add_argument("--tokenizer", action="store_true", help="train data/toy.bpe instead")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.listen:
         listen(args.listen, args.seed)
     elif args.tokenizer:
         make_tokenizer(ASSETS / "toy.bpe", args.seed)
     else:
         print(f"the toy world is in {make_world(args.out, args.seed)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -192,6 +192,16 @@ def which_word_fits(scene: Scene, rng: np.random.Generator) -> Question:
     return Question("fits", str(rng.choice(WORDINGS["fits"])), traits[right], wrong)
 
 
+def which_letters(rng: np.random.Generator) -> Question:
+    """An exercise for the backbone alone, about no audio: give the letters of three or four words."""
+    words = (*DIGITS, *SOUNDS, *(option for options in CHOICES.values() for option in options), *TYPES, *"1234")
+    options = rng.permutation(words)[:int(rng.integers(3, 5))].tolist()
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
+    order = rng.permutation(len(options))
+    asked = " ".join(options[i] for i in order)
+    return Question("letters", "\n".join([f"Which letters have {asked}?", *lines]), "\n".join(lines[i] for i in order), ())
+
+
 def lettered(question: Question, rng: np.random.Generator) -> Question:
     """The same question with three or four lettered choices in random order; the answer is `B. siren`."""
     wrong = rng.permutation(question.wrong)[:int(rng.integers(2, 4))].tolist()
@@ -203,12 +213,11 @@ def lettered(question: Question, rng: np.random.Generator) -> Question:
 
 
 WEIGHTS = {"asr": 3, "sounds": 2, "caption": 2}  # how often a type is asked in training, others 1
-SHARE_LETTERED = 0.3  # of the questions in training
 
 
-def random_question(scene: Scene, rng: np.random.Generator) -> Question:
+def random_question(scene: Scene, rng: np.random.Generator, share_lettered: float = 0.3) -> Question:
     """A question as training asks them: of a random type, lettered or not."""
-    with_letters = rng.random() < SHARE_LETTERED
+    with_letters = rng.random() < share_lettered
     types = [type for type in TYPES[scene.kind] if not with_letters or type in LETTERED]
     if with_letters and scene.kind == "music" and rng.random() < 0.7:
         return lettered(which_word_fits(scene, rng), rng)

@@ -12,17 +12,11 @@ from torch.nn import functional as F
 from .config import AdapterConfig, WhisperConfig
 
 
-def keep(x: Tensor, n_frames: Tensor) -> Tensor:
-    """x [B, T, E] with zeros from frame n_frames[b] on: what a convolution sees beyond the end of a single clip."""
-    inside = torch.arange(x.shape[1], device=x.device) < n_frames[:, None]  # [B, T]
-    return x * inside[:, :, None].to(x.dtype)
-
-
 class SemanticAdapter(nn.Module):
     """Final hidden state [B, T, E] -> embeddings [B, T // 4, D], of which example b keeps n_frames[b] // 4.
 
-    Each example is cut to a multiple of 4 frames, and padding is zeroed before each convolution, so that a batch gives
-    exactly what its clips give alone. (The released code cuts to the longest in the batch.)
+    Embedding j reads the frames 4j - 2 to 4j + 2, so those kept never see the padding behind a clip: a batch gives
+    exactly what its clips give alone.
     """
 
     def __init__(self, config: AdapterConfig, width: int, out_width: int):
@@ -37,13 +31,10 @@ class SemanticAdapter(nn.Module):
     def forward(self, final: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
         """Returns embeddings [B, A, D] and how many of them are real [B]."""
         n_out = n_frames // self.stride
-        n_kept = n_out * self.stride
-        x = keep(final[:, :int(n_kept.max())], n_kept)
-        if x.shape[1] == 0:
-            return x.new_zeros(len(x), 0, self.layernorm.weight.numel()), n_out
-        first, gelu, second = self.conv
-        x = gelu(first(x.transpose(1, 2))).transpose(1, 2)  # [B, T, E]
-        x = second(keep(x, n_kept).transpose(1, 2)).transpose(1, 2)  # [B, T // 4, 4E]
+        x = final[:, :int(n_out.max()) * self.stride].transpose(1, 2)  # [B, E, T]
+        if x.shape[2] == 0:
+            return final.new_zeros(len(final), 0, self.layernorm.weight.numel()), n_out
+        x = self.conv(x).transpose(1, 2)  # [B, T // 4, 4E]
         return self.layernorm(self.linear_connector(x)), n_out
 
 

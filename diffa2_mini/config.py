@@ -9,9 +9,12 @@ Letters used in shape comments everywhere:
     D backbone width   H heads   V vocabulary   K masked positions
 """
 
+import argparse
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Callable
 
 ASSETS = Path(__file__).resolve().parent.parent / "data"  # the small files this repository ships
 
@@ -24,6 +27,26 @@ def require(condition: bool, message: str) -> None:
     """Raise `UserError(message)` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are UserErrors, and which shows the script's docstring as its help."""
+
+    def __init__(self, doc: str):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str):
+        raise UserError(f"{message}; --help lists what there is")
+
+
+def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
+    """Run a script's `main`; the exit code is 2, after one line on stderr, where it raises a UserError."""
+    try:
+        main(argv)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 @dataclass(frozen=True)
@@ -129,6 +152,7 @@ class DecodeConfig:
                 f"--steps must be a multiple of the {n_blocks} blocks, got {self.steps}")
         require(self.factor is None or self.factor > 0, f"--factor must be positive, got {self.factor}")
         require(self.temperature >= 0, f"--temperature must not be negative, got {self.temperature}")
+        require(self.cfg >= 0, f"--cfg must not be negative, got {self.cfg}")
         require(self.remasking in ("confidence", "random"),
                 f"--remasking must be confidence or random, got {self.remasking!r}")
 
@@ -171,6 +195,7 @@ class PretrainConfig:
     warmup: int = 100
     shortest_time: float = 0.3  # t is uniform from here to 1, and its cross-entropy is not divided by t
     eos_weight: float = 0.1  # of the EOS after the first, which are easy and many
+    letter_weight: float = 4.0  # of the letter of a lettered answer: hard to learn, and one token among many
     noise: float = 0.3  # standard deviation of the noise on the description's embeddings, whose own is 1
 
 
@@ -194,17 +219,16 @@ def to_dict(config) -> dict:
 
 
 def from_dict(values: dict) -> Config:
-    """The inverse of `to_dict`, after JSON has turned tuples into lists. Raises UserError on unknown or missing fields."""
+    """The inverse of `to_dict`, after JSON has turned tuples into lists. Raises UserError unless every field is there."""
     def build(cls, values):
-        tupled = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**tupled)
-    try:
-        parts = {name: part for name, part in values.items() if isinstance(part, dict)}
-        rest = {name: value for name, value in values.items() if not isinstance(value, dict)}
-        types = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name != "size"}
-        return Config(**rest, **{name: build(types[name], part) for name, part in parts.items()})
-    except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"this is not a config of this version: {error}") from None
+        names = {f.name for f in dataclasses.fields(cls)}
+        require(isinstance(values, dict) and set(values) == names, f"this is not the {cls.__name__} of this version")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    require(isinstance(values, dict), "this is not a config of this version")
+    types = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name != "size"}
+    parts = {name: build(types[name], part) if name in types else part for name, part in values.items()}
+    return build(Config, parts)
 
 
 def scaled(stages: dict[int, StageConfig], **changes: dict[int, dict]) -> dict[int, StageConfig]:
@@ -236,7 +260,7 @@ SIZES = {
             audio=AudioConfig(max_seconds=4),
             whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4, taps=(1, 2, 3, 4)),
             adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
-            llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=300.0),
+            llada=LladaConfig(vocab_size=627, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=300.0),
             text=TextConfig(tokenizer="toy.bpe", response_multiple=16, max_tokens=256),
             decode=DecodeConfig(gen_length=16, block_length=16, steps=16),
         ),

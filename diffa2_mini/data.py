@@ -1,12 +1,13 @@
 """Manifests to batches: which clips with which questions, loaded, encoded and put side by side.
 
 A manifest is a JSON list (or JSON lines) of objects with the fields of the authors' and of DeSTA2's: `audio_filepath`,
-`transcription`, `input` (the instruction), `target` (the answer), and for stage 4 `chosen` (or `target`) and `rejected`.
-Paths are relative to the manifest. Every clip is looked at before training starts, so that a broken one stops a run in
-its first minute and not in its last hour.
+`transcription`, `input` (the instruction), `target` (the answer), and for stage 4 `chosen` (or `target`) and
+`rejected`. Paths are relative to the manifest. Every clip is looked at before training starts, so that a broken one
+stops a run in its first minute and not in its last hour.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator
@@ -40,16 +41,19 @@ def read_manifest(path: Path) -> list[dict]:
     """The entries of a manifest. Raises UserError that names the line where it is broken."""
     require(Path(path).is_file(), f"{path}: expected a manifest (JSON list or JSON lines), found no such file")
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        text = Path(path).read_text(encoding="utf-8-sig")  # with or without the mark that Windows puts first
     except UnicodeDecodeError:
         raise UserError(f"{path}: expected a manifest of text in UTF-8, got other bytes; save it as JSON") from None
-    except json.JSONDecodeError as error:
-        line = error.lineno if text.lstrip().startswith("[") else 1 + text[:text.find(error.doc)].count("\n")
-        raise UserError(f"{path}: line {line} is not JSON ({error.msg}); mend or remove it") from None
+    is_list = text.lstrip().startswith("[")
+    pieces = [text] if is_list else text.split("\n")
+    rows = []
+    for line, piece in enumerate(pieces, start=1):
+        try:
+            rows += [json.loads(piece)] if piece.strip() else []
+        except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of thousands of digits
+            line += getattr(error, "lineno", 1) - 1
+            raise UserError(f"{path}: line {line} is not JSON ({getattr(error, 'msg', error)}); mend it") from None
+    rows = rows[0] if is_list else rows
     require(len(rows) > 0, f"{path}: expected entries, got an empty manifest")
     return rows
 
@@ -59,9 +63,11 @@ def read_example(row: dict, folder: Path, stage: StageConfig, instruction: str) 
     require(isinstance(row, dict), f"expected an object, got {type(row).__name__}")
 
     def text(*names, default=None):
-        value = next((row[name] for name in names if row.get(name) is not None), default)
+        name = next((name for name in names if row.get(name) is not None), names[0])
+        value = default if row.get(name) is None else row[name]
         require(value is not None, f"the field {' or '.join(names)} is missing")
-        require(isinstance(value, str), f"expected text in {names[0]}, got {type(value).__name__}")
+        require(isinstance(value, str), f"expected text in {name}, got {type(value).__name__}")
+        require(not re.search("[\0\ud800-\udfff]", value), f"expected text in {name}, got characters that are none")
         return value
 
     if stage.data == "stage1":
@@ -78,7 +84,7 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
     `skip_broken`, `say`s so and goes on without them."""
     examples, broken, seen = [], [], {}
     for i, row in enumerate(read_manifest(path), start=1):
-        name = row.get("audio_id", f"entry {i}") if isinstance(row, dict) else f"entry {i}"
+        name = row.get("audio_id") if isinstance(row, dict) else None
         try:
             example = read_example(row, Path(path).parent, stage, config.text.instruction)
             if example.path not in seen:
@@ -89,7 +95,8 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
             require(seen[example.path] is None, str(seen[example.path]))
             examples.append(example)
         except UserError as error:
-            broken.append(f"{name}: {error}")
+            name = name if isinstance(name, str) else f"entry {i}"
+            broken.append(" ".join(f"{name}: {error}".split()))  # one line, whatever is in the names
     if broken:
         listed = "; ".join(broken[:5]) + (f"; and {len(broken) - 5} more" if len(broken) > 5 else "")
         require(skip_broken, f"{path}: {len(broken)} broken of {len(broken) + len(examples)} entries: {listed}. "
@@ -140,7 +147,7 @@ class Ears:
 
 @dataclass
 class Batch:
-    """B examples, or B preference pairs, on the device. With pairs `response` has 2B rows: chosen, rejected, chosen, …"""
+    """B examples, or B preference pairs, on the device; then `response` has 2B rows: chosen, rejected, chosen, …"""
 
     audio: Audio
     prompts: list[Prompt]
@@ -195,6 +202,6 @@ def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, see
         for position in range(step * batch_size, (step + 1) * batch_size):
             epoch, at = divmod(position, n_examples)
             if epoch not in orders:
-                orders = {epoch: epoch_order(n_examples, epoch, seed)} | {e: o for e, o in orders.items() if e == epoch - 1}
+                orders = {epoch: epoch_order(n_examples, epoch, seed)}  # epochs only ever go up
             pairs.append((epoch, int(orders[epoch][at])))
         yield step, pairs

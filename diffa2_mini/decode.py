@@ -37,7 +37,7 @@ def choose(logits: Tensor, temperature: float, noise: Tensor | None) -> tuple[Te
 
 def most_confident(confidence: Tensor, candidates: Tensor, k: int) -> Tensor:
     """Fixed schedule: the k candidates [B, R] of highest confidence (fewer if there are fewer), as bool [B, R]."""
-    ranked = confidence.masked_fill(~candidates, -1).ar.sort(dim=-1, descending=True, stable=True)
+    ranked = confidence.masked_fill(~candidates, -1).argsort(dim=-1, descending=True, stable=True)
     chosen = torch.zeros_like(candidates).scatter(-1, ranked[:, :k], True)
     return chosen & candidates
 
@@ -67,7 +67,7 @@ def generate(predict: Callable, n_rows: int, config: DecodeConfig, mask_id: int,
     `conditional=False`. Every row draws the same noise from `config.seed`, so that a clip's answer does not depend on
     its neighbours.
     """
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator()
 
     def uniforms(*shape):  # float64, the same for every row
         return torch.rand(1, *shape, generator=generator, dtype=torch.float64).to(device).clamp_min(1e-300)
@@ -76,6 +76,7 @@ def generate(predict: Callable, n_rows: int, config: DecodeConfig, mask_id: int,
     n_blocks = config.gen_length // config.block_length
     steps = config.steps // n_blocks
     for start in range(0, config.gen_length, config.block_length):
+        generator.manual_seed(config.seed * config.gen_length + start)  # rows may leave a block at different steps
         block = torch.zeros_like(tokens, dtype=torch.bool)
         block[:, start:start + config.block_length] = True
         done = finished(tokens, mask_id, eos_id)
@@ -87,7 +88,8 @@ def generate(predict: Callable, n_rows: int, config: DecodeConfig, mask_id: int,
             if config.cfg > 0:
                 unconditional = predict(tokens, conditional=False)
                 logits = unconditional + (config.cfg + 1) * (logits - unconditional)
-            logits[..., mask_id] = -torch.inf  # a mask is not an answer
+            is_mask = torch.arange(logits.shape[-1], device=device) == mask_id
+            logits = logits.masked_fill(is_mask, -torch.inf)  # a mask is not an answer
             noise = uniforms(*logits.shape[1:]) if config.temperature > 0 else None
             predicted, confidence = choose(logits, config.temperature, noise)
             if config.factor is not None:
@@ -98,5 +100,3 @@ def generate(predict: Callable, n_rows: int, config: DecodeConfig, mask_id: int,
                 committed = most_confident(order, candidates, k)
             tokens = torch.where(committed, predicted, tokens)
             yield Step(tokens, predicted, confidence, committed)
-        if finished(tokens, mask_id, eos_id).all():
-            return

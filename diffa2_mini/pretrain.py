@@ -29,6 +29,8 @@ from .model import Diffa2
 from .tokenizer import Tokenizer
 from .whisper import WhisperEncoder
 
+LETTERS = ("A.", "B.", "C.", "D.")  # of lettered choices
+N_EVALUATION = 1500  # held-out texts, for the last look; before that a fifth of them
 N_ORDINALS = 5  # none, first, second, third, fourth
 
 
@@ -215,7 +217,8 @@ def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExampl
     masked = (torch.from_numpy(rng.random(response.shape)) < t) & real
     logits = model.read(heard, prompts, response.masked_fill(masked, tokenizer.mask_id), real, masked)
     late = (response == tokenizer.eos_id).long().cumsum(1) > 1
-    weight = torch.where(late, config.eos_weight, 1.0) * masked
+    letter = torch.isin(response, torch.tensor([tokenizer.encode(letter)[0] for letter in LETTERS]))
+    weight = torch.where(late, config.eos_weight, torch.where(letter, config.letter_weight, 1.0)) * masked
     return (masked_cross_entropy(logits, response, masked) * weight).sum() / weight.sum()
 
 
@@ -248,7 +251,7 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
     held-out examples) now and then."""
     text: TextConfig = model.config.text
     rng, held_out = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    evaluation = [sample(held_out, True) for _ in range(1500)]
+    evaluation = [sample(held_out, True) for _ in range(N_EVALUATION)]
     init_backbone(model.llada, model.config.llada.n_layers, torch.Generator().manual_seed(seed))
     parameters = list(model.llada.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.backbone_lr, betas=(0.9, 0.98), weight_decay=0.01)
@@ -261,7 +264,7 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
         mean = 0.98 * mean + 0.02 * loss.item()
         last = step + 1 == config.backbone_steps
         if step % 500 == 499 or last:
-            yield step + 1, mean, gate(model, tokenizer, evaluation if last else evaluation[:300])
+            yield step + 1, mean, gate(model, tokenizer, evaluation if last else evaluation[:N_EVALUATION // 5])
     model.llada.requires_grad_(False)
 
 

@@ -18,7 +18,7 @@ from .diffusion import masked_cross_entropy
 def draw_masks(rng: np.random.Generator, n_response: int, n_samples: int) -> np.ndarray:
     """Masks of `n_samples` estimates, bool [n, R]: each hides exactly k tokens, k uniform in 1 ... R."""
     k = rng.integers(1, n_response + 1, size=(n_samples, 1))
-    ranks = rng.random((n_samples, n_response)).argsort(axis=1).argsort(axis=1)  # a random order per sample
+    ranks = rng.random((n_samples, n_response)).argsort(axis=1)  # a random order per sample
     return ranks < k
 
 

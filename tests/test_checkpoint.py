@@ -1,0 +1,174 @@
+"""Checkpoints: what is saved comes back bit for bit, what does not fit is named, and a failed save harms nothing."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from diffa2_mini import checkpoint
+from diffa2_mini.checkpoint import Checkpoint, load, restore, save, trained_tensors
+from diffa2_mini.checkpoint import optimizer_tensors, restore_optimizer
+from diffa2_mini.config import UserError
+from diffa2_mini.model import Diffa2
+
+TRAINS = ("semantic", "acoustic", "lora")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+def saved(path, model, **changes):
+    """A checkpoint of the model, written; and what was written."""
+    state = Checkpoint(model.config, stage=3, step=7, done=False, model=trained_tensors(model), **changes)
+    save(path, state)
+    return state
+
+
+def training(model):
+    """An optimiser of the model's trained parameters, and the function that does a step on noise."""
+    trained = model.train_only(TRAINS)
+    optimizer = torch.optim.AdamW(trained.values(), lr=0.01)
+
+    def step():
+        optimizer.zero_grad()
+        sum((p * torch.randn(p.shape)).sum() for p in trained.values()).backward()
+        optimizer.step()
+
+    return list(trained), optimizer, step
+
+
+def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
+    model.add_lora()
+    names, optimizer, step = training(model)
+    for _ in range(2):
+        step()
+    state = saved(tmp_path / "new/a.safetensors", model, audio=("acoustic", "semantic"), run={"seed": 3},
+                  optimizer=optimizer_tensors(optimizer, names), rng=torch.get_rng_state())
+    at_save = copy.deepcopy(state)
+    step()
+
+    found = load(tmp_path / "new/a.safetensors")
+    for name in ("config", "stage", "step", "done", "audio", "run"):
+        assert getattr(found, name) == getattr(state, name)
+    assert same(found.model, at_save.model) and same(found.optimizer, at_save.optimizer)
+    assert torch.equal(found.rng, at_save.rng) and not same(found.model, trained_tensors(model))
+    torch.manual_seed(99)
+    other = Diffa2(config)
+    restore(other, found.model, "a file")
+    names, optimizer, step = training(other)
+    restore_optimizer(optimizer, names, found.optimizer)
+    assert same(optimizer_tensors(optimizer, names), found.optimizer) and len(found.optimizer) == 3 * len(names)
+    torch.set_rng_state(found.rng)
+    step()
+    assert same(trained_tensors(other), trained_tensors(model))
+
+
+def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path, model):
+    state = saved(tmp_path / "a.safetensors", model)
+    found = load(tmp_path / "a.safetensors")
+    assert same(found.model, state.model) and found.optimizer == {} and found.rng is None and found.done is False
+    assert {name.split(".")[0] for name in found.model} == {"semantic_connector", "acoustic_connector",
+                                                            "trainable_prompts"}
+    save(tmp_path / "a.safetensors", dataclasses.replace(state, done=True))
+    assert load(tmp_path / "a.safetensors").done is True
+
+
+def test_lora_tensors_make_the_model_grow_its_lora(config, model):
+    other, plain = Diffa2(config), trained_tensors(model)
+    model.add_lora()
+    for name, tensor in trained_tensors(model).items():
+        tensor.normal_()
+    restore(other, trained_tensors(model), "a file")
+    assert same(trained_tensors(other), trained_tensors(model)) and len(trained_tensors(other)) > len(plain)
+    restore(other, plain, "the stage before")  # has no LoRA yet, and leaves the model's own as it is
+    assert same({n: p for n, p in trained_tensors(other).items() if "lora_" in n},
+                {n: p for n, p in trained_tensors(model).items() if "lora_" in n})
+
+
+def error_of(function, *args):
+    with pytest.raises(UserError) as caught:
+        function(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_a_cut_file(tmp_path, model, length):
+    path = tmp_path / "a.safetensors"
+    saved(path, model)
+    path.write_bytes(path.read_bytes()[:length])
+    message = error_of(load, path)
+    assert message.startswith(f"{path}: ") and "cut off or damaged" in message
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    path = tmp_path / "a.safetensors"
+    assert "no such file" in error_of(load, path) and "no such file" in error_of(load, tmp_path)
+    path.write_text("this is no safetensors file, but text of some length")
+    assert "cut off or damaged" in error_of(load, path)
+    save_file({"x": torch.zeros(2)}, path)
+    assert "another safetensors file" in error_of(load, path)
+    save_file({"x": torch.zeros(2)}, path, {"format": "diffa2_mini 0"})
+    assert "expected a checkpoint of 'diffa2_mini 1', got 'diffa2_mini 0'" in error_of(load, path)
+
+
+@pytest.mark.parametrize("function", ["save_file", "replace", "fsync"])
+def test_a_save_that_fails_midway_leaves_the_old_file(tmp_path, model, monkeypatch, function):
+    path = tmp_path / "a.safetensors"
+    saved(path, model)
+    before = path.read_bytes()
+    torch.nn.init.normal_(model.trainable_prompts.weight)
+
+    def fail(*args):
+        if function == "save_file":
+            args[1].write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint if function == "save_file" else checkpoint.os, function, fail)
+    message = error_of(saved, path, model)
+    assert message.startswith(f"{path}: ") and "No space left" in message
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    saved(path, model)
+    assert path.read_bytes() != before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path, model):
+    (tmp_path / "file").write_text("")
+    assert "could not be written" in error_of(saved, tmp_path / "file/a.safetensors", model)
+
+
+def test_what_does_not_fit_is_listed_and_nothing_is_copied(model):
+    tensors = {name: torch.full_like(tensor, 7) for name, tensor in trained_tensors(model).items()}
+    shape = list(tensors["trainable_prompts.weight"].shape)
+    missing = next(name for name in tensors if name.startswith("semantic_connector."))
+    tensors["trainable_prompts.weight"] = torch.zeros(1, 2)
+    tensors["other.weight"] = tensors.pop(missing)
+    before = {name: tensor.clone() for name, tensor in trained_tensors(model).items()}
+    message = error_of(restore, model, tensors, "a file")
+    assert message.startswith("a file: ") and same(trained_tensors(model), before)
+    for words in (f"missing {missing}", "unexpected other.weight",
+                  f"trainable_prompts.weight has shape [1, 2], expected {shape}"):
+        assert words in message
+    assert message.count("; ") == 2
+    assert f"and {len(before) - 8} more" in error_of(restore, model, {}, "a file")
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_a_frozen_tensor_is_unexpected(model, with_lora):
+    if with_lora:
+        model.add_lora()
+    frozen = {"llada.wte.weight": torch.zeros_like(model.llada.wte.weight)}
+    assert "unexpected llada.wte.weight" in error_of(restore, model, trained_tensors(model) | frozen, "a file")
+    assert model.llada.wte.weight.any()
+
+
+def test_a_missing_piece_of_lora_is_listed(model):
+    model.add_lora()
+    tensors = dict(trained_tensors(model))
+    missing = next(name for name in tensors if name.endswith("lora_B"))
+    del tensors[missing]
+    assert f"missing {missing}" in error_of(restore, model, tensors, "a file")

@@ -1,0 +1,115 @@
+"""The numbers: `full` has exactly the published parameter counts, and a config survives its trip through JSON."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from diffa2_mini.config import SIZES, DecodeConfig, UserError, from_dict, to_dict
+from diffa2_mini.model import Diffa2, part_of
+
+COUNTS = {  # SPEC section 1
+    "whisper": 636_968_960,  # its fixed sinusoid table included
+    "semantic": 36_392_448,
+    "acoustic": 47_892_992,
+    "prompts": 81_920,
+    "llada": 8_015_581_184,
+    "lora": 14_680_064,
+}
+
+
+@pytest.fixture(scope="module")
+def full_counts() -> dict[str, int]:
+    """Numbers in each part of the full model, built without memory."""
+    with torch.device("meta"):
+        model = Diffa2(SIZES["full"][0])
+        model.add_lora()
+    counts = dict.fromkeys(COUNTS, 0)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        assert tensor.is_meta
+        counts[part_of(name)] += tensor.numel()
+    return counts
+
+
+@pytest.mark.parametrize("part", COUNTS)
+def test_full_size_has_the_published_parameter_count(full_counts, part):
+    assert full_counts[part] == COUNTS[part]
+
+
+def test_what_is_ever_trained_fills_the_published_file(full_counts):
+    trained = sum(full_counts[part] for part in ("semantic", "acoustic", "prompts", "lora"))
+    assert 4 * trained == 396_189_696  # bytes in float32
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_json_round_trip_is_the_identity(size):
+    config = SIZES[size][0]
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_json_carries_the_values_and_not_the_defaults():
+    decode = DecodeConfig(gen_length=64, block_length=8, steps=16, factor=None)
+    config = dataclasses.replace(SIZES["toy"][0], decode=decode)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))).decode == decode
+
+
+@pytest.mark.parametrize("part, changes", [
+    ("whisper", {"n_ears": 2}),
+    ("audio", {"hop": 160}),
+    ("text", {"system_prompt": "Hello."}),
+    ("decode", {"gen_length": 24, "block_length": 16}),
+    ("decode", {"remasking": "lowest"}),
+])
+def test_from_dict_refuses_bad_parts(part, changes):
+    values = to_dict(SIZES["toy"][0])
+    values[part].update(changes)
+    with pytest.raises(UserError):
+        from_dict(values)
+
+
+@pytest.mark.parametrize("values", [None, [], "toy", {"size": "toy", "ears": {}}, {"size": "toy", "colour": "red"}])
+def test_from_dict_refuses_what_is_not_a_config(values):
+    with pytest.raises(UserError):
+        from_dict(values)
+
+
+@pytest.mark.parametrize("part, name", [(None, "size"), (None, "llada"), ("llada", "rope_theta"), ("lora", "alpha")])
+def test_from_dict_refuses_missing_fields(part, name):
+    values = to_dict(SIZES["toy"][0])
+    del (values if part is None else values[part])[name]
+    with pytest.raises(UserError):
+        from_dict(values)
+
+
+@pytest.mark.parametrize("bad", [
+    dict(gen_length=0),
+    dict(gen_length=-32, block_length=-32),
+    dict(gen_length=100, block_length=32),
+    dict(gen_length=64, block_length=16, steps=2),
+    dict(gen_length=64, block_length=16, steps=63),
+    dict(steps=0),
+    dict(factor=0.0),
+    dict(factor=float("nan")),
+    dict(temperature=-0.1),
+    dict(remasking="best"),
+])
+def test_decoding_settings_that_make_no_sense_are_refused(bad):
+    with pytest.raises(UserError):
+        DecodeConfig(**bad)
+
+
+@pytest.mark.parametrize("stage", (1, 2, 3, 4))
+def test_toy_and_full_curricula_differ_in_numbers_alone(stage):
+    toy, full = SIZES["toy"][1][stage], SIZES["full"][1][stage]
+    for field in ("trains", "audio", "data", "schedule", "preference", "lora_dropout"):
+        assert getattr(toy, field) == getattr(full, field)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_taps_positions_and_frames_fit_together(size):
+    config = SIZES[size][0]
+    assert config.audio.max_frames == 2 * config.whisper.n_positions
+    assert config.audio.n_mels == config.whisper.n_mels
+    assert set(config.whisper.taps) <= set(range(config.whisper.n_layers + 1))
+    assert config.decode.gen_length % config.text.response_multiple == 0

@@ -1,0 +1,117 @@
+"""Batches: what an example gets depends on itself alone, and every epoch sees every example once."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
+from diffa2_mini.data import Ears, Example, batches, collate
+from diffa2_mini.model import Diffa2
+from diffa2_mini.weights import load_tokenizer
+
+TOY, STAGES = SIZES["toy"]
+MICRO = replace(  # the toy's front end and tokenizer, little else
+    TOY, audio=replace(TOY.audio, max_seconds=1, n_mels=16), adapter=AdapterConfig(n_queries=2, qformer_hidden=8),
+    whisper=WhisperConfig(n_mels=16, n_positions=50, width=8, n_layers=2, n_heads=2, taps=(1, 2)),
+    llada=LladaConfig(vocab_size=TOY.llada.vocab_size, width=8, n_layers=1, n_heads=2, hidden=16))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Diffa2(MICRO).eval()
+
+
+def ears_of(model, keep):
+    return Ears(model, torch.device("cpu"), torch.float32, keep)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """Eight clips of 0.1 to 0.8 s, with answers of 16, 16 and 32 tokens."""
+    folder, words = tmp_path_factory.mktemp("clips"), ["one", "two three four", "a high voice says " + "nine " * 20]
+    for i in range(8):
+        soundfile.write(folder / f"{i}.wav", np.random.default_rng(i).normal(0, 0.1, 1600 * (i + 1)), 16_000)
+    return [Example(folder / f"{i}.wav", "What is said?", words[i % 3], words[(i + 1) % 3], "asr", "speech")
+            for i in range(8)]
+
+
+def batch_of(pairs, examples, model, stage, seed=42, keep=True):
+    return collate(pairs, examples, seed, STAGES[stage], MICRO.text, load_tokenizer(MICRO), ears_of(model, keep))
+
+
+def test_kept_features_are_the_ones_that_are_not_kept(model, examples):
+    paths = [examples[i].path for i in (3, 0, 7)]
+    fresh, ears = ears_of(model, keep=False), ears_of(model, keep=True)
+    ears.prepare(paths + paths, lambda chunks: chunks)
+    ears.encode = None  # nothing is computed again
+    for name in ("final", "taps", "n_frames"):
+        expected = getattr(fresh(paths), name)
+        assert torch.equal(getattr(ears(paths), name), expected)
+        assert torch.equal(getattr(ears([paths[2], paths[0], paths[2]]), name), expected[[2, 0, 2]])
+    assert fresh(paths).n_frames.tolist() == [20, 5, 40] and not fresh.kept
+
+
+@pytest.mark.parametrize("stage", [2, 4])
+def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stage):
+    pairs = [(1, 0), (0, 5), (0, 2), (3, 1)]
+    whole, n = batch_of(pairs, examples, model, stage), 2 if stage == 4 else 1
+    for i, pair in enumerate(pairs):
+        alone = batch_of([pair], examples, model, stage)
+        R, rows = alone.response.shape[1], slice(n * i, n * i + n)
+        assert alone.prompts == whole.prompts[i:i + 1] and alone.examples == whole.examples[i:i + 1]
+        assert torch.equal(alone.response, whole.response[rows, :R]) and torch.equal(alone.real, whole.real[rows, :R])
+        torch.testing.assert_close(alone.audio.final, whole.audio.final[i:i + 1])
+        if stage == 4:
+            assert torch.equal(alone.masks, whole.masks[rows, :, :R])
+        else:
+            assert torch.equal(alone.t, whole.t[rows]) and torch.equal(alone.uniforms, whole.uniforms[rows, :R])
+
+
+@pytest.mark.parametrize("stage", [2, 4])
+def test_noise_is_keyed_by_seed_epoch_and_number(model, examples, stage):
+    def noise(seed, epoch, number):
+        batch = batch_of([(epoch, number)], [examples[0]] * 8, model, stage, seed)
+        return batch.masks if stage == 4 else torch.cat([batch.t, batch.uniforms[0]])
+
+    assert torch.equal(noise(1, 2, 3), noise(1, 2, 3))
+    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2)):
+        assert not torch.equal(noise(1, 2, 3), noise(*other))
+
+
+@pytest.mark.parametrize("stage", [2, 4])
+def test_padding_is_eos_and_never_masked(model, examples, stage):
+    batch = batch_of([(0, i) for i in range(8)], examples, model, stage)
+    padding = ~batch.real
+    assert padding.any(1).sum() > 2 and (batch.response[padding] == load_tokenizer(MICRO).eos_id).all()
+    assert (batch.real.sum(1) % MICRO.text.response_multiple == 0).all()
+    assert (batch.real.long().diff(dim=1) <= 0).all()  # padding is on the right
+    if stage == 4:
+        assert batch.masks.shape == (16, STAGES[4].vrpo_samples, batch.response.shape[1])
+        assert not (batch.masks & padding[:, None]).any() and batch.masks.any(2).all()
+        decoded = [load_tokenizer(MICRO).decode(row) for row in batch.response[:2].tolist()]
+        assert decoded == [examples[0].answer, examples[0].rejected]
+    else:
+        assert (batch.uniforms[padding] > 1).all() and (batch.uniforms[batch.real] < 1).all()
+
+
+@pytest.mark.parametrize("n_examples, batch_size", [(10, 1), (10, 3), (10, 10), (7, 20), (1, 4)])
+def test_every_example_is_seen_once_per_epoch_and_resuming_goes_on(n_examples, batch_size):
+    n_steps = -(-3 * n_examples // batch_size)
+    steps = list(batches(n_examples, batch_size, n_steps, 0, seed=5))
+    pairs = [pair for _, batch in steps for pair in batch]
+    assert [step for step, _ in steps] == list(range(n_steps)) and all(len(batch) == batch_size for _, batch in steps)
+    assert Counter(pairs[:3 * n_examples]) == Counter((e, i) for e in range(3) for i in range(n_examples))
+    for first in range(n_steps):
+        assert list(batches(n_examples, batch_size, n_steps, first, seed=5)) == steps[first:]
+
+
+def test_each_epoch_and_each_seed_has_an_order_of_its_own():
+    first, second = (batch for _, batch in batches(50, 50, 2, 0, seed=5))
+    [(_, other)] = batches(50, 50, 1, 0, seed=6)
+    orders = [[number for _, number in batch] for batch in (first, second, other)]
+    assert orders[0] != orders[1] and orders[0] != orders[2] and sorted(orders[0]) != orders[0]

@@ -1,0 +1,186 @@
+"""Decoding on hand-made predictions: who is committed, when, and that nobody's answer depends on a neighbour's."""
+
+import pytest
+import torch
+
+from diffa2_mini.config import DecodeConfig
+from diffa2_mini.decode import choose, factor_based, finished, generate, most_confident
+
+V, MASK, EOS = 6, 5, 4  # words 0 ... 3
+SETTINGS = [dict(steps=8), dict(steps=4, remasking="random"), dict(factor=1.0), dict(factor=1e-9)]
+
+
+def settings(**changes) -> DecodeConfig:
+    return DecodeConfig(**dict(gen_length=8, block_length=4, steps=8, factor=None) | changes)
+
+
+def decode(predict, config, n_rows=1):
+    return list(generate(predict, n_rows, config, MASK, EOS))
+
+
+def sure(words, confidence):
+    """Predicts `words` [R] with `confidence` [R], whatever it sees, and all else alike."""
+    p = ((1 - torch.tensor(confidence)) / (V - 2))[:, None].repeat(1, V)  # V - 2 others: the mask never counts
+    p[range(len(words)), words] = torch.tensor(confidence)
+    p[:, MASK] = 1e-30
+    return lambda tokens: p.log().expand(len(tokens), -1, -1).clone()
+
+
+def restless(rows=(0,), scale=2.0):
+    """Random predictions that change with every token; row b is that of clip rows[b]."""
+    tables = torch.randn(10, 8, V, 8, V, generator=torch.Generator().manual_seed(0)) * scale
+    tables[..., EOS] -= 0.2  # so that some answers end early and others do not
+
+    def predict(tokens, conditional=True):
+        hot = torch.nn.functional.one_hot(tokens, V).float()  # [B, 8, V]
+        return torch.einsum("brv,brvsw->bsw", hot, tables[list(rows)]) * (1 if conditional else -0.5)
+
+    return predict
+
+
+@pytest.mark.parametrize("confidence, factor, expected", [
+    ([1.0, 1.0, 1.0], 1.0, "111"),  # all sure
+    ([0.1, 0.1, 0.1], 1.0, "100"),  # the first always
+    ([0.99, 0.9, 0.6], 1.0, "110"),  # the last fails: 4 * 0.4 > 1
+    ([0.6, 0.99, 0.9], 1.0, "011"),  # the same, not in order
+    ([0.875, 0.75, 0.5], 0.75, "110"),  # 3 * 0.25 <= 0.75
+    ([0.875, 0.74, 0.74], 0.75, "100"),  # 3 * 0.26 > 0.75
+    ([0.9, 0.2, 0.9], 1.0, "101"),  # whoever fails, wherever it stands
+    ([0.9, 0.8, 0.7], 2.0, "111"),  # a larger factor dares more: 4 * 0.3 <= 2
+    ([0.9, 0.8, 0.7], 1.0, "110"),
+    ([0.9999, 0.999, 0.99], 1e-9, "100"),  # a tiny one goes one by one
+])
+def test_factor_based_rule(confidence, factor, expected):
+    committed = factor_based(torch.tensor([confidence]), torch.ones(1, 3, dtype=torch.bool), factor)
+    assert "".join(str(int(go)) for go in committed[0]) == expected
+
+
+@pytest.mark.parametrize("factor", [1.0, 100.0])
+def test_factor_based_commits_candidates_alone_and_each_row_for_itself(factor):
+    candidates = torch.tensor([[False, True, True], [False, False, False], [True, True, True]])
+    confidence = torch.tensor([[1.0, 0.3, 0.2], [1.0, 1.0, 1.0], [1.0, 0.99, 0.98]])
+    expected = [[False, True, factor > 1], [False] * 3, [True] * 3]
+    assert factor_based(confidence, candidates, factor).tolist() == expected
+
+
+def test_most_confident_takes_k_candidates_or_as_many_as_there_are():
+    candidates = torch.tensor([[True, True, False, True], [False, True, False, False]])
+    confidence = torch.tensor([[0.2, 0.5, 0.9, 0.4], [0.9, 0.1, 0.9, 0.9]])
+    expected = [[False, True, False, True], [False, True, False, False]]
+    assert most_confident(confidence, candidates, 2).tolist() == expected
+
+
+@pytest.mark.parametrize("block, steps, shares", [
+    (8, 8, [1] * 8), (8, 3, [3, 3, 2]), (8, 5, [2, 2, 2, 1, 1]), (4, 6, [2, 1, 1] * 2), (8, 1, [8]), (8, 20, [1] * 8)])
+@pytest.mark.parametrize("remasking", ["confidence", "random"])
+def test_the_fixed_schedule_shares_the_masks_with_the_remainder_first(block, steps, shares, remasking):
+    run = decode(sure([0, 1, 2, 3] * 2, [0.5] * 8), settings(block_length=block, steps=steps, remasking=remasking))
+    assert [int(step.committed.sum()) for step in run] == shares
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_committed_token_never_changes_and_no_mask_is_left(changes, temperature):
+    run = decode(restless(), settings(temperature=temperature, **changes))
+    before = torch.full((1, 8), MASK)
+    for step in run:
+        assert (before[step.committed] == MASK).all() and step.committed.any()
+        assert torch.equal(step.tokens, torch.where(step.committed, step.predicted, before))
+        before = step.tokens
+    assert not (before[:, :4] == MASK).any() and (finished(before, MASK, EOS).all() or not (before == MASK).any())
+
+
+@pytest.mark.parametrize("changes", [dict(factor=1e-9), dict(steps=8)])
+def test_one_at_a_time_goes_in_order_of_confidence(changes):
+    confidence = [0.5, 0.9, 0.3, 0.7, 0.95, 0.4, 0.6, 0.8]
+    run = decode(sure([0] * 8, confidence), settings(block_length=8, **changes))
+    assert [step.committed.nonzero()[:, 1].tolist() for step in run] == [[4], [1], [7], [3], [6], [0], [5], [2]]
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+def test_blocks_are_filled_from_left_to_right(changes):
+    run = decode(sure([0] * 8, [0.3] * 4 + [0.999] * 4), settings(**changes))  # the second is the surer one
+    for step in run:
+        assert not step.committed[:, 4:].any() or not (step.tokens[:, :4] == MASK).any()
+        assert step.committed[:, :4].any() != step.committed[:, 4:].any()
+
+
+@pytest.mark.parametrize("tokens, expected", [
+    ([0, EOS, MASK, MASK], True), ([EOS, EOS, EOS, EOS], True), ([MASK, EOS, 0, 0], False),
+    ([0, 1, 2, 3], False), ([MASK] * 4, False), ([0, 1, MASK, EOS], False)])
+def test_finished_means_an_eos_without_a_mask_before_it(tokens, expected):
+    assert finished(torch.tensor([tokens]), MASK, EOS).item() == expected
+
+
+@pytest.mark.parametrize("words, n_filled", [([0, 1, EOS, 2, 0, 0, 0, 0], 4), ([0, 1, 2, 3, EOS, 0, 0, 0], 8)])
+@pytest.mark.parametrize("changes", SETTINGS)
+def test_decoding_stops_after_the_block_whose_eos_is_settled(words, n_filled, changes):
+    run = decode(sure(words, [0.9] * 8), settings(**changes))
+    assert run[-1].tokens[0].tolist() == words[:n_filled] + [MASK] * (8 - n_filled)
+
+
+def test_temperature_zero_is_deterministic_and_ignores_the_seed():
+    runs = [decode(restless(), settings(factor=1.0, seed=seed))[-1].tokens for seed in (0, 1)]
+    assert torch.equal(*runs)
+
+
+def test_with_a_temperature_the_seed_decides():
+    runs = [decode(restless(scale=0.5), settings(temperature=1.0, seed=seed))[-1].tokens for seed in (0, 0, 1)]
+    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_a_temperature_samples_from_p_to_the_one_over_t_and_its_confidence_is_free_of_noise(temperature):
+    n, p = 40_000, torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    noise = torch.rand(n, 1, 4, dtype=torch.float64)
+    tokens, confidence = choose(p.log().expand(n, 1, 4), temperature, noise)
+    torch.testing.assert_close(confidence, p[tokens])
+    expected = n * p ** (1 / temperature) / (p ** (1 / temperature)).sum()
+    assert ((tokens.flatten().bincount(minlength=4) - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3, 0.1 %
+
+
+def test_guidance_of_zero_never_asks_without_the_prompt():
+    plain, guided = restless(), decode(restless(), settings(cfg=0.0))
+    assert torch.equal(decode(lambda tokens: plain(tokens), settings())[-1].tokens, guided[-1].tokens)
+
+
+def test_choice_and_confidence_come_from_the_guided_logits():
+    with_prompt, without = torch.randn(2, 8, V)
+
+    def predict(tokens, conditional=True):
+        return (with_prompt if conditional else without).clone()[None]
+
+    step = decode(predict, settings(cfg=1.5))[0]
+    guided = without + 2.5 * (with_prompt - without)
+    guided[:, MASK] = -torch.inf
+    confidence, words = guided.double().softmax(-1).max(-1)
+    assert torch.equal(step.predicted[0], words)
+    torch.testing.assert_close(step.confidence[0], confidence)
+
+
+def test_random_remasking_commits_anywhere_but_the_same_for_the_same_seed():
+    predict = sure([0] * 8, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
+    orders = [[step.committed[0].nonzero().item() for step in
+               decode(predict, settings(block_length=8, remasking="random", seed=seed))] for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert all(sorted(order) == list(range(8)) != order for order in orders)
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+@pytest.mark.parametrize("temperature", [0.0, 3.0])
+def test_the_mask_is_never_an_answer(changes, temperature):
+    logits = torch.zeros(8, V)
+    logits[:, MASK] = 50.0
+    run = decode(lambda tokens: logits.clone()[None], settings(temperature=temperature, **changes))
+    assert all((step.predicted != MASK).all() for step in run)
+    assert run[0].confidence[0, 0].item() == pytest.approx(1 / 5)  # it takes no probability either
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("cfg", [0.0, 1.0])
+def test_a_batch_equals_its_rows_one_by_one(changes, temperature, cfg):
+    config = settings(temperature=temperature, cfg=cfg, **changes)
+    batch = decode(restless(range(10)), config, n_rows=10)[-1].tokens
+    alone = torch.cat([decode(restless([row]), config)[-1].tokens for row in range(10)])
+    assert torch.equal(batch, alone)

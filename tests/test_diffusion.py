@@ -1,0 +1,165 @@
+"""The forward process and its loss, against exact enumeration where the vocabulary is small enough for it."""
+
+from itertools import permutations, product
+from math import comb, factorial
+
+import numpy as np
+import pytest
+import torch
+
+from diffa2_mini.diffusion import EPSILON, diffusion_loss, forward_process, masked_cross_entropy, noise_for
+from diffa2_mini.vrpo import elbo
+
+V, R, MASK = 3, 3, 3  # three words, three positions, and the mask
+X = torch.tensor([[2, 0, 1]])
+ALL_MASKS = torch.tensor(list(product((False, True), repeat=R))[1:])  # [7, R]: all but the empty one
+REAL = torch.ones(1, R, dtype=torch.bool)
+
+
+def arbitrary_model():
+    """A prediction [R, V] for every noisy response, with no rhyme or reason: logits [V + 1, V + 1, V + 1, R, V]."""
+    return torch.randn(*[V + 1] * R, R, V)
+
+
+def consistent_model():
+    """The exact conditionals p(x_i | what is not masked) of a joint distribution, and that joint [V, V, V]."""
+    joint, table = torch.randn(*[V] * R).flatten().softmax(0).view(*[V] * R), torch.zeros(*[V + 1] * R, R, V)
+    for noisy in product(range(V + 1), repeat=R):
+        given = joint[tuple(slice(None) if token == MASK else slice(token, token + 1) for token in noisy)]
+        for i in range(R):
+            marginal = given.sum([d for d in range(R) if d != i])
+            table[noisy][i, :len(marginal)] = (marginal / marginal.sum()).log()
+    return table, joint
+
+
+def logits_at(table, noisy, masked):
+    """What the table predicts for the masked tokens of noisy [B, R], in row order: [K, V]."""
+    return table[noisy.unbind(1)][masked]
+
+
+def losses(table, x):
+    """Summed cross-entropy of x [1, R] under each of ALL_MASKS: [7]."""
+    x = x.expand(len(ALL_MASKS), R)
+    return masked_cross_entropy(logits_at(table, x.masked_fill(ALL_MASKS, MASK), ALL_MASKS), x, ALL_MASKS).sum(1)
+
+
+def exact_bound(table, x=X):
+    """E_t E_mask (1/t) sum CE. A mask of k tokens weighs the integral of t^(k-1) (1-t)^(R-k), a Beta function."""
+    k = ALL_MASKS.sum(1).tolist()
+    beta = torch.tensor([factorial(n - 1) * factorial(R - n) / factorial(R) for n in k])
+    return (beta * losses(table, x)).sum()
+
+
+def log_p_in_order(table, order):
+    """log p(X) if its tokens are revealed one at a time in this order."""
+    noisy, total = torch.full((R,), MASK), 0.0
+    for i in order:
+        total += table[tuple(noisy)][i].log_softmax(-1)[X[0, i]]
+        noisy[i] = X[0, i]
+    return total
+
+
+def test_cross_entropy_stands_at_the_masked_tokens_and_is_zero_elsewhere():
+    response, masked = torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.tensor([[True, False, True], [False, True, False]])
+    logits = torch.randn(3, V)
+    p = logits.softmax(-1).log()
+    expected = -torch.tensor([[p[0, 0], 0, p[1, 2]], [0, p[2, 1], 0]])
+    torch.testing.assert_close(masked_cross_entropy(logits, response, masked), expected)
+
+
+def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():
+    table, n = arbitrary_model(), 200_000
+    x, u = X.expand(n, R), torch.rand(n, R)
+    noisy, masked, t = forward_process(x, torch.rand(n), u, MASK)
+    logits = logits_at(table, noisy, masked)
+    samples = masked_cross_entropy(logits, x, masked).sum(1) / t
+    error = samples.std() / n ** 0.5
+    estimate = R * diffusion_loss(logits, x, masked, t, n_tokens=n * R)
+    assert abs(estimate - exact_bound(table)) < 4 * error
+    assert error < 0.01 * exact_bound(table)  # or the line above would prove nothing
+
+
+def test_masking_exactly_k_tokens_has_the_same_expectation():
+    """VRPO's estimator: k uniform in 1 ... R, then any k tokens, R/k. Here every mask once, with its probability."""
+    table, n = arbitrary_model(), len(ALL_MASKS)
+    bounds = elbo(lambda noisy, real, masked: logits_at(table, noisy, masked),
+                  X.expand(n, R), REAL.expand(n, R), ALL_MASKS[:, None], MASK)
+    weights = torch.tensor([1 / (R * comb(R, k)) for k in ALL_MASKS.sum(1).tolist()])
+    assert weights.sum() == pytest.approx(1)
+    torch.testing.assert_close(-(weights * bounds).sum(), exact_bound(table))
+
+
+def test_the_bound_is_the_mean_over_orders_and_so_above_the_models_own_log_likelihood():
+    table = arbitrary_model()
+    in_order = torch.stack([log_p_in_order(table, order) for order in permutations(range(R))])
+    torch.testing.assert_close(exact_bound(table), -in_order.mean())
+    assert exact_bound(table) > -in_order.exp().mean().log() + 1e-3  # p(X) with the order drawn at random
+
+
+def test_the_bound_is_tight_for_the_conditionals_of_a_joint_distribution():
+    table, joint = consistent_model()
+    torch.testing.assert_close(exact_bound(table), -joint[tuple(X[0])].log())
+
+
+def test_a_wrong_model_has_a_bound_above_the_entropy_of_the_data():
+    table, joint = consistent_model()
+    wrong = table + 0.5 * torch.randn_like(table)
+
+    def mean_bound(model):
+        return sum(joint[x] * exact_bound(model, torch.tensor([x])) for x in product(range(V), repeat=R))
+
+    entropy = -(joint * joint.log()).sum()
+    torch.testing.assert_close(mean_bound(table), entropy)
+    assert mean_bound(wrong) > entropy + 0.01
+
+
+def test_time_one_masks_everything_and_time_zero_next_to_nothing():
+    response, u = torch.zeros(2, 1000).long(), torch.rand(2, 1000).clamp(2 * EPSILON, 1 - 1e-7)
+    noisy, masked, t = forward_process(response, torch.tensor([1.0, 0.0]), u, MASK)
+    assert masked[0].all() and not masked[1].any()
+    assert (noisy[0] == MASK).all() and torch.equal(noisy[1], response[1])
+    torch.testing.assert_close(t, torch.tensor([1.0, EPSILON]))
+
+
+def test_the_share_of_masks_is_the_time():
+    times = torch.tensor([0.05, 0.3, 0.5, 0.9])
+    _, masked, t = forward_process(torch.zeros(4, 50_000).long(), times, torch.rand(4, 50_000), MASK)
+    error = (t * (1 - t) / 50_000).sqrt()
+    assert ((masked.float().mean(1) - t).abs() < 4 * error).all()
+    torch.testing.assert_close(t, times, atol=EPSILON, rtol=0)
+
+
+def test_noise_depends_on_its_key_alone():
+    t, uniforms = noise_for(42, 3, 7, 16)
+    np.random.seed(1), torch.manual_seed(1)
+    again = noise_for(42, 3, 7, 16)
+    assert t == again[0] and (uniforms == again[1]).all() and uniforms.shape == (16,)
+    for other in [(43, 3, 7), (42, 4, 7), (42, 3, 8), (42, 7, 3)]:
+        assert noise_for(*other, 16)[0] != t and not (noise_for(*other, 16)[1] == uniforms).any()
+
+
+def test_times_are_uniform():
+    times = np.sort([noise_for(0, 0, example, 1)[0] for example in range(1000)])
+    assert np.abs(times - np.linspace(0, 1, 1000)).max() < 1.63 / 1000 ** 0.5  # Kolmogorov-Smirnov, 1 %
+
+
+def test_eos_that_belongs_to_the_response_counts_and_row_padding_does_not():
+    eos, answer, t = 1, torch.tensor([[2, 1, 1, 1]]), torch.ones(1)  # one word and three EOS
+    logits = torch.randn(4, V)
+    _, masked, _ = forward_process(answer, t, torch.zeros(1, 4), MASK)
+    alone = diffusion_loss(logits, answer, masked, t, n_tokens=4)
+    torch.testing.assert_close(alone, -logits.log_softmax(-1)[range(4), answer[0]].mean())
+    padded = torch.cat([answer, torch.full((1, 2), eos)], dim=1)
+    _, masked, _ = forward_process(padded, t, torch.tensor([[0.0, 0, 0, 0, 2, 2]]), MASK)  # 2: never masked
+    assert torch.equal(diffusion_loss(logits, padded, masked, t, n_tokens=4), alone)
+
+
+def test_the_losses_of_the_pieces_of_a_batch_add_up():
+    response, u, t = torch.randint(V, (4, 8)), torch.rand(4, 8), torch.tensor([0.2, 0.5, 0.9, 1.0])
+    _, masked, t = forward_process(response, t, u, MASK)
+    logits = torch.randn(4, 8, V)
+
+    def loss(rows):
+        return diffusion_loss(logits[rows][masked[rows]], response[rows], masked[rows], t[rows], n_tokens=32)
+
+    torch.testing.assert_close(sum(loss([i]) for i in range(4)), loss([0, 1, 2, 3]))

@@ -1,0 +1,299 @@
+"""The manifests of real recordings: nothing leaks between splits, labels lie where the sound is, errors are a line."""
+
+import functools
+import http.server
+import io
+import json
+import tarfile
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import soundfile
+
+from data import fsdd, toy_text
+from data.toy_scene import DIGITS, Scene
+from diffa2_mini.config import UserError
+
+SPEAKERS = ("george", "lucas", "theo")
+TAKES = (*range(8), 45, 46)
+TRAINING, EVALUATION = ("stage0", "stage1", "sft", "preference"), ("validation", "test", "held_out")
+ALLOWED = dict.fromkeys(TRAINING, range(5, 45)) | {"validation": range(45, 50), "test": range(5)}
+CLIPS = {"stage0": 40, "train": 24, "validation": 12, "test": 12, "held_out": 12}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Tones instead of digits: the pitch tells the digit, the length differs, some begin with silence."""
+    folder = tmp_path_factory.mktemp("source") / "recordings"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for speaker in SPEAKERS:
+        for digit in range(10):
+            for take in TAKES:
+                t = np.arange(round(rng.uniform(0.2, 1.2) * fsdd.RATE)) / fsdd.RATE
+                tone = rng.uniform(0.02, 0.9) * np.sin(2 * np.pi * (300 + 100 * digit) * t)
+                sound = np.concatenate([np.zeros(take * 100), tone])
+                soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", sound, fsdd.RATE, subtype="PCM_16")
+    return folder.parent
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fsdd, "SPLITS", {name: replace(s, clips=CLIPS[name]) for name, s in fsdd.SPLITS.items()})
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    """The folder and its manifests, with theo held out."""
+    out = tmp_path_factory.mktemp("out")
+    assert fsdd.main(["--source", str(source), "--out", str(out), "--hold-out", "theo"]) == 0
+    return out, {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+
+
+def parts(row):
+    """The (digit, speaker, take) of each recording of a clip."""
+    named = [name.split("_") for name in row["recordings"]]
+    return [(int(digit), speaker, int(take)) for digit, speaker, take in named]
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------------------- leaks
+
+
+def test_the_held_out_speaker_is_in_one_manifest_alone(made):
+    for name, rows in made[1].items():
+        heard = {speaker for row in rows for _, speaker, _ in parts(row)}
+        assert heard == ({"theo"} if name == "held_out" else {"george", "lucas"}), name
+        assert not any(row.get("target") == "theo" or row.get("traits") == {"speaker": "theo"} for row in rows)
+
+
+def test_takes_do_not_cross_splits(made):
+    for name, takes in ALLOWED.items():
+        assert {take for row in made[1][name] for _, _, take in parts(row)} <= set(takes), name
+    assert {take for row in made[1]["held_out"] for _, _, take in parts(row)} & set(range(5, 45))  # all of his
+
+
+def test_sequences_do_not_cross_from_evaluation_to_training(made):
+    manifests = made[1]
+    for name, rows in manifests.items():
+        for row in rows:
+            scene = Scene("speech", tuple(row["transcription"].split()), voice=parts(row)[0][1])
+            assert toy_text.held_out(scene) == (name in EVALUATION), (name, row)
+    long = [{row["transcription"] for name in names for row in manifests[name] if " " in row["transcription"]}
+            for names in (TRAINING, EVALUATION)]
+    assert long[0] and long[1] and not long[0] & long[1]
+
+
+# ---------------------------------------------------------------------------------------------------------- clips
+
+
+def test_a_clip_is_what_its_row_says(made):
+    out, manifests = made
+    for row in sum(manifests.values(), []):
+        clip, rate = soundfile.read(out / row["audio_filepath"])
+        assert rate == 16_000 and clip.ndim == 1 and len(clip) == round(row["duration"] * rate) <= 3.9 * rate
+        assert 0.1 < np.abs(clip).max() < 0.95
+        assert row["transcription"].split() == [DIGITS[digit] for digit, _, _ in parts(row)]
+        assert len({speaker for _, speaker, _ in parts(row)}) == 1
+        assert row["dataset"] == "fsdd" and row["domain"] == "speech"
+
+
+def test_long_strings_lose_digits(source):
+    """Four digits of 2 s each do not fit; the clips of one digit or two do, and are as long as they say."""
+    long = [replace(r, samples=np.resize(r.samples, 2 * fsdd.RATE)) for r in fsdd.read_recordings(source)]
+    pool = fsdd.by_speaker(long, range(5, 45))
+    for i in range(8):
+        scene, _, clip, _ = fsdd.make_clip(pool, fsdd.SPLITS["stage0"], np.random.default_rng(i))
+        assert len(scene.items) <= 2 and len(clip) <= 3.9 * 16_000
+
+
+def test_segments_lie_where_the_energy_is(made):
+    """The power is inside of the segments, right up to their ends; and the pitch in each is its digit's."""
+    out, manifests = made
+    for row in manifests["stage0"]:
+        clip, rate = soundfile.read(out / row["audio_filepath"])
+        assert [s["ordinal"] for s in row["segments"]] == list(range(len(row["segments"])))
+        assert " ".join(s["label"] for s in row["segments"]) == row["transcription"]
+        inside = np.zeros(len(clip), dtype=bool)
+        for s in row["segments"]:
+            start, end = round(s["start"] * rate), round(s["end"] * rate)
+            assert 0 < start < end < len(clip) and not inside[start:end].any()
+            inside[start:end] = True
+            piece = clip[start:end]
+            spectrum = np.abs(np.fft.rfft(piece * np.hanning(len(piece)), 1 << 16))
+            expected = (300 + 100 * DIGITS.index(s["label"])) * row["factor"]
+            assert abs(spectrum.argmax() * rate / (1 << 16) - expected) < 5
+            whole = np.mean(piece**2)
+            for edge in (piece[320:640], piece[-640:-320]):  # the 20 ms next to the margin that trimming leaves
+                assert np.mean(edge**2) > whole / 4
+        assert np.mean(clip[inside] ** 2) > 5 * np.mean(clip[~inside] ** 2)  # the noise is 10 dB below, or more
+
+
+def test_augmentation_stays_in_its_range(made):
+    factors = {name: [row["factor"] for row in rows] for name, rows in made[1].items()}
+    assert 0.8 <= min(factors["stage0"]) < 0.9 and 1.1 < max(factors["stage0"]) <= 1.25
+    assert 0.95 <= min(factors["sft"]) < max(factors["sft"]) <= 1.05
+    assert set(factors["test"] + factors["validation"] + factors["held_out"]) == {1}
+    for row in made[1]["stage0"]:
+        named = 0.95 <= row["factor"] <= 1.05
+        assert row["traits"] == ({"speaker": parts(row)[0][1]} if named else {})
+
+
+def test_equalise_turns_three_knobs():
+    t = np.arange(16_000) / 16_000
+    for hertz, gain in ((200, 6), (900, -6), (4000, 3)):
+        tone = np.sin(2 * np.pi * hertz * t).astype(np.float32)
+        louder = fsdd.equalise(tone, np.array([6, -6, 3]))[4000:12_000]
+        assert 20 * np.log10(louder.std() / tone[4000:12_000].std()) == pytest.approx(gain, abs=0.1)
+
+
+# ------------------------------------------------------------------------------------------------------ questions
+
+
+def test_answers_are_right_and_rejected_ones_wrong(made):
+    for name, rows in made[1].items():
+        for row in rows:
+            if name == "stage0":
+                assert "input" not in row
+                continue
+            digits, speaker = row["transcription"].split(), parts(row)[0][1]
+            right = {"asr": row["transcription"], "count": str(len(digits)), "first": digits[0], "last": digits[-1],
+                     "who": speaker}[row["type"].removesuffix("+abcd")]
+            if row["type"].endswith("+abcd"):
+                assert row["target"] in row["input"].splitlines() and row["target"][3:] == right
+            else:
+                assert row["target"] == right
+            assert row["rejected"] != row["target"]
+            if row["type"] == "who":
+                assert row["rejected"] in toy_text.NAMES
+            if name == "preference":
+                assert row["rejected"] and row["chosen"] == row["target"]
+
+
+def test_each_manifest_asks_what_it_should(made):
+    types = {name: [row.get("type") for row in rows] for name, rows in made[1].items()}
+    assert set(types["stage1"]) == {"asr"} and len(types["stage1"]) == CLIPS["train"]
+    assert len(types["sft"]) == 4 * CLIPS["train"] and 0.2 < types["sft"].count("asr") / len(types["sft"]) < 0.5
+    assert 0.08 < sum(type.endswith("+abcd") for type in types["sft"]) / len(types["sft"]) < 0.35
+    assert types["test"] == [type for type in fsdd.TYPES for _ in range(CLIPS["test"])]
+    assert set(types["validation"]) == set(fsdd.TYPES) and types["validation"].count("asr") == CLIPS["validation"]
+    assert set(types["held_out"]) == set(fsdd.TYPES) - {"who"}
+    asked = {row["input"] for row in made[1]["stage1"]}
+    assert len(asked) > 1
+
+
+def test_the_seed_decides_everything(made, source, tmp_path):
+    again, other = tmp_path / "again", tmp_path / "other"
+    fsdd.make_manifests(source / "recordings", again, "theo")  # the recordings' own folder does as well
+    assert files(again) == files(made[0])
+    fsdd.make_manifests(source, other, seed=1)
+    assert (other / "stage0.json").read_bytes() != (made[0] / "stage0.json").read_bytes()
+    fsdd.make_manifests(source, again)  # nobody held out: the old manifest does not stay
+    assert not (again / "held_out.json").exists()
+    assert any(row["target"] == "theo" for row in json.loads((again / "test.json").read_text()))
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+
+
+def one_line(capsys, *arguments):
+    assert fsdd.main([str(a) for a in arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    return printed
+
+
+def test_errors_are_one_line(capsys, source, tmp_path):
+    out = tmp_path / "out"
+    assert "--source" in one_line(capsys, "--out", out, "--source", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "got none" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
+    assert "george, lucas, theo" in one_line(capsys, "--out", out, "--source", source, "--hold-out", "nobody")
+    assert "--seed" in one_line(capsys, "--out", out, "--source", source, "--seed", -1)
+    (tmp_path / "file").touch()
+    assert "--out" in one_line(capsys, "--out", tmp_path / "file", "--source", source)
+    broken = tmp_path / "empty" / "3_theo_5.wav"
+    broken.write_bytes(b"not audio")
+    assert str(broken) in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
+    soundfile.write(broken, np.zeros(800), fsdd.RATE)
+    assert "silence" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
+    soundfile.write(broken, np.ones(800) / 2, fsdd.RATE)
+    assert "0_theo_N.wav" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
+    assert "another speaker" in one_line(capsys, "--out", out, "--source", tmp_path / "empty", "--hold-out", "theo")
+    broken.rename(tmp_path / "empty" / "3_zorro_5.wav")
+    assert "expected a speaker of" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
+    assert not list(out.glob("*.json"))
+
+
+# ------------------------------------------------------------------------------------------------------- download
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """A function that puts bytes behind fsdd.URL, on this machine."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    root = tmp_path / "served"
+    root.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(fsdd, "URL", f"http://127.0.0.1:{server.server_port}/v1.tar.gz")
+    yield (root / "v1.tar.gz").write_bytes
+    server.shutdown()
+    server.server_close()
+
+
+def packed(source):
+    """The archive as GitHub makes it: one folder on top, and more in it than recordings."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        tar.add(source / "recordings", "digits-1.0/recordings")
+        tar.add(__file__, "digits-1.0/recordings/readme.py")
+        tar.add(__file__, "digits-1.0/other/0_theo_0.wav")
+        link = tarfile.TarInfo("digits-1.0/recordings/0_theo_99.wav")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        tar.addfile(link)
+        tar.add(__file__, "../../recordings/../outside.wav")
+    return buffer.getvalue()
+
+
+def test_download(source, made, serve, tmp_path, monkeypatch):
+    serve(packed(source))
+    out = tmp_path / "data"
+    fsdd.make_manifests(None, out, "theo")
+    assert files(out / "recordings") == {path.relative_to("recordings"): data for path, data in files(source).items()}
+    assert (out / "sft.json").read_bytes() == (made[0] / "sft.json").read_bytes()
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["clips", "recordings"]
+    monkeypatch.setattr(fsdd, "URL", "http://127.0.0.1:9/gone")
+    assert fsdd.download(out) == out  # nothing is fetched twice
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "garbage", "refused"])
+def test_a_failed_download_leaves_nothing(source, serve, damage, tmp_path, monkeypatch, capsys):
+    if damage == "refused":
+        monkeypatch.setattr(fsdd, "URL", "http://127.0.0.1:9/v1.tar.gz")
+    elif damage != "missing":
+        archive = packed(source)
+        serve(archive[: len(archive) // 2] if damage == "cut" else b"garbage" * 99)
+    out = tmp_path / "data"
+    assert "--source DIR" in one_line(capsys, "--out", out)
+    assert [path.name for path in out.iterdir()] == ["clips"]
+
+
+def test_an_archive_without_recordings(serve, tmp_path):
+    buffer = io.BytesIO()
+    tarfile.open(fileobj=buffer, mode="w:gz").close()
+    serve(buffer.getvalue())
+    with pytest.raises(UserError, match="got none"):
+        fsdd.make_manifests(None, tmp_path / "data")

@@ -1,0 +1,151 @@
+"""Manifests: lists and lines are read, each stage finds its fields, and every way to be broken has its one line."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from diffa2_mini.config import SIZES, UserError
+from diffa2_mini.data import load_examples, read_manifest
+
+TOY, STAGES = SIZES["toy"]
+ROW = {"audio_id": "a", "audio_filepath": "clips/0.wav", "transcription": "one two", "input": "What is said?",
+       "target": "two words", "chosen": "good words", "rejected": "bad words", "dataset": "toy", "duration": 0.5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Eight clips of 0.1 to 0.8 s, and two files that are none."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "clips").mkdir()
+    for i in range(8):
+        samples = np.random.default_rng(i).normal(0, 0.1, 1600 * (i + 1))
+        soundfile.write(folder / f"clips/{i}.wav", samples, 16_000)
+    (folder / "clips/empty.wav").write_bytes(b"")
+    (folder / "clips/text.wav").write_bytes(b"this is not audio")
+    return folder
+
+
+def manifest(folder, rows):
+    (folder / "manifest.json").write_text(json.dumps(rows))
+    return folder / "manifest.json"
+
+
+def one_line_error(function, *args, **kwargs):
+    with pytest.raises(UserError) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def load(folder, rows, stage=2, skip_broken=False, say=print):
+    return load_examples(manifest(folder, rows), STAGES[stage], TOY, skip_broken, say)
+
+
+@pytest.mark.parametrize("content", [
+    '[{"a": 1}, {"a": "ü"}]', '\n [{"a": 1},\n{"a": "ü"}]\n',
+    '{"a": 1}\n{"a": "ü"}', '{"a": 1}\r\n\r\n{"a": "ü"}\r\n',
+    '\ufeff[{"a": 1}, {"a": "ü"}]', '\ufeff{"a": 1}\n{"a": "ü"}\n\n'])
+def test_a_manifest_is_a_list_or_lines(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content.encode())
+    assert read_manifest(tmp_path / "manifest.json") == [{"a": 1}, {"a": "ü"}]
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"a": "one\u2028two"}\n{"a": 2}\n', encoding="utf-8")
+    assert read_manifest(tmp_path / "manifest.json") == [{"a": "one\u2028two"}, {"a": 2}]
+
+
+@pytest.mark.parametrize("content, words", [
+    ('{"a": 1}\n{"a": 1}\n\n{"a": }\n{"a": 1}\n', "line 4 is not JSON (Expecting value)"),
+    ('{"a": 1}\n{"a": 1', "line 2 is not JSON"),
+    ('\n\n{a: 1}\n{"a": 1}', "line 3 is not JSON"),
+    ('1}\n{"a": 1}\n1}', "line 1 is not JSON (Extra data)"),
+    ('[{"a": 1},\n{"a": 2},\n{"a" 3}]', "line 3 is not JSON"),
+    ('[{"a": 1},\n{"a": 2}', "line 2 is not JSON"),
+    ("[" * 100_000, "line 1 is not JSON"),
+    ('{"a": 1}\n' + "9" * 10_000, "line 2 is not JSON"),
+    ("", "empty manifest"), (" \n\n", "empty manifest"), ("[]", "empty manifest"),
+    (b"\xff\xfe[\x00", "UTF-8"), ('[{"a": "ü"}]'.encode("latin-1"), "UTF-8"),
+])
+def test_a_broken_manifest_is_named_with_its_line(tmp_path, content, words):
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = one_line_error(read_manifest, path)
+    assert message.startswith(f"{path}: ") and words in message
+
+
+def test_a_manifest_that_is_not_there(tmp_path):
+    assert "no such file" in one_line_error(read_manifest, tmp_path / "manifest.json")
+    assert "no such file" in one_line_error(read_manifest, tmp_path)
+
+
+@pytest.mark.parametrize("stage, answer, rejected", [
+    (1, "one two", "bad words"), (2, "two words", "bad words"), (3, "two words", "bad words"),
+    (4, "good words", "bad words")])
+def test_each_stage_takes_its_fields(folder, stage, answer, rejected):
+    [example] = load(folder, [ROW], stage)
+    assert (example.answer, example.rejected, example.instruction) == (answer, rejected, "What is said?")
+    assert example.path == folder / "clips/0.wav" and (example.type, example.domain) == ("toy", "toy")
+
+
+def without(*names):
+    return {name: value for name, value in ROW.items() if name not in names}
+
+
+def test_fields_that_a_stage_does_not_need_may_be_missing(folder):
+    [heard] = load(folder, [{"audio_filepath": str(folder / "clips/1.wav"), "transcription": "one"}], stage=1)
+    assert heard.instruction == "Please transcribe the audio to text." and heard.path == folder / "clips/1.wav"
+    assert (heard.answer, heard.rejected, heard.type, heard.domain) == ("one", "", "all", "all")
+    assert load(folder, [without("chosen") | {"input": None}], stage=4)[0].answer == "two words"
+    assert load(folder, [ROW | {"type": "asr", "domain": "speech"}])[0].type == "asr"
+
+
+@pytest.mark.parametrize("stage, row, words", [
+    (1, without("transcription", "target"), "the field transcription or target is missing"),
+    (2, without("transcription", "target"), "the field target or transcription is missing"),
+    (4, without("chosen", "target"), "the field chosen or target is missing"),
+    (4, without("rejected"), "the field rejected is missing"),
+    (2, without("audio_filepath"), "the field audio_filepath is missing"),
+    (2, ROW | {"audio_filepath": ["clips/0.wav"]}, "expected text in audio_filepath, got list"),
+    (2, ROW | {"target": float("nan")}, "expected text in target, got float"),
+    (2, without("target") | {"transcription": 12}, "expected text in transcription, got int"),
+    (2, ROW | {"input": {"text": "?"}}, "expected text in input, got dict"),
+    (2, ROW | {"audio_filepath": "clips/\0.wav"}, "characters that are none"),
+    (2, ROW | {"target": "\ud800"}, "characters that are none"),
+    (2, ROW | {"audio_filepath": "clips/a\nb.wav"}, "no such file"),
+    (2, ROW | {"audio_filepath": "x" * 5000}, "name too long"),
+    (2, ROW | {"audio_filepath": ""}, "folder"),
+    (2, ROW | {"audio_id": {"no": "name"}, "target": []}, "entry 1: expected text in target, got list"),
+    (2, ["clips/0.wav"], "entry 1: expected an object, got list"),
+    (2, None, "entry 1: expected an object, got NoneType"),
+])
+def test_an_odd_entry_is_one_clear_line(folder, stage, row, words):
+    message = one_line_error(load, folder, [row], stage)
+    assert words in message and "1 broken of 1 entries" in message
+
+
+def test_a_value_that_no_stage_reads_may_be_odd(folder):
+    assert len(load(folder, [ROW | {"duration": float("nan"), "audio_id": [1]}])) == 1
+
+
+def test_three_broken_clips_among_many_are_named_and_can_be_skipped(folder):
+    rows = [ROW | {"audio_id": f"id{i}", "audio_filepath": f"clips/{i % 8}.wav"} for i in range(300)]
+    for i, name in ((7, "missing"), (100, "empty"), (299, "text")):
+        rows[i]["audio_filepath"] = f"clips/{name}.wav"
+    message = one_line_error(load, folder, rows)
+    assert "3 broken of 300 entries" in message and "--skip-broken" in message
+    for words in ("id7: ", "missing.wav", "id100: ", "empty.wav", "id299: ", "text.wav"):
+        assert words in message
+    said = []
+    examples = load(folder, rows, skip_broken=True, say=said.append)
+    assert len(examples) == 297 and len(said) == 1 and said[0].startswith("skipped 3 broken of 300 entries")
+    assert "id100: " in said[0]
+    assert {example.path.stem for example in examples} == set("01234567")
+
+
+def test_many_broken_entries_are_not_all_listed(folder):
+    message = one_line_error(load, folder, [ROW | {"audio_filepath": "none.wav"}] * 20 + [ROW])
+    assert "20 broken of 21" in message and message.count("none.wav") == 5 and "and 15 more" in message
+    assert "not one entry" in one_line_error(load, folder, [None], skip_broken=True, say=lambda text: None)

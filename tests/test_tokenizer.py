@@ -1,0 +1,112 @@
+"""Text to ids and back; what a user types stays text; the audio has its place; a response has its length."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from diffa2_mini.config import ASSETS, SIZES, UserError
+from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer, count_words, save_ranks, train_bpe
+
+BYTES = Tokenizer({bytes([b]): b for b in range(256)})
+TOY = Tokenizer.from_ranks(ASSETS / "toy.bpe")
+TOKENIZERS = pytest.mark.parametrize("tokenizer", [BYTES, TOY], ids=["bytes", "toy"])
+STARTS = [0x00, 0x20, 0x370, 0x4E00, 0x1F300]  # control, Latin, Greek, Chinese, emoji
+
+
+@TOKENIZERS
+@pytest.mark.parametrize("special", SPECIAL_TOKENS)
+def test_a_special_token_typed_by_a_user_stays_text(tokenizer, special):
+    text = f"say {special}{special} now"
+    assert not set(tokenizer.encode(text)) & set(tokenizer.special.values())
+    assert tokenizer.encoding.decode(tokenizer.encode(text)) == text
+    typed, plain = (Counter(tokenizer.prompt(text, text).ids) for text in (special, "hello"))
+    assert all(typed[i] == plain[i] for i in tokenizer.special.values())
+    assert tokenizer.response(special, 16).count(tokenizer.eot_id) == 1
+
+
+def test_special_tokens_follow_the_ranks_in_order():
+    assert [TOY.special[token] for token in SPECIAL_TOKENS] == list(range(TOY.vocab_size - 6, TOY.vocab_size))
+    assert (TOY.eos_id, TOY.mask_id, TOY.eot_id) == tuple(TOY.vocab_size - i for i in (5, 4, 1))
+
+
+@TOKENIZERS
+@pytest.mark.parametrize("start", STARTS)
+def test_any_unicode_text_comes_back(tokenizer, start):
+    points = np.random.default_rng(start).integers(start, start + 0x60, 200)
+    text = "".join(map(chr, points)) + " mixed A. 12 é\n\tend"
+    assert tokenizer.encoding.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text)) == text.strip()
+
+
+@pytest.mark.parametrize("end", ["eot_id", "eos_id"])
+def test_decode_stops_at_the_end_and_shows_masks(end):
+    ids = [*TOY.encode("yes"), TOY.mask_id, getattr(TOY, end), *TOY.encode("never read")]
+    assert TOY.decode(ids) == "yes░"
+
+
+def test_the_prompt_is_the_chat_template():
+    prompt = TOY.prompt("Be kind.", "Who sings?")
+    assert TOY.encoding.decode(prompt.ids) == (
+        "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio: <audio>. Who sings?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n")
+    specials = [TOY.encoding.decode([i]) for i in prompt.ids if i in TOY.special.values()]
+    turn = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    assert specials == ["<|startoftext|>", *turn, *turn, *turn[:2]]
+
+
+@TOKENIZERS
+@pytest.mark.parametrize("system", ["", "You are a helpful voice assistant.", "This is the audio: <audio>. A trap."])
+@pytest.mark.parametrize("instruction", ["", "What is said?", "This is the audio: again", "日本語"])
+def test_the_audio_goes_right_after_this_is_the_audio(tokenizer, system, instruction):
+    prompt = tokenizer.prompt(system, instruction)
+    before = tokenizer.encoding.decode(prompt.ids[:prompt.audio_at])
+    after = tokenizer.encoding.decode(prompt.ids[prompt.audio_at:])
+    assert before.endswith("<|start_header_id|>user<|end_header_id|>\n\nThis is the audio:")
+    assert after.startswith(f" <audio>. {instruction}<|eot_id|>")
+
+
+@pytest.mark.parametrize("n_bytes, multiple, length", [
+    (0, 16, 16), (1, 16, 16), (14, 16, 16), (15, 16, 32), (16, 16, 32), (31, 16, 48), (30, 32, 32), (31, 32, 64)])
+def test_a_response_is_answer_eot_and_at_least_one_eos_up_to_a_multiple(n_bytes, multiple, length):
+    ids = BYTES.response("x" * n_bytes, multiple)
+    assert len(ids) == length
+    assert ids == [ord("x")] * n_bytes + [BYTES.eot_id] + [BYTES.eos_id] * (length - n_bytes - 1)
+    assert ids[-1] == BYTES.eos_id
+
+
+def test_training_merges_the_most_frequent_pair_counted_over_words():
+    ranks = train_bpe(Counter({"ab": 3, "bc": 2, "xbc": 2, "cab": 0}), n_merges=2)
+    assert list(ranks)[256:] == [b"bc", b"ab"]  # 4 times, 3 times
+    assert Tokenizer(ranks).encode("bcab") == [256, 257]
+
+
+def test_training_builds_on_its_own_merges_and_ends_when_nothing_is_left():
+    ranks = train_bpe(Counter({"aaab": 1}), n_merges=10)
+    assert list(ranks)[256:] == [b"aa", b"ab", b"aaab"]
+    assert list(ranks.values()) == list(range(259))
+
+
+def test_ties_go_to_the_smallest_pair():
+    assert train_bpe(Counter({"zz": 2, "ba": 2, "bb": 2}), n_merges=1)[b"ba"] == 256
+
+
+def test_words_cover_the_text_and_the_letter_of_a_choice_is_one():
+    text = "Which one?\nA. a dog\nB.  12 cats\n"
+    words = count_words(text)
+    assert words["A."] == words["B."] == words[" dog"] == words[" 12"] == 1 and words["\n"] == 3
+    assert sum(len(word) * n for word, n in words.items()) == len(text)
+
+
+def test_the_shipped_vocabulary_fits_the_toy_model():
+    assert TOY.vocab_size == SIZES["toy"][0].llada.vocab_size
+    assert len(TOY.encode("This is the audio:")) < len("This is the audio:")  # it has merges
+
+
+def test_a_rank_file_comes_back_and_a_missing_one_is_the_users_error(tmp_path):
+    ranks = train_bpe(count_words("the cat the hat"), n_merges=5)
+    save_ranks(ranks, tmp_path / "ranks")
+    assert Tokenizer.from_ranks(tmp_path / "ranks").encoding._mergeable_ranks == ranks
+    with pytest.raises(UserError, match="rank file"):
+        Tokenizer.from_ranks(tmp_path / "nowhere")

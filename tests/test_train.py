@@ -1,0 +1,151 @@
+"""train.py as a user runs it: four stages in miniature, stopped, killed, resumed, and given what it cannot use."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from data import toy
+from diffa2_mini import checkpoint, pretrain
+from diffa2_mini.config import run_script
+from diffa2_mini.model import part_of
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI = ["--steps", "4", "--batch-size", "6", "--warmup", "1", "--save-every", "2", "--threads", "1", "--sample-every", "3"]
+CLOCK = ("time", "examples_per_second")  # the only figures that may differ between two equal runs
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """The toy world with a handful of clips."""
+    folder, patch = tmp_path_factory.mktemp("world"), pytest.MonkeyPatch()
+    patch.setattr(toy, "SPLITS", {"stage0": (4, 3, 3), "train": (8, 4, 4), "evaluation": (2, 2, 2)})
+    patch.setattr(toy, "N_PER_TYPE", 1)
+    patch.setattr(toy, "N_PAIRS", 8)
+    toy.make_stage0(toy.make_world(folder))
+    patch.undo()
+    return folder
+
+
+def command(world, out, *extra):
+    return [sys.executable, str(ROOT / "train.py"), "--data", str(world), "--out", str(out), *MINI, *extra]
+
+
+def run(world, out, *extra):
+    return subprocess.run(command(world, out, *extra), capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def whole(world, tmp_path_factory):
+    """A run of all four stages that nothing disturbs."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(world, out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def logged(out):
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in CLOCK} for row in rows]
+
+
+def same(out, other):
+    for number in (1, 2, 3, 4):
+        a, b = (checkpoint.load(folder / f"stage{number}.safetensors") for folder in (out, other))
+        assert a.done and b.done and a.model.keys() == b.model.keys()
+        assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
+    return logged(out) == logged(other)
+
+
+def test_four_stages_leave_checkpoints_a_log_and_a_table(whole):
+    out, printed = whole
+    assert json.loads((out / "config.json").read_text())["config"]["size"] == "toy"
+    steps = [(row["stage"], row["step"]) for row in logged(out) if "loss" in row]
+    assert steps == [(stage, step) for stage in (1, 2, 3, 4) for step in (1, 2, 3, 4)]
+    assert {row["stage"] for row in logged(out) if "overall" in row} == {1, 2, 3, 4}
+    assert "trainable parameters: 190,912" in printed and "kind+abcd" in printed
+
+
+def test_each_stage_trains_its_parts_and_no_other(whole):
+    out, _ = whole
+    before = checkpoint.load(out / "stage1.safetensors").model
+    for number, parts in ((2, {"semantic", "acoustic"}), (3, {"semantic", "acoustic", "lora"}), (4, {"semantic", "acoustic", "lora"})):
+        after = checkpoint.load(out / f"stage{number}.safetensors").model
+        changed = {part_of(name) for name in after if name not in before or not torch.equal(after[name], before[name])}
+        assert changed == parts
+        before = after
+
+
+def test_preference_training_starts_at_log_2_and_a_margin_of_zero(whole):
+    first = next(row for row in logged(whole[0]) if row["stage"] == 4)
+    assert math.isclose(first["loss"], math.log(2), abs_tol=1e-6) and first["margin"] == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_resumes_to_bit_identical_weights_and_log(world, whole, tmp_path, signum):
+    process = subprocess.Popen(command(world, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    deadline = time.time() + 120
+    while time.time() < deadline:  # until stage 3, which has dropout, has left a checkpoint in its middle
+        path = tmp_path / "stage3.safetensors"
+        if path.exists():
+            break
+        time.sleep(0.01)
+    process.send_signal(signum)
+    printed, _ = process.communicate(timeout=60)
+    interrupted = checkpoint.load(path)
+    if signum == signal.SIGINT and not interrupted.done:
+        assert process.returncode == 130 and "--resume" in printed
+    resumed = run(world, tmp_path, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert same(tmp_path, whole[0])
+
+
+def test_a_batch_in_pieces_is_the_same_batch(world, whole, tmp_path):
+    done = run(world, tmp_path, "--stage", "1", "--grad-accum", "3")
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(logged(tmp_path), logged(whole[0])):
+        assert a.get("loss") == pytest.approx(b.get("loss"), rel=1e-4)
+
+
+def test_one_stage_starts_from_the_checkpoint_it_is_given(world, whole, tmp_path):
+    done = run(world, tmp_path, "--stage", "2", "--init", str(whole[0] / "stage1.safetensors"))
+    assert done.returncode == 0, done.stderr
+    a, b = (checkpoint.load(folder / "stage2.safetensors").model for folder in (tmp_path, whole[0]))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_stage_0_pretrains_both_parts(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(toy, "make_stage0", lambda folder: world)
+    monkeypatch.setattr(pretrain, "N_EVALUATION", 8)
+    assert run_script(train.main, ["--stage", "0", "--out", str(tmp_path), "--steps", "2", "--threads", "1"]) == 0
+    assert (tmp_path / "toy_whisper.safetensors").stat().st_size + (tmp_path / "toy_llada.safetensors").stat().st_size < 5e6
+    assert "kind+abcd" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--stage", "7"], "--stage"),
+    (["--size", "huge"], "--size"),
+    (["--nonsense"], "--nonsense"),
+    (["--steps", "0"], "--steps must be positive"),
+    (["--data", "/no/such/folder"], "/no/such/folder"),
+    (["--init", "/no/such/checkpoint", "--stage", "2"], "/no/such/checkpoint"),
+    (["--size", "full"], "--data"),
+    (["--device", "mps"], "--device mps"),
+])
+def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert run_script(train.main, [*arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_is_never_overwritten(world, whole):
+    again = run(world, whole[0])
+    assert again.returncode == 2 and "--resume" in again.stderr and "Traceback" not in again.stderr

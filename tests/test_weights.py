@@ -1,0 +1,97 @@
+"""The frozen parts: written and read under their published names, and a file of something else is told apart."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from diffa2_mini import weights
+from diffa2_mini.config import SIZES, Config, UserError
+from diffa2_mini.model import Diffa2
+from diffa2_mini.weights import build, load_part, load_tokenizer, read_safetensors, save_part
+
+PARTS = ("whisper", "llada")
+CPU = torch.device("cpu")
+
+
+def error_of(function, *args):
+    with pytest.raises(UserError) as caught:
+        function(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_comes_back_within_the_precision_of_float16(tmp_path, config, model, part):
+    save_part(getattr(model, part), part, tmp_path / "part.safetensors", made_by="a test")
+    torch.manual_seed(1)
+    other = getattr(Diffa2(config), part)
+    load_part(other, part, tmp_path / "part.safetensors")
+    for name, tensor in getattr(model, part).state_dict().items():
+        found = other.state_dict()[name]
+        assert found.dtype == torch.float32 and torch.equal(found, tensor.half().float())
+        torch.testing.assert_close(found, tensor, rtol=2**-11, atol=2**-25)
+
+
+@pytest.mark.parametrize("part, names", [
+    ("whisper", ["encoder.conv1.weight", "encoder.conv2.bias", "encoder.positional_embedding", "encoder.ln_post.weight",
+                 "encoder.blocks.0.attn.query.weight", "encoder.blocks.0.mlp.0.bias",
+                 "encoder.blocks.0.mlp_ln.weight"]),
+    ("llada", ["model.transformer.wte.weight", "model.transformer.ln_f.weight", "model.transformer.ff_out.weight",
+               "model.transformer.blocks.0.q_proj.weight", "model.transformer.blocks.0.attn_out.weight",
+               "model.transformer.blocks.0.up_proj.weight", "model.transformer.blocks.0.attn_norm.weight"])])
+def test_names_are_the_published_ones(tmp_path, model, part, names):
+    path = tmp_path / "part.safetensors"
+    save_part(getattr(model, part), part, path, made_by="a test")
+    tensors = read_safetensors(path)
+    assert set(names) <= set(tensors) and {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    assert all(name.startswith(weights.PUBLISHED_PREFIX[part]) for name in tensors)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["made_by"] == "a test"
+
+
+def test_a_wrong_file_is_an_error_that_says_what_is_wrong(tmp_path, config, model):
+    path = tmp_path / "part.safetensors"
+    assert "no such file" in error_of(load_part, model.llada, "llada", path)
+    path.write_bytes(b"this is text")
+    assert "cut or damaged" in error_of(load_part, model.llada, "llada", path)
+    save_part(model.llada, "llada", path, made_by="a test")
+    message = error_of(load_part, model.whisper, "whisper", path)
+    assert message.startswith(f"{path}: ") and "missing encoder." in message and re.search("and [0-9]+ more", message)
+    wider = Diffa2(dataclasses.replace(config, llada=dataclasses.replace(config.llada, width=24)))
+    assert "model.transformer.wte.weight has shape [23, 12], expected [23, 24]" in error_of(
+        load_part, wider.llada, "llada", path)
+    tensors = read_safetensors(path)
+    save_file(tensors | {"model.transformer.more": torch.zeros(1)}, path)
+    assert "unexpected model.transformer.more" in error_of(load_part, model.llada, "llada", path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2])
+    assert "cut or damaged" in error_of(load_part, model.llada, "llada", path)
+
+
+def test_build_loads_both_parts_in_the_dtype_and_leaves_the_rest_in_float32(tmp_path, config, model):
+    for part in PARTS:
+        save_part(getattr(model, part), part, tmp_path / part, made_by="a test")
+    torch.manual_seed(1)
+    built = build(config, tmp_path / "whisper", tmp_path / "llada", CPU, torch.bfloat16)
+    for name, tensor in built.state_dict().items():
+        frozen = name.startswith(PARTS)
+        assert tensor.dtype == (torch.bfloat16 if frozen else torch.float32), name
+        assert not frozen or torch.equal(tensor, model.state_dict()[name].half().float().bfloat16())
+    assert not any(parameter.requires_grad for parameter in built.parameters())
+
+
+def test_only_the_toy_size_has_parts_of_its_own(config):
+    with torch.device("meta"):
+        message = error_of(build, config, None, None, CPU, torch.float32)
+    assert "--size micro needs published weights" in message and "--whisper FILE" in message
+
+
+def test_the_toy_tokenizer_fits_the_toy_vocabulary():
+    toy = SIZES["toy"][0]
+    assert load_tokenizer(toy).vocab_size == toy.llada.vocab_size
+    nowhere = Config(text=dataclasses.replace(toy.text, tokenizer="none.bpe"))
+    assert "found none" in error_of(load_tokenizer, nowhere)
