@@ -12,7 +12,6 @@ we train on takes 5-44 and validate on 45-49. Training never hears a sequence of
 are `toy_text.held_out`, one sequence in five. All takes of a held-out speaker are for testing.
 """
 
-import argparse
 import http.client
 import re
 import shutil
@@ -34,7 +33,7 @@ from data import toy_text
 from data.toy import ask_row, write_json
 from data.toy_scene import DIGITS, MAX_SECONDS, SAMPLE_RATE, Scene, Segment, shaped_noise
 from diffa2_mini.audio import load_audio, resample
-from diffa2_mini.config import ASSETS, UserError, require
+from diffa2_mini.config import ASSETS, Parser, UserError, require, run_script
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
 NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.wav")  # digit, speaker, take
@@ -254,21 +253,16 @@ def make_manifests(source: Path | None, out: Path, hold_out: str | None = None, 
     return rows_of
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("--source", type=Path, metavar="DIR", help="a copy of the data set (default: download it)")
     parser.add_argument("--out", type=Path, default=ASSETS / "fsdd", help="where the data goes (default: data/fsdd)")
     parser.add_argument("--hold-out", metavar="SPEAKER", help="a speaker to keep out of training")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    try:
-        manifests = make_manifests(args.source, args.out, args.hold_out, args.seed)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    manifests = make_manifests(args.source, args.out, args.hold_out, args.seed)
     print(f"{args.out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in manifests.items()) + " rows")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -69,8 +69,7 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
     speech = [(scene, row) for scene, row in clips if scene.kind == "speech"]
     stage1 = [ask_row(row, toy_text.ask("asr", scene, rng), rng) for scene, row in speech]
     sft = [ask_row(row, toy_text.random_question(scene, rng), rng) for scene, row in clips for _ in range(N_QUESTIONS)]
-    pairs = [row for row in sft if row["rejected"]]
-    preference = [pairs[i] | {"chosen": pairs[i]["target"]} for i in rng.permutation(len(pairs))[:N_PAIRS]]
+    preference = [sft[i] | {"chosen": sft[i]["target"]} for i in rng.permutation(len(sft))[:N_PAIRS]]
 
     by_type = {}
     for scene, row in evaluation:
@@ -110,10 +109,7 @@ def text_example(rng: np.random.Generator, evaluation: bool = False) -> TextExam
         scene = toy_text.random_named_scene(rng, evaluation)
     else:
         scene = toy_text.random_scene(rng, kind, evaluation)
-    if not evaluation and rng.random() < 0.25:
-        question = toy_text.which_letters(rng)
-    else:
-        question = toy_text.random_question(scene, rng, share_lettered=0.4)
+    question = toy_text.random_question(scene, rng, share_lettered=0.4)
     return TextExample(*toy_text.describe(scene, rng), question.type, question.instruction, question.answer)
 
 
@@ -142,15 +138,34 @@ def listen(folder: Path, seed: int = 0) -> None:
                 print(f"  {question.type:12} {' / '.join(question.instruction.splitlines())}  ->  {question.answer}")
 
 
+SHIPPED = {
+    "three_one_four": Scene("speech", ("three", "one", "four"), voice="low", speed="slow"),
+    "siren_bell_drum": Scene("sound", ("siren", "bell", "drum")),
+    "minor_arpeggio": Scene("music", speed="slow", pattern="arpeggio", mode="minor", instrument="flute"),
+}
+
+
+def make_shipped(folder: Path, seed: int = 0) -> None:
+    """Write the clips that this repository ships. Their scenes are held out of all training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (name, scene) in enumerate(SHIPPED.items()):
+        assert toy_text.held_out(scene), name
+        samples, _ = synthesize(scene, np.random.default_rng([seed, 7, i]))
+        soundfile.write(folder / f"{name}.wav", samples, SAMPLE_RATE, subtype="PCM_16")
+
+
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=ASSETS / "toy", help="where the data goes (default: data/toy)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--listen", type=Path, metavar="OUT", help="write a few clips with their questions instead")
+    parser.add_argument("--clips", action="store_true", help="make the clips in data/clips instead")
     parser.add_argument("--tokenizer", action="store_true", help="train data/toy.bpe instead")
     args = parser.parse_args(argv)
     if args.listen:
         listen(args.listen, args.seed)
+    elif args.clips:
+        make_shipped(ASSETS / "clips", args.seed)
     elif args.tokenizer:
         make_tokenizer(ASSETS / "toy.bpe", args.seed)
     else:

@@ -45,6 +45,9 @@ HELD_OUT_MUSIC = {("arpeggio", "major", "fast", "organ"), ("arpeggio", "minor", 
                   ("chords", "major", "slow", "organ"), ("chords", "minor", "fast", "flute")}  # each word twice, or so
 
 
+SHIPPED_ITEMS = (("three", "one", "four"), ("siren", "bell", "drum"))  # what the clips in data/clips say
+
+
 @dataclass(frozen=True)
 class Question:
     """A question about a clip. `type` is a key of WORDINGS, with `+abcd` when its choices have letters."""
@@ -59,6 +62,8 @@ def held_out(scene: Scene) -> bool:
     """Whether a scene belongs to evaluation: every fifth sequence of digits or sounds, four of the sixteen musics."""
     if scene.kind == "music":
         return (scene.pattern, scene.mode, scene.speed, scene.instrument) in HELD_OUT_MUSIC
+    if scene.items in SHIPPED_ITEMS:
+        return True
     key = " ".join(scene.items if len(scene.items) > 1 else (*scene.items, scene.voice, scene.speed))
     return zlib.crc32(key.encode()) % 5 == 0
 
@@ -143,7 +148,7 @@ def answer(type: str, scene: Scene, x: str = "") -> str | None:
 
 
 def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with one respect changed: an item replaced, dropped or added, two swapped, or another trait."""
+    """The scene with at most one respect changed: an item replaced, dropped or added, two swapped, or another trait."""
     if scene.kind == "music":
         respects = ["speed", "pattern", "mode", "instrument"]
     else:
@@ -190,16 +195,6 @@ def which_word_fits(scene: Scene, rng: np.random.Generator) -> Question:
     right = str(rng.choice(list(traits)))
     wrong = tuple(option for name in traits if name != right for option in CHOICES[name] if option != traits[name])
     return Question("fits", str(rng.choice(WORDINGS["fits"])), traits[right], wrong)
-
-
-def which_letters(rng: np.random.Generator) -> Question:
-    """An exercise for the backbone alone, about no audio: give the letters of three or four words."""
-    words = (*DIGITS, *SOUNDS, *(option for options in CHOICES.values() for option in options), *TYPES, *"1234")
-    options = rng.permutation(words)[:int(rng.integers(3, 5))].tolist()
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
-    order = rng.permutation(len(options))
-    asked = " ".join(options[i] for i in order)
-    return Question("letters", "\n".join([f"Which letters have {asked}?", *lines]), "\n".join(lines[i] for i in order), ())
 
 
 def lettered(question: Question, rng: np.random.Generator) -> Question:

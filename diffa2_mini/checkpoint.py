@@ -7,6 +7,7 @@ that a crash leaves the old one.
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,8 +33,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     audio: tuple[str, ...] = ()  # what the stage splices into the prompt
     optimizer: dict[str, Tensor] = field(default_factory=dict)
-    rng: Tensor | None = None
-    run: dict = field(default_factory=dict)  # other settings of the run
+    rng: Tensor | None = None  # state of torch's random number generator
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -49,7 +49,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: could not be written ({error}); free some space or choose another --out") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -57,10 +58,9 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     tensors = dict(checkpoint.model) | {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
     if checkpoint.rng is not None:
         tensors["rng"] = checkpoint.rng
-    metadata = {"format": FORMAT, "config": json.dumps(to_dict(checkpoint.config)), "stage": str(checkpoint.stage),
-                "step": str(checkpoint.step), "done": str(int(checkpoint.done)), "audio": json.dumps(checkpoint.audio),
-                "run": json.dumps(checkpoint.run)}
-    save_tensors(path, tensors, metadata)
+    fields = {"config": to_dict(checkpoint.config), "stage": checkpoint.stage, "step": checkpoint.step,
+              "done": checkpoint.done, "audio": checkpoint.audio}
+    save_tensors(path, tensors, {"format": FORMAT, "checkpoint": json.dumps(fields)})
 
 
 def load(path: Path) -> Checkpoint:
@@ -76,14 +76,16 @@ def load(path: Path) -> Checkpoint:
     require(metadata.get("format") == FORMAT,
             f"{path}: expected a checkpoint of '{FORMAT}', got {metadata.get('format', 'another safetensors file')!r}")
     prefix = "optimizer."
-    return Checkpoint(
-        config=from_dict(json.loads(metadata["config"])),
-        stage=int(metadata["stage"]), step=int(metadata["step"]), done=metadata["done"] == "1",
-        audio=tuple(json.loads(metadata["audio"])), run=json.loads(metadata["run"]),
-        optimizer={name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)},
-        rng=tensors.get("rng"),
-        model={name: tensor for name, tensor in tensors.items() if name != "rng" and not name.startswith(prefix)},
-    )
+    try:
+        fields = json.loads(metadata["checkpoint"])
+        config, audio = from_dict(fields.pop("config")), tuple(fields.pop("audio"))
+        return Checkpoint(
+            config, audio=audio, **fields, rng=tensors.pop("rng", None),
+            optimizer={name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)},
+            model={name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)},
+        )
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: expected a checkpoint of '{FORMAT}', got one without {error}") from None
 
 
 def trained_tensors(model: Diffa2) -> dict[str, Tensor]:
@@ -94,10 +96,11 @@ def trained_tensors(model: Diffa2) -> dict[str, Tensor]:
 def restore(model: Diffa2, tensors: dict[str, Tensor], source: str) -> None:
     """Copy trained tensors into the model, which gets a LoRA if they have one. Raises UserError that lists every name
     that is missing, unexpected or of another shape."""
-    if any("lora_" in name for name in tensors):
+    has_lora = any("lora_" in name for name in tensors)
+    if has_lora:
         model.add_lora()
-    strictly({name: p for name, p in model.named_parameters() if part_of(name) not in ("whisper", "llada", "lora")
-              or name in tensors}, tensors, source)
+    targets = {name: p for name, p in trained_tensors(model).items() if has_lora or part_of(name) != "lora"}
+    strictly(targets, tensors, source)
 
 
 @torch.no_grad()
@@ -125,5 +128,6 @@ def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str], tensors: d
     state = {}
     for full_name, tensor in tensors.items():
         key, name = full_name.split(".", 1)
+        require(name in names, f"the checkpoint's optimiser trains {name}, which this stage does not; start without --resume")
         state.setdefault(names.index(name), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -126,7 +126,6 @@ class TextConfig:
     system: str = "You are a helpful voice assistant."  # at inference
     instruction: str = "Please transcribe the audio to text."  # the default question
     response_multiple: int = 32  # a response is padded with EOS to a multiple of this
-    max_tokens: int = 2048
 
 
 @dataclass(frozen=True)
@@ -189,9 +188,11 @@ class PretrainConfig:
     encoder_lr: float = 2e-3
     mask_frames: int = 20  # SpecAugment (arXiv 1904.08779): two stretches of up to so many mel frames are blanked
     mask_mels: int = 16  # and two bands of up to so many mel bins
-    backbone_steps: int = 6000
+    recall_steps: int = 2000  # of the exercise that comes before the texts
+    recall_pairs: int = 4
+    backbone_steps: int = 3500
     backbone_batch: int = 32
-    backbone_lr: float = 3e-3
+    backbone_lr: float = 1e-3
     warmup: int = 100
     shortest_time: float = 0.3  # t is uniform from here to 1, and its cross-entropy is not divided by t
     eos_weight: float = 0.1  # of the EOS after the first, which are easy and many
@@ -260,8 +261,8 @@ SIZES = {
             audio=AudioConfig(max_seconds=4),
             whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4, taps=(1, 2, 3, 4)),
             adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
-            llada=LladaConfig(vocab_size=627, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=300.0),
-            text=TextConfig(tokenizer="toy.bpe", response_multiple=16, max_tokens=256),
+            llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=10_000.0),
+            text=TextConfig(tokenizer="toy.bpe", response_multiple=16),
             decode=DecodeConfig(gen_length=16, block_length=16, steps=16),
         ),
         TOY_STAGES,

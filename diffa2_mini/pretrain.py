@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from . import weights
 from .audio import encoder_frames, load_audio, log_mel
-from .config import ASSETS, SIZES, AudioConfig, PretrainConfig, TextConfig, require
+from .config import ASSETS, SIZES, AudioConfig, LladaConfig, PretrainConfig, TextConfig, require
 from .data import read_manifest
 from .decode import generate
 from .diffusion import masked_cross_entropy
+from .llada import Block, Llada, rotary
 from .model import Diffa2
 from .tokenizer import Tokenizer
 from .whisper import WhisperEncoder
@@ -176,14 +177,36 @@ class TextExample:
         return [*self.traits, *(word for pair in self.items for word in pair)]
 
 
-def init_backbone(model: nn.Module, n_layers: int, generator: torch.Generator) -> None:
-    """Embeddings of standard deviation 1, weights of 1 / sqrt(inputs); less where a block adds to the residual stream."""
+@torch.no_grad()
+def init_backbone(model: Llada, generator: torch.Generator) -> None:
+    """Embeddings of standard deviation 1 around a direction that all share, weights of 1 / sqrt(inputs), less where a
+    block adds to the residual stream. Two heads of the first block start by looking at the neighbours."""
+    config = model.config
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
             std = 1.0 if name.startswith("wte") else parameter.shape[1] ** -0.5
             if name.startswith("blocks") and name.endswith(("attn_out.weight", "ff_out.weight")):
-                std /= math.sqrt(2 * n_layers)
+                std /= math.sqrt(2 * config.n_layers)
             nn.init.normal_(parameter, std=std, generator=generator)
+    shared = torch.randn(config.width, generator=generator)
+    model.wte.weight += shared
+    for head, offset in enumerate((-1, 1)):
+        look_beside(model.blocks[0], config, head, offset, shared / shared.norm())
+
+
+def look_beside(block: Block, config: LladaConfig, head: int, offset: int, shared: Tensor, sharpness: float = 0.8) -> None:
+    """Let a head attend to the token at `offset`: its queries and keys read only the direction that all embeddings share,
+    and the queries start turned by `offset`, so that the score is the sum over rotary frequencies f of
+    cos(f (distance - offset)). What tells a word's neighbour is what copying and choosing are built on."""
+    width = config.width // config.n_heads
+    cos, sin = rotary(2, width, config.rope_theta)  # [2, width / 2]; row 1 is a turn by one position
+    fast = torch.arange(width // 2) < 6  # the frequencies that tell neighbours apart
+    zero = torch.zeros(width // 2)
+    key = torch.cat([fast.float(), zero])
+    query = torch.cat([cos[1] * fast, offset * sin[1] * fast])
+    rows = slice(head * width, (head + 1) * width)
+    block.q_proj.weight[rows] = sharpness * torch.outer(query, shared)
+    block.k_proj.weight[rows] = sharpness * torch.outer(key, shared)
 
 
 def describe(model: Diffa2, tokenizer: Tokenizer, example: TextExample, rng: np.random.Generator | None) -> Tensor:
@@ -222,6 +245,24 @@ def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExampl
     return (masked_cross_entropy(logits, response, masked) * weight).sum() / weight.sum()
 
 
+def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, config: PretrainConfig,
+                generator: torch.Generator) -> Tensor:
+    """An exercise in recall (as in arXiv 2312.04927): pairs of words, then the same pairs in another order with one word
+    of each hidden. To find the letter of a choice is the same, and learned from texts alone it takes many times longer."""
+    B, n = config.backbone_batch, config.recall_pairs
+
+    def shuffled(k):
+        return torch.rand(B, k, generator=generator).argsort(1)
+
+    pairs = words[shuffled(len(words))[:, :2 * n]].view(B, n, 2)
+    asked = pairs.gather(1, shuffled(n)[:, :, None].expand(-1, -1, 2))
+    hidden = F.one_hot(torch.randint(0, 2, (B, n), generator=generator), 2).bool()  # which of each pair
+    both = torch.cat([pairs, asked.masked_fill(hidden, mask_id)], dim=1)  # [B, 2n, 2]
+    tokens = F.pad(both, (0, 1), value=separator).flatten(1)  # [B, 6n]: word, word, separator, ...
+    places = F.pad(torch.cat([torch.zeros_like(hidden), hidden], dim=1), (0, 1)).flatten(1)
+    return F.cross_entropy(model.logits(model(model.wte(tokens))[places]), asked[hidden])
+
+
 @torch.no_grad()
 def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample]) -> dict[str, float]:
     """Share of right answers by type of question, on text alone, decoded with the defaults."""
@@ -252,11 +293,19 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
     text: TextConfig = model.config.text
     rng, held_out = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     evaluation = [sample(held_out, True) for _ in range(N_EVALUATION)]
-    init_backbone(model.llada, model.config.llada.n_layers, torch.Generator().manual_seed(seed))
+    init_backbone(model.llada, torch.Generator().manual_seed(seed))
     parameters = list(model.llada.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.backbone_lr, betas=(0.9, 0.98), weight_decay=0.01)
-    mean = 0.0
-    for step in progress(range(config.backbone_steps)):
+    mean, generator = 0.0, torch.Generator().manual_seed(seed)
+    words = {token for example in evaluation for word in example.words() for token in tokenizer.encode(f" {word}")}
+    words = torch.tensor(sorted(words | {tokenizer.encode(letter)[0] for letter in LETTERS}))
+    separator = tokenizer.encode("\n")[0]
+    for step in progress(range(config.recall_steps), desc="recall"):
+        loss = recall_loss(model.llada, words, separator, tokenizer.mask_id, config, generator)
+        update(optimizer, parameters, loss, config.backbone_lr * min(1, (step + 1) / config.warmup))
+        mean = 0.98 * mean + 0.02 * loss.item()
+    tqdm.write(f"recall: loss {mean:.3f}, where guessing among the words shown gives {math.log(config.recall_pairs):.3f}")
+    for step in progress(range(config.backbone_steps), desc="backbone"):
         system = str(rng.choice(["", text.system, text.train_system], p=[0.5, 0.3, 0.2]))  # short ones are faster
         examples = [sample(rng, False) for _ in range(config.backbone_batch)]
         loss = backbone_loss(model, tokenizer, examples, system, config, rng)
@@ -295,7 +344,7 @@ def run(args) -> None:
             tqdm.write(f"encoder step {step}: loss {loss:.3f}, frames right {right:.3f}")
         weights.save_part(model.whisper, "whisper", args.out / f"{args.size}_whisper.safetensors", made_by)
     if args.parts != "whisper" and args.data is None:
-        steps = pretrain_backbone(model, tokenizer, toy.text_example, pre, args.seed, partial(progress, desc="backbone"))
+        steps = pretrain_backbone(model, tokenizer, toy.text_example, pre, args.seed, progress)
         for step, loss, accuracy in steps:
             plain, lettered = summarize(accuracy)
             tqdm.write(f"backbone step {step}: loss {loss:.3f}, on text: open {plain:.3f}, lettered {lettered:.3f}")

@@ -14,7 +14,7 @@ import soundfile
 
 from data import fsdd, toy_text
 from data.toy_scene import DIGITS, Scene
-from diffa2_mini.config import UserError
+from diffa2_mini.config import UserError, run_script
 
 SPEAKERS = ("george", "lucas", "theo")
 TAKES = (*range(8), 45, 46)
@@ -50,7 +50,7 @@ def small():
 def made(source, tmp_path_factory):
     """The folder and its manifests, with theo held out."""
     out = tmp_path_factory.mktemp("out")
-    assert fsdd.main(["--source", str(source), "--out", str(out), "--hold-out", "theo"]) == 0
+    assert run_script(fsdd.main, ["--source", str(source), "--out", str(out), "--hold-out", "theo"]) == 0
     return out, {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
 
 
@@ -204,7 +204,7 @@ def test_the_seed_decides_everything(made, source, tmp_path):
 
 
 def one_line(capsys, *arguments):
-    assert fsdd.main([str(a) for a in arguments]) == 2
+    assert run_script(fsdd.main, [str(a) for a in arguments]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ") and printed.count("\n") == 1
     return printed

@@ -1,0 +1,131 @@
+"""sample.py as a user runs it: on clips that are ordinary, odd, or no clips at all."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import sample
+from diffa2_mini import weights
+from diffa2_mini.config import run_script
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIP = ROOT / "data" / "clips" / "three_one_four.wav"
+
+
+def ask(capsys, *arguments) -> list[dict]:
+    """The lines of JSON that sample.py prints."""
+    assert run_script(sample.main, [*map(str, arguments), "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def noise(path, rate=16_000, seconds=1.0, channels=1, **options):
+    samples = 0.1 * np.random.default_rng(0).standard_normal((round(rate * seconds), channels))
+    soundfile.write(path, samples, rate, **options)
+    return path
+
+
+def test_the_shipped_model_answers_about_the_shipped_clip_as_a_process():
+    start = time.time()
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py"), str(CLIP)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "three one four"), done.stderr
+    assert time.time() - start < 30  # 5 s on a free machine; the README says how it was measured
+
+
+def test_json_tells_how_the_answer_came_about(capsys):
+    (row,) = ask(capsys, CLIP, "--prompt", "How many digits are there?")
+    assert set(row) == {"audio", "prompt", "text", "tokens", "steps", "seconds"}
+    assert row["text"] == "3" and row["prompt"] == "How many digits are there?"
+    assert len(row["tokens"]) == 16 and 1 <= row["steps"] <= 16
+
+
+def test_a_fixed_schedule_takes_the_steps_it_is_given(capsys):
+    (four,), (sixteen,) = (ask(capsys, CLIP, "--steps", n) for n in (4, 16))
+    assert (four["steps"], sixteen["steps"]) == (4, 16)
+    assert sixteen["text"] == "three one four"
+
+
+def test_the_flags_reach_the_decoder(capsys):
+    def texts(*flags):
+        return [ask(capsys, CLIP, *flags)[0]["tokens"] for _ in range(2)]
+
+    hot = texts("--temperature", "3", "--seed", "1")
+    assert hot[0] == hot[1] != texts("--temperature", "3", "--seed", "2")[0]
+    assert texts("--remasking", "random", "--seed", "1")[0] != texts("--cfg", "2", "--gen-length", "8")[0]
+
+
+def test_watching_shows_masks_first_and_the_answer_last(capsys):
+    assert run_script(sample.main, [str(CLIP), "--watch", "--steps", "16"]) == 0
+    frames = capsys.readouterr().out.split("\r")
+    assert "░" in frames[1] and "░" not in frames[-1] and "four" in frames[-1]
+
+
+@pytest.mark.parametrize("options", [
+    dict(seconds=0.003), dict(seconds=1, rate=192_000), dict(channels=8), dict(subtype="PCM_U8"), dict(subtype="FLOAT"),
+])
+def test_odd_but_valid_clips_are_answered(tmp_path, capsys, options):
+    (row,) = ask(capsys, noise(tmp_path / "odd.wav", **options))
+    assert row["steps"] >= 1
+
+
+def test_silence_is_answered(tmp_path, capsys):
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
+    assert len(ask(capsys, tmp_path / "silence.wav")) == 1
+
+
+def test_a_long_clip_is_answered_on_its_beginning_or_part_by_part(tmp_path, capsys):
+    digits, rate = soundfile.read(CLIP)
+    long = np.concatenate([np.pad(digits, (0, 4 * rate - len(digits))), digits])
+    soundfile.write(tmp_path / "long.wav", long, rate)
+    assert run_script(sample.main, [str(tmp_path / "long.wav")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip() == "three one four" and "longer than the 4 s" in printed.err
+    assert [row["text"] for row in ask(capsys, tmp_path / "long.wav", "--chunk")] == ["three one four"] * 2
+
+
+def broken_files(folder):
+    soundfile.write(folder / "whole.wav", np.zeros(1000), 16_000)
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "header.wav").write_bytes((folder / "whole.wav").read_bytes()[:30])
+    (folder / "text.wav").write_text("not audio")
+    soundfile.write(folder / "none.wav", np.zeros(0), 16_000)
+    soundfile.write(folder / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "inf.wav", np.array([0.0, np.inf]), 16_000, subtype="FLOAT")
+    return ["missing.wav", ".", "empty.wav", "header.wav", "text.wav", "none.wav", "nan.wav", "inf.wav"]
+
+
+def test_a_clip_that_is_none_is_one_line_and_exit_code_2(tmp_path, capfd):
+    for name in broken_files(tmp_path):
+        assert run_script(sample.main, [str(tmp_path / name)]) == 2, name
+        printed = capfd.readouterr()
+        assert printed.err.count("\n") == 1 and str(tmp_path / name) in printed.err and not printed.out
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--nonsense"], "--nonsense"),
+    (["--size", "huge"], "--size"),
+    (["--size", "full"], "train.py --size full"),
+    (["--gen-length", "0"], "--gen-length"),
+    (["--gen-length", "16", "--block-length", "5"], "multiple"),
+    (["--steps", "4", "--factor", "1"], "--factor"),
+    (["--factor", "-1"], "--factor"),
+    (["--checkpoint", str(CLIP)], "three_one_four.wav"),
+    (["--checkpoint", "missing.safetensors"], "missing.safetensors"),
+    (["--checkpoint", str(weights.SHIPPED["llada"])], "checkpoint"),
+])
+def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(flags, message, capsys):
+    assert run_script(sample.main, [str(CLIP), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_checkpoint_cut_short_is_refused(tmp_path, capsys):
+    whole = weights.SHIPPED_DIFFA2.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:len(whole) // 2])
+    assert run_script(sample.main, [str(CLIP), "--checkpoint", str(tmp_path / "cut.safetensors")]) == 2
+    assert "cut off or damaged" in capsys.readouterr().err
