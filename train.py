@@ -18,21 +18,17 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.func import functional_call
 from tqdm import tqdm
 
 from diffa2_mini import checkpoint, evaluate, pretrain, show, weights
 from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import ASSETS, SIZES, Parser, StageConfig, require, run_script, to_dict
-from diffa2_mini.data import Batch, Ears, batches, collate, load_examples, read_manifest
-from diffa2_mini.diffusion import diffusion_loss, forward_process
+from diffa2_mini.data import Ears, batches, collate, load_examples
 from diffa2_mini.lora import set_dropout
-from diffa2_mini.model import Diffa2
+from diffa2_mini.objective import answer_loss, preference_bounds, reward_accuracy, score_variance
 from diffa2_mini.parallel import DTYPES, choose_device
-from diffa2_mini.tokenizer import Tokenizer
-from diffa2_mini.vrpo import elbo, preference_margin, vrpo_loss
+from diffa2_mini.vrpo import preference_margin, vrpo_loss
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -70,29 +66,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
     args.out = args.out or Path("runs") / args.size
     return args
-
-
-# ------------------------------------------------------------------------------------------------------- the losses
-
-
-def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Tokenizer, n_tokens: int) -> torch.Tensor:
-    """Stages 1 to 3: the masked diffusion loss of the answers."""
-    noisy, masked, t = forward_process(batch.response, batch.t, batch.uniforms, tokenizer.mask_id)
-    logits = model(batch.audio, stage.audio, batch.prompts, noisy, batch.real, masked)
-    return diffusion_loss(logits, batch.response, masked, t, n_tokens)
-
-
-def preference_elbos(model: Diffa2, reference: dict, batch: Batch, stage: StageConfig, tokenizer: Tokenizer):
-    """Stage 4: lower bounds [P, 2] of chosen and rejected answers, by the policy and by the reference. The reference is
-    the same model with its trained tensors swapped, and sees the same masks."""
-    def bounds(call):
-        def logits_of(noisy, real, masked):
-            return call(batch.audio, stage.audio, batch.prompts, noisy, real, masked)
-        return elbo(logits_of, batch.response, batch.real, batch.masks, tokenizer.mask_id).view(-1, 2)
-
-    policy = bounds(model)
-    with torch.no_grad():
-        return policy, bounds(lambda *inputs: functional_call(model, reference, inputs))
 
 
 # -------------------------------------------------------------------------------------------------------- one stage
@@ -174,17 +147,20 @@ class Run:
         tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
                    f"    target {example.answer!r}, answer {texts[0]!r}")
 
-    @torch.no_grad()
-    def measure_pairs(self, stage: StageConfig, reference: dict) -> dict[str, float]:
-        """Does the implicit reward rank held-out pairs right? With 16 samples each, to measure and not to train."""
-        stage = dataclasses.replace(stage, vrpo_samples=16)
-        pairs = [(0, i) for i, example in enumerate(self.validation) if example.rejected]
-        margins = []
-        for start in range(0, len(pairs), 32):
-            batch = collate(pairs[start:start + 32], self.validation, self.args.seed, stage, self.config.text, self.tokenizer,
-                            self.ears)
-            margins.append(preference_margin(*preference_elbos(self.model, reference, batch, stage, self.tokenizer)))
-        return evaluate.pair_figures(torch.cat(margins)) if margins else {}
+
+    def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
+        """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
+        def collated(examples):
+            pairs = [(0, i) for i, example in enumerate(examples) if example.rejected]
+            return (collate(pairs[start:start + 16], examples, self.args.seed, stage, self.config.text, self.tokenizer,
+                            self.ears) for start in range(0, len(pairs), 16))
+
+        figures = reward_accuracy(self.model, reference, collated(self.validation[::4]), stage, self.tokenizer)
+        shared, independent = score_variance(self.model, reference, next(collated(self.validation[::16])), stage, self.tokenizer)
+        figures |= {"variance_shared": shared, "variance_independent": independent}
+        print(f"  held-out pairs: {figures['reward_accuracy']:.3f} ranked right, margin {figures['margin']:.2f}; variance of the "
+              f"score {shared:.3g} with shared masks, {independent:.3g} with independent ones")
+        return figures
 
 
 def step_on(run: Run, stage: StageConfig, optimizer, parameters, pairs: list, examples: list, reference: dict) -> dict:
@@ -198,7 +174,7 @@ def step_on(run: Run, stage: StageConfig, optimizer, parameters, pairs: list, ex
         batch = collate(piece, examples, run.args.seed, stage, text, tokenizer, run.ears)
         with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
             if stage.preference:
-                policy, old = preference_elbos(model, reference, batch, stage, tokenizer)
+                policy, old = preference_bounds(model, reference, batch, stage, tokenizer)
                 share = len(piece) / len(pairs)
                 loss = vrpo_loss(policy, old, stage.vrpo_beta) * share
                 margins = preference_margin(policy.detach(), old)
@@ -266,6 +242,8 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         run.log(**row, examples_per_second=rate, time=time.time())
         if (step + 1) % args.sample_every == 0 and run.validation:
             run.say_sample(stage, run.validation[step * 7 % len(run.validation)])
+        if stage.preference and step + 1 == 5 and run.validation:
+            run.log(stage=number, step=5, **run.measure_preferences(stage, reference))
         if run.stop_signal:
             save(step + 1, done=False)
             bar.close()
@@ -275,9 +253,8 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     bar.close()
     if run.validation:
         result = run.measure(stage, run.validation)
-        figures = result.figures | (run.measure_pairs(stage, reference) if stage.preference else {})
-        print(evaluate.table(result) + (f", {figures['reward_accuracy']:.3f} of held-out pairs ranked right"
-                                        if stage.preference else ""))
+        figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
+        print(evaluate.table(result))
         run.log(stage=number, step=n_steps, **figures, time=time.time())
     print(f"  stage {number} took {time.perf_counter() - start:.0f} s")
     return save(n_steps, done=True)

@@ -9,7 +9,6 @@ from typing import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .config import DecodeConfig
 from .data import Ears, Example
@@ -92,8 +91,3 @@ def table(result: Report) -> str:
         lines.append("".join([f"{type:14}", *(f"{'' if cell is None else f'{cell:.2f}':>10}" for cell in cells)]))
     figures = ", ".join(f"{name} {value:.3f}" for name, value in result.figures.items())
     return "\n".join([*lines, f"{sum(result.count.values())} questions: {figures}"])
-
-
-def pair_figures(margins: Tensor) -> dict[str, float]:
-    """Of preference margins [P]: how often the implicit reward ranks the chosen answer first, and the mean margin."""
-    return {"reward_accuracy": float((margins > 0).float().mean()), "margin": float(margins.mean())}

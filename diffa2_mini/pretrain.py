@@ -296,7 +296,7 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
     init_backbone(model.llada, torch.Generator().manual_seed(seed))
     parameters = list(model.llada.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.backbone_lr, betas=(0.9, 0.98), weight_decay=0.01)
-    mean, generator = 0.0, torch.Generator().manual_seed(seed)
+    mean, generator = math.log(config.recall_pairs), torch.Generator().manual_seed(seed)
     words = {token for example in evaluation for word in example.words() for token in tokenizer.encode(f" {word}")}
     words = torch.tensor(sorted(words | {tokenizer.encode(letter)[0] for letter in LETTERS}))
     separator = tokenizer.encode("\n")[0]
@@ -304,7 +304,11 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
         loss = recall_loss(model.llada, words, separator, tokenizer.mask_id, config, generator)
         update(optimizer, parameters, loss, config.backbone_lr * min(1, (step + 1) / config.warmup))
         mean = 0.98 * mean + 0.02 * loss.item()
-    tqdm.write(f"recall: loss {mean:.3f}, where guessing among the words shown gives {math.log(config.recall_pairs):.3f}")
+        if step % 500 == 499 or mean < config.recall_loss:
+            tqdm.write(f"recall step {step + 1}: loss {mean:.3f}, where guessing gives {math.log(config.recall_pairs):.3f}")
+        if mean < config.recall_loss:
+            break
+    mean = 0.0
     for step in progress(range(config.backbone_steps), desc="backbone"):
         system = str(rng.choice(["", text.system, text.train_system], p=[0.5, 0.3, 0.2]))  # short ones are faster
         examples = [sample(rng, False) for _ in range(config.backbone_batch)]

@@ -11,7 +11,7 @@ import torch
 
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
 from diffa2_mini.data import Ears, Example
-from diffa2_mini.evaluate import answer, is_right, pair_figures, report, table, word_errors
+from diffa2_mini.evaluate import answer, is_right, report, table, word_errors
 from diffa2_mini.model import Diffa2
 from diffa2_mini.weights import load_tokenizer
 
@@ -90,9 +90,6 @@ def test_the_table_has_a_line_per_type_and_a_column_per_domain():
     assert lines[-1].startswith("12 questions: open 0.479, lettered 0.750, caption 0.500, overall 0.500")
 
 
-def test_pair_figures_by_hand():
-    assert pair_figures(torch.tensor([2.0, -1.0, 0.0, 3.0])) == {"reward_accuracy": 0.5, "margin": 1.0}
-
 
 def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
     toy = SIZES["toy"][0]
@@ -101,7 +98,8 @@ def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
         whisper=WhisperConfig(n_mels=16, n_positions=50, width=8, n_layers=2, n_heads=2, taps=(1, 2)),
         llada=LladaConfig(vocab_size=toy.llada.vocab_size, width=16, n_layers=1, n_heads=2, hidden=16))
     model, tokenizer = Diffa2(micro).eval(), load_tokenizer(micro)
-    torch.nn.init.normal_(model.llada.wte.weight)
+    for weight in (p for p in model.llada.parameters() if p.dim() == 2):
+        torch.nn.init.normal_(weight)  # large, so that the answers differ
     ears = Ears(model, torch.device("cpu"), torch.float32, keep=True)
     examples = [dataclasses.replace(example("asr", "?", path=tmp_path / f"{i}.wav"), instruction=f"{i} " * (i + 1))
                 for i in range(5)]

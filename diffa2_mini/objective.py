@@ -1,0 +1,71 @@
+"""What a stage minimises, and how well stage 4 ranks: the model, the noise and the loss put together."""
+
+import dataclasses
+from typing import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from .config import StageConfig
+from .data import Batch
+from .diffusion import diffusion_loss, forward_process
+from .model import Diffa2
+from .tokenizer import Tokenizer
+from .vrpo import elbo, preference_margin
+
+
+def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Tokenizer, n_tokens: int) -> Tensor:
+    """Stages 1 to 3: the masked diffusion loss of a batch that has, with the rest of its step, `n_tokens` in its answers."""
+    noisy, masked, t = forward_process(batch.response, batch.t, batch.uniforms, tokenizer.mask_id)
+    logits = model(batch.audio, stage.audio, batch.prompts, noisy, batch.real, masked)
+    return diffusion_loss(logits, batch.response, masked, t, n_tokens)
+
+
+def bounds(call: Callable, batch: Batch, masks: Tensor, stage: StageConfig, tokenizer: Tokenizer) -> Tensor:
+    """Lower bounds [P, 2] of the chosen and the rejected answer of P pairs, by the model that `call` runs."""
+    def logits_of(noisy, real, masked):
+        return call(batch.audio, stage.audio, batch.prompts, noisy, real, masked)
+    return elbo(logits_of, batch.response, batch.real, masks, tokenizer.mask_id).view(-1, 2)
+
+
+def preference_bounds(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
+                      reference_masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Stage 4: the bounds [P, 2] by the policy and by the reference. The reference is the same model with its trained
+    tensors swapped, and sees the same masks unless others are given, to show what sharing is good for."""
+    def frozen(*inputs):
+        return functional_call(model, reference, inputs)
+
+    policy = bounds(model, batch, batch.masks, stage, tokenizer)
+    with torch.no_grad():
+        return policy, bounds(frozen, batch, batch.masks if reference_masks is None else reference_masks, stage, tokenizer)
+
+
+@torch.no_grad()
+def reward_accuracy(model: Diffa2, reference: dict[str, Tensor], batches: Iterable[Batch], stage: StageConfig,
+                    tokenizer: Tokenizer) -> dict[str, float]:
+    """How often the implicit reward ranks the chosen answer first, and the mean margin."""
+    margins = torch.cat([preference_margin(*preference_bounds(model, reference, batch, stage, tokenizer))
+                         for batch in batches])
+    return {"reward_accuracy": float((margins > 0).float().mean()), "margin": float(margins.mean())}
+
+
+@torch.no_grad()
+def score_variance(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
+                   n_estimates: int = 8) -> tuple[float, float]:
+    """Variance of the preference score over the draw of its masks, mean over pairs: with masks shared between policy and
+    reference, and with independent ones."""
+    generator = torch.Generator().manual_seed(0)
+    n_tokens = batch.real.sum(1)[:, None, None]  # [2P, 1, 1]
+
+    def draw():
+        k = 1 + (torch.rand(len(n_tokens), stage.vrpo_samples, 1, generator=generator).to(n_tokens.device) * n_tokens).long()
+        order = torch.rand(batch.masks.shape, generator=generator).to(n_tokens.device).masked_fill(~batch.real[:, None], 2)
+        return order.argsort(-1).argsort(-1) < k
+
+    margins = {True: [], False: []}
+    for _ in range(n_estimates):
+        drawn = dataclasses.replace(batch, masks=draw())
+        for shared, others in ((True, None), (False, draw())):
+            margins[shared].append(preference_margin(*preference_bounds(model, reference, drawn, stage, tokenizer, others)))
+    return tuple(float(torch.stack(margins[shared]).var(0).mean()) for shared in (True, False))

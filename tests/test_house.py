@@ -1,0 +1,62 @@
+"""The house keeps its shape: short files, data flowing one way, no packages but those promised."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ["config", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model", "decode", "data",
+         "objective", "checkpoint", "weights", "evaluate"]  # a file imports only what stands before it
+BESIDE = ["parallel", "show", "pretrain"]
+FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
+PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest"}
+OURS = {"diffa2_mini", "data", "train", "sample"}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of what a file imports; of its own package the names of the rooms, with a dot before."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found |= {f".{node.module}"} if node.module else {f".{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_over_350_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+
+
+def test_the_concept_files_together_stay_under_2500_lines():
+    files = [ROOT / "diffa2_mini" / f"{room}.py" for room in ROOMS + BESIDE]
+    assert {path.name for path in (ROOT / "diffa2_mini").glob("*.py")} == {path.name for path in files} | {"__init__.py"}
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) < 2500
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_stands_before_it(room):
+    before = {f".{name}" for name in ROOMS[:ROOMS.index(room)]}
+    assert {name for name in imported(ROOT / "diffa2_mini" / f"{room}.py") if name.startswith(".")} <= before
+
+
+def test_nothing_is_needed_at_run_time_but_what_is_promised():
+    import sys
+    names = set().union(*(imported(path) for path in FILES))
+    assert {n for n in names if not n.startswith(".")} - set(sys.stdlib_module_names) - OURS <= PACKAGES
+
+
+def test_the_readme_names_every_file_of_the_package():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"{name}.py" in text for name in ROOMS + BESIDE)
+
+
+def test_ci_runs_the_readmes_test_command():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"(pip install -r requirements.txt) && python -m pytest -q", readme)
+    assert "pip install -q -r requirements.txt && python -m pytest -q" in (ROOT / ".ci" / "run").read_text() and command
