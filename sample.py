@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from diffa2_mini import checkpoint, show, weights
@@ -20,6 +21,7 @@ from diffa2_mini.config import SIZES, Config, DecodeConfig, Parser, require, run
 from diffa2_mini.decode import generate
 from diffa2_mini.model import Diffa2
 from diffa2_mini.parallel import DTYPES, choose_device
+from diffa2_mini.tokenizer import Tokenizer
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -63,8 +65,10 @@ def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConf
 
 def load_model(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[Diffa2, tuple[str, ...]]:
     """The model of the checkpoint, and what it splices into the prompt."""
-    path = args.checkpoint or (weights.SHIPPED_DIFFA2 if args.size in (None, "toy") else Path("runs") / args.size / "stage4.safetensors")
-    require(path.is_file(), f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {args.size or 'toy'}'")
+    size = args.size or "toy"
+    default = weights.SHIPPED_DIFFA2 if size == "toy" else Path("runs") / size / "stage4.safetensors"
+    path = args.checkpoint or default
+    require(path.is_file(), f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {size}'")
     trained = checkpoint.load(path)
     config: Config = trained.config
     require(args.size in (None, config.size), f"{path}: is of size {config.size}, not {args.size}; leave --size out")
@@ -87,7 +91,8 @@ def parts_of_clip(path: Path, config: Config, chunk: bool) -> list:
 
 
 @torch.no_grad()
-def ask(model: Diffa2, parts: tuple, tokenizer, samples, prompt: str, decode: DecodeConfig, device, dtype, watch: bool) -> dict:
+def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np.ndarray, prompt: str,
+        decode: DecodeConfig, device: torch.device, dtype: torch.dtype, watch: bool) -> dict:
     """Answer one question about one clip."""
     start = time.perf_counter()
     mel = log_mel(samples, model.config.audio)[None].to(device, dtype)
@@ -102,7 +107,8 @@ def ask(model: Diffa2, parts: tuple, tokenizer, samples, prompt: str, decode: De
         for step in steps:
             n_steps += 1
     tokens = step.tokens[0].tolist()
-    return {"text": tokenizer.decode(tokens), "tokens": tokens, "steps": n_steps, "seconds": round(time.perf_counter() - start, 3)}
+    seconds = round(time.perf_counter() - start, 3)
+    return {"text": tokenizer.decode(tokens), "tokens": tokens, "steps": n_steps, "seconds": seconds}
 
 
 def main(argv: list[str]) -> None:

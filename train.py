@@ -36,7 +36,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--stage", default="all", choices=["0", "1", "2", "3", "4", "all"])
     add("--size", default="toy", choices=list(SIZES))
-    add("--data", type=Path, help="a manifest; for --stage all and 0 a folder of them (default: the toy world, made if missing)")
+    add("--data", type=Path, help="a manifest, or a folder of them (default: the toy world, made if missing)")
     add("--validation", type=Path, help="a manifest to measure on (default: validation.json beside the data)")
     add("--parts", default="both", choices=["whisper", "llada", "both"], help="of stage 0: what to pretrain")
     add("--skip-broken", action="store_true", help="go on without the entries of a manifest that are broken")
@@ -102,7 +102,6 @@ class Run:
         self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype)
         self.ears = Ears(self.model, self.device, self.dtype, keep=args.size == "toy" and not args.no_cache_audio)
         self.validation = self.load_validation()
-        self.reference = {}
         self.stop_signal = None
 
     def load_validation(self) -> list:
@@ -135,18 +134,12 @@ class Run:
         kept = [row for row in rows if (row["stage"], row["step"]) <= (stage, step)]
         path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
-    def measure(self, stage: StageConfig, examples: list) -> evaluate.Report:
-        """Decode answers to validation questions with the defaults."""
+    def answers(self, stage: StageConfig, examples: list) -> list[str]:
+        """What the model answers now, decoded with the defaults."""
         self.model.eval()
         texts, _ = evaluate.answer(self.model, self.tokenizer, self.ears, examples, stage.audio, self.config.decode)
         self.model.train()
-        return evaluate.report(examples, texts)
-
-    def say_sample(self, stage: StageConfig, example) -> None:
-        texts, _ = evaluate.answer(self.model, self.tokenizer, self.ears, [example], stage.audio, self.config.decode)
-        tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
-                   f"    target {example.answer!r}, answer {texts[0]!r}")
-
+        return texts
 
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
         """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
@@ -156,10 +149,11 @@ class Run:
                             self.ears) for start in range(0, len(pairs), 16))
 
         figures = reward_accuracy(self.model, reference, collated(self.validation[::4]), stage, self.tokenizer)
-        shared, independent = score_variance(self.model, reference, next(collated(self.validation[::16])), stage, self.tokenizer)
+        some = next(collated(self.validation[::16]))
+        shared, independent = score_variance(self.model, reference, some, stage, self.tokenizer)
         figures |= {"variance_shared": shared, "variance_independent": independent}
-        print(f"  held-out pairs: {figures['reward_accuracy']:.3f} ranked right, margin {figures['margin']:.2f}; variance of the "
-              f"score {shared:.3g} with shared masks, {independent:.3g} with independent ones")
+        tqdm.write(f"  held-out pairs: {figures['reward_accuracy']:.3f} ranked right, margin {figures['margin']:.2f}; variance "
+                   f"of the score {shared:.3g} with shared masks, {independent:.3g} with independent ones")
         return figures
 
 
@@ -202,7 +196,9 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         model.add_lora()
     if init:
         checkpoint.restore(model, init.model, "the stage before")
-    reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()} if stage.preference else {}
+    reference = {}
+    if stage.preference:
+        reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()}
     trained = model.train_only(stage.trains)
     optimizer = torch.optim.AdamW(trained.values(), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay)
     first_step = 0
@@ -223,8 +219,9 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
                      lambda chunks: tqdm(chunks, desc="  listening", leave=False))
 
     def save(step: int, done: bool) -> Checkpoint:
-        state = Checkpoint(run.config, number, step, done, checkpoint.trained_tensors(model), stage.audio,
-                           {} if done else checkpoint.optimizer_tensors(optimizer, list(trained)), torch.get_rng_state())
+        state = Checkpoint(run.config, number, step, done, checkpoint.trained_tensors(model), stage.audio)
+        if not done:
+            state.optimizer, state.rng = checkpoint.optimizer_tensors(optimizer, list(trained)), torch.get_rng_state()
         checkpoint.save(args.out / f"stage{number}.safetensors", state)
         return state
 
@@ -235,13 +232,17 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         figures = step_on(run, stage, optimizer, list(trained.values()), pairs, examples, reference)
         rate = stage.batch_size * (step + 1 - first_step) / (time.perf_counter() - start)
         bar.update()
-        bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{optimizer.param_groups[0]['lr']:.1e}", examples_s=f"{rate:.0f}")
-        row = {"stage": number, "step": step + 1, "lr": optimizer.param_groups[0]["lr"], **figures}
+        lr = optimizer.param_groups[0]["lr"]
+        bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}")
+        row = {"stage": number, "step": step + 1, "lr": lr, **figures}
         if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
-            row |= run.measure(stage, run.validation[::8]).figures
+            some = run.validation[::8]
+            row |= evaluate.report(some, run.answers(stage, some)).figures
         run.log(**row, examples_per_second=rate, time=time.time())
         if (step + 1) % args.sample_every == 0 and run.validation:
-            run.say_sample(stage, run.validation[step * 7 % len(run.validation)])
+            example = run.validation[step * 7 % len(run.validation)]
+            tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
+                       f"    target {example.answer!r}, answer {run.answers(stage, [example])[0]!r}")
         if stage.preference and step + 1 == 5 and run.validation:
             run.log(stage=number, step=5, **run.measure_preferences(stage, reference))
         if run.stop_signal:
@@ -252,9 +253,9 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
             save(step + 1, done=False)
     bar.close()
     if run.validation:
-        result = run.measure(stage, run.validation)
-        figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
+        result = evaluate.report(run.validation, run.answers(stage, run.validation))
         print(evaluate.table(result))
+        figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
         run.log(stage=number, step=n_steps, **figures, time=time.time())
     print(f"  stage {number} took {time.perf_counter() - start:.0f} s")
     return save(n_steps, done=True)
@@ -271,7 +272,7 @@ def train(args: argparse.Namespace) -> None:
     require(args.resume or not any(paths[number].exists() for number in numbers),
             f"{args.out}: holds a run already; go on with --resume, or choose another --out")
     init = checkpoint.load(args.init) if args.init else None
-    if init is None and numbers[0] > 1 and numbers[0] not in found:
+    if init is None and numbers[0] > 1:
         init = checkpoint.load(paths[numbers[0] - 1])
 
     run = Run(args)

@@ -88,7 +88,8 @@ def make_world(folder: Path, seed: int = 0) -> Path:
     """Make the data of stages 1 to 4 in `folder`, unless it is there."""
     folder = Path(folder)
     if not (folder / "validation.json").exists():  # the last file written
-        for name, rows in manifests(make_clips(folder, "train", seed), make_clips(folder, "evaluation", seed), seed).items():
+        clips, evaluation = make_clips(folder, "train", seed), make_clips(folder, "evaluation", seed)
+        for name, rows in manifests(clips, evaluation, seed).items():
             write_json(folder / f"{name}.json", rows)
     return folder
 

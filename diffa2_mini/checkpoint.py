@@ -7,6 +7,7 @@ that a crash leaves the old one.
 
 import json
 import os
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +129,13 @@ def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str], tensors: d
     state = {}
     for full_name, tensor in tensors.items():
         key, name = full_name.split(".", 1)
-        require(name in names, f"the checkpoint's optimiser trains {name}, which this stage does not; start without --resume")
+        require(name in names, f"the checkpoint trains {name}, which this stage does not; choose another --out")
         state.setdefault(names.index(name), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+if __name__ == "__main__":  # python -m diffa2_mini.checkpoint FROM TO: the model alone, in float16, to be shared
+    source, target = map(Path, sys.argv[1:])
+    found = load(source)
+    half = {name: tensor.half() for name, tensor in found.model.items()}
+    save(target, Checkpoint(found.config, found.stage, found.step, True, half, found.audio))

@@ -188,10 +188,10 @@ class PretrainConfig:
     encoder_lr: float = 2e-3
     mask_frames: int = 20  # SpecAugment (arXiv 1904.08779): two stretches of up to so many mel frames are blanked
     mask_mels: int = 16  # and two bands of up to so many mel bins
-    recall_steps: int = 8000  # at most, of the exercise that comes before the texts
+    recall_steps: int = 2500  # at most, of the exercise that comes before the texts
     recall_loss: float = 0.05  # in nats; it ends here
     recall_pairs: int = 4
-    backbone_steps: int = 3500
+    backbone_steps: int = 2800
     backbone_batch: int = 32
     backbone_lr: float = 1e-3
     warmup: int = 100

@@ -1,9 +1,7 @@
 """Stage 0: pretrained parts for the toy size, in the place of Whisper-large-v3 and LLaDA-8B, which come as downloads.
 
-Not part of DIFFA-2. The *encoder* learns by predicting what its training clips are made of: for each frame which item
-sounds, the how-manieth it is, and which pitches; for the whole clip its traits. That uses the alignment of the data,
-which real speech recognition does without. The heads are thrown away. The *backbone* learns by masked diffusion on text
-alone: a description of a clip stands where the audio will be, and the answer is to be found in it.
+Not part of DIFFA-2. The encoder has a file of its own, `pretrain_encoder.py`. The backbone learns here, by masked
+diffusion on text alone: a description of a clip stands where the audio will be, and the answer is to be found in it.
 """
 
 import math
@@ -16,150 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-
 from tqdm import tqdm
 
 from . import weights
-from .audio import encoder_frames, load_audio, log_mel
-from .config import ASSETS, SIZES, AudioConfig, LladaConfig, PretrainConfig, TextConfig, require
+from .config import ASSETS, SIZES, LladaConfig, PretrainConfig, TextConfig, require
 from .data import read_manifest
 from .decode import generate
 from .diffusion import masked_cross_entropy
 from .llada import Block, Llada, rotary
 from .model import Diffa2
+from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
 from .tokenizer import Tokenizer
-from .whisper import WhisperEncoder
 
 LETTERS = ("A.", "B.", "C.", "D.")  # of lettered choices
 N_EVALUATION = 1500  # held-out texts, for the last look; before that a fifth of them
-N_ORDINALS = 5  # none, first, second, third, fourth
-
-
-def learning_rate(step: int, n_steps: int, warmup: int) -> float:
-    """Factor of the learning rate: up in a line, then down along a half cosine to 2 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
-
-
-# --------------------------------------------------------------------------------------------------------- encoder
-
-
-@dataclass
-class LabelledClips:
-    """The encoder's training data: n clips with their targets. Class 0 of a frame is `nothing sounds`."""
-
-    mel: Tensor  # [n, n_mels, M] float16
-    n_frames: Tensor  # [n] encoder frames that hold sound
-    item: Tensor  # [n, T] class of what sounds
-    ordinal: Tensor  # [n, T] 1 for the first item, ...; 0 in music, whose notes are not counted
-    pitch: Tensor  # [n, T, 12] bool, pitch classes that sound
-    traits: Tensor  # [n, number of traits], -1 where a clip does not have one
-    labels: list[str]  # names of the items' classes, from 1 on
-    trait_values: dict[str, list[str]]
-
-    @classmethod
-    def load(cls, rows: list[dict], config: AudioConfig, progress: Callable) -> "LabelledClips":
-        """Read the clips of a stage-0 manifest, whose entries have `segments` and `traits`."""
-        labels = sorted({segment["label"] for row in rows for segment in row["segments"]})
-        values = {}
-        for row in rows:
-            for name, value in row["traits"].items():
-                values.setdefault(name, set()).add(value)
-        values = {name: sorted(found) for name, found in sorted(values.items())}
-        n, T = len(rows), config.max_frames // 2
-        item, ordinal = torch.zeros(n, T, dtype=torch.long), torch.zeros(n, T, dtype=torch.long)
-        pitch, traits = torch.zeros(n, T, 12, dtype=torch.bool), torch.full((n, len(values)), -1)
-        mel = torch.empty(n, config.n_mels, config.max_frames, dtype=torch.float16)
-        n_frames = torch.empty(n, dtype=torch.long)
-        per_second = config.sample_rate / config.hop_length / 2  # encoder frames
-        for i, row in enumerate(progress(rows)):
-            samples = load_audio(row["audio_filepath"], config.sample_rate)
-            mel[i], n_frames[i] = log_mel(samples, config), encoder_frames(len(samples), config)
-            for segment in row["segments"]:
-                span = slice(round(segment["start"] * per_second), round(segment["end"] * per_second))
-                item[i, span] = 1 + labels.index(segment["label"])
-                ordinal[i, span] = 0 if segment["pitches"] else segment["ordinal"] + 1
-                pitch[i, span, segment["pitches"]] = True
-            for j, (name, found) in enumerate(values.items()):
-                if name in row["traits"]:
-                    traits[i, j] = found.index(row["traits"][name])
-        return cls(mel, n_frames, item, ordinal, pitch, traits, labels, values)
-
-
-class EncoderHeads(nn.Module):
-    """What predicts the targets from the encoder's final hidden state; thrown away after pretraining."""
-
-    def __init__(self, width: int, clips: LabelledClips):
-        super().__init__()
-        self.item = nn.Linear(width, 1 + len(clips.labels))
-        self.ordinal = nn.Linear(width, N_ORDINALS)
-        self.pitch = nn.Linear(width, 12)
-        self.traits = nn.ModuleList(nn.Linear(width, len(found)) for found in clips.trait_values.values())
-
-
-def encoder_loss(final: Tensor, heads: EncoderHeads, clips: LabelledClips, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss of the clips numbered `at`, whose final hidden states are [B, T, E]; and the share of sounding frames
-    whose item and ordinal are right."""
-    item, ordinal, pitch = clips.item[at], clips.ordinal[at], clips.pitch[at]
-    item_logits, ordinal_logits = heads.item(final), heads.ordinal(final)
-    loss = F.cross_entropy(item_logits.transpose(1, 2), item) + F.cross_entropy(ordinal_logits.transpose(1, 2), ordinal)
-    loss = loss + F.binary_cross_entropy_with_logits(heads.pitch(final), pitch.float())
-    inside = torch.arange(final.shape[1]) < clips.n_frames[at][:, None]  # [B, T]
-    mean = (final * inside[:, :, None]).sum(1) / inside.sum(1, keepdim=True)  # [B, E]
-    for j, head in enumerate(heads.traits):
-        target = clips.traits[at, j]
-        if (target >= 0).any():
-            loss = loss + 0.3 * F.cross_entropy(head(mean), target, ignore_index=-1)
-    right = (item_logits.argmax(-1) == item) & (ordinal_logits.argmax(-1) == ordinal)
-    return loss, right[item > 0].float().mean()
-
-
-def blank(mel: Tensor, config: PretrainConfig, rng: np.random.Generator) -> Tensor:
-    """SpecAugment: blank two random stretches of time and two bands of frequency of each clip [B, n_mels, M]."""
-    mel = mel.clone()
-    for clip in mel:
-        floor = clip.min()
-        for _ in range(2):
-            width, height = rng.integers(0, config.mask_frames + 1), rng.integers(0, config.mask_mels + 1)
-            left, top = rng.integers(0, mel.shape[2] - width), rng.integers(0, mel.shape[1] - height)
-            clip[:, left:left + width] = floor
-            clip[top:top + height] = floor
-    return mel
-
-
-def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: PretrainConfig, seed: int, progress: Callable):
-    """Train the encoder in place. Yields (step, loss, frame accuracy) now and then."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    heads = EncoderHeads(encoder.config.width, clips)
-    parameters = [*encoder.requires_grad_(True).parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.encoder_lr, betas=(0.9, 0.98), weight_decay=0.01)
-    order, loss_mean, right_mean = [], 0.0, 0.0
-    for step in progress(range(config.encoder_steps)):
-        if len(order) < config.encoder_batch:
-            order = rng.permutation(len(clips.mel)).tolist()
-        at = torch.tensor([order.pop() for _ in range(config.encoder_batch)])
-        final, _ = encoder(blank(clips.mel[at].float(), config, rng))
-        loss, right = encoder_loss(final, heads, clips, at)
-        update(optimizer, parameters, loss, config.encoder_lr * learning_rate(step, config.encoder_steps, config.warmup))
-        loss_mean, right_mean = 0.98 * loss_mean + 0.02 * loss.item(), 0.98 * right_mean + 0.02 * right.item()
-        if step % 100 == 99:
-            yield step + 1, loss_mean, right_mean
-    encoder.requires_grad_(False)
-
-
-def update(optimizer: torch.optim.Optimizer, parameters: list, loss: Tensor, lr: float) -> None:
-    """One step of the optimiser, gradients clipped to a norm of 1."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-
-
-# -------------------------------------------------------------------------------------------------------- backbone
 
 
 @dataclass(frozen=True)
@@ -308,15 +176,19 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
             tqdm.write(f"recall step {step + 1}: loss {mean:.3f}, where guessing gives {math.log(config.recall_pairs):.3f}")
         if mean < config.recall_loss:
             break
-    mean = 0.0
+    mean, recall = 0.0, mean
     for step in progress(range(config.backbone_steps), desc="backbone"):
         system = str(rng.choice(["", text.system, text.train_system], p=[0.5, 0.3, 0.2]))  # short ones are faster
         examples = [sample(rng, False) for _ in range(config.backbone_batch)]
         loss = backbone_loss(model, tokenizer, examples, system, config, rng)
-        update(optimizer, parameters, loss, config.backbone_lr * learning_rate(step, config.backbone_steps, config.warmup))
+        exercise = recall_loss(model.llada, words, separator, tokenizer.mask_id, config, generator)
+        recall = 0.98 * recall + 0.02 * exercise.item()
+        lr = config.backbone_lr * learning_rate(step, config.backbone_steps, config.warmup)
+        update(optimizer, parameters, loss + exercise, lr)
         mean = 0.98 * mean + 0.02 * loss.item()
         last = step + 1 == config.backbone_steps
         if step % 500 == 499 or last:
+            tqdm.write(f"recall {recall:.3f}")
             yield step + 1, mean, gate(model, tokenizer, evaluation if last else evaluation[:N_EVALUATION // 5])
     model.llada.requires_grad_(False)
 
@@ -333,7 +205,9 @@ def run(args) -> None:
     config, device = SIZES[args.size][0], torch.device("cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
-    pre = PretrainConfig() if args.steps is None else PretrainConfig(encoder_steps=args.steps, backbone_steps=args.steps)
+    pre = PretrainConfig()
+    if args.steps:
+        pre = PretrainConfig(encoder_steps=args.steps, recall_steps=args.steps, backbone_steps=args.steps)
     made_by = f"python train.py --stage 0 --size {args.size} --seed {args.seed}"
     progress = partial(tqdm, dynamic_ncols=True)
     torch.manual_seed(args.seed)

@@ -8,7 +8,6 @@ small: several samples; each with a mask count of its own; and the *same* masks 
 from typing import Callable
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 

