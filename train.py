@@ -93,12 +93,12 @@ class Run:
             torch.set_num_threads(args.threads)
         self.device, self.dtype, why = choose_device(args.device, args.dtype)
         print(f"{why}, {torch.get_num_threads()} threads, seed {args.seed}, size {args.size}")
-        self.tokenizer = weights.load_tokenizer(self.config)
         self.data = args.data
         if self.data is None:
             require(args.size == "toy", f"--size {args.size} needs --data: a manifest, or a folder of manifests")
             from data import toy
             self.data = toy.make_world(ASSETS / "toy")
+        self.tokenizer = weights.load_tokenizer(self.config)
         self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype)
         self.ears = Ears(self.model, self.device, self.dtype, keep=args.size == "toy" and not args.no_cache_audio)
         self.validation = self.load_validation()
@@ -148,8 +148,8 @@ class Run:
             return (collate(pairs[start:start + 16], examples, self.args.seed, stage, self.config.text, self.tokenizer,
                             self.ears) for start in range(0, len(pairs), 16))
 
-        figures = reward_accuracy(self.model, reference, collated(self.validation[::4]), stage, self.tokenizer)
-        some = next(collated(self.validation[::16]))
+        figures = reward_accuracy(self.model, reference, collated(self.validation[::6]), stage, self.tokenizer)
+        some = next(collated(self.validation[::64]))
         shared, independent = score_variance(self.model, reference, some, stage, self.tokenizer)
         figures |= {"variance_shared": shared, "variance_independent": independent}
         tqdm.write(f"  held-out pairs: {figures['reward_accuracy']:.3f} ranked right, margin {figures['margin']:.2f}; variance "

@@ -1,6 +1,6 @@
 """The toy world on disk: clips, and the manifests of every stage. Nothing is downloaded.
 
-    python data/toy.py                      # all of it into data/toy: 3,000 clips, half a minute
+    python data/toy.py                      # all of it into data/toy: 2,810 clips, half a minute
     python data/toy.py --listen /tmp/clips  # a few clips with their questions, to hear what it is like
     python data/toy.py --tokenizer          # train the byte-level BPE that this repository ships as data/toy.bpe
 
@@ -28,11 +28,11 @@ KINDS = ("speech", "sound", "music")
 SPLITS = {  # clips of each kind, in the order of KINDS
     "stage0": (3000, 1500, 1500),
     "train": (1400, 600, 600),
-    "evaluation": (120, 90, 90),
+    "evaluation": (90, 60, 60),
 }
 N_QUESTIONS = 5  # per training clip
 N_PAIRS = 480  # preference pairs
-N_PER_TYPE = 32  # questions of each type in the validation set
+N_PER_TYPE = 30  # questions of each type in the validation set
 
 
 def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:

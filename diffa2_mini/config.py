@@ -251,9 +251,9 @@ FULL_STAGES = {
 TOY_STAGES = scaled(
     FULL_STAGES,
     stage1=dict(lr=3e-3, batch_size=32, steps=400, warmup=30),
-    stage2=dict(lr=2e-3, batch_size=32, steps=600, warmup=30),
-    stage3=dict(lr=1e-3, batch_size=32, steps=250, warmup=30),
-    stage4=dict(lr=3e-4, batch_size=16, steps=50, warmup=10),
+    stage2=dict(lr=2e-3, batch_size=32, steps=550, warmup=30),
+    stage3=dict(lr=1e-3, batch_size=32, steps=200, warmup=30),
+    stage4=dict(lr=3e-4, batch_size=12, steps=40, warmup=10),
 )
 SIZES = {
     "toy": (

@@ -55,10 +55,12 @@ def build(config: Config, whisper: Path | None, llada: Path | None, device: torc
 
     Paths default to the shipped toy parts. Raises UserError if a size has none.
     """
-    model = Diffa2(config)
-    for part, path in (("whisper", whisper), ("llada", llada)):
+    paths = {"whisper": whisper, "llada": llada}
+    for part, path in paths.items():
         require(path is not None or config.size == "toy",
                 f"--size {config.size} needs published weights: name them with --{part} FILE, or use --size toy")
+    model = Diffa2(config)
+    for part, path in paths.items():
         load_part(getattr(model, part), part, path or SHIPPED[part])
         getattr(model, part).to(dtype)
     return model.to(device)
