@@ -98,7 +98,9 @@ class Run:
             require(args.size == "toy", f"--size {args.size} needs --data: a manifest, or a folder of manifests")
             from data import toy
             self.data = toy.make_world(ASSETS / "toy")
+        require(self.data.exists(), f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
         self.tokenizer = weights.load_tokenizer(self.config)
+        torch.manual_seed(args.seed)  # adapters and prompts start at random
         self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype)
         self.ears = Ears(self.model, self.device, self.dtype, keep=args.size == "toy" and not args.no_cache_audio)
         self.validation = self.load_validation()

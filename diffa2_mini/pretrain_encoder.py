@@ -120,9 +120,9 @@ def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: Pret
     optimizer = torch.optim.AdamW(parameters, lr=config.encoder_lr, betas=(0.9, 0.98), weight_decay=0.01)
     order, loss_mean, right_mean = [], 0.0, 0.0
     for step in progress(range(config.encoder_steps)):
-        if len(order) < config.encoder_batch:
-            order = rng.permutation(len(clips.mel)).tolist()
-        at = torch.tensor([order.pop() for _ in range(config.encoder_batch)])
+        while len(order) < config.encoder_batch:
+            order += rng.permutation(len(clips.mel)).tolist()
+        at = torch.tensor([order.pop(0) for _ in range(config.encoder_batch)])
         final, _ = encoder(blank(clips.mel[at].float(), config, rng))
         loss, right = encoder_loss(final, heads, clips, at)
         update(optimizer, parameters, loss, config.encoder_lr * learning_rate(step, config.encoder_steps, config.warmup))

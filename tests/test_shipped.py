@@ -8,7 +8,7 @@ from data import toy, toy_text
 from diffa2_mini import checkpoint, evaluate, weights
 from diffa2_mini.data import Ears, Example
 
-SHARE_RIGHT = 0.0  # of open questions
+SHARE_RIGHT = 0.74  # of open questions, mean over types; measured: 0.769
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,8 @@ def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
     tokenizer = weights.load_tokenizer(trained.config)
     ears = Ears(model, torch.device("cpu"), torch.float32, keep=True)
     answers, _ = evaluate.answer(model.eval(), tokenizer, ears, examples, trained.audio, trained.config.decode)
-    assert evaluate.report(examples, answers).figures["open"] >= SHARE_RIGHT
+    figures = evaluate.report(examples, answers).figures
+    assert figures["open"] >= SHARE_RIGHT, figures
 
 
 def test_the_shipped_files_are_as_small_as_promised():
