@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import Config, UserError, from_dict, require, to_dict
+from .config import Config, UserError, from_dict, require, run_script, to_dict
 from .model import Diffa2, part_of
 
 FORMAT = "diffa2_mini 1"
@@ -64,16 +64,20 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     save_tensors(path, tensors, {"format": FORMAT, "checkpoint": json.dumps(fields)})
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises UserError if the file is missing, cut, or not one of ours."""
-    path = Path(path)
-    require(path.is_file(), f"{path}: expected a checkpoint, found no such file; train one with 'python train.py'")
+def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata. Raises UserError if it is missing or damaged; `what` names
+    what was expected."""
+    require(Path(path).is_file(), f"{path}: expected {what}, found no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: expected a checkpoint, got a file that is cut off or damaged ({error})") from None
+        raise UserError(f"{path}: expected {what}, got a file that is cut off or damaged ({error})") from None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises UserError if the file is missing, cut, or not one of ours."""
+    tensors, metadata = read_tensors(path, "a checkpoint (python train.py makes one)")
     require(metadata.get("format") == FORMAT,
             f"{path}: expected a checkpoint of '{FORMAT}', got {metadata.get('format', 'another safetensors file')!r}")
     prefix = "optimizer."
@@ -134,8 +138,13 @@ def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str], tensors: d
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-if __name__ == "__main__":  # python -m diffa2_mini.checkpoint FROM TO: the model alone, in float16, to be shared
-    source, target = map(Path, sys.argv[1:])
-    found = load(source)
+def share(argv: list[str]) -> None:
+    """`python -m diffa2_mini.checkpoint FROM TO`: write the model of a checkpoint alone, in float16, to be shared."""
+    require(len(argv) == 2, f"expected a checkpoint and where to write its float16 copy, got {len(argv)} arguments")
+    found = load(Path(argv[0]))
     half = {name: tensor.half() for name, tensor in found.model.items()}
-    save(target, Checkpoint(found.config, found.stage, found.step, True, half, found.audio))
+    save(Path(argv[1]), Checkpoint(found.config, found.stage, found.step, True, half, found.audio))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(share, sys.argv[1:]))

@@ -7,11 +7,10 @@ below `encoder.`, and LLaDA's, below `model.transformer.`.
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
-from .checkpoint import save_tensors, strictly
-from .config import ASSETS, Config, UserError, require
+from .checkpoint import read_tensors, save_tensors, strictly
+from .config import ASSETS, Config, require
 from .model import Diffa2
 from .tokenizer import Tokenizer
 
@@ -20,22 +19,12 @@ SHIPPED = {"whisper": ASSETS / "toy_whisper.safetensors", "llada": ASSETS / "toy
 SHIPPED_DIFFA2 = ASSETS / "toy_diffa2.safetensors"
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file. Raises UserError if it is missing or damaged."""
-    require(Path(path).is_file(), f"{path}: expected weights (safetensors), found no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: expected weights (safetensors), got a cut or damaged file ({error})") from None
-
-
 def load_part(module: nn.Module, part: str, path: Path) -> None:
     """Fill the encoder (`whisper`) or the backbone (`llada`) from a file with published names. Raises UserError that
     lists every name that is missing, unexpected or of another shape."""
     prefix = PUBLISHED_PREFIX[part]
     targets = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    strictly(targets, read_safetensors(path), str(path))
+    strictly(targets, read_tensors(path, "weights (safetensors)")[0], str(path))
 
 
 def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from diffa2_mini import weights
 from diffa2_mini.config import SIZES, Config, UserError
 from diffa2_mini.model import Diffa2
-from diffa2_mini.weights import build, load_part, load_tokenizer, read_safetensors, save_part
+from diffa2_mini.checkpoint import read_tensors
+from diffa2_mini.weights import build, load_part, load_tokenizer, save_part
 
 PARTS = ("whisper", "llada")
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def test_a_part_comes_back_within_the_precision_of_float16(tmp_path, config, mod
 def test_names_are_the_published_ones(tmp_path, model, part, names):
     path = tmp_path / "part.safetensors"
     save_part(getattr(model, part), part, path, made_by="a test")
-    tensors = read_safetensors(path)
+    tensors, _ = read_tensors(path, "weights")
     assert set(names) <= set(tensors) and {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert all(name.startswith(weights.PUBLISHED_PREFIX[part]) for name in tensors)
     with safe_open(path, framework="pt") as file:
@@ -57,19 +58,19 @@ def test_a_wrong_file_is_an_error_that_says_what_is_wrong(tmp_path, config, mode
     path = tmp_path / "part.safetensors"
     assert "no such file" in error_of(load_part, model.llada, "llada", path)
     path.write_bytes(b"this is text")
-    assert "cut or damaged" in error_of(load_part, model.llada, "llada", path)
+    assert "cut off or damaged" in error_of(load_part, model.llada, "llada", path)
     save_part(model.llada, "llada", path, made_by="a test")
     message = error_of(load_part, model.whisper, "whisper", path)
     assert message.startswith(f"{path}: ") and "missing encoder." in message and re.search("and [0-9]+ more", message)
     wider = Diffa2(dataclasses.replace(config, llada=dataclasses.replace(config.llada, width=24)))
     assert "model.transformer.wte.weight has shape [23, 12], expected [23, 24]" in error_of(
         load_part, wider.llada, "llada", path)
-    tensors = read_safetensors(path)
+    tensors, _ = read_tensors(path, "weights")
     save_file(tensors | {"model.transformer.more": torch.zeros(1)}, path)
     assert "unexpected model.transformer.more" in error_of(load_part, model.llada, "llada", path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-2])
-    assert "cut or damaged" in error_of(load_part, model.llada, "llada", path)
+    assert "cut off or damaged" in error_of(load_part, model.llada, "llada", path)
 
 
 def test_build_loads_both_parts_in_the_dtype_and_leaves_the_rest_in_float32(tmp_path, config, model):
