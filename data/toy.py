@@ -27,10 +27,12 @@ from diffa2_mini.tokenizer import count_words, save_ranks, train_bpe
 KINDS = ("speech", "sound", "music")
 SPLITS = {  # clips of each kind, in the order of KINDS
     "stage0": (3000, 1500, 1500),
-    "train": (1400, 600, 600),
+    "train": (1100, 850, 650),
     "evaluation": (90, 60, 60),
 }
 N_QUESTIONS = 5  # per training clip
+TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 3, "caption": 2}  # how often the backbone's pretraining asks a type
+WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 2, "caption": 4, "kind": 0.5}  # and training on clips: facts first
 N_PAIRS = 480  # preference pairs
 N_PER_TYPE = 30  # questions of each type in the validation set
 
@@ -68,7 +70,8 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
     rng = np.random.default_rng([seed, 99])
     speech = [(scene, row) for scene, row in clips if scene.kind == "speech"]
     stage1 = [ask_row(row, toy_text.ask("asr", scene, rng), rng) for scene, row in speech]
-    sft = [ask_row(row, toy_text.random_question(scene, rng), rng) for scene, row in clips for _ in range(N_QUESTIONS)]
+    sft = [ask_row(row, toy_text.random_question(scene, rng, WEIGHTS, share_lettered=0.2), rng)
+           for scene, row in clips for _ in range(N_QUESTIONS)]
     preference = [sft[i] | {"chosen": sft[i]["target"]} for i in rng.permutation(len(sft))[:N_PAIRS]]
 
     by_type = {}
@@ -105,12 +108,12 @@ def make_stage0(folder: Path, seed: int = 0) -> Path:
 def text_example(rng: np.random.Generator, evaluation: bool = False) -> TextExample:
     """A question about a clip that was never synthesised, for the backbone's pretraining. Some speakers have names, so
     that the same backbone serves real recordings."""
-    kind = str(rng.choice(KINDS, p=(0.45, 0.3, 0.25)))
+    kind = str(rng.choice(KINDS, p=(0.4, 0.4, 0.2)))
     if kind == "speech" and rng.random() < 0.25:
         scene = toy_text.random_named_scene(rng, evaluation)
     else:
         scene = toy_text.random_scene(rng, kind, evaluation)
-    question = toy_text.random_question(scene, rng, share_lettered=0.4)
+    question = toy_text.random_question(scene, rng, TEXT_WEIGHTS, share_lettered=0.4)
     return TextExample(*toy_text.describe(scene, rng), question.type, question.instruction, question.answer)
 
 
@@ -142,7 +145,7 @@ def listen(folder: Path, seed: int = 0) -> None:
 SHIPPED = {
     "three_one_four": Scene("speech", ("three", "one", "four"), voice="low", speed="slow"),
     "siren_bell_drum": Scene("sound", ("siren", "bell", "drum")),
-    "minor_arpeggio": Scene("music", speed="slow", pattern="arpeggio", mode="minor", instrument="flute"),
+    "minor_arpeggio": Scene("music", speed="slow", pattern="arpeggio", mode="minor", instrument="flute", root=2),
 }
 
 

@@ -24,6 +24,7 @@ class Scene:
     pattern: str = ""  # music: "arpeggio" or "chords"
     mode: str = ""  # music: "major" or "minor"
     instrument: str = ""  # music: "flute" or "organ"
+    root: int = 0  # music: pitch class of the tonic, 0 = C ... 11 = B
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def play(semitones: list[int], seconds: float, instrument: str, rng: np.random.G
 
 def music(scene: Scene, rng: np.random.Generator) -> tuple[list, tuple[float, float]]:
     """The notes or chords of a scene as (sound, label, pitches) and the range of the gaps between them in seconds."""
-    root, triad = int(rng.integers(12)), TRIADS[scene.mode]
+    triad = TRIADS[scene.mode]
     unit = rng.uniform(*UNIT_SECONDS[scene.pattern][scene.speed])
     count = round(np.clip(rng.uniform(1.6, 3.4) / unit, 1.6 / unit + 0.5, 3.4 / unit - 0.5))
     order = ((0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 2, 1), (0, 1, 2, 1))[rng.integers(4)]  # 3: the octave
@@ -114,9 +114,9 @@ def music(scene: Scene, rng: np.random.Generator) -> tuple[list, tuple[float, fl
     pieces = []
     for i in range(count):
         if scene.pattern == "chords":
-            notes = [root + tone + 12 * int(k < inversions[i % 2]) for k, tone in enumerate(triad)]
+            notes = [scene.root + tone + 12 * int(k < inversions[i % 2]) for k, tone in enumerate(triad)]
         else:
-            notes = [root + (*triad, 12)[order[i % len(order)]]]
+            notes = [scene.root + (*triad, 12)[order[i % len(order)]]]
         sound = play(notes, 0.93 * unit, scene.instrument, rng) * rng.uniform(0.85, 1.0)
         pieces.append((sound, scene.pattern, tuple(sorted({note % 12 for note in notes}))))
     return pieces, (0.065 * unit, 0.075 * unit)

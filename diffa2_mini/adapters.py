@@ -86,7 +86,7 @@ class AcousticAdapter(nn.Module):
         super().__init__()
         n_taps, width = len(whisper.taps), whisper.width
         self.layer_prompts = nn.ParameterList(
-            nn.Parameter(0.02 * torch.randn(1, config.n_queries, width)) for _ in range(n_taps))
+            nn.Parameter(torch.randn(1, config.n_queries, width)) for _ in range(n_taps))
         self.layer_weights = nn.Parameter(torch.zeros(config.n_queries, n_taps))
         self.qformer = nn.ModuleList(
             QFormerLayer(config, width, whisper.n_heads) for _ in range(config.qformer_layers))

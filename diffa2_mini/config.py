@@ -175,6 +175,7 @@ class StageConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     grad_clip: float = 1.0
+    max_tokens: int = 2048  # of text in an example: prompt and answer, without the audio
     vrpo_beta: float = 0.2
     vrpo_samples: int = 4
 
@@ -183,17 +184,20 @@ class StageConfig:
 class PretrainConfig:
     """Stage 0, which stands in for the pretraining of Whisper and LLaDA. Not part of DIFFA-2."""
 
-    encoder_steps: int = 2500
+    encoder_steps: int = 3000
     encoder_batch: int = 32
     encoder_lr: float = 2e-3
-    mask_frames: int = 20  # SpecAugment (arXiv 1904.08779): two stretches of up to so many mel frames are blanked
-    mask_mels: int = 16  # and two bands of up to so many mel bins
+    mask_frames: int = 15  # SpecAugment (arXiv 1904.08779): two stretches of up to so many mel frames are blanked
+    mask_mels: int = 8  # and two bands of up to so many mel bins
     recall_steps: int = 2500  # at most, of the exercise that comes before the texts
     recall_loss: float = 0.05  # in nats; it ends here
     recall_pairs: int = 4
-    backbone_steps: int = 2800
+    backbone_steps: int = 4000
     backbone_batch: int = 32
     backbone_lr: float = 1e-3
+    silence_steps: int = 1000  # more, in which frames of silence stand between the others, as between words
+    silence_lr: float = 3e-4
+    silences: int = 3  # in a row, at most
     warmup: int = 100
     shortest_time: float = 0.3  # t is uniform from here to 1, and its cross-entropy is not divided by t
     eos_weight: float = 0.1  # of the EOS after the first, which are easy and many
@@ -250,10 +254,10 @@ FULL_STAGES = {
 }
 TOY_STAGES = scaled(
     FULL_STAGES,
-    stage1=dict(lr=3e-3, batch_size=32, steps=400, warmup=30),
-    stage2=dict(lr=2e-3, batch_size=32, steps=550, warmup=30),
-    stage3=dict(lr=1e-3, batch_size=32, steps=200, warmup=30),
-    stage4=dict(lr=3e-4, batch_size=12, steps=40, warmup=10),
+    stage1=dict(lr=3e-3, batch_size=32, steps=220, warmup=30),
+    stage2=dict(lr=2e-3, batch_size=16, steps=900, warmup=30),
+    stage3=dict(lr=1e-3, batch_size=16, steps=500, warmup=30),
+    stage4=dict(lr=3e-4, batch_size=8, steps=60, warmup=10),
 )
 SIZES = {
     "toy": (

@@ -77,17 +77,21 @@ def look_beside(block: Block, config: LladaConfig, head: int, offset: int, share
     block.k_proj.weight[rows] = sharpness * torch.outer(key, shared)
 
 
-def describe(model: Diffa2, tokenizer: Tokenizer, example: TextExample, rng: np.random.Generator | None) -> Tensor:
-    """Embeddings [A, D] that stand in the audio's place: the sentence; or, if `rng` says so, what an adapter may give:
-    frames, one to five an item, each the sum of the item's embedding and its ordinal's."""
-    def embed(words):
-        return model.llada.wte(torch.tensor([token for word in words for token in tokenizer.encode(f" {word}")]))
+def embed(model: Diffa2, tokenizer: Tokenizer, words: list[str]) -> Tensor:
+    """Embeddings [A, D] of words in a row; the sentence that stands in the audio's place."""
+    return model.llada.wte(torch.tensor([token for word in words for token in tokenizer.encode(f" {word}")]))
 
-    if rng is None or not example.items or rng.random() < 0.5:
-        return embed(example.words())
-    ordinals, items = zip(*example.items)
-    frames = embed(items) + embed(ordinals)
-    return torch.cat([embed(example.traits), frames.repeat_interleave(torch.tensor(rng.integers(1, 6, len(items))), 0)])
+
+def frames(model: Diffa2, tokenizer: Tokenizer, example: TextExample, silences: int, rng: np.random.Generator) -> Tensor:
+    """Embeddings [A, D] as an adapter may give them: each trait, and each item summed with its ordinal, one to five times
+    in a row, and then up to `silences` times the mean of all embeddings, which is no word."""
+    pieces = embed(model, tokenizer, example.traits)
+    if example.items:
+        ordinals, items = zip(*example.items)
+        pieces = torch.cat([pieces, embed(model, tokenizer, items) + embed(model, tokenizer, ordinals)])
+    silence = model.llada.wte.weight.detach().mean(0)
+    return torch.cat([x for piece in pieces for x in (piece.expand(rng.integers(1, 6), -1),
+                                                      silence.expand(rng.integers(0, silences + 1), -1))])
 
 
 def responses(tokenizer: Tokenizer, examples: list, multiple: int) -> tuple[Tensor, Tensor]:
@@ -97,11 +101,12 @@ def responses(tokenizer: Tokenizer, examples: list, multiple: int) -> tuple[Tens
             pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True))
 
 
-def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], system: str, config: PretrainConfig,
-                  rng: np.random.Generator) -> Tensor:
+def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], system: str, silences: int,
+                  config: PretrainConfig, rng: np.random.Generator) -> Tensor:
     """Mean cross-entropy of the masked tokens of a batch, without the weight 1/t, and with late EOS counting less."""
     prompts = [tokenizer.prompt(system, example.instruction) for example in examples]
-    heard = [describe(model, tokenizer, example, rng) for example in examples]
+    heard = [frames(model, tokenizer, example, silences, rng) if rng.random() < 0.5 else
+             embed(model, tokenizer, example.words()) for example in examples]
     heard = [x + config.noise * torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)) for x in heard]
     response, real = responses(tokenizer, examples, model.config.text.response_multiple)
     t = torch.from_numpy(rng.uniform(config.shortest_time, 1, size=(len(examples), 1)))
@@ -132,12 +137,13 @@ def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, confi
 
 
 @torch.no_grad()
-def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample]) -> dict[str, float]:
-    """Share of right answers by type of question, on text alone, decoded with the defaults."""
-    right = {}
+def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], silences: int | None = None) -> dict[str, float]:
+    """Share of right answers by type of question, on text alone, decoded with the defaults; with `silences`, on frames."""
+    right, rng = {}, np.random.default_rng(0)
     for start in range(0, len(examples), 100):
         batch = examples[start:start + 100]
-        heard = [describe(model, tokenizer, example, None) for example in batch]
+        heard = [embed(model, tokenizer, example.words()) if silences is None else
+                 frames(model, tokenizer, example, silences, rng) for example in batch]
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
         predict = model.predictor(heard, prompts, tokenizer.mask_id)
         for step in generate(predict, len(batch), model.config.decode, tokenizer.mask_id, tokenizer.eos_id):
@@ -155,20 +161,21 @@ def summarize(accuracy: dict[str, float]) -> tuple[float, float]:
 
 
 def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, config: PretrainConfig, seed: int,
-                      progress: Callable):
-    """Train the backbone in place. `sample(rng, evaluation)` gives a TextExample. Yields (step, loss, accuracy by type on
-    held-out examples) now and then."""
+                      first_step: int, progress: Callable):
+    """Train the backbone in place, from its start or on from `first_step`. `sample(rng, evaluation)` gives a TextExample.
+    Yields (step, loss, accuracy by type on held-out sentences, and on held-out frames) now and then."""
     text: TextConfig = model.config.text
     rng, held_out = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     evaluation = [sample(held_out, True) for _ in range(N_EVALUATION)]
-    init_backbone(model.llada, torch.Generator().manual_seed(seed))
+    if first_step == 0:
+        init_backbone(model.llada, torch.Generator().manual_seed(seed))
     parameters = list(model.llada.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.backbone_lr, betas=(0.9, 0.98), weight_decay=0.01)
     mean, generator = math.log(config.recall_pairs), torch.Generator().manual_seed(seed)
     words = {token for example in evaluation for word in example.words() for token in tokenizer.encode(f" {word}")}
     words = torch.tensor(sorted(words | {tokenizer.encode(letter)[0] for letter in LETTERS}))
     separator = tokenizer.encode("\n")[0]
-    for step in progress(range(config.recall_steps), desc="recall"):
+    for step in progress(range(0 if first_step else config.recall_steps), desc="recall"):
         loss = recall_loss(model.llada, words, separator, tokenizer.mask_id, config, generator)
         update(optimizer, parameters, loss, config.backbone_lr * min(1, (step + 1) / config.warmup))
         mean = 0.98 * mean + 0.02 * loss.item()
@@ -177,19 +184,24 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
         if mean < config.recall_loss:
             break
     mean, recall = 0.0, mean
-    for step in progress(range(config.backbone_steps), desc="backbone"):
+    n_steps = config.backbone_steps + config.silence_steps
+    for step in progress(range(first_step, n_steps), desc="backbone"):
         system = str(rng.choice(["", text.system, text.train_system], p=[0.5, 0.3, 0.2]))  # short ones are faster
         examples = [sample(rng, False) for _ in range(config.backbone_batch)]
-        loss = backbone_loss(model, tokenizer, examples, system, config, rng)
+        silences, lr = 0, config.backbone_lr * learning_rate(step, config.backbone_steps, config.warmup)
+        if step >= config.backbone_steps:
+            silences = config.silences
+            lr = config.silence_lr * learning_rate(step - config.backbone_steps, config.silence_steps, config.warmup)
+        loss = backbone_loss(model, tokenizer, examples, system, silences, config, rng)
         exercise = recall_loss(model.llada, words, separator, tokenizer.mask_id, config, generator)
         recall = 0.98 * recall + 0.02 * exercise.item()
-        lr = config.backbone_lr * learning_rate(step, config.backbone_steps, config.warmup)
         update(optimizer, parameters, loss + exercise, lr)
         mean = 0.98 * mean + 0.02 * loss.item()
-        last = step + 1 == config.backbone_steps
+        last = step + 1 == n_steps
         if step % 500 == 499 or last:
             tqdm.write(f"recall {recall:.3f}")
-            yield step + 1, mean, gate(model, tokenizer, evaluation if last else evaluation[:N_EVALUATION // 5])
+            asked = evaluation if last else evaluation[:N_EVALUATION // 5]
+            yield step + 1, mean, gate(model, tokenizer, asked), gate(model, tokenizer, asked, config.silences)
     model.llada.requires_grad_(False)
 
 
@@ -205,9 +217,10 @@ def run(args) -> None:
     config, device = SIZES[args.size][0], torch.device("cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
-    pre = PretrainConfig()
-    if args.steps:
-        pre = PretrainConfig(encoder_steps=args.steps, recall_steps=args.steps, backbone_steps=args.steps)
+    changes = {name: args.steps for name in ("encoder_steps", "recall_steps", "backbone_steps", "silence_steps")}
+    changes |= {name: args.batch_size for name in ("encoder_batch", "backbone_batch")}
+    changes |= {name: args.lr for name in ("encoder_lr", "backbone_lr")} | {"warmup": args.warmup}
+    pre = PretrainConfig(**{name: value for name, value in changes.items() if value is not None})
     made_by = f"python train.py --stage 0 --size {args.size} --seed {args.seed}"
     progress = partial(tqdm, dynamic_ncols=True)
     torch.manual_seed(args.seed)
@@ -222,9 +235,13 @@ def run(args) -> None:
             tqdm.write(f"encoder step {step}: loss {loss:.3f}, frames right {right:.3f}")
         weights.save_part(model.whisper, "whisper", args.out / f"{args.size}_whisper.safetensors", made_by)
     if args.parts != "whisper" and args.data is None:
-        steps = pretrain_backbone(model, tokenizer, toy.text_example, pre, args.seed, progress)
-        for step, loss, accuracy in steps:
-            plain, lettered = summarize(accuracy)
-            tqdm.write(f"backbone step {step}: loss {loss:.3f}, on text: open {plain:.3f}, lettered {lettered:.3f}")
-        print("  ".join(f"{type} {value:.2f}" for type, value in accuracy.items()))
+        if args.llada:
+            weights.load_part(model.llada, "llada", args.llada)
+        first_step = pre.backbone_steps if args.llada else 0
+        steps = pretrain_backbone(model, tokenizer, toy.text_example, pre, args.seed, first_step, progress)
+        for step, loss, on_text, on_frames in steps:
+            tqdm.write(f"backbone step {step}: loss {loss:.3f}, on text: open {{:.3f}}, lettered {{:.3f}}; on frames: "
+                       "open {:.3f}, lettered {:.3f}".format(*summarize(on_text), *summarize(on_frames)))
+        for accuracy in (on_text, on_frames):
+            print("  ".join(f"{type} {value:.2f}" for type, value in accuracy.items()))
         weights.save_part(model.llada, "llada", args.out / f"{args.size}_llada.safetensors", made_by)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .audio import encoder_frames, load_audio, log_mel
-from .config import AudioConfig, PretrainConfig
+from .config import AudioConfig, PretrainConfig, require
 from .whisper import WhisperEncoder
 
 N_ORDINALS = 5  # none, first, second, third, fourth
+SEGMENT = {"start", "end", "label", "ordinal", "pitches"}  # what a manifest says of each thing that sounds
 
 
 def learning_rate(step: int, n_steps: int, warmup: int) -> float:
@@ -43,7 +44,11 @@ class LabelledClips:
 
     @classmethod
     def load(cls, rows: list[dict], config: AudioConfig, progress: Callable) -> "LabelledClips":
-        """Read the clips of a stage-0 manifest, whose entries have `segments` and `traits`."""
+        """Read the clips of a stage-0 manifest, whose entries have `segments` and `traits`. Raises UserError."""
+        for i, row in enumerate(rows, start=1):
+            complete = {"segments", "traits"} <= set(row) and all(SEGMENT <= set(segment) for segment in row["segments"])
+            require(complete, f"entry {i}: expected segments, each with {', '.join(sorted(SEGMENT))}, and traits; "
+                              "data/toy.py and data/fsdd.py write such manifests")
         labels = sorted({segment["label"] for row in rows for segment in row["segments"]})
         values = {}
         for row in rows:
@@ -93,7 +98,7 @@ def encoder_loss(final: Tensor, heads: EncoderHeads, clips: LabelledClips, at: T
     for j, head in enumerate(heads.traits):
         target = clips.traits[at, j]
         if (target >= 0).any():
-            loss = loss + 0.3 * F.cross_entropy(head(mean), target, ignore_index=-1)
+            loss = loss + F.cross_entropy(head(mean), target, ignore_index=-1)
     right = (item_logits.argmax(-1) == item) & (ordinal_logits.argmax(-1) == ordinal)
     return loss, right[item > 0].float().mean()
 
