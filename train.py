@@ -24,7 +24,7 @@ from tqdm import tqdm
 from diffa2_mini import checkpoint, evaluate, pretrain, show, weights
 from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import ASSETS, SIZES, Parser, StageConfig, require, run_script, to_dict
-from diffa2_mini.data import Ears, batches, collate, load_examples
+from diffa2_mini.data import Ears, batches, collate, load_examples, tokenize
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.objective import answer_loss, preference_bounds, reward_accuracy, score_variance
 from diffa2_mini.parallel import DTYPES, choose_device
@@ -38,6 +38,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--size", default="toy", choices=list(SIZES))
     add("--data", type=Path, help="a manifest, or a folder of them (default: the toy world, made if missing)")
     add("--validation", type=Path, help="a manifest to measure on (default: validation.json beside the data)")
+    add("--test", type=Path, nargs="+", default=[], metavar="MANIFEST", help="measure on these too, once all is done")
     add("--parts", default="both", choices=["whisper", "llada", "both"], help="of stage 0: what to pretrain")
     add("--skip-broken", action="store_true", help="go on without the entries of a manifest that are broken")
     add("--out", type=Path, help="where checkpoints and logs go (default: runs/SIZE)")
@@ -104,6 +105,7 @@ class Run:
         self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype)
         self.ears = Ears(self.model, self.device, self.dtype, keep=args.size == "toy" and not args.no_cache_audio)
         self.validation = self.load_validation()
+        self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print) for path in args.test}
         self.stop_signal = None
 
     def load_validation(self) -> list:
@@ -162,7 +164,7 @@ class Run:
 def step_on(run: Run, stage: StageConfig, optimizer, parameters, pairs: list, examples: list, reference: dict) -> dict:
     """One step of the optimiser on the examples numbered in `pairs` [(epoch, number)]. Returns figures to log."""
     model, tokenizer, text = run.model, run.tokenizer, run.config.text
-    n_tokens = sum(len(tokenizer.response(examples[i].answer, text.response_multiple)) for _, i in pairs)
+    n_tokens = sum(len(tokenize(examples[i], examples[i].answer, stage, text, tokenizer)[1]) for _, i in pairs)
     figures = {"loss": 0.0} | ({"margin": 0.0, "reward_accuracy": 0.0} if stage.preference else {})
     size = len(pairs) // run.args.grad_accum
     for start in range(0, len(pairs), size):
@@ -303,6 +305,8 @@ def train(args: argparse.Namespace) -> None:
         print(f"stopped and saved; go on with: python train.py {' '.join(sys.argv[1:])}"
               + ("" if args.resume else " --resume"))
         sys.exit(128 + run.stop_signal)
+    for path, examples in run.tests.items():
+        print(f"\n{path}\n{evaluate.table(evaluate.report(examples, run.answers(run.stages[numbers[-1]], examples)))}")
     if show.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
         print(f"curves: {args.out / 'curves.png'}")
     print(f"ask it something: python sample.py data/clips/three_one_four.wav --checkpoint {paths[numbers[-1]]}")

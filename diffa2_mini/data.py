@@ -159,15 +159,22 @@ class Batch:
     examples: list[Example]
 
 
+def tokenize(example: Example, answer: str, stage: StageConfig, text: TextConfig, tokenizer: Tokenizer
+             ) -> tuple[Prompt, list[int]]:
+    """The prompt and a response to it. Together they have at most `max_tokens`: the end of a longer response is cut."""
+    prompt = tokenizer.prompt(text.train_system, example.instruction)
+    room = max(1, stage.max_tokens - len(prompt.ids))
+    return prompt, tokenizer.response(answer, text.response_multiple)[:room]
+
+
 def collate(pairs: list[tuple[int, int]], data: list[Example], seed: int, stage: StageConfig, text: TextConfig,
             tokenizer: Tokenizer, ears: Ears) -> Batch:
     """Build a batch of (epoch, number in the data) pairs. The noise is keyed by (seed, epoch, number)."""
     examples = [data[number] for _, number in pairs]
-    prompts = [tokenizer.prompt(text.train_system, example.instruction) for example in examples]
-    rows, t, uniforms, masks = [], [], [], []
+    prompts, rows, t, uniforms, masks = [], [], [], [], []
     for (epoch, number), example in zip(pairs, examples):
         for which, answer in enumerate((example.answer, example.rejected) if stage.preference else (example.answer,)):
-            ids = tokenizer.response(answer, text.response_multiple)
+            prompt, ids = tokenize(example, answer, stage, text, tokenizer)
             rows.append(torch.tensor(ids))
             if stage.preference:
                 drawn = draw_masks(np.random.default_rng([seed, epoch, number, which]), len(ids), stage.vrpo_samples)
@@ -176,6 +183,7 @@ def collate(pairs: list[tuple[int, int]], data: list[Example], seed: int, stage:
                 time, numbers = noise_for(seed, epoch, number, len(ids))
                 t.append(time)
                 uniforms.append(torch.from_numpy(numbers))
+        prompts.append(prompt)
     device = ears.device
     response = pad_sequence(rows, batch_first=True, padding_value=tokenizer.eos_id).to(device)
     real = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True).to(device)

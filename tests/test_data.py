@@ -57,6 +57,16 @@ def test_kept_features_are_the_ones_that_are_not_kept(model, examples):
 
 
 @pytest.mark.parametrize("stage", [2, 4])
+def test_text_is_cut_at_so_many_tokens(model, examples, stage):
+    prompt = len(batch_of([(0, 2)], examples, model, stage).prompts[0].ids)  # the answer of example 2 has 32 tokens
+    for limit, length in ((prompt + 32, 32), (prompt + 31, 31), (prompt + 1, 1), (prompt - 5, 1)):
+        cut = replace(STAGES[stage], max_tokens=limit)
+        batch = collate([(0, 2)], examples, 42, cut, MICRO.text, load_tokenizer(MICRO), ears_of(model, keep=True))
+        assert batch.real.sum(1)[0] == length and torch.equal(
+            batch.response[0, :length], batch_of([(0, 2)], examples, model, stage).response[0, :length])
+
+
+@pytest.mark.parametrize("stage", [2, 4])
 def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stage):
     pairs = [(1, 0), (0, 5), (0, 2), (3, 1)]
     whole, n = batch_of(pairs, examples, model, stage), 2 if stage == 4 else 1

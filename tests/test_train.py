@@ -15,6 +15,7 @@ import train
 from data import toy
 from diffa2_mini import checkpoint, pretrain
 from diffa2_mini.config import run_script
+from diffa2_mini.data import read_manifest
 from diffa2_mini.model import part_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,9 +116,12 @@ def test_a_batch_in_pieces_is_the_same_batch(world, whole, tmp_path):
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
-def test_one_stage_starts_from_the_checkpoint_it_is_given(world, whole, tmp_path):
-    done = run(world, tmp_path, "--stage", "2", "--init", str(whole[0] / "stage1.safetensors"))
+def test_one_stage_starts_from_the_checkpoint_it_is_given_and_is_tested_on_what_it_is_given(world, whole, tmp_path):
+    done = run(world, tmp_path, "--stage", "2", "--init", str(whole[0] / "stage1.safetensors"),
+               "--test", str(world / "validation.json"))
     assert done.returncode == 0, done.stderr
+    measured, tested = (line for line in done.stdout.splitlines() if "questions: open" in line)
+    assert measured == tested
     a, b = (checkpoint.load(folder / "stage2.safetensors").model for folder in (tmp_path, whole[0]))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -130,17 +134,27 @@ def test_stage_0_pretrains_both_parts(world, tmp_path, monkeypatch, capsys):
     assert "kind+abcd" in capsys.readouterr().out
 
 
+def test_stage_0_names_an_entry_without_its_alignment(world, tmp_path, capsys):
+    rows = read_manifest(world / "stage0.json")
+    del rows[1]["segments"][0]["label"]
+    (tmp_path / "stage0.json").write_text(json.dumps([row | {"audio_filepath": str(world / row["audio_filepath"])} for row in rows]))
+    assert run_script(train.main, ["--stage", "0", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--steps", "1"]) == 2
+    assert "entry 2: expected segments, each with" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--stage", "7"], "--stage"),
     (["--size", "huge"], "--size"),
     (["--nonsense"], "--nonsense"),
     (["--steps", "0"], "--steps must be positive"),
     (["--data", "/no/such/folder"], "/no/such/folder"),
+    (["--data", "WORLD", "--test", "/no/such/manifest"], "/no/such/manifest"),
     (["--init", "/no/such/checkpoint", "--stage", "2"], "/no/such/checkpoint"),
     (["--size", "full"], "--data"),
     (["--device", "mps"], "--device mps"),
 ])
-def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys):
+def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(arguments, message, world, tmp_path, capsys):
+    arguments = [argument.replace("WORLD", str(world)) for argument in arguments]
     assert run_script(train.main, [*arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
