@@ -26,8 +26,8 @@ class LoraLinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))  # [..., r]
-        return F.linear(x, self.weight) + self.scale * F.linear(low, self.lora_B.to(x.dtype))
+        low = self.scale * F.linear(self.dropout(x), self.lora_A.to(x.dtype))  # [..., r]
+        return F.linear(x, self.weight) + F.linear(low, self.lora_B.to(x.dtype))
 
     def merged(self) -> nn.Linear:
         """A plain layer with the weight W + (alpha / r) B A."""
