@@ -27,13 +27,13 @@ from diffa2_mini.tokenizer import count_words, save_ranks, train_bpe
 KINDS = ("speech", "sound", "music")
 SPLITS = {  # clips of each kind, in the order of KINDS
     "stage0": (3000, 1500, 1500),
-    "train": (1100, 850, 650),
+    "train": (1000, 1000, 600),
     "evaluation": (90, 60, 60),
 }
 N_QUESTIONS = 5  # per training clip
 TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 3, "caption": 2}  # how often the backbone's pretraining asks a type
-WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 2, "caption": 4, "kind": 0.5}  # and training on clips: facts first
-N_PAIRS = 480  # preference pairs
+WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5}  # and training on clips: facts first
+N_PAIRS = 960  # preference pairs, of all types alike
 N_PER_TYPE = 30  # questions of each type in the validation set
 
 
@@ -72,7 +72,9 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
     stage1 = [ask_row(row, toy_text.ask("asr", scene, rng), rng) for scene, row in speech]
     sft = [ask_row(row, toy_text.random_question(scene, rng, WEIGHTS, share_lettered=0.2), rng)
            for scene, row in clips for _ in range(N_QUESTIONS)]
-    preference = [sft[i] | {"chosen": sft[i]["target"]} for i in rng.permutation(len(sft))[:N_PAIRS]]
+    pairs = [ask_row(row, toy_text.random_question(scene, rng, {}, share_lettered=0.4), rng)
+             for scene, row in (clips[i] for i in rng.integers(len(clips), size=N_PAIRS))]
+    preference = [row | {"chosen": row["target"]} for row in pairs]
 
     by_type = {}
     for scene, row in evaluation:

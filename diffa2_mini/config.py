@@ -254,10 +254,10 @@ FULL_STAGES = {
 }
 TOY_STAGES = scaled(
     FULL_STAGES,
-    stage1=dict(lr=3e-3, batch_size=32, steps=220, warmup=30),
-    stage2=dict(lr=2e-3, batch_size=16, steps=900, warmup=30),
-    stage3=dict(lr=1e-3, batch_size=16, steps=500, warmup=30),
-    stage4=dict(lr=3e-4, batch_size=8, steps=60, warmup=10),
+    stage1=dict(lr=3e-3, batch_size=32, steps=200, warmup=30),
+    stage2=dict(lr=2e-3, batch_size=16, steps=800, warmup=30),
+    stage3=dict(lr=1e-3, batch_size=16, steps=560, warmup=30),
+    stage4=dict(lr=3e-4, batch_size=16, steps=40, warmup=5, vrpo_samples=2),
 )
 SIZES = {
     "toy": (

@@ -52,7 +52,7 @@ def reward_accuracy(model: Diffa2, reference: dict[str, Tensor], batches: Iterab
 
 @torch.no_grad()
 def score_variance(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
-                   n_estimates: int = 8) -> tuple[float, float]:
+                   n_estimates: int = 4) -> tuple[float, float]:
     """Variance of the preference score over the draw of its masks, mean over pairs: with masks shared between policy and
     reference, and with independent ones."""
     generator = torch.Generator().manual_seed(0)

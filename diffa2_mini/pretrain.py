@@ -163,7 +163,7 @@ def summarize(accuracy: dict[str, float]) -> tuple[float, float]:
 def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, config: PretrainConfig, seed: int,
                       first_step: int, progress: Callable):
     """Train the backbone in place, from its start or on from `first_step`. `sample(rng, evaluation)` gives a TextExample.
-    Yields (step, loss, accuracy by type on held-out sentences, and on held-out frames) now and then."""
+    Yields (step, loss, accuracy by type on held-out sentences and on held-out frames) now and then."""
     text: TextConfig = model.config.text
     rng, held_out = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     evaluation = [sample(held_out, True) for _ in range(N_EVALUATION)]
@@ -201,7 +201,8 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
         if step % 500 == 499 or last:
             tqdm.write(f"recall {recall:.3f}")
             asked = evaluation if last else evaluation[:N_EVALUATION // 5]
-            yield step + 1, mean, gate(model, tokenizer, asked), gate(model, tokenizer, asked, config.silences)
+            yield step + 1, mean, {"sentences": gate(model, tokenizer, asked),
+                                   "frames": gate(model, tokenizer, asked, config.silences)}
     model.llada.requires_grad_(False)
 
 
@@ -239,9 +240,11 @@ def run(args) -> None:
             weights.load_part(model.llada, "llada", args.llada)
         first_step = pre.backbone_steps if args.llada else 0
         steps = pretrain_backbone(model, tokenizer, toy.text_example, pre, args.seed, first_step, progress)
-        for step, loss, on_text, on_frames in steps:
-            tqdm.write(f"backbone step {step}: loss {loss:.3f}, on text: open {{:.3f}}, lettered {{:.3f}}; on frames: "
-                       "open {:.3f}, lettered {:.3f}".format(*summarize(on_text), *summarize(on_frames)))
-        for accuracy in (on_text, on_frames):
-            print("  ".join(f"{type} {value:.2f}" for type, value in accuracy.items()))
+        for step, loss, accuracy in steps:
+            tqdm.write(f"backbone step {step}: loss {loss:.3f}")
+            for form, by_type in accuracy.items():
+                plain, lettered = summarize(by_type)
+                tqdm.write(f"  on {form}: open {plain:.3f}, lettered {lettered:.3f}")
+        for form, by_type in accuracy.items():
+            print(f"{form}: " + "  ".join(f"{type} {value:.2f}" for type, value in by_type.items()))
         weights.save_part(model.llada, "llada", args.out / f"{args.size}_llada.safetensors", made_by)
