@@ -105,7 +105,8 @@ class Run:
         self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype)
         self.ears = Ears(self.model, self.device, self.dtype, keep=args.size == "toy" and not args.no_cache_audio)
         self.validation = self.load_validation()
-        self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print) for path in args.test}
+        self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print)
+                      for path in args.test}
         self.stop_signal = None
 
     def load_validation(self) -> list:

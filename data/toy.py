@@ -32,7 +32,7 @@ SPLITS = {  # clips of each kind, in the order of KINDS
 }
 N_QUESTIONS = 5  # per training clip
 TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 3, "caption": 2}  # how often the backbone's pretraining asks a type
-WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5}  # and training on clips: facts first
+WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5}  # and training on clips
 N_PAIRS = 960  # preference pairs, of all types alike
 N_PER_TYPE = 30  # questions of each type in the validation set
 

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from . import weights
 from .config import ASSETS, SIZES, LladaConfig, PretrainConfig, TextConfig, require
-from .data import read_manifest
 from .decode import generate
 from .diffusion import masked_cross_entropy
 from .llada import Block, Llada, rotary
@@ -82,9 +81,10 @@ def embed(model: Diffa2, tokenizer: Tokenizer, words: list[str]) -> Tensor:
     return model.llada.wte(torch.tensor([token for word in words for token in tokenizer.encode(f" {word}")]))
 
 
-def frames(model: Diffa2, tokenizer: Tokenizer, example: TextExample, silences: int, rng: np.random.Generator) -> Tensor:
-    """Embeddings [A, D] as an adapter may give them: each trait, and each item summed with its ordinal, one to five times
-    in a row, and then up to `silences` times the mean of all embeddings, which is no word."""
+def frames(model: Diffa2, tokenizer: Tokenizer, example: TextExample, silences: int,
+           rng: np.random.Generator) -> Tensor:
+    """Embeddings [A, D] as an adapter may give them: each trait, and each item summed with its ordinal, one to five
+    times in a row, and then up to `silences` times the mean of all embeddings, which is no word."""
     pieces = embed(model, tokenizer, example.traits)
     if example.items:
         ordinals, items = zip(*example.items)
@@ -137,8 +137,9 @@ def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, confi
 
 
 @torch.no_grad()
-def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], silences: int | None = None) -> dict[str, float]:
-    """Share of right answers by type of question, on text alone, decoded with the defaults; with `silences`, on frames."""
+def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample],
+         silences: int | None = None) -> dict[str, float]:
+    """Share of right answers by type of question on text alone, decoded with the defaults; with `silences`, on frames."""
     right, rng = {}, np.random.default_rng(0)
     for start in range(0, len(examples), 100):
         batch = examples[start:start + 100]
@@ -228,11 +229,11 @@ def run(args) -> None:
     model, tokenizer = Diffa2(config).to(device), weights.load_tokenizer(config)
     if args.parts != "llada":
         folder = args.data or toy.make_stage0(ASSETS / "toy")
-        rows = [row | {"audio_filepath": folder / row["audio_filepath"]} for row in read_manifest(folder / "stage0.json")]
         if args.whisper:
             weights.load_part(model.whisper, "whisper", args.whisper)
-        clips = LabelledClips.load(rows, config.audio, partial(progress, desc="reading clips"))
-        for step, loss, right in pretrain_encoder(model.whisper, clips, pre, args.seed, partial(progress, desc="encoder")):
+        clips = LabelledClips.load(folder / "stage0.json", config.audio, partial(progress, desc="reading clips"))
+        steps = pretrain_encoder(model.whisper, clips, pre, args.seed, partial(progress, desc="encoder"))
+        for step, loss, right in steps:
             tqdm.write(f"encoder step {step}: loss {loss:.3f}, frames right {right:.3f}")
         weights.save_part(model.whisper, "whisper", args.out / f"{args.size}_whisper.safetensors", made_by)
     if args.parts != "whisper" and args.data is None:

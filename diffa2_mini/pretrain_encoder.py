@@ -7,6 +7,7 @@ speech recognition does without. The heads that predict are thrown away.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from .audio import encoder_frames, load_audio, log_mel
 from .config import AudioConfig, PretrainConfig, require
+from .data import read_manifest
 from .whisper import WhisperEncoder
 
 N_ORDINALS = 5  # none, first, second, third, fourth
@@ -43,12 +45,14 @@ class LabelledClips:
     trait_values: dict[str, list[str]]
 
     @classmethod
-    def load(cls, rows: list[dict], config: AudioConfig, progress: Callable) -> "LabelledClips":
+    def load(cls, manifest: Path, config: AudioConfig, progress: Callable) -> "LabelledClips":
         """Read the clips of a stage-0 manifest, whose entries have `segments` and `traits`. Raises UserError."""
+        rows = read_manifest(manifest)
         for i, row in enumerate(rows, start=1):
-            complete = {"segments", "traits"} <= set(row) and all(SEGMENT <= set(segment) for segment in row["segments"])
-            require(complete, f"entry {i}: expected segments, each with {', '.join(sorted(SEGMENT))}, and traits; "
-                              "data/toy.py and data/fsdd.py write such manifests")
+            complete = isinstance(row, dict) and {"audio_filepath", "segments", "traits"} <= set(row)
+            require(complete and all(SEGMENT <= set(segment) for segment in row["segments"]),
+                    f"{manifest}: entry {i}: expected audio_filepath, traits and segments, each with "
+                    f"{', '.join(sorted(SEGMENT))}; data/toy.py and data/fsdd.py write such manifests")
         labels = sorted({segment["label"] for row in rows for segment in row["segments"]})
         values = {}
         for row in rows:
@@ -62,7 +66,7 @@ class LabelledClips:
         n_frames = torch.empty(n, dtype=torch.long)
         per_second = config.sample_rate / config.hop_length / 2  # encoder frames
         for i, row in enumerate(progress(rows)):
-            samples = load_audio(row["audio_filepath"], config.sample_rate)
+            samples = load_audio(manifest.parent / row["audio_filepath"], config.sample_rate)
             mel[i], n_frames[i] = log_mel(samples, config), encoder_frames(len(samples), config)
             for segment in row["segments"]:
                 span = slice(round(segment["start"] * per_second), round(segment["end"] * per_second))
