@@ -138,9 +138,10 @@ def test_stage_0_pretrains_both_parts(world, tmp_path, monkeypatch, capsys):
 def test_stage_0_names_an_entry_without_its_alignment(world, tmp_path, capsys):
     rows = read_manifest(world / "stage0.json")
     del rows[1]["segments"][0]["label"]
-    (tmp_path / "stage0.json").write_text(json.dumps([row | {"audio_filepath": str(world / row["audio_filepath"])} for row in rows]))
-    assert run_script(train.main, ["--stage", "0", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--steps", "1"]) == 2
-    assert "entry 2: expected segments, each with" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    (tmp_path / "stage0.json").write_text(json.dumps(rows))
+    out = tmp_path / "out"
+    assert run_script(train.main, ["--stage", "0", "--data", str(tmp_path), "--out", str(out), "--steps", "1"]) == 2
+    assert "entry 2: expected audio_filepath, traits and segments" in capsys.readouterr().err and not out.exists()
 
 
 @pytest.mark.parametrize("arguments, message", [
