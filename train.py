@@ -1,7 +1,7 @@
 """Train DIFFA-2 through its curriculum: semantic alignment, joint alignment, backbone fine-tuning, preferences.
 
     python train.py                                    # all four stages, toy size, on the toy world: minutes on a CPU
-    python train.py --stage 2 --init runs/toy/stage1.safetensors --steps 1000
+    python train.py --stage 2 --init runs/toy/stage1.safetensors --steps 1000 --out runs/mine
     python train.py --data MANIFESTS --out runs/mine   # stage1.json, sft.json, preference.json, validation.json
     python train.py --resume                           # go on where a run was stopped
     python train.py --stage 0                          # make the toy's pretrained encoder and backbone anew
@@ -44,8 +44,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, help="where checkpoints and logs go (default: runs/SIZE)")
     add("--init", type=Path, metavar="CHECKPOINT", help="start from this (default: the stage before, in --out)")
     add("--resume", action="store_true", help="go on where the run in --out was stopped")
-    add("--whisper", type=Path, help="weights of the encoder (default for toy: those shipped in data/)")
-    add("--llada", type=Path, help="weights of the backbone (default for toy: those shipped in data/)")
+    add("--whisper", type=Path, help="weights of the encoder (default for toy: those shipped in data/; in stage 0: none)")
+    add("--llada", type=Path, help="weights of the backbone (likewise; with them, stage 0 goes on to its last part)")
     add("--steps", type=int, help="steps of each stage")
     add("--epochs", type=int, help="instead of --steps: passes over the data")
     add("--batch-size", type=int, help="examples per step")

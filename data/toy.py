@@ -1,8 +1,11 @@
-"""The toy world on disk: clips, and the manifests of every stage. Nothing is downloaded.
+"""The toy world on disk: clips, and the manifests of stages 1 to 4. Nothing is downloaded.
 
     python data/toy.py                      # all of it into data/toy: 2,810 clips, half a minute
     python data/toy.py --listen /tmp/clips  # a few clips with their questions, to hear what it is like
     python data/toy.py --tokenizer          # train the byte-level BPE that this repository ships as data/toy.bpe
+    python data/toy.py --clips              # make the clips that it ships in data/clips
+
+`train.py --stage 0` makes clips of its own here, with their alignment.
 
 A clip depends on the seed, the split and its number alone. Scenes of evaluation are never those of training.
 """

@@ -1,7 +1,7 @@
 """A toy audio world: spoken digits, sound events and music, synthesised with NumPy alone.
 
 `synthesize(scene, rng)` turns a symbolic `Scene` into a waveform and its exact alignment, so every question one can ask
-about a clip ("how many beeps?", "major or minor?", "when is seven said?") has a known answer and no data is downloaded.
+about a clip ("which sound comes first?", "major or minor?") has a known answer and no data is downloaded.
 Speech has a file of its own, `toy_speech`. Letters as in `toy_scene`.
 """
 

@@ -1,4 +1,4 @@
-"""How good the answers are: exact match by type of question, right letters, word error rate, preferred answers.
+"""How good the answers are: exact match by type of question, right letters, word error rate.
 
 An open question is right if the answer is the target, word for word. A lettered one is right if its letter is. Speech
 recognition is also measured by corpus word error rate: (substitutions + deletions + insertions) / reference words.

@@ -103,7 +103,8 @@ def responses(tokenizer: Tokenizer, examples: list, multiple: int) -> tuple[Tens
 
 def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], system: str, silences: int,
                   config: PretrainConfig, rng: np.random.Generator) -> Tensor:
-    """Mean cross-entropy of the masked tokens of a batch, without the weight 1/t, and with late EOS counting less."""
+    """Mean cross-entropy of the masked tokens of a batch, without the weight 1/t. An EOS after the first counts less, the
+    letter of a choice more."""
     prompts = [tokenizer.prompt(system, example.instruction) for example in examples]
     heard = [frames(model, tokenizer, example, silences, rng) if rng.random() < 0.5 else
              embed(model, tokenizer, example.words()) for example in examples]
@@ -178,7 +179,7 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
     separator = tokenizer.encode("\n")[0]
     for step in progress(range(0 if first_step else config.recall_steps), desc="recall"):
         loss = recall_loss(model.llada, words, separator, tokenizer.mask_id, config, generator)
-        update(optimizer, parameters, loss, config.backbone_lr * min(1, (step + 1) / config.warmup))
+        update(optimizer, parameters, loss, config.backbone_lr * min(1, (step + 1) / max(1, config.warmup)))
         mean = 0.98 * mean + 0.02 * loss.item()
         if step % 500 == 499 or mean < config.recall_loss:
             tqdm.write(f"recall step {step + 1}: loss {mean:.3f}, where guessing gives {math.log(config.recall_pairs):.3f}")
@@ -216,12 +217,13 @@ def run(args) -> None:
     from data import toy  # its texts and clips; it imports this file
 
     require(args.size == "toy", f"--stage 0 makes parts of --size toy; for {args.size} they are published")
+    require(args.data is None or args.parts != "llada", "--parts llada learns from texts; leave out --data")
     config, device = SIZES[args.size][0], torch.device("cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
     changes = {name: args.steps for name in ("encoder_steps", "recall_steps", "backbone_steps", "silence_steps")}
     changes |= {name: args.batch_size for name in ("encoder_batch", "backbone_batch")}
-    changes |= {name: args.lr for name in ("encoder_lr", "backbone_lr")} | {"warmup": args.warmup}
+    changes |= {name: args.lr for name in ("encoder_lr", "backbone_lr", "silence_lr")} | {"warmup": args.warmup}
     pre = PretrainConfig(**{name: value for name, value in changes.items() if value is not None})
     made_by = f"python train.py --stage 0 --size {args.size} --seed {args.seed}"
     progress = partial(tqdm, dynamic_ncols=True)

@@ -153,6 +153,7 @@ def test_stage_0_names_an_entry_without_its_alignment(world, tmp_path, capsys):
     (["--data", "WORLD", "--test", "/no/such/manifest"], "/no/such/manifest"),
     (["--init", "/no/such/checkpoint", "--stage", "2"], "/no/such/checkpoint"),
     (["--size", "full"], "--data"),
+    (["--stage", "0", "--parts", "llada", "--data", "WORLD"], "leave out --data"),
     (["--device", "mps"], "--device mps"),
 ])
 def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(arguments, message, world, tmp_path, capsys):
