@@ -146,6 +146,10 @@ class Run:
         self.model.train()
         return texts
 
+    def report(self, stage: StageConfig, examples: list) -> evaluate.Report:
+        """How good the answers are now."""
+        return evaluate.report(examples, self.answers(stage, examples))
+
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
         """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
         def collated(examples):
@@ -241,8 +245,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}")
         row = {"stage": number, "step": step + 1, "lr": lr, **figures}
         if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
-            some = run.validation[::8]
-            row |= evaluate.report(some, run.answers(stage, some)).figures
+            row |= run.report(stage, run.validation[::8]).figures
         run.log(**row, examples_per_second=rate, time=time.time())
         if (step + 1) % args.sample_every == 0 and run.validation:
             example = run.validation[step * 7 % len(run.validation)]
@@ -258,7 +261,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
             save(step + 1, done=False)
     bar.close()
     if run.validation:
-        result = evaluate.report(run.validation, run.answers(stage, run.validation))
+        result = run.report(stage, run.validation)
         print(evaluate.table(result))
         figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
         run.log(stage=number, step=n_steps, **figures, time=time.time())
@@ -307,7 +310,7 @@ def train(args: argparse.Namespace) -> None:
               + ("" if args.resume else " --resume"))
         sys.exit(128 + run.stop_signal)
     for path, examples in run.tests.items():
-        print(f"\n{path}\n{evaluate.table(evaluate.report(examples, run.answers(run.stages[numbers[-1]], examples)))}")
+        print(f"\n{path}\n{evaluate.table(run.report(run.stages[numbers[-1]], examples))}")
     if show.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
         print(f"curves: {args.out / 'curves.png'}")
     print(f"ask it something: python sample.py data/clips/three_one_four.wav --checkpoint {paths[numbers[-1]]}")

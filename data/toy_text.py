@@ -1,7 +1,7 @@
 """What can be said of a toy clip: a description, questions with short answers, lettered choices, wrong answers.
 
 Everything follows from a `Scene`. A wrong answer is the right answer about a scene that differs in one respect: fluent,
-and wrong about the audio. Scenes that are `held_out` are kept for evaluation: no training, stage 0 included, sees one.
+and wrong about the audio. Scenes that are `held_out` are kept for evaluation: no training clip, stage 0 included, shows one.
 """
 
 import zlib

@@ -190,8 +190,9 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
     for step in progress(range(first_step, n_steps), desc="backbone"):
         system = str(rng.choice(["", text.system, text.train_system], p=[0.5, 0.3, 0.2]))  # short ones are faster
         examples = [sample(rng, False) for _ in range(config.backbone_batch)]
-        silences, lr = 0, config.backbone_lr * learning_rate(step, config.backbone_steps, config.warmup)
-        if step >= config.backbone_steps:
+        if step < config.backbone_steps:
+            silences, lr = 0, config.backbone_lr * learning_rate(step, config.backbone_steps, config.warmup)
+        else:
             silences = config.silences
             lr = config.silence_lr * learning_rate(step - config.backbone_steps, config.silence_steps, config.warmup)
         loss = backbone_loss(model, tokenizer, examples, system, silences, config, rng)
@@ -218,7 +219,7 @@ def run(args) -> None:
 
     require(args.size == "toy", f"--stage 0 makes parts of --size toy; for {args.size} they are published")
     require(args.data is None or args.parts != "llada", "--parts llada learns from texts; leave out --data")
-    config, device = SIZES[args.size][0], torch.device("cpu")
+    config = SIZES[args.size][0]
     if args.threads:
         torch.set_num_threads(args.threads)
     changes = {name: args.steps for name in ("encoder_steps", "recall_steps", "backbone_steps", "silence_steps")}
@@ -228,7 +229,7 @@ def run(args) -> None:
     made_by = f"python train.py --stage 0 --size {args.size} --seed {args.seed}"
     progress = partial(tqdm, dynamic_ncols=True)
     torch.manual_seed(args.seed)
-    model, tokenizer = Diffa2(config).to(device), weights.load_tokenizer(config)
+    model, tokenizer = Diffa2(config), weights.load_tokenizer(config)
     if args.parts != "llada":
         folder = args.data or toy.make_stage0(ASSETS / "toy")
         if args.whisper:
