@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from data import toy, toy_text
-from diffa2_mini import checkpoint, evaluate, weights
+from diffa2_mini import checkpoint, evaluate, pretrain, weights
+from diffa2_mini.config import SIZES
 from diffa2_mini.data import Ears, Example
 
 SHARE_RIGHT = 0.90  # of open questions, mean over types; measured: 0.927
@@ -31,6 +32,14 @@ def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
     answers, _ = evaluate.answer(model.eval(), tokenizer, ears, examples, trained.audio, trained.config.decode)
     figures = evaluate.report(examples, answers).figures
     assert figures["open"] >= SHARE_RIGHT, figures
+
+
+def test_the_shipped_backbone_answers_from_text_alone():
+    config = SIZES["toy"][0]
+    model, rng = weights.build(config, None, None, torch.device("cpu"), torch.float32), np.random.default_rng(0)
+    examples = [toy.text_example(rng, evaluation=True) for _ in range(400)]
+    plain, lettered = pretrain.summarize(pretrain.gate(model, weights.load_tokenizer(config), examples))
+    assert plain >= 0.98 and lettered >= 0.95, (plain, lettered)
 
 
 def test_the_shipped_files_are_as_small_as_promised():
