@@ -29,10 +29,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("clips", nargs="+", type=Path, metavar="CLIP", help="wav, flac, ogg or mp3, of any rate")
     add("--prompt", help="the question (default: transcribe)")
-    add("--checkpoint", type=Path, help="what train.py wrote (default for toy: the shipped one)")
+    add("--checkpoint", type=Path, help="what train.py wrote (default: the size's own)")
     add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
-    add("--whisper", type=Path, help="weights of the encoder (default for toy: those shipped in data/)")
-    add("--llada", type=Path, help="weights of the backbone (default for toy: those shipped in data/)")
+    add("--whisper", help="weights of the encoder: a file, a folder, or a hub name (default: the size's own)")
+    add("--llada", help="weights of the backbone, likewise")
+    add("--diffa2", help="published adapters and LoRA, likewise, instead of --checkpoint")
     add("--chunk", action="store_true", help="answer on each part of a clip that is longer than the model hears")
     add("--json", action="store_true", help="print a line of JSON for each clip")
     add("--watch", action="store_true", help="show the answer forming; ░ is a mask, bright is confident")
@@ -63,18 +64,27 @@ def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConf
     return dataclasses.replace(default, **changes)
 
 
-def load_model(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> tuple[Diffa2, tuple[str, ...]]:
-    """The model of the checkpoint, and what it splices into the prompt."""
-    size = args.size or "toy"
-    default = weights.SHIPPED_DIFFA2 if size == "toy" else Path("runs") / size / "stage4.safetensors"
-    path = args.checkpoint or default
+def load_model(args: argparse.Namespace) -> tuple[Diffa2, tuple[str, ...], torch.device, torch.dtype]:
+    """The model, what it splices into the prompt, and where and in which dtype it is."""
+    size = args.size or ("full" if args.diffa2 else "toy")
+    require(not (args.diffa2 and args.checkpoint), "--diffa2 and --checkpoint exclude each other; choose one")
+    if args.diffa2 or not (args.checkpoint or SIZES[size][0].from_scratch):
+        config = SIZES[size][0]
+        device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch)
+        given = {"whisper": args.whisper, "llada": args.llada, "diffa2": args.diffa2}
+        paths = weights.locate_all(given, size)
+        model = weights.build(config, paths["whisper"], paths["llada"], device, dtype)
+        parts = weights.load_diffa2(model, paths["diffa2"])
+        return model.eval().to(device), parts, device, dtype
+    path = args.checkpoint or Path(weights.SOURCES[size]["diffa2"])
     require(path.is_file(), f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {size}'")
     trained = checkpoint.load(path)
     config: Config = trained.config
     require(args.size in (None, config.size), f"{path}: is of size {config.size}, not {args.size}; leave --size out")
+    device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch)
     model = weights.build(config, args.whisper, args.llada, device, dtype)
     checkpoint.restore(model, trained.model, str(path))
-    return model.eval().to(device), trained.audio
+    return model.eval().to(device), trained.audio, device, dtype
 
 
 def parts_of_clip(path: Path, config: Config, chunk: bool) -> list:
@@ -113,9 +123,8 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    device, dtype, _ = choose_device(args.device, args.dtype)
-    model, parts = load_model(args, device, dtype)
-    tokenizer = weights.load_tokenizer(model.config)
+    model, parts, device, dtype = load_model(args)
+    tokenizer = weights.load_tokenizer(model.config, args.llada)
     decode = decode_config(args, model.config.decode)
     prompt = model.config.text.instruction if args.prompt is None else args.prompt
     for path in args.clips:

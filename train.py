@@ -21,13 +21,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from diffa2_mini import checkpoint, evaluate, pretrain, show, weights
+from diffa2_mini import checkpoint, evaluate, plan, pretrain, show, weights
 from diffa2_mini.checkpoint import Checkpoint
-from diffa2_mini.config import ASSETS, SIZES, Parser, StageConfig, require, run_script, to_dict
-from diffa2_mini.data import Ears, batches, collate, load_examples, tokenize
+from diffa2_mini.config import SIZES, Parser, StageConfig, require, run_script, to_dict
+from diffa2_mini.data import Ears, batches, collate, default_data, load_examples, tokenize
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.objective import answer_loss, preference_bounds, reward_accuracy, score_variance
-from diffa2_mini.parallel import DTYPES, choose_device
+from diffa2_mini.parallel import DTYPES, choose_device, peak_memory
 from diffa2_mini.vrpo import preference_margin, vrpo_loss
 
 
@@ -44,12 +44,15 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path, help="where checkpoints and logs go (default: runs/SIZE)")
     add("--init", type=Path, metavar="CHECKPOINT", help="start from this (default: the stage before, in --out)")
     add("--resume", action="store_true", help="go on where the run in --out was stopped")
-    add("--whisper", type=Path, help="weights of the encoder (default for toy: those shipped in data/; in stage 0: none)")
-    add("--llada", type=Path, help="weights of the backbone (likewise; with them, stage 0 goes on to its last part)")
+    add("--whisper", help="weights of the encoder: a file, a folder or a hub name (default: the size's; in stage 0: none)")
+    add("--llada", help="weights of the backbone (likewise; with them, stage 0 goes on to its last part)")
+    add("--diffa2", help="start from published adapters and LoRA, likewise, instead of --init")
+    add("--random-weights", action="store_true", help="instead of downloads: to try a machine")
+    add("--dry-run", action="store_true", help="build without memory, and print what the stages would take")
     add("--steps", type=int, help="steps of each stage")
     add("--epochs", type=int, help="instead of --steps: passes over the data")
     add("--batch-size", type=int, help="examples per step")
-    add("--grad-accum", type=int, default=1, help="pieces that a batch is cut into, to save memory")
+    add("--grad-accum", type=int, help="pieces that a batch is cut into, to save memory")
     add("--lr", type=float, help="peak learning rate")
     add("--warmup", type=int, help="steps")
     add("--eval-every", type=int, default=0, help="steps between measurements (default: at the end of a stage alone)")
@@ -57,6 +60,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--sample-every", type=int, default=200, help="steps between decoded samples")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES], help="of the frozen parts (auto: bfloat16 on CUDA)")
+    add("--recompute", action=argparse.BooleanOptionalAction,
+        help="gradient checkpointing of the backbone: less memory, more time (default: for downloaded weights)")
     add("--threads", type=int, help="CPU threads (default: one per core)")
     add("--seed", type=int, default=42)
     add("--no-cache-audio", action="store_true", help="encode each clip anew each time, to save memory")
@@ -65,8 +70,25 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         value = getattr(args, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, got {value}")
     require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
+    require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
     args.out = args.out or Path("runs") / args.size
+    stages = SIZES[args.size][1]
+    args.stages = list(stages) if args.stage == "all" else [int(args.stage)]
+    require(args.stage == "0" or args.stages[0] in stages, f"--size {args.size} has stages {', '.join(map(str, stages))}")
     return args
+
+
+def stage_config(args: argparse.Namespace, number: int) -> StageConfig:
+    """The stage's row of the table, with what the command line changes."""
+    names = ("lr", "warmup", "batch_size", "steps", "epochs")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if "epochs" in changes:
+        changes.setdefault("steps", None)
+    stage = dataclasses.replace(SIZES[args.size][1][number], **changes)
+    n_pieces = args.grad_accum or math.ceil(stage.batch_size / (stage.at_once or stage.batch_size))
+    require(args.grad_accum is None or stage.batch_size % n_pieces == 0,
+            f"--batch-size must be a multiple of --grad-accum, got {stage.batch_size} and {n_pieces}")
+    return dataclasses.replace(stage, at_once=math.ceil(stage.batch_size / n_pieces))
 
 
 # -------------------------------------------------------------------------------------------------------- one stage
@@ -92,17 +114,16 @@ class Run:
         self.config, self.stages = SIZES[args.size]
         if args.threads:
             torch.set_num_threads(args.threads)
-        self.device, self.dtype, why = choose_device(args.device, args.dtype)
+        self.device, self.dtype, why = choose_device(args.device, args.dtype, large=not self.config.from_scratch)
         print(f"{why}, {torch.get_num_threads()} threads, seed {args.seed}, size {args.size}")
-        self.data = args.data
-        if self.data is None:
-            require(args.size == "toy", f"--size {args.size} needs --data: a manifest, or a folder of manifests")
-            from data import toy
-            self.data = toy.make_world(ASSETS / "toy")
+        self.data = args.data or default_data(self.config, args.stages, args.random_weights)
         require(self.data.exists(), f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
-        self.tokenizer = weights.load_tokenizer(self.config)
+        self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
         torch.manual_seed(args.seed)  # adapters and prompts start at random
-        self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype)
+        self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype, args.random_weights)
+        self.model.llada.recompute = not self.config.from_scratch if args.recompute is None else args.recompute
+        if args.diffa2:
+            weights.load_diffa2(self.model, weights.locate(args.diffa2, "diffa2", args.size))
         self.ears = Ears(self.model, self.device, self.dtype, keep=args.size == "toy" and not args.no_cache_audio)
         self.validation = self.load_validation()
         self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print)
@@ -112,21 +133,12 @@ class Run:
     def load_validation(self) -> list:
         folder = self.data if self.data.is_dir() else self.data.parent
         path = self.args.validation or folder / "validation.json"
+        if self.args.random_weights:
+            return []
         if not path.exists() and not self.args.validation:
             print(f"no {path}: nothing will be measured")
             return []
         return load_examples(path, self.stages[2], self.config, self.args.skip_broken, print)
-
-    def stage_config(self, number: int) -> StageConfig:
-        """The stage's row of the table, with what the command line changes."""
-        names = ("lr", "warmup", "batch_size", "steps", "epochs")
-        changes = {name: getattr(self.args, name) for name in names if getattr(self.args, name) is not None}
-        if "epochs" in changes:
-            changes.setdefault("steps", None)
-        stage = dataclasses.replace(self.stages[number], **changes)
-        require(stage.batch_size % self.args.grad_accum == 0,
-                f"--batch-size must be a multiple of --grad-accum, got {stage.batch_size} and {self.args.grad_accum}")
-        return stage
 
     def log(self, **row) -> None:
         with open(self.args.out / "log.jsonl", "a") as file:
@@ -142,7 +154,8 @@ class Run:
     def answers(self, stage: StageConfig, examples: list) -> list[str]:
         """What the model answers now, decoded with the defaults."""
         self.model.eval()
-        texts, _ = evaluate.answer(self.model, self.tokenizer, self.ears, examples, stage.audio, self.config.decode)
+        batch_size = 64 if self.config.from_scratch else stage.at_once
+        texts, _ = evaluate.answer(self.model, self.tokenizer, self.ears, examples, stage.audio, self.config.decode, batch_size)
         self.model.train()
         return texts
 
@@ -171,9 +184,8 @@ def step_on(run: Run, stage: StageConfig, optimizer, parameters, pairs: list, ex
     model, tokenizer, text = run.model, run.tokenizer, run.config.text
     n_tokens = sum(len(tokenize(examples[i], examples[i].answer, stage, text, tokenizer)[1]) for _, i in pairs)
     figures = {"loss": 0.0} | ({"margin": 0.0, "reward_accuracy": 0.0} if stage.preference else {})
-    size = len(pairs) // run.args.grad_accum
-    for start in range(0, len(pairs), size):
-        piece = pairs[start:start + size]
+    for start in range(0, len(pairs), stage.at_once):
+        piece = pairs[start:start + stage.at_once]
         batch = collate(piece, examples, run.args.seed, stage, text, tokenizer, run.ears)
         with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
             if stage.preference:
@@ -195,7 +207,7 @@ def step_on(run: Run, stage: StageConfig, optimizer, parameters, pairs: list, ex
 
 def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpoint | None) -> Checkpoint:
     """Train one stage, from the checkpoint of the stage before (`init`), or on from one of its own (`resumed`)."""
-    args, model, stage = run.args, run.model, run.stage_config(number)
+    args, model, stage = run.args, run.model, stage_config(args, number)
     manifest = run.data / f"{stage.data}.json" if run.data.is_dir() else run.data
     examples = load_examples(manifest, stage, run.config, args.skip_broken, print)
     n_steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
@@ -223,7 +235,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     print(f"\nstage {number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
           f"  trainable parameters: {n_trained:,} of {n_all:,} ({n_trained / n_all:.2%})\n"
           f"  {len(examples):,} examples of {manifest}, {n_steps:,} steps of {stage.batch_size} "
-          f"({stage.batch_size // args.grad_accum} at once), learning rate {stage.lr:g}, {stage.schedule}")
+          f"({stage.at_once} at once), learning rate {stage.lr:g}, {stage.schedule}")
     run.ears.prepare([example.path for example in examples + run.validation],
                      lambda chunks: tqdm(chunks, desc="  listening", leave=False))
 
@@ -265,7 +277,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         print(evaluate.table(result))
         figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
         run.log(stage=number, step=n_steps, **figures, time=time.time())
-    print(f"  stage {number} took {time.perf_counter() - start:.0f} s")
+    print(f"  stage {number} took {time.perf_counter() - start:.0f} s; peak memory {peak_memory(run.device)}")
     return save(n_steps, done=True)
 
 
@@ -274,20 +286,20 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
 
 def train(args: argparse.Namespace) -> None:
     """Stages 1 to 4, or one of them."""
-    numbers = [1, 2, 3, 4] if args.stage == "all" else [int(args.stage)]
-    paths = {number: args.out / f"stage{number}.safetensors" for number in (1, 2, 3, 4)}
+    numbers = args.stages
+    paths = {number: args.out / f"stage{number}.safetensors" for number in SIZES[args.size][1]}
     found = {number: checkpoint.load(path) for number, path in paths.items() if path.exists()} if args.resume else {}
     require(args.resume or not any(paths[number].exists() for number in numbers),
             f"{args.out}: holds a run already; go on with --resume, or choose another --out")
     init = checkpoint.load(args.init) if args.init else None
-    if init is None and numbers[0] > 1:
+    if numbers[0] > 1 and not (init or args.diffa2 or args.random_weights):
         init = checkpoint.load(paths[numbers[0] - 1])
 
     run = Run(args)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "config.json").write_text(json.dumps(
         {"arguments": {name: str(value) for name, value in vars(args).items()}, "config": to_dict(run.config),
-         "stages": {number: dataclasses.asdict(run.stage_config(number)) for number in numbers}}, indent=2) + "\n")
+         "stages": {number: dataclasses.asdict(stage_config(args, number)) for number in numbers}}, indent=2) + "\n")
 
     def stop(signum, frame):
         if run.stop_signal:  # the second time at once
@@ -320,6 +332,8 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     if args.stage == "0":
         pretrain.run(args)
+    elif args.dry_run:
+        plan.show(args, {number: stage_config(args, number) for number in args.stages})
     else:
         train(args)
 

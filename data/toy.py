@@ -2,7 +2,7 @@
 
     python data/toy.py                      # all of it into data/toy: 2,810 clips, half a minute
     python data/toy.py --listen /tmp/clips  # a few clips with their questions, to hear what it is like
-    python data/toy.py --tokenizer          # train the byte-level BPE that this repository ships as data/toy.bpe
+    python data/toy.py --tokenizer toy      # train the byte-level BPE that this repository ships as data/toy.bpe
     python data/toy.py --clips              # make the clips that it ships in data/clips
 
 `train.py --stage 0` makes clips of its own here, with their alignment.
@@ -25,7 +25,7 @@ from data import toy_text
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
 from diffa2_mini.config import ASSETS, Parser, TextConfig, run_script
 from diffa2_mini.pretrain import TextExample
-from diffa2_mini.tokenizer import count_words, save_ranks, train_bpe
+from diffa2_mini.tokenizer import SPECIAL_TOKENS, count_words, save_ranks, train_bpe
 
 KINDS = ("speech", "sound", "music")
 SPLITS = {  # clips of each kind, in the order of KINDS
@@ -122,15 +122,16 @@ def text_example(rng: np.random.Generator, evaluation: bool = False) -> TextExam
     return TextExample(*toy_text.describe(scene, rng), question.type, question.instruction, question.answer)
 
 
-def make_tokenizer(path: Path, seed: int = 0) -> None:
-    """Train the BPE on the toy world's texts. Every word counts once, so that each becomes one token."""
+def make_tokenizer(path: Path, n_merges: int, more: str = "", seed: int = 0) -> None:
+    """Train a BPE on the toy world's texts, where every word counts alike so that each becomes one token, and then on
+    `more` text."""
     rng = np.random.default_rng(seed)
     texts = [TextConfig().train_system, "This is the audio: <audio>.", "system", "user", "assistant"]
     for _ in range(20_000):
         example = text_example(rng)
         texts += [example.instruction, example.answer, *(f" {word}" for word in example.words())]
-    words = count_words("\n".join(texts))
-    save_ranks(train_bpe(Counter(dict.fromkeys(words, 1)), n_merges=2000), path)
+    counted = Counter(dict.fromkeys(count_words("\n".join(texts)), 1000)) + count_words(more)
+    save_ranks(train_bpe(counted, n_merges), path)
 
 
 def listen(folder: Path, seed: int = 0) -> None:
@@ -169,14 +170,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--listen", type=Path, metavar="OUT", help="write a few clips with their questions instead")
     parser.add_argument("--clips", action="store_true", help="make the clips in data/clips instead")
-    parser.add_argument("--tokenizer", action="store_true", help="train data/toy.bpe instead")
+    parser.add_argument("--tokenizer", choices=["toy", "small"], help="train data/toy.bpe or data/small.bpe instead")
     args = parser.parse_args(argv)
     if args.listen:
         listen(args.listen, args.seed)
     elif args.clips:
         make_shipped(ASSETS / "clips", args.seed)
-    elif args.tokenizer:
-        make_tokenizer(ASSETS / "toy.bpe", args.seed)
+    elif args.tokenizer == "toy":
+        make_tokenizer(ASSETS / "toy.bpe", n_merges=2000, seed=args.seed)
+    elif args.tokenizer == "small":  # English, and code: that of this repository
+        files = sorted(path for kind in ("*.md", "*.py") for path in ASSETS.parent.rglob(kind))
+        more = "\n".join(path.read_text(encoding="utf-8") for path in files)
+        make_tokenizer(ASSETS / "small.bpe", 4096 - 256 - len(SPECIAL_TOKENS), more, args.seed)
     else:
         print(f"the toy world is in {make_world(args.out, args.seed)}")
 

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Callable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,13 +38,13 @@ class Checkpoint:
     rng: Tensor | None = None  # state of torch's random number generator
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file so that either all of it is there or nothing. Raises UserError when the disk is full."""
+def write(path: Path, write_to: Callable[[Path], None]) -> None:
+    """Have `write_to` write a file so that either all of it is there or nothing. Raises UserError when the disk is full."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        write_to(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -52,6 +53,12 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, or nothing. Raises UserError when the disk is full."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -108,9 +115,8 @@ def restore(model: Diffa2, tensors: dict[str, Tensor], source: str) -> None:
     strictly(targets, tensors, source)
 
 
-@torch.no_grad()
-def strictly(targets: dict[str, nn.Parameter | Tensor], tensors: dict[str, Tensor], source: str) -> None:
-    """Copy `tensors` into `targets` of the same names and shapes, or raise UserError and copy nothing."""
+def complain(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:
+    """Raise UserError unless both have the same names and shapes; it lists what is wrong."""
     wrong = [f"missing {name}" for name in targets if name not in tensors]
     wrong += [f"unexpected {name}" for name in tensors if name not in targets]
     wrong += [f"{name} has shape {list(tensors[name].shape)}, expected {list(target.shape)}"
@@ -118,6 +124,12 @@ def strictly(targets: dict[str, nn.Parameter | Tensor], tensors: dict[str, Tenso
     if wrong:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise UserError(f"{source}: the weights do not fit this model: {'; '.join(wrong[:8])}{more}")
+
+
+@torch.no_grad()
+def strictly(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:
+    """Copy `tensors` into `targets` of the same names and shapes, or raise UserError and copy nothing."""
+    complain(targets, tensors, source)
     for name, target in targets.items():
         target.copy_(tensors[name])
 

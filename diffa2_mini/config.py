@@ -118,7 +118,7 @@ class LoraConfig:
 class TextConfig:
     """The words around the audio, and how long a response is."""
 
-    tokenizer: str = "GSAI-ML/LLaDA-8B-Instruct"  # a rank file, or where the published tokenizer is
+    tokenizer: str = "tokenizer.json"  # beside the backbone's weights; or a rank file in data/
     train_system: str = (
         "You are a helpful voice assistant. Imagine you can hear the audio clips. "
         "Focus on the audios and respond directly to the prompts."
@@ -167,6 +167,7 @@ class StageConfig:
     lr: float
     schedule: str  # "linear" or "cosine", to zero, after the warm-up
     batch_size: int  # examples per step, over all processes and accumulated gradients
+    at_once: int | None = None  # of these; None: all. Gradients are accumulated over the pieces
     steps: int | None = None  # None: `epochs` decides
     epochs: int = 10
     preference: bool = False  # VRPO instead of the masked diffusion loss
@@ -218,6 +219,11 @@ class Config:
     text: TextConfig = field(default_factory=TextConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
+    @property
+    def from_scratch(self) -> bool:
+        """Whether stage 0 makes the frozen parts; else they are downloaded, and have billions of weights."""
+        return self.text.tokenizer.endswith(".bpe")
+
 
 def to_dict(config) -> dict:
     """The config as plain dictionaries, for JSON."""
@@ -245,20 +251,29 @@ def scaled(stages: dict[int, StageConfig], **changes: dict[int, dict]) -> dict[i
 LISTEN, FEEL = ("prompts", "semantic"), ("acoustic", "semantic")
 FULL_STAGES = {
     1: StageConfig("semantic alignment", trains=LISTEN, data="stage1", audio=LISTEN, lr=1e-4, schedule="linear",
-                   batch_size=1280, epochs=20),
-    2: StageConfig("joint alignment", trains=FEEL, data="sft", audio=FEEL, lr=5e-5, schedule="cosine", batch_size=192),
+                   batch_size=1280, at_once=8, epochs=20),
+    2: StageConfig("joint alignment", trains=FEEL, data="sft", audio=FEEL, lr=5e-5, schedule="cosine", batch_size=192,
+                   at_once=8),
     3: StageConfig("backbone fine-tuning", trains=(*FEEL, "lora"), data="sft", audio=FEEL, lr=5e-5, schedule="cosine",
-                   batch_size=192, lora_dropout=0.05),
+                   batch_size=192, at_once=4, lora_dropout=0.05),
     4: StageConfig("preference optimisation", trains=(*FEEL, "lora"), data="preference", audio=FEEL, lr=5e-5,
-                   schedule="cosine", batch_size=16, preference=True),
+                   schedule="cosine", batch_size=16, at_once=1, preference=True),
 }
+SMALL_STAGES = scaled(  # for one small GPU; not measured
+    FULL_STAGES,
+    stage1=dict(lr=1e-3, batch_size=64, steps=2000, warmup=200),
+    stage2=dict(lr=5e-4, batch_size=32, steps=4000, warmup=200),
+    stage3=dict(lr=3e-4, batch_size=32, steps=4000, warmup=200),
+    stage4=dict(lr=1e-4, batch_size=16, steps=400, warmup=50),
+)
 TOY_STAGES = scaled(
     FULL_STAGES,
-    stage1=dict(lr=3e-3, batch_size=32, steps=200, warmup=30),
-    stage2=dict(lr=2e-3, batch_size=16, steps=800, warmup=30),
-    stage3=dict(lr=1e-3, batch_size=16, steps=560, warmup=30),
-    stage4=dict(lr=3e-4, batch_size=16, steps=40, warmup=5, vrpo_samples=2),
+    stage1=dict(lr=3e-3, batch_size=32, at_once=None, steps=200, warmup=30),
+    stage2=dict(lr=2e-3, batch_size=16, at_once=None, steps=800, warmup=30),
+    stage3=dict(lr=1e-3, batch_size=16, at_once=None, steps=560, warmup=30),
+    stage4=dict(lr=3e-4, batch_size=16, at_once=None, steps=40, warmup=5, vrpo_samples=2),
 )
+DIFFA1_STAGES = {n: FULL_STAGES[n] for n in (1, 2)}  # the first DIFFA has no LoRA
 SIZES = {
     "toy": (
         Config(
@@ -271,6 +286,26 @@ SIZES = {
             decode=DecodeConfig(gen_length=16, block_length=16, steps=16),
         ),
         TOY_STAGES,
+    ),
+    "small": (  # an encoder as large as Whisper-tiny's
+        Config(
+            size="small",
+            audio=AudioConfig(n_mels=80),
+            whisper=WhisperConfig(n_mels=80, width=384, n_layers=4, n_heads=6, taps=(1, 2, 3, 4)),
+            adapter=AdapterConfig(n_queries=32, qformer_hidden=1024),
+            llada=LladaConfig(vocab_size=4096, width=512, n_layers=10, n_heads=8, hidden=1536, rope_theta=10_000.0),
+            text=TextConfig(tokenizer="small.bpe"),
+            decode=DecodeConfig(gen_length=64, steps=64),
+        ),
+        SMALL_STAGES,
+    ),
+    "diffa1": (  # arXiv 2507.18452, on Whisper-small
+        Config(
+            size="diffa1",
+            audio=AudioConfig(n_mels=80),
+            whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12, taps=(2, 5, 8, 11)),
+        ),
+        DIFFA1_STAGES,
     ),
     "full": (Config(), FULL_STAGES),
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .audio import duration, encoder_frames, load_audio, log_mel
-from .config import AudioConfig, Config, StageConfig, TextConfig, UserError, require
+from .config import ASSETS, AudioConfig, Config, StageConfig, TextConfig, UserError, require
 from .diffusion import noise_for
 from .model import Audio, Diffa2
 from .tokenizer import Prompt, Tokenizer
@@ -110,6 +110,33 @@ def load_clip(path: Path, config: AudioConfig) -> tuple[Tensor, int]:
     """log-mel [n_mels, M] of a sound file, and how many encoder frames of it hold sound."""
     samples = load_audio(path, config.sample_rate, config.max_seconds)
     return log_mel(samples, config), encoder_frames(len(samples), config)
+
+
+MANIFESTS = {  # what each stage needs, and one entry of it
+    1: ("stage1.json", "speech with its transcripts",
+        '{"audio_filepath": "clip.wav", "transcription": "hello there"}'),
+    2: ("sft.json", "questions about clips with their answers",
+        '{"audio_filepath": "clip.wav", "input": "How many speakers are there?", "target": "two"}'),
+    4: ("preference.json", "questions with a right and a wrong answer",
+        '{"audio_filepath": "clip.wav", "input": "Who laughs?", "chosen": "a child", "rejected": "a man"}'),
+}
+MANIFESTS[3] = MANIFESTS[2]
+
+
+def default_data(config: Config, stages: list[int], random_weights: bool) -> Path:
+    """Where the data is if the user does not say: the toy world, made if it is missing, or the prepared LibriSpeech.
+    Raises UserError that says what the first stage without data needs."""
+    if config.from_scratch or random_weights:
+        from data import toy
+        return toy.make_world(ASSETS / "toy")
+    folder = ASSETS / "librispeech"
+    for stage in stages:
+        name, what, line = MANIFESTS[stage]
+        if not (folder / name).exists():
+            how = ("python data/librispeech.py prepares LibriSpeech" if stage == 1 else
+                   "data/README.md says where the authors' data comes from")
+            raise UserError(f"stage {stage} of size {config.size} needs --data: a manifest of {what}, an entry being {line}; {how}")
+    return folder
 
 
 class Ears:

@@ -8,6 +8,7 @@ the published weights, below `model.transformer`.
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .config import LladaConfig
 
@@ -76,6 +77,7 @@ class Llada(nn.Module):
     def __init__(self, config: LladaConfig):
         super().__init__()
         self.config = config
+        self.recompute = False  # gradient checkpointing: keep only the blocks' inputs for the backward pass
         self.wte = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.ln_f = RMSNorm(config.width, config.norm_eps)
@@ -87,7 +89,10 @@ class Llada(nn.Module):
         mask = None if real is None else real[:, None, None, :]  # [B, 1, 1, S]: every query sees the real keys
         rotation = rotary(x.shape[1], self.config.width // self.config.n_heads, self.config.rope_theta, x.device)
         for block in self.blocks:
-            x = block(x, rotation, mask)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotation, mask, use_reentrant=False)
+            else:
+                x = block(x, rotation, mask)
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

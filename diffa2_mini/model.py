@@ -40,17 +40,21 @@ class Audio:
 
 
 class Diffa2(nn.Module):
-    """The whole model. All of it is frozen until `train_only` names the parts to train."""
+    """The whole model. All of it is frozen until `train_only` names the parts to train. The parts that are never trained may be
+    made on the device `frozen_on`: on `meta`, they take no memory until they are filled."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, frozen_on: str | None = None):
         super().__init__()
         self.config = config
         width = config.llada.width
-        self.whisper = WhisperEncoder(config.whisper)
+        frozen = torch.device(frozen_on or torch.get_default_device())
+        with frozen:
+            self.whisper = WhisperEncoder(config.whisper)
         self.semantic_connector = SemanticAdapter(config.adapter, config.whisper.width, width)
         self.acoustic_connector = AcousticAdapter(config.adapter, config.whisper, width)
         self.trainable_prompts = nn.Embedding(config.adapter.n_prompts, width)
-        self.llada = Llada(config.llada)
+        with frozen:
+            self.llada = Llada(config.llada)
         self.requires_grad_(False)
 
     def add_lora(self) -> None:

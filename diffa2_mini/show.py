@@ -23,7 +23,7 @@ def response_line(step: Step, confidence: list[float], tokenizer: Tokenizer, row
         if token == tokenizer.mask_id:
             pieces.append("░")
         elif token not in (tokenizer.eot_id, tokenizer.eos_id):
-            pieces.append(shade(tokenizer.encoding.decode([token]), c))
+            pieces.append(shade(tokenizer.spell([token]), c))
     return "".join(pieces)
 
 

@@ -1,30 +1,259 @@
-"""The frozen parts: reading the weights of the encoder and of the backbone under their published names.
+"""Published weights in and out: Whisper's encoder, LLaDA, and what the authors of DIFFA-2 trained.
 
-The toy parts that this repository ships (stage 0 made them) use the same names as the real ones: OpenAI's for Whisper,
-below `encoder.`, and LLaDA's, below `model.transformer.`.
+Three downloads make the model: the two frozen parts, and the authors' adapters with LoRA. They come in several layouts; each has
+a map from its names to ours. Every tensor of a file must be accounted for: those that it also holds and we do not need
+(Whisper's decoder, copies of the frozen parts) are skipped by name, and anything else that is too much, too little or of
+another shape is an error. The frozen parts are built on torch's `meta` device, which has shapes and no memory, and
+filled tensor by tensor from memory-mapped files, in the dtype and on the device where they are to be.
+
+    python -m diffa2_mini.weights runs/full/stage4.safetensors pytorch_model.bin  # in the authors' names, for their code
 """
 
+import json
+import os
+import pickle
+import re
+import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .checkpoint import read_tensors, save_tensors, strictly
-from .config import ASSETS, Config, require
-from .model import Diffa2
+from .checkpoint import complain, load, read_tensors, save_tensors, strictly, trained_tensors, write
+from .config import ASSETS, FEEL, LISTEN, Config, UserError, require, run_script
+from .lora import merge_lora
+from .model import Diffa2, part_of
 from .tokenizer import Tokenizer
 
-PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}
-SHIPPED = {"whisper": ASSETS / "toy_whisper.safetensors", "llada": ASSETS / "toy_llada.safetensors"}
-SHIPPED_DIFFA2 = ASSETS / "toy_diffa2.safetensors"
+LLADA = "GSAI-ML/LLaDA-8B-Instruct"
+SOURCES = {  # where the parts of each size are, unless the user says otherwise: files, folders or hub names
+    "toy": {"whisper": ASSETS / "toy_whisper.safetensors", "llada": ASSETS / "toy_llada.safetensors",
+            "diffa2": ASSETS / "toy_diffa2.safetensors"},
+    "small": {"whisper": "runs/small/small_whisper.safetensors", "llada": "runs/small/small_llada.safetensors",
+              "diffa2": "runs/small/stage4.safetensors"},
+    "diffa1": {"whisper": "openai/whisper-small", "llada": LLADA, "diffa2": "zhoujiaming777/DIFFA"},
+    "full": {"whisper": "openai/whisper-large-v3", "llada": LLADA, "diffa2": "zhoujiaming777/DIFFA-2"},
+}
+SHIPPED = SOURCES["toy"]
+
+# Each layout: the names that we do not need, and patterns that turn the other names, one after the other, into ours.
+LAYOUTS = {
+    "OpenAI's Whisper": (r"decoder\.", [(r"^encoder\.", "")]),
+    "Hugging Face's Whisper": (r"(model\.)?decoder\.|proj_out\.", [
+        (r"^(model\.)?encoder\.", ""), (r"^layers\.", "blocks."), (r"^embed_positions\.weight$", "positional_embedding"),
+        (r"^layer_norm\.", "ln_post."), (r"\.self_attn_layer_norm\.", ".attn_ln."), (r"\.final_layer_norm\.", ".mlp_ln."),
+        (r"\.self_attn\.q_proj\.", ".attn.query."), (r"\.self_attn\.k_proj\.", ".attn.key."),
+        (r"\.self_attn\.v_proj\.", ".attn.value."), (r"\.self_attn\.out_proj\.", ".attn.out."),
+        (r"\.fc1\.", ".mlp.0."), (r"\.fc2\.", ".mlp.2.")]),
+    "LLaDA": (r"(?!)", [(r"^model\.transformer\.", "")]),
+    "DIFFA-2": (r"whisper_model\.|llm_model\.(?!.*\.lora_)", [
+        (r"^acoustic_connector\.qformer\.layer\.", "acoustic_connector.qformer."),
+        (r"attention\.(self|output)\.", "attention."), (r"\.intermediate\.dense\.", ".intermediate."),
+        (r"(\.qformer\.\d+)\.output\.dense\.", r"\1.output."), (r"(\.qformer\.\d+)\.output\.LayerNorm\.", r"\1.LayerNorm."),
+        (r"^llm_model\.(base_model\.model\.)?model\.transformer\.", "llada."),
+        (r"\.(lora_[AB])(\.default)?\.weight$", r".\1")]),
+}
+OUT = [  # from our names to those of DIFFA-2
+    (r"^acoustic_connector\.qformer\.", "acoustic_connector.qformer.layer."),
+    (r"attention\.(query|key|value)\.", r"attention.self.\1."), (r"attention\.(dense|LayerNorm)\.", r"attention.output.\1."),
+    (r"(layer\.\d+\.intermediate)\.", r"\1.dense."), (r"(layer\.\d+\.output)\.", r"\1.dense."),
+    (r"(layer\.\d+)\.LayerNorm\.", r"\1.output.LayerNorm."),
+    (r"^llada\.", "llm_model.base_model.model.model.transformer."), (r"\.(lora_[AB])$", r".\1.default.weight")]
+PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}  # of the parts that stage 0 makes
+WHAT = {"whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA", "diffa2": "weights of DIFFA-2"}
 
 
-def load_part(module: nn.Module, part: str, path: Path) -> None:
-    """Fill the encoder (`whisper`) or the backbone (`llada`) from a file with published names. Raises UserError that
-    lists every name that is missing, unexpected or of another shape."""
-    prefix = PUBLISHED_PREFIX[part]
-    targets = {prefix + name: tensor for name, tensor in module.state_dict().items()}
-    strictly(targets, read_tensors(path, "weights (safetensors)")[0], str(path))
+# ------------------------------------------------------------------------------------------------------- finding
+
+
+def locate(source: str | Path | None, part: str, size: str) -> Path:
+    """The file or folder that `source` names: a path, or the name of a repository on the Hugging Face hub, which is looked
+    up in weights/NAME and then in the local cache; None is the size's own. Raises UserError that says how to get it."""
+    source = source or SOURCES.get(size, {}).get(part)
+    require(source, f"size {size} has no {WHAT[part]} of its own; name them with --{part}")
+    if Path(source).exists():
+        return Path(source)
+    if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not re.search(r"\.(safetensors|bin|pt)$", source):
+        home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
+        cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")) / f"models--{source.replace('/', '--')}"
+        main = cache / "refs" / "main"
+        snapshots = [cache / "snapshots" / main.read_text().strip()] if main.is_file() else cache.glob("snapshots/*")
+        for folder in (Path("weights", source), *snapshots):
+            if folder.is_dir():
+                return folder
+        raise UserError(f"expected {WHAT[part]} in weights/{source} or in {cache}, found neither; "
+                        f"get them: hf download {source} --local-dir weights/{source}")
+    how = f"python train.py --stage {'1' if part == 'diffa2' else '0'} --size {size} makes some" if size in ("toy", "small") \
+        else f"name them with --{part}"
+    raise UserError(f"{source}: expected {WHAT[part]}, found no such file or folder; {how}")
+
+
+def locate_all(sources: dict[str, str | Path | None], size: str) -> dict[str, Path]:
+    """Each part's file or folder. Raises one UserError for all that are missing."""
+    found, missing = {}, []
+    for part, source in sources.items():
+        try:
+            found[part] = locate(source, part, size)
+        except UserError as error:
+            missing.append(str(error))
+    require(not missing, "; ".join(missing))
+    return found
+
+
+def files_in(path: Path) -> list[Path]:
+    """The files that hold the weights of a folder, in the order of preference; a file is itself."""
+    if not path.is_dir():
+        return [path]
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = path / f"{name}.index.json"
+        if index.is_file():
+            try:
+                shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(f"{index}: expected a weight_map of shards, got {error!r}; download it again") from None
+            missing = [shard for shard in shards if not (path / shard).is_file()]
+            require(not missing, f"{path}: expected {len(shards)} shards, {', '.join(missing[:4])} not there; download again")
+            return [path / shard for shard in shards]
+        if (path / name).is_file():
+            return [path / name]
+    others = sorted(path.glob("*.pt")) + sorted(path.glob("*.safetensors"))
+    require(len(others) == 1, f"{path}: expected model.safetensors, pytorch_model.bin, an index of their shards, or one "
+                              f"other file of weights, got {len(others)}; name the file itself")
+    return others
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def unpickle(path: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a .pt or .bin file, memory-mapped. Such files can hold code: none is run, and one with code is refused."""
+    require(path.is_file(), f"{path}: expected {what}, found no such file")
+
+    def read(mmap):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+    try:
+        try:
+            found = read(mmap=True)
+        except RuntimeError:  # files older than torch 1.6 cannot be mapped
+            found = read(mmap=False)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: expected {what}, got a pickle with something else in it, perhaps code; it was not run. "
+                        "Get the file from its source, or as safetensors") from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: expected {what}, got a file that is cut off or damaged ({type(error).__name__})") from None
+    found = found.get("model_state_dict", found) if isinstance(found, dict) else found
+    plain = isinstance(found, dict) and all(isinstance(tensor, Tensor) for tensor in found.values())
+    require(plain, f"{path}: expected {what}, got a file without named tensors")
+    return found
+
+
+def read_weights(path: Path, part: str) -> dict[str, Tensor]:
+    """All tensors of a file or a folder under their own names, memory-mapped. Raises UserError."""
+    found = {}
+    for file in files_in(path):
+        pickled = file.suffix in (".pt", ".bin", ".pth")
+        tensors = unpickle(file, WHAT[part]) if pickled else read_tensors(file, WHAT[part])[0]
+        twice = found.keys() & tensors.keys()
+        require(not twice, f"{file}: expected each tensor once, got {', '.join(sorted(twice)[:4])} twice; download again")
+        found |= tensors
+    return found
+
+
+def translate(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def renamed(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """The tensors that we need, under our names."""
+    skip, rules = LAYOUTS[layout]
+    return {translate(name, rules): tensor for name, tensor in tensors.items() if not re.match(skip, name)}
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype, source: str) -> None:
+    """Put `tensors` in the place of those of the module, on `device` and in `dtype`. Raises UserError unless names and
+    shapes are the same; then nothing has changed."""
+    complain(module.state_dict(), tensors, source)
+    module.load_state_dict({name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
+
+
+def load_part(module: nn.Module, part: str, path: Path, device: torch.device = torch.device("cpu"),
+              dtype: torch.dtype = torch.float32) -> None:
+    """Fill the encoder (`whisper`) or the backbone (`llada`) from a file or folder in any of its layouts."""
+    tensors = read_weights(path, part)
+    layout = "LLaDA"
+    if part == "whisper":
+        layout = "Hugging Face's Whisper" if any(".layers." in name for name in tensors) else "OpenAI's Whisper"
+    fill(module, renamed(tensors, layout), device, dtype, str(path))
+
+
+def load_diffa2(model: Diffa2, path: Path) -> tuple[str, ...]:
+    """Fill adapters, prompts and LoRA with what the authors published, or with part of it: a file of their stage 1 has
+    no acoustic adapter, the first DIFFA no LoRA. Returns what the file's stage splices into the prompt."""
+    tensors = renamed(read_weights(path, "diffa2"), "DIFFA-2")
+    parts = {part_of(name) for name in tensors if name.startswith(tuple(dict(model.named_children())))}
+    require("semantic" in parts, f"{path}: expected {WHAT['diffa2']}, got a file without a semantic adapter")
+    if "lora" in parts:
+        model.add_lora()
+    targets = {name: tensor for name, tensor in trained_tensors(model).items() if part_of(name) in parts}
+    strictly(targets, tensors, str(path))
+    return FEEL if "acoustic" in parts else LISTEN
+
+
+def fill_at_random(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Random weights in place of a download: norms are the identity, biases zero, the rest has a deviation of 0.02."""
+    filled = {}
+    for name, tensor in module.state_dict().items():
+        is_norm = re.search(r"(norm|ln|ln_f|ln_post)\.weight$", name)
+        deviation = 0.0 if is_norm or name.endswith("bias") else 0.02
+        filled[name] = torch.empty(tensor.shape, device=device, dtype=dtype).normal_(1.0 if is_norm else 0.0, deviation)
+    module.load_state_dict(filled, assign=True)
+
+
+# ----------------------------------------------------------------------------------------------- all of it together
+
+
+def load_tokenizer(config: Config, llada: str | Path | None = None, random_weights: bool = False) -> Tokenizer:
+    """The tokenizer of a size: a rank file that we ship, or the tokenizer.json beside the backbone's weights; with random
+    weights, to which all tokens are alike, that of the toy."""
+    if random_weights and not config.from_scratch:
+        return Tokenizer.from_ranks(ASSETS / "toy.bpe")
+    if config.text.tokenizer.endswith(".bpe"):
+        return Tokenizer.from_ranks(ASSETS / config.text.tokenizer)
+    path = locate(llada, "llada", config.size)
+    return Tokenizer.from_tokenizer_json((path if path.is_dir() else path.parent) / "tokenizer.json")
+
+
+def build(config: Config, whisper: str | Path | None = None, llada: str | Path | None = None,
+          device: torch.device = torch.device("cpu"), dtype: torch.dtype = torch.float32,
+          random_weights: bool = False) -> Diffa2:
+    """The model with its frozen parts loaded, in `dtype`; adapters and prompts are new, and in float32.
+
+    Sources default to SOURCES. With `random_weights` nothing is read. Raises UserError before anything slow.
+    """
+    paths = {} if random_weights else locate_all({"whisper": whisper, "llada": llada}, config.size)
+    model = Diffa2(config, frozen_on="cpu" if config.size == "toy" else "meta")
+    for part in ("whisper", "llada"):
+        if random_weights:
+            fill_at_random(getattr(model, part), device, dtype)
+        else:
+            load_part(getattr(model, part), part, paths[part], device, dtype)
+    return model.requires_grad_(False).to(device)
+
+
+def load_pretrained(config: Config, whisper: str | Path | None = None, llada: str | Path | None = None,
+                    diffa2: str | Path | None = None, device: str | torch.device = "cpu",
+                    dtype: torch.dtype = torch.float32, merge: bool = False) -> Diffa2:
+    """DIFFA-2 of any size with published weights: files, folders or hub names; None is the size's own. With `merge`
+    LoRA is folded into the backbone, which then cannot train it, and in bfloat16 loses some of it. Raises UserError."""
+    paths = locate_all({"whisper": whisper, "llada": llada, "diffa2": diffa2}, config.size)
+    model = build(config, paths["whisper"], paths["llada"], torch.device(device), dtype)
+    load_diffa2(model, paths["diffa2"])
+    if merge:
+        merge_lora(model)
+    return model.eval().to(device)
 
 
 def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:
@@ -34,22 +263,21 @@ def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:
                  {"format": "pt", "made_by": made_by})
 
 
-def load_tokenizer(config: Config) -> Tokenizer:
-    """The tokenizer of a size."""
-    return Tokenizer.from_ranks(ASSETS / config.text.tokenizer)
+def save_diffa2(trained: dict[str, Tensor], path: Path) -> None:
+    """Write trained tensors (`checkpoint.trained_tensors` of a model) under the authors' names: a .bin, which their code
+    reads, or safetensors. Reading it again gives the same bits."""
+    tensors = {translate(name, OUT): tensor.cpu().clone() for name, tensor in trained.items()}
+    if Path(path).suffix == ".safetensors":
+        save_tensors(path, tensors, {"format": "pt"})
+    else:
+        write(path, lambda temporary: torch.save(tensors, temporary))
 
 
-def build(config: Config, whisper: Path | None, llada: Path | None, device: torch.device, dtype: torch.dtype) -> Diffa2:
-    """The model with its frozen parts loaded, in `dtype`; adapters and prompts are new, and in float32.
+def export(argv: list[str]) -> None:
+    """The command: a checkpoint of ours to a file in the authors' names."""
+    require(len(argv) == 2, f"expected a checkpoint and where to write it in the authors' names, got {len(argv)} arguments")
+    save_diffa2(load(Path(argv[0])).model, Path(argv[1]))
 
-    Paths default to the shipped toy parts. Raises UserError if a size has none.
-    """
-    paths = {"whisper": whisper, "llada": llada}
-    for part, path in paths.items():
-        require(path is not None or config.size == "toy",
-                f"--size {config.size} needs published weights: name them with --{part} FILE, or use --size toy")
-    model = Diffa2(config)
-    for part, path in paths.items():
-        load_part(getattr(model, part), part, path or SHIPPED[part])
-        getattr(model, part).to(dtype)
-    return model.to(device)
+
+if __name__ == "__main__":
+    sys.exit(run_script(export, sys.argv[1:]))

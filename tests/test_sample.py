@@ -111,7 +111,7 @@ def test_a_clip_that_is_none_is_one_line_and_exit_code_2(tmp_path, capfd):
 @pytest.mark.parametrize("flags, message", [
     (["--nonsense"], "--nonsense"),
     (["--size", "huge"], "--size"),
-    (["--size", "full"], "train.py --size full"),
+    (["--size", "full"], "hf download zhoujiaming777/DIFFA-2"),
     (["--gen-length", "0"], "--gen-length"),
     (["--gen-length", "16", "--block-length", "5"], "multiple"),
     (["--steps", "4", "--factor", "1"], "--factor"),
@@ -127,7 +127,7 @@ def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(flags, message, capsy
 
 
 def test_a_checkpoint_cut_short_is_refused(tmp_path, capsys):
-    whole = weights.SHIPPED_DIFFA2.read_bytes()
+    whole = weights.SHIPPED["diffa2"].read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:len(whole) // 2])
     assert run_script(sample.main, [str(CLIP), "--checkpoint", str(tmp_path / "cut.safetensors")]) == 2
     assert "cut off or damaged" in capsys.readouterr().err

@@ -19,7 +19,7 @@ STARTS = [0x00, 0x20, 0x370, 0x4E00, 0x1F300]  # control, Latin, Greek, Chinese,
 def test_a_special_token_typed_by_a_user_stays_text(tokenizer, special):
     text = f"say {special}{special} now"
     assert not set(tokenizer.encode(text)) & set(tokenizer.special.values())
-    assert tokenizer.encoding.decode(tokenizer.encode(text)) == text
+    assert tokenizer.spell(tokenizer.encode(text)) == text
     typed, plain = (Counter(tokenizer.prompt(text, text).ids) for text in (special, "hello"))
     assert all(typed[i] == plain[i] for i in tokenizer.special.values())
     assert tokenizer.response(special, 16).count(tokenizer.eot_id) == 1
@@ -35,7 +35,7 @@ def test_special_tokens_follow_the_ranks_in_order():
 def test_any_unicode_text_comes_back(tokenizer, start):
     points = np.random.default_rng(start).integers(start, start + 0x60, 200)
     text = "".join(map(chr, points)) + " mixed A. 12 é\n\tend"
-    assert tokenizer.encoding.decode(tokenizer.encode(text)) == text
+    assert tokenizer.spell(tokenizer.encode(text)) == text
     assert tokenizer.decode(tokenizer.encode(text)) == text.strip()
 
 
@@ -47,11 +47,11 @@ def test_decode_stops_at_the_end_and_shows_masks(end):
 
 def test_the_prompt_is_the_chat_template():
     prompt = TOY.prompt("Be kind.", "Who sings?")
-    assert TOY.encoding.decode(prompt.ids) == (
+    assert TOY.spell(prompt.ids) == (
         "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio: <audio>. Who sings?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n")
-    specials = [TOY.encoding.decode([i]) for i in prompt.ids if i in TOY.special.values()]
+    specials = [TOY.spell([i]) for i in prompt.ids if i in TOY.special.values()]
     turn = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     assert specials == ["<|startoftext|>", *turn, *turn, *turn[:2]]
 
@@ -61,8 +61,8 @@ def test_the_prompt_is_the_chat_template():
 @pytest.mark.parametrize("instruction", ["", "What is said?", "This is the audio: again", "日本語"])
 def test_the_audio_goes_right_after_this_is_the_audio(tokenizer, system, instruction):
     prompt = tokenizer.prompt(system, instruction)
-    before = tokenizer.encoding.decode(prompt.ids[:prompt.audio_at])
-    after = tokenizer.encoding.decode(prompt.ids[prompt.audio_at:])
+    before = tokenizer.spell(prompt.ids[:prompt.audio_at])
+    after = tokenizer.spell(prompt.ids[prompt.audio_at:])
     assert before.endswith("<|start_header_id|>user<|end_header_id|>\n\nThis is the audio:")
     assert after.startswith(f" <audio>. {instruction}<|eot_id|>")
 
@@ -107,6 +107,6 @@ def test_the_shipped_vocabulary_fits_the_toy_model():
 def test_a_rank_file_comes_back_and_a_missing_one_is_the_users_error(tmp_path):
     ranks = train_bpe(count_words("the cat the hat"), n_merges=5)
     save_ranks(ranks, tmp_path / "ranks")
-    assert Tokenizer.from_ranks(tmp_path / "ranks").encoding._mergeable_ranks == ranks
+    assert Tokenizer.from_ranks(tmp_path / "ranks").merges._mergeable_ranks == ranks
     with pytest.raises(UserError, match="rank file"):
         Tokenizer.from_ranks(tmp_path / "nowhere")

@@ -1,0 +1,163 @@
+"""The dry run: what a stage would take, counted and not tried. Memory, floating-point operations, hours.
+
+The model is built on torch's `meta` device, where tensors have shapes and no values, so that the counts of weights are
+exact. Memory and operations follow from the shapes by the formulas below, for the longest clips that the model hears.
+"""
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .config import ASSETS, SIZES, Config, StageConfig
+from .data import MANIFESTS, read_manifest
+from .model import PREFIXES, Diffa2, part_of
+from .parallel import DTYPES
+
+GIB = 2**30
+PROMPT, RESPONSE = 64, 128  # tokens of an example, beside its audio; the response takes up the more the longer it is
+HOURS = {1: 11_000, 2: 3_700, 3: 3_700}  # of audio that the authors trained on (section 4)
+PAIRS = 3_000  # and preference pairs
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "4090": 165e12, "L40": 181e12}  # bfloat16, dense, per second
+UTILISATION = 0.4  # of that peak, assumed
+
+
+@dataclass
+class Shape:
+    """What goes through the model at once: `clips`, and `rows` of `tokens` each with `masked` to predict in all of them."""
+
+    clips: int
+    rows: int
+    tokens: int
+    masked: int
+
+
+def shape_of(config: Config, stage: StageConfig, clips: int) -> Shape:
+    """The shape of `clips` examples, or pairs, of the longest clips; half of the tokens of the response are masked."""
+    frames = config.audio.max_frames // 2
+    audio = {"semantic": frames // config.adapter.semantic_stride, "acoustic": config.adapter.n_queries,
+             "prompts": config.adapter.n_prompts}
+    rows = clips * (2 * stage.vrpo_samples if stage.preference else 1)
+    return Shape(clips, rows, sum(audio[part] for part in stage.audio) + PROMPT + RESPONSE, rows * RESPONSE // 2)
+
+
+def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int, int]]:
+    """Numbers in each part, Whisper's table of positions among them, and how many of them the stage trains; LoRA is there once a stage trains it."""
+    with torch.device("meta"):
+        model = Diffa2(config)
+    if "lora" in stage.trains:
+        model.add_lora()
+    model.train_only(stage.trains)
+    counts = {part: [0, 0] for part in (*PREFIXES, "lora")}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        counts[part_of(name)][0] += tensor.numel()
+        counts[part_of(name)][1] += tensor.numel() * tensor.requires_grad
+    return {part: tuple(count) for part, count in counts.items() if count[0]}
+
+
+def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int, recompute: bool) -> int:
+    """Peak of what the forward pass keeps and the backward pass adds, with `width` bytes per number of the frozen parts
+    (2 for bfloat16, 4 for float32)."""
+    D, H, V = config.llada.width, config.llada.hidden, config.llada.vocab_size
+    tokens = shape.rows * shape.tokens
+    # A block keeps the float32 inputs of its two norms, q, k, v and what attention gives, and the three inner ones of SwiGLU;
+    # LoRA also the inputs of its five projections, which are two tensors.
+    block = tokens * (2 * 4 * D + 4 * width * D + 3 * width * H + 2 * width * D * ("lora" in stage.trains))
+    inner = tokens * 3 * width * H  # gradients of SwiGLU, the widest place of the backward pass
+    kept = tokens * width * D * config.llada.n_layers if recompute else block * config.llada.n_layers
+    head = shape.masked * V * (width + 3 * 4)  # logits, in float32 too, their softmax, its gradient
+    E, T = config.whisper.width, config.audio.max_frames // 2
+    taps = len(config.whisper.taps) if "acoustic" in stage.audio else 0
+    heard = shape.clips * T * E * width * (len(config.whisper.taps) + 2 * taps * config.adapter.qformer_layers + 6)
+    return kept + heard + max(head, (block if recompute else 0) + inner)
+
+
+def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width: int) -> dict[str, int]:
+    """Bytes that are there all the time."""
+    frozen = sum(total for part, (total, _) in counts.items() if part in ("whisper", "llada"))
+    ours = sum(total for total, _ in counts.values()) - frozen
+    trained = sum(count for _, count in counts.values())
+    return {"weights, frozen": frozen * width, "weights of adapters and LoRA, float32": 4 * ours,
+            "gradients": 4 * trained, "state of AdamW": 8 * trained,
+            "reference of VRPO": 4 * ours if stage.preference else 0,
+            "copies of what is trained, for autocast": 2 * ours if width == 2 else 0}
+
+
+def peak_bytes(config: Config, stage: StageConfig, counts: dict, shape: Shape, width: int, recompute: bool) -> int:
+    """The most memory that a training step has at any time, in bytes."""
+    return sum(resident_bytes(counts, stage, width).values()) + activation_bytes(config, stage, shape, width, recompute)
+
+
+def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
+    """Floating-point operations that a forward and backward pass need: two per weight and token each way, as a frozen
+    weight has no gradient of its own. What recomputation repeats does not count."""
+    D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
+    tokens = shape.rows * shape.tokens
+    E, T = config.whisper.width, config.audio.max_frames // 2
+    backbone = layers * tokens * 2 * (4 * D**2 + 3 * D * H + 2 * shape.tokens * D)
+    head = shape.masked * 2 * D * config.llada.vocab_size
+    attention_gradients = layers * tokens * 4 * shape.tokens * D  # both factors of a product of activations have one
+    encoder = shape.clips * T * config.whisper.n_layers * 2 * (12 * E**2 + 2 * T * E)
+    reference = backbone + head if stage.preference else 0
+    return 2 * (backbone + head) + attention_gradients + encoder + reference
+
+
+def gpu() -> tuple[str, float]:
+    """The name of the GPU that is there, or of an H200, and its peak."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "H200"
+    return name, next((peak for key, peak in PEAK_FLOPS.items() if key in name), PEAK_FLOPS["A100"])
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows of text in columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  " + "  ".join(cell.rjust(width) if i else cell.ljust(width)
+                                      for i, (cell, width) in enumerate(zip(row, widths))) for row in rows)
+
+
+def number_of_examples(config: Config, number: int, stage: StageConfig, data: Path | None) -> tuple[int, str]:
+    """How many examples an epoch has, and whence that is known."""
+    folder = data or ASSETS / ("toy" if config.from_scratch else "librispeech")
+    manifest = folder if folder.is_file() else folder / MANIFESTS[number][0]
+    if manifest.is_file():
+        return len(read_manifest(manifest)), str(manifest)
+    if stage.preference:
+        return PAIRS, "the authors' pairs"
+    return HOURS[number] * 3600 // config.audio.max_seconds, f"the authors' {HOURS[number]:,} hours"
+
+
+def describe(config: Config, number: int, stage: StageConfig, data: Path | None, width: int, recompute: bool) -> str:
+    """The plan of one stage, as text."""
+    counts = count_parameters(config, stage)
+    rows = [("part", "parameters", "trained")]
+    rows += [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
+    n_trained = sum(trained for _, trained in counts.values())
+    piece = shape_of(config, stage, stage.at_once)
+    resident = resident_bytes(counts, stage, width)
+    activations = activation_bytes(config, stage, piece, width, recompute)
+    memory = [(name, f"{size / GIB:.2f} GiB") for name, size in resident.items() if size]
+    memory += [(f"activations, {stage.at_once} at once" + (", recomputed" if recompute else ""), f"{activations / GIB:.2f} GiB"),
+               ("estimated peak memory", f"{(sum(resident.values()) + activations) / GIB:.2f} GiB")]
+    step = shape_of(config, stage, stage.batch_size)
+    flops = step_flops(config, stage, step)
+    n_examples, whence = number_of_examples(config, number, stage, data)
+    n_steps = stage.steps or math.ceil(stage.epochs * n_examples / stage.batch_size)
+    name, peak = gpu()
+    work = [("tokens per step", f"{step.rows * step.tokens:,}"), ("operations per step", f"{flops:.3g}"),
+            ("examples per epoch", f"{n_examples:,} ({whence})"), ("steps", f"{n_steps:,} of {stage.batch_size}"),
+            (f"hours on one {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
+             f"{n_steps * flops / (UTILISATION * peak) / 3600:,.2f}")]
+    return (f"\nstage {number}, {stage.title}; clips of {config.audio.max_seconds} s, {RESPONSE} response tokens\n{table(rows)}\n"
+            f"trainable parameters: {n_trained:,}\n{table(memory)}\n{table(work)}")
+
+
+def show(args: argparse.Namespace, stages: dict[int, StageConfig]) -> None:
+    """`train.py --dry-run`: print the plan of each stage in `stages`."""
+    config = SIZES[args.size][0]
+    large = not config.from_scratch
+    dtype = args.dtype if args.dtype != "auto" else "bfloat16" if large or torch.cuda.is_available() else "float32"
+    for number, stage in stages.items():
+        print(describe(config, number, stage, args.data, DTYPES[dtype].itemsize,
+                       large if args.recompute is None else args.recompute))
