@@ -253,7 +253,7 @@ def load_pretrained(config: Config, whisper: str | Path | None = None, llada: st
     load_diffa2(model, paths["diffa2"])
     if merge:
         merge_lora(model)
-    return model.eval().to(device)
+    return model.eval().requires_grad_(False).to(device)
 
 
 def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:

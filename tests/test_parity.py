@@ -68,7 +68,7 @@ def test_the_acoustic_adapter_is_berts_encoder_with_cross_attention():
     with torch.no_grad():
         for layer in layers:
             x = layer(x, frames)
-    assert relative(x, found["output"]) <= 5e-6
+    assert relative(x, found["output"]) <= 2e-6  # 1e-5 in the place of 1e-12 in its norms would cost 5e-6
 
 
 def test_lora_and_its_merge_are_pefts():
