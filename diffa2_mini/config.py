@@ -271,7 +271,7 @@ TOY_STAGES = scaled(
     stage1=dict(lr=3e-3, batch_size=32, at_once=None, steps=200, warmup=30),
     stage2=dict(lr=2e-3, batch_size=16, at_once=None, steps=800, warmup=30),
     stage3=dict(lr=1e-3, batch_size=16, at_once=None, steps=560, warmup=30),
-    stage4=dict(lr=3e-4, batch_size=16, at_once=None, steps=40, warmup=5, vrpo_samples=2),
+    stage4=dict(lr=2e-4, batch_size=16, at_once=None, steps=60, warmup=5, vrpo_samples=2),
 )
 DIFFA1_STAGES = {n: FULL_STAGES[n] for n in (1, 2)}  # the first DIFFA has no LoRA
 SIZES = {

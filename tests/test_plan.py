@@ -1,0 +1,135 @@
+"""The dry run counts exactly, and its estimate of memory is what a step really takes, to within 15 %."""
+
+import dataclasses
+import weakref
+from contextlib import nullcontext
+from typing import Callable
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+import train
+from diffa2_mini import checkpoint, plan
+from diffa2_mini.config import SIZES, AdapterConfig, AudioConfig, LladaConfig, WhisperConfig, run_script
+from diffa2_mini.data import Batch
+from diffa2_mini.model import Diffa2
+from diffa2_mini.objective import answer_loss, preference_bounds
+from diffa2_mini.tokenizer import Prompt
+from diffa2_mini.vrpo import vrpo_loss
+
+FULL = SIZES["full"][1]
+SMALLER = dataclasses.replace(  # the shape of full, with smaller numbers
+    SIZES["full"][0], size="smaller", audio=AudioConfig(n_mels=20, max_seconds=4),
+    whisper=WhisperConfig(n_mels=20, n_positions=200, width=64, n_layers=2, n_heads=2, taps=(1, 2)),
+    adapter=AdapterConfig(n_queries=16, qformer_hidden=128),
+    llada=LladaConfig(vocab_size=4096, width=256, n_layers=6, n_heads=4, hidden=768))
+
+
+@pytest.mark.parametrize("stage, trainable", [(1, "36,474,368"), (2, "84,285,440"), (3, "98,965,504"), (4, "98,965,504")])
+def test_the_dry_run_counts_what_is_trained(capsys, stage, trainable):
+    train.main(["--stage", str(stage), "--size", "full", "--dry-run"])
+    out = capsys.readouterr().out
+    assert f"trainable parameters: {trainable}\n" in out
+    assert "636,968,960" in out and "8,015,581,184" in out
+    (memory,) = [float(line.split()[-2]) for line in out.splitlines() if "estimated peak memory" in line]
+    assert 17 < memory <= 22  # GiB: it fits a card of 24 GB
+    for word in ("gradients", "state of AdamW", "tokens per step", "operations per step", "steps", "hours on one"):
+        assert word in out
+
+
+def test_the_dry_run_plans_every_stage_of_every_size(capsys):
+    for size, (_, stages) in SIZES.items():
+        train.main(["--size", size, "--dry-run"])
+        assert capsys.readouterr().out.count("estimated peak memory") == len(stages)
+    assert run_script(train.main, ["--size", "diffa1", "--stage", "3", "--dry-run"]) == 2
+    assert "has stages 1, 2" in capsys.readouterr().err
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of all tensors that exist at once, at most; what operations use inside does not count."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.held, self.now, self.peak = {}, 0, 0
+        for tensor in [*model.parameters(), *model.buffers()]:
+            self.hold(tensor)
+
+    def hold(self, tensor):
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.held:
+            self.held[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.release, key)
+
+    def release(self, key):
+        self.now -= self.held.pop(key)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        output = operation(*args, **(kwargs or {}))
+        for tensor in tree_iter(output):
+            if isinstance(tensor, torch.Tensor):
+                self.hold(tensor)
+        return output
+
+
+class Mask:
+    mask_id = 5
+
+
+def run_two_steps(stage, dtype: torch.dtype, recompute: bool, clips: int, watch: Callable) -> None:
+    """Two steps of a stage on `clips` full-length clips, or pairs, under the context that `watch` gives for a model."""
+    model = Diffa2(SMALLER)
+    if "lora" in stage.trains:
+        model.add_lora()
+    model.whisper.to(dtype)
+    for name, parameter in model.llada.named_parameters():
+        parameter.data = parameter.data if "lora_" in name else parameter.data.to(dtype)
+    trained = model.train_only(stage.trains)
+    model.llada.recompute = recompute
+    optimizer = torch.optim.AdamW(trained.values(), foreach=False)
+    rows, T, R = clips * (1 + stage.preference), SMALLER.audio.max_frames // 2, plan.RESPONSE
+    mel, response = torch.randn(clips, 20, 2 * T).to(dtype), torch.randint(10, 4000, (rows, R))
+    masks = torch.zeros(rows, stage.vrpo_samples, R, dtype=torch.bool)
+    masks[..., ::2] = True
+    prompts = [Prompt([7] * plan.PROMPT, 20)] * clips
+    with watch(model):
+        reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()}
+        for _ in range(2):
+            batch = Batch(model.encode(mel, torch.full((clips,), T)), prompts, response, torch.ones_like(response).bool(),
+                          torch.full((rows,), 0.5), torch.where(masks[:, 0], 0.1, 0.9), masks, [])
+            with torch.autocast("cpu", torch.bfloat16) if dtype == torch.bfloat16 else nullcontext():
+                if stage.preference:
+                    loss = vrpo_loss(*preference_bounds(model, reference, batch, stage, Mask), stage.vrpo_beta)
+                else:
+                    loss = answer_loss(model, batch, stage, Mask, rows * R)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            del batch, loss
+
+
+@pytest.mark.parametrize("number, dtype, recompute", [
+    *((number, torch.bfloat16, recompute) for number in (1, 2, 3, 4) for recompute in (True, False)),
+    (3, torch.float32, True), (3, torch.float32, False)])
+def test_the_estimate_of_memory_is_within_15_percent(number, dtype, recompute):
+    stage, clips = FULL[number], 1 if number == 4 else 2
+    counts, shape = plan.count_parameters(SMALLER, stage), plan.shape_of(SMALLER, stage, clips)
+    estimate = plan.peak_bytes(SMALLER, stage, counts, shape, dtype.itemsize, recompute)
+    memory = []
+    run_two_steps(stage, dtype, recompute, clips, lambda model: memory.append(PeakMemory(model)) or memory[0])
+    assert estimate == pytest.approx(memory[0].peak, rel=0.15)
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_the_operations_are_those_that_torch_counts(number):
+    stage, counter = FULL[number], FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH):  # torch counts no other attention on the CPU
+        run_two_steps(stage, torch.float32, False, 1, lambda model: counter)
+    needed = plan.step_flops(SMALLER, stage, plan.shape_of(SMALLER, stage, 1))
+    assert 2 * needed == pytest.approx(counter.get_total_flops(), rel=0.1)
