@@ -167,8 +167,9 @@ class Run:
         """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
         def collated(examples):
             pairs = [(0, i) for i, example in enumerate(examples) if example.rejected]
-            return (collate(pairs[start:start + 16], examples, self.args.seed, stage, self.config.text, self.tokenizer,
-                            self.ears) for start in range(0, len(pairs), 16))
+            n = stage.at_once
+            return (collate(pairs[start:start + n], examples, self.args.seed, stage, self.config.text, self.tokenizer,
+                            self.ears) for start in range(0, len(pairs), n))
 
         figures = reward_accuracy(self.model, reference, collated(self.validation[::6]), stage, self.tokenizer)
         some = next(collated(self.validation[::64]))
@@ -207,7 +208,7 @@ def step_on(run: Run, stage: StageConfig, optimizer, parameters, pairs: list, ex
 
 def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpoint | None) -> Checkpoint:
     """Train one stage, from the checkpoint of the stage before (`init`), or on from one of its own (`resumed`)."""
-    args, model, stage = run.args, run.model, stage_config(args, number)
+    args, model, stage = run.args, run.model, stage_config(run.args, number)
     manifest = run.data / f"{stage.data}.json" if run.data.is_dir() else run.data
     examples = load_examples(manifest, stage, run.config, args.skip_broken, print)
     n_steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)

@@ -1,4 +1,4 @@
-"""Stage 0: pretrained parts for the toy size, in the place of Whisper-large-v3 and LLaDA-8B, which come as downloads.
+"""Stage 0: pretrained parts for the sizes that are trained from scratch, in the place of Whisper-large-v3 and LLaDA-8B.
 
 Not part of DIFFA-2. The encoder has a file of its own, `pretrain_encoder.py`. The backbone learns here, by masked
 diffusion on text alone: a description of a clip stands where the audio will be, and the answer is to be found in it.
@@ -7,6 +7,7 @@ diffusion on text alone: a description of a clip stands where the audio will be,
 import math
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Callable
 
 import numpy as np
@@ -22,6 +23,7 @@ from .decode import generate
 from .diffusion import masked_cross_entropy
 from .llada import Block, Llada, rotary
 from .model import Diffa2
+from .parallel import choose_device
 from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
 from .tokenizer import Tokenizer
 
@@ -78,7 +80,8 @@ def look_beside(block: Block, config: LladaConfig, head: int, offset: int, share
 
 def embed(model: Diffa2, tokenizer: Tokenizer, words: list[str]) -> Tensor:
     """Embeddings [A, D] of words in a row; the sentence that stands in the audio's place."""
-    return model.llada.wte(torch.tensor([token for word in words for token in tokenizer.encode(f" {word}")]))
+    ids = [token for word in words for token in tokenizer.encode(f" {word}")]
+    return model.llada.wte(torch.tensor(ids, device=model.llada.wte.weight.device))
 
 
 def frames(model: Diffa2, tokenizer: Tokenizer, example: TextExample, silences: int,
@@ -108,13 +111,13 @@ def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExampl
     prompts = [tokenizer.prompt(system, example.instruction) for example in examples]
     heard = [frames(model, tokenizer, example, silences, rng) if rng.random() < 0.5 else
              embed(model, tokenizer, example.words()) for example in examples]
-    heard = [x + config.noise * torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)) for x in heard]
-    response, real = responses(tokenizer, examples, model.config.text.response_multiple)
+    heard = [x + config.noise * torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(x) for x in heard]
+    response, real = (x.to(heard[0].device) for x in responses(tokenizer, examples, model.config.text.response_multiple))
     t = torch.from_numpy(rng.uniform(config.shortest_time, 1, size=(len(examples), 1)))
-    masked = (torch.from_numpy(rng.random(response.shape)) < t) & real
+    masked = (torch.from_numpy(rng.random(response.shape)) < t).to(real.device) & real
     logits = model.read(heard, prompts, response.masked_fill(masked, tokenizer.mask_id), real, masked)
     late = (response == tokenizer.eos_id).long().cumsum(1) > 1
-    letter = torch.isin(response, torch.tensor([tokenizer.encode(letter)[0] for letter in LETTERS]))
+    letter = torch.isin(response, torch.tensor([tokenizer.encode(letter)[0] for letter in LETTERS], device=response.device))
     weight = torch.where(late, config.eos_weight, torch.where(letter, config.letter_weight, 1.0)) * masked
     return (masked_cross_entropy(logits, response, masked) * weight).sum() / weight.sum()
 
@@ -126,11 +129,12 @@ def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, confi
     B, n = config.backbone_batch, config.recall_pairs
 
     def shuffled(k):
-        return torch.rand(B, k, generator=generator).argsort(1)
+        return torch.rand(B, k, generator=generator).argsort(1).to(words.device)
 
     pairs = words[shuffled(len(words))[:, :2 * n]].view(B, n, 2)
     asked = pairs.gather(1, shuffled(n)[:, :, None].expand(-1, -1, 2))
-    hidden = F.one_hot(torch.randint(0, 2, (B, n), generator=generator), 2).bool()  # which of each pair
+    which = torch.randint(0, 2, (B, n), generator=generator).to(words.device)
+    hidden = F.one_hot(which, 2).bool()  # of each pair
     both = torch.cat([pairs, asked.masked_fill(hidden, mask_id)], dim=1)  # [B, 2n, 2]
     tokens = F.pad(both, (0, 1), value=separator).flatten(1)  # [B, 6n]: word, word, separator, ...
     places = F.pad(torch.cat([torch.zeros_like(hidden), hidden], dim=1), (0, 1)).flatten(1)
@@ -148,7 +152,8 @@ def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample],
                  frames(model, tokenizer, example, silences, rng) for example in batch]
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
         predict = model.predictor(heard, prompts, tokenizer.mask_id)
-        for step in generate(predict, len(batch), model.config.decode, tokenizer.mask_id, tokenizer.eos_id):
+        for step in generate(predict, len(batch), model.config.decode, tokenizer.mask_id, tokenizer.eos_id,
+                             heard[0].device):
             tokens = step.tokens
         for example, row in zip(batch, tokens.tolist()):
             right.setdefault(example.type, []).append(tokenizer.decode(row) == example.answer)
@@ -167,15 +172,17 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
     """Train the backbone in place, from its start or on from `first_step`. `sample(rng, evaluation)` gives a TextExample.
     Yields (step, loss, accuracy by type on held-out sentences and on held-out frames) now and then."""
     text: TextConfig = model.config.text
+    device = model.llada.wte.weight.device
     rng, held_out = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     evaluation = [sample(held_out, True) for _ in range(N_EVALUATION)]
     if first_step == 0:
-        init_backbone(model.llada, torch.Generator().manual_seed(seed))
+        init_backbone(model.llada.cpu(), torch.Generator().manual_seed(seed))
+        model.llada.to(device)
     parameters = list(model.llada.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.backbone_lr, betas=(0.9, 0.98), weight_decay=0.01)
     mean, generator = math.log(config.recall_pairs), torch.Generator().manual_seed(seed)
     words = {token for example in evaluation for word in example.words() for token in tokenizer.encode(f" {word}")}
-    words = torch.tensor(sorted(words | {tokenizer.encode(letter)[0] for letter in LETTERS}))
+    words = torch.tensor(sorted(words | {tokenizer.encode(letter)[0] for letter in LETTERS}), device=device)
     separator = tokenizer.encode("\n")[0]
     for step in progress(range(0 if first_step else config.recall_steps), desc="recall"):
         loss = recall_loss(model.llada, words, separator, tokenizer.mask_id, config, generator)
@@ -217,9 +224,11 @@ def run(args) -> None:
     folder with a stage0.json, the encoder alone."""
     from data import toy  # its texts and clips; it imports this file
 
-    require(args.size == "toy", f"--stage 0 makes parts of --size toy; for {args.size} they are published")
-    require(args.data is None or args.parts != "llada", "--parts llada learns from texts; leave out --data")
     config = SIZES[args.size][0]
+    require(config.from_scratch, f"--stage 0 makes parts of --size toy or small; for {args.size} they are published")
+    require(args.data is None or args.parts != "llada", "--parts llada learns from texts; leave out --data")
+    device, _, why = choose_device(args.device, "float32")
+    print(why)
     if args.threads:
         torch.set_num_threads(args.threads)
     changes = {name: args.steps for name in ("encoder_steps", "recall_steps", "backbone_steps", "silence_steps")}
@@ -230,10 +239,11 @@ def run(args) -> None:
     progress = partial(tqdm, dynamic_ncols=True)
     torch.manual_seed(args.seed)
     model, tokenizer = Diffa2(config), weights.load_tokenizer(config)
+    model.to(device)
     if args.parts != "llada":
         folder = args.data or toy.make_stage0(ASSETS / "toy")
         if args.whisper:
-            weights.load_part(model.whisper, "whisper", args.whisper)
+            weights.load_part(model.whisper, "whisper", Path(args.whisper), device)
         clips = LabelledClips.load(folder / "stage0.json", config.audio, partial(progress, desc="reading clips"))
         steps = pretrain_encoder(model.whisper, clips, pre, args.seed, partial(progress, desc="encoder"))
         for step, loss, right in steps:
@@ -241,7 +251,7 @@ def run(args) -> None:
         weights.save_part(model.whisper, "whisper", args.out / f"{args.size}_whisper.safetensors", made_by)
     if args.parts != "whisper" and args.data is None:
         if args.llada:
-            weights.load_part(model.llada, "llada", args.llada)
+            weights.load_part(model.llada, "llada", Path(args.llada), device)
         first_step = pre.backbone_steps if args.llada else 0
         steps = pretrain_backbone(model, tokenizer, toy.text_example, pre, args.seed, first_step, progress)
         for step, loss, accuracy in steps:

@@ -93,14 +93,15 @@ class EncoderHeads(nn.Module):
 def encoder_loss(final: Tensor, heads: EncoderHeads, clips: LabelledClips, at: Tensor) -> tuple[Tensor, Tensor]:
     """Mean loss of the clips numbered `at`, whose final hidden states are [B, T, E]; and the share of sounding frames
     whose item and ordinal are right."""
-    item, ordinal, pitch = clips.item[at], clips.ordinal[at], clips.pitch[at]
+    item, ordinal, pitch, traits, n_frames = (
+        x[at].to(final.device) for x in (clips.item, clips.ordinal, clips.pitch, clips.traits, clips.n_frames))
     item_logits, ordinal_logits = heads.item(final), heads.ordinal(final)
     loss = F.cross_entropy(item_logits.transpose(1, 2), item) + F.cross_entropy(ordinal_logits.transpose(1, 2), ordinal)
     loss = loss + F.binary_cross_entropy_with_logits(heads.pitch(final), pitch.float())
-    inside = torch.arange(final.shape[1]) < clips.n_frames[at][:, None]  # [B, T]
+    inside = torch.arange(final.shape[1], device=final.device) < n_frames[:, None]  # [B, T]
     mean = (final * inside[:, :, None]).sum(1) / inside.sum(1, keepdim=True)  # [B, E]
     for j, head in enumerate(heads.traits):
-        target = clips.traits[at, j]
+        target = traits[:, j]
         if (target >= 0).any():
             loss = loss + F.cross_entropy(head(mean), target, ignore_index=-1)
     right = (item_logits.argmax(-1) == item) & (ordinal_logits.argmax(-1) == ordinal)
@@ -124,7 +125,8 @@ def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: Pret
     """Train the encoder in place. Yields (step, loss, frame accuracy) now and then."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    heads = EncoderHeads(encoder.config.width, clips)
+    device = encoder.conv1.weight.device
+    heads = EncoderHeads(encoder.config.width, clips).to(device)
     parameters = [*encoder.requires_grad_(True).parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.encoder_lr, betas=(0.9, 0.98), weight_decay=0.01)
     order, loss_mean, right_mean = [], 0.0, 0.0
@@ -132,7 +134,7 @@ def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: Pret
         while len(order) < config.encoder_batch:
             order += rng.permutation(len(clips.mel)).tolist()
         at = torch.tensor([order.pop(0) for _ in range(config.encoder_batch)])
-        final, _ = encoder(blank(clips.mel[at].float(), config, rng))
+        final, _ = encoder(blank(clips.mel[at].float(), config, rng).to(device))
         loss, right = encoder_loss(final, heads, clips, at)
         update(optimizer, parameters, loss, config.encoder_lr * learning_rate(step, config.encoder_steps, config.warmup))
         loss_mean, right_mean = 0.98 * loss_mean + 0.02 * loss.item(), 0.98 * right_mean + 0.02 * right.item()
