@@ -1,0 +1,148 @@
+"""The downloader against a small server of its own: ranges, a connection that is cut, a wrong checksum."""
+
+import hashlib
+import http.server
+import io
+import json
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from data import librispeech
+from diffa2_mini.config import SIZES, run_script
+from diffa2_mini.data import load_examples
+
+TEXTS = {"1272-128104-0000": "MISTER QUILTER IS THE APOSTLE", "1272-128104-0001": "NOR IS MISTER QUILTER'S MANNER"}
+
+
+def archive(name: str, texts=TEXTS, seconds=0.5) -> bytes:
+    """An archive in the layout of LibriSpeech. Noise, so that it does not compress to nothing."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        def add(path, content):
+            info = tarfile.TarInfo(f"LibriSpeech/{path}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+        chapter = f"{name}/1272/128104"
+        add(f"{chapter}/1272-128104.trans.txt", "".join(f"{key} {text}\n" for key, text in texts.items()).encode())
+        for i, key in enumerate(texts):
+            flac = io.BytesIO()
+            noise = np.random.default_rng(i).uniform(-0.5, 0.5, int(16_000 * seconds))
+            soundfile.write(flac, noise, 16_000, format="FLAC")
+            add(f"{chapter}/{key}.flac", flac.getvalue())
+    return packed.getvalue()
+
+
+class Site(http.server.BaseHTTPRequestHandler):
+    """Serves `files`, by range too; breaks off once in the middle of each name in `cut`; notes what was asked for."""
+
+    files, cut, asked, ranges = {}, set(), [], True
+
+    def do_GET(self):
+        name = self.path.strip("/")
+        wanted = self.headers.get("Range")
+        self.asked.append((name, wanted))
+        if name not in self.files:
+            return self.send_error(404)
+        body = self.files[name]
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        if name in self.cut:
+            self.cut.remove(name)
+            self.wfile.write(body[start:start + len(body) // 2])
+            self.wfile.flush()
+            return self.connection.close()
+        self.wfile.write(body[start:])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def site(monkeypatch):
+    """A site with three sets; yields its handler and its address."""
+    files = {f"{name}.tar.gz": archive(name) for name in ("train-clean-100", "dev-clean", "test-clean")}
+    lines = [f"{hashlib.md5(body).hexdigest()}  {name}" for name, body in files.items()]
+    handler = type("Handler", (Site,), {"files": files | {"md5sum.txt": "\n".join(lines).encode()}, "cut": set(), "asked": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(librispeech.time, "sleep", lambda seconds: None)
+    yield handler, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_manifests_are_those_that_stage_1_reads(site, tmp_path, capsys):
+    assert run_script(librispeech.main, ["--out", str(tmp_path / "out"), "--url", site[1]]) == 0
+    assert "stage1.json 2" in capsys.readouterr().out
+    config, stages = SIZES["full"]
+    examples = load_examples(tmp_path / "out" / "stage1.json", stages[1], config, False, print)
+    assert [example.answer for example in examples] == [text.lower() for text in TEXTS.values()]
+    assert all(example.path.is_file() and example.instruction in librispeech.INSTRUCTIONS for example in examples)
+    rows = json.loads((tmp_path / "out" / "validation.json").read_text())
+    assert {row["type"] for row in rows} == {"asr"} and rows[0]["duration"] == 0.5
+    assert len(set(librispeech.INSTRUCTIONS)) == 25
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "dev-clean", "stage1.json", "train-clean-100", "validation.json"]
+    before = len(site[0].asked)
+    assert librispeech.prepare(["dev-clean"], tmp_path / "out", site[1]) == {"validation": 2, "stage1": 2}
+    assert len(site[0].asked) == before  # nothing is fetched twice
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_is_cut_goes_on_where_it_was(site, tmp_path, ranges):
+    handler, url = site
+    handler.cut, handler.ranges = {"dev-clean.tar.gz"}, ranges
+    librispeech.prepare(["dev-clean"], tmp_path, url)
+    half = len(handler.files["dev-clean.tar.gz"]) // 2
+    assert [wanted for name, wanted in handler.asked if name != "md5sum.txt"] == [None, f"bytes={half}-"]
+    assert len(list(tmp_path.rglob("*.flac"))) == 2
+
+
+def test_a_download_that_was_stopped_goes_on_the_next_time(site, tmp_path):
+    handler, url = site
+    body = handler.files["dev-clean.tar.gz"]
+    (tmp_path / "dev-clean.tar.gz.part").write_bytes(body[:1000])
+    librispeech.prepare(["dev-clean"], tmp_path, url)
+    assert ("dev-clean.tar.gz", "bytes=1000-") in handler.asked and len(list(tmp_path.rglob("*.flac"))) == 2
+
+
+def test_a_wrong_checksum_is_refused_and_nothing_is_left(site, tmp_path, capsys):
+    handler, url = site
+    handler.files["md5sum.txt"] = handler.files["md5sum.txt"].replace(
+        hashlib.md5(handler.files["dev-clean.tar.gz"]).hexdigest().encode(), b"0" * 32)
+    assert run_script(librispeech.main, ["dev-clean", "--out", str(tmp_path), "--url", url]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "expected the MD5 000" in error and list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_had_is_one_line(site, tmp_path, capsys):
+    handler, url = site
+    del handler.files["test-clean.tar.gz"]
+    (tmp_path / "file").touch()
+    for arguments, message in [
+        (["no-such-set"], "train-clean-100"),
+        (["test-clean"], "404"),
+        (["test-other"], "expected a checksum of test-other.tar.gz"),
+        (["dev-clean", "--url", "http://127.0.0.1:9"], "could not be reached"),
+        (["dev-clean", "--out", str(tmp_path / "file" / "x")], "expected a folder to write to"),
+    ]:
+        assert run_script(librispeech.main, ["--out", str(tmp_path / "out"), "--url", url, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error.splitlines()[-1] and "Traceback" not in error
+
+
+def test_clips_longer_than_the_model_hears_are_left_out(site, tmp_path):
+    handler, url = site
+    body = archive("dev-clean", {"1272-128104-0000": "TOO LONG"}, seconds=30.1)
+    handler.files["dev-clean.tar.gz"] = body
+    handler.files["md5sum.txt"] = f"{hashlib.md5(body).hexdigest()} dev-clean.tar.gz".encode()
+    with pytest.raises(librispeech.UserError, match="got none"):
+        librispeech.prepare(["dev-clean"], Path(tmp_path), url)
