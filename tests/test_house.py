@@ -12,7 +12,7 @@ ROOMS = ["config", "audio", "tokenizer", "whisper", "adapters", "llada", "lora",
 BESIDE = ["parallel", "plan", "show", "pretrain_encoder", "pretrain"]
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest"}
-OURS = {"diffa2_mini", "data", "train", "sample", "golden_inputs", "test_published"}
+OURS = {"diffa2_mini", "data", "train", "sample", "golden_inputs", "test_published", "check_published"}
 
 
 def imported(path: Path) -> set[str]:

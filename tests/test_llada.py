@@ -115,3 +115,26 @@ def test_the_head_is_untied_and_reads_the_final_norm(config):
     assert torch.equal(llada.logits(llada(x)), before)
     llada.ln_f.weight.data.mul_(2)
     torch.testing.assert_close(llada.logits(llada(x)), 2 * before)
+
+
+def test_recomputing_changes_memory_and_not_gradients(model):
+    x, real = torch.randn(2, 7, 12, requires_grad=True), torch.ones(2, 7, dtype=torch.bool)
+    model.add_lora()
+    trained = model.train_only(("lora",))
+    for name, parameter in trained.items():
+        torch.nn.init.normal_(parameter)
+    kept = []
+    for recompute in (False, True):
+        model.llada.recompute = recompute
+        saved = 0
+
+        def pack(tensor):
+            nonlocal saved
+            saved += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model.llada(x, real).square().sum()
+        kept.append((saved, torch.autograd.grad(loss, [x, *trained.values()])))
+    assert kept[1][0] < kept[0][0] / 3
+    assert all(torch.equal(a, b) for a, b in zip(kept[0][1], kept[1][1]))

@@ -13,7 +13,7 @@ import torch
 
 import train
 from data import toy
-from diffa2_mini import checkpoint, pretrain
+from diffa2_mini import checkpoint, data, pretrain, weights
 from diffa2_mini.config import run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.model import part_of
@@ -167,3 +167,38 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(arguments, message, 
 def test_a_run_is_never_overwritten(world, whole):
     again = run(world, whole[0])
     assert again.returncode == 2 and "--resume" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsys):
+    train.main(["--stage", "3", "--random-weights", "--steps", "1", "--batch-size", "2", "--recompute", "--data", str(world),
+                "--out", str(tmp_path), "--threads", "1"])
+    printed = capsys.readouterr().out
+    assert "trainable parameters: 540,784" in printed and "peak memory" in printed and "questions" not in printed
+    assert checkpoint.load(tmp_path / "stage3.safetensors").done
+
+
+def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
+    """What stage 3 made, written in the authors' names, is where stage 4 starts: its reference, and step 0."""
+    out, _ = whole
+    weights.export([str(out / "stage3.safetensors"), str(tmp_path / "pytorch_model.bin")])
+    done = run(world, tmp_path / "run", "--stage", "4", "--diffa2", str(tmp_path / "pytorch_model.bin"))
+    assert done.returncode == 0, done.stderr
+    again = run(world, tmp_path / "again", "--stage", "4", "--init", str(out / "stage3.safetensors"))
+    assert again.returncode == 0, again.stderr
+    a, b = (checkpoint.load(tmp_path / name / "stage4.safetensors").model for name in ("run", "again"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--size", "full", "--stage", "1"], "python data/librispeech.py prepares LibriSpeech"),
+    (["--size", "full", "--stage", "2", "--diffa2", "x/y"], '"target": "two"'),
+    (["--size", "full", "--stage", "4", "--diffa2", "x/y"], '"rejected": "a man"'),
+    (["--size", "diffa1", "--stage", "4"], "has stages 1, 2"),
+    (["--size", "full", "--stage", "0"], "they are published"),
+    (["--init", "a", "--diffa2", "b"], "exclude each other"),
+])
+def test_what_full_size_lacks_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "ASSETS", tmp_path)
+    assert run_script(train.main, [*flags, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -1,0 +1,100 @@
+"""The check on the real weights, run by hand by whoever has them: hashes, every tensor, logits against transformers, and
+a transcript.
+
+    hf download openai/whisper-large-v3 --local-dir weights/openai/whisper-large-v3
+    hf download GSAI-ML/LLaDA-8B-Instruct --local-dir weights/GSAI-ML/LLaDA-8B-Instruct
+    hf download zhoujiaming777/DIFFA-2 --local-dir weights/zhoujiaming777/DIFFA-2
+    pip install -e ".[reference]" && python tests/check_published.py speech.wav --says "what is said in it"
+
+It needs 36 GB of memory on the device, since LLaDA is loaded twice, or 18 GB with --no-reference. Each step prints what it
+found; the first that is wrong ends it with exit code 1.
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import sample
+from diffa2_mini import weights
+from diffa2_mini.checkpoint import trained_tensors
+from diffa2_mini.config import SIZES, Parser, run_script
+from diffa2_mini.evaluate import word_errors
+from diffa2_mini.model import part_of
+from diffa2_mini.parallel import choose_device
+
+SHA256 = {"pytorch_model.bin": "6e7053e74ffc9631fffa321ff0f3a26a009b20aa95fecf173631bd79947f2818"}  # of DIFFA-2
+COUNTS = {"whisper": 636_968_960, "semantic": 36_392_448, "acoustic": 47_892_992, "prompts": 81_920,
+          "llada": 8_015_581_184, "lora": 14_680_064}
+SPECIAL = (126_081, 126_336)
+CLOSE = 2e-2  # relative, of logits in bfloat16
+
+
+def check(right: bool, what: str) -> None:
+    print(f"{'ok   ' if right else 'WRONG'}  {what}", flush=True)
+    if not right:
+        sys.exit(1)
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("clip", type=Path, help="a recording of English speech")
+    parser.add_argument("--says", required=True, help="what is said in it")
+    parser.add_argument("--no-reference", action="store_true", help="leave out the comparison of logits")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+    device, dtype, why = choose_device(args.device, "bfloat16")
+    print(why)
+    config = SIZES["full"][0]
+    paths = weights.locate_all({"whisper": None, "llada": None, "diffa2": None}, "full")
+
+    for name, known in SHA256.items():
+        digest = hashlib.sha256((paths["diffa2"] / name).read_bytes()).hexdigest()
+        check(digest == known, f"SHA-256 of {name}: {digest}")
+    model = weights.load_pretrained(config, device=device, dtype=dtype)  # strict: each tensor of each file is accounted for
+    counts = dict.fromkeys(COUNTS, 0)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        counts[part_of(name)] += tensor.numel()
+    check(all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()), "all weights are finite")
+    check(counts == COUNTS, f"parameters: {counts}")
+    file = weights.renamed(weights.read_weights(paths["diffa2"], "diffa2"), "DIFFA-2")
+    ours = trained_tensors(model)
+    check(all(torch.equal(ours[name].cpu(), tensor.float()) for name, tensor in file.items()), "DIFFA-2's tensors, bit for bit")
+    check(any(bool(tensor.any()) for name, tensor in ours.items() if name.endswith("lora_B")), "LoRA is not the identity")
+
+    tokenizer = weights.load_tokenizer(config)
+    special = (tokenizer.eos_id, tokenizer.mask_id)
+    check(special == SPECIAL, f"EOS and [MASK]: {special}")
+
+    if not args.no_reference:
+        from tokenizers import Tokenizer as Reference
+        from transformers import AutoModel
+
+        reference = Reference.from_file(str(paths["llada"] / "tokenizer.json"))
+        reference.encode_special_tokens = True
+        texts = [Path(__file__).read_text(), __doc__, "Ünïcödé 漢字 🙂 12345  \n\t x", "<|eot_id|> typed by a user"]
+        right = [reference.encode(text, add_special_tokens=False).ids == tokenizer.encode(text) for text in texts]
+        check(all(right), "the tokenizer against the tokenizers library")
+        theirs = AutoModel.from_pretrained(str(paths["llada"]), trust_remote_code=True, torch_dtype=dtype).to(device).eval()
+        plain = weights.build(config, device=device, dtype=dtype)  # without LoRA
+        ids = torch.tensor([tokenizer.prompt("You are helpful.", "Name a colour.").ids + [tokenizer.mask_id] * 32], device=device)
+        with torch.no_grad():
+            expected = theirs(ids).logits[0, -32:].float()
+            found = plain.llada.logits(plain.llada(plain.llada.wte(ids)))[0, -32:].float()
+        gap = float((expected - found).abs().max() / expected.abs().max())
+        check(gap <= CLOSE, f"logits of LLaDA against the authors' code: {gap:.2g} of the largest, at most {CLOSE}")
+        del theirs, plain
+
+    answer = sample.ask(model, ("acoustic", "semantic"), tokenizer, sample.parts_of_clip(args.clip, config, chunk=False)[0],
+                        config.text.instruction, config.decode, device, dtype, watch=False)
+    plain_words = ["".join(c for c in text.lower() if c.isalnum() or c in " '") for text in (args.says, answer["text"])]
+    errors, n_words = word_errors(*plain_words)
+    check(errors <= 0.2 * n_words, f"transcript: {answer['text']!r}; {errors} errors in {n_words} words")
+    print("all is as it should be")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))
