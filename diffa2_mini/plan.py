@@ -17,16 +17,16 @@ from .model import PREFIXES, Diffa2, part_of
 from .parallel import DTYPES
 
 GIB = 2**30
-PROMPT, RESPONSE = 64, 128  # tokens of an example, beside its audio; the response takes up the more the longer it is
+PROMPT, RESPONSE = 64, 128  # tokens of an example, beside its audio
 HOURS = {1: 11_000, 2: 3_700, 3: 3_700}  # of audio that the authors trained on (section 4)
 PAIRS = 3_000  # and preference pairs
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "4090": 165e12, "L40": 181e12}  # bfloat16, dense, per second
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "4090": 165e12, "L40": 181e12}  # a second, dense bfloat16
 UTILISATION = 0.4  # of that peak, assumed
 
 
 @dataclass
 class Shape:
-    """What goes through the model at once: `clips`, and `rows` of `tokens` each with `masked` to predict in all of them."""
+    """What goes through the model at once: `clips`, and `rows` of `tokens` each, with `masked` to predict in all."""
 
     clips: int
     rows: int
@@ -44,7 +44,8 @@ def shape_of(config: Config, stage: StageConfig, clips: int) -> Shape:
 
 
 def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int, int]]:
-    """Numbers in each part, Whisper's table of positions among them, and how many of them the stage trains; LoRA is there once a stage trains it."""
+    """Numbers in each part, Whisper's table of positions among them, and how many of them the stage trains; LoRA is there
+    once a stage trains it."""
     with torch.device("meta"):
         model = Diffa2(config)
     if "lora" in stage.trains:
@@ -62,8 +63,8 @@ def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: in
     (2 for bfloat16, 4 for float32)."""
     D, H, V = config.llada.width, config.llada.hidden, config.llada.vocab_size
     tokens = shape.rows * shape.tokens
-    # A block keeps the float32 inputs of its two norms, q, k, v and what attention gives, and the three inner ones of SwiGLU;
-    # LoRA also the inputs of its five projections, which are two tensors.
+    # A block keeps the float32 inputs of its two norms, q, k, v and what attention gives, and the three inner ones of
+    # SwiGLU; LoRA also the inputs of its five projections, which are two tensors.
     block = tokens * (2 * 4 * D + 4 * width * D + 3 * width * H + 2 * width * D * ("lora" in stage.trains))
     inner = tokens * 3 * width * H  # gradients of SwiGLU, the widest place of the backward pass
     kept = tokens * width * D * config.llada.n_layers if recompute else block * config.llada.n_layers
@@ -138,7 +139,8 @@ def describe(config: Config, number: int, stage: StageConfig, data: Path | None,
     resident = resident_bytes(counts, stage, width)
     activations = activation_bytes(config, stage, piece, width, recompute)
     memory = [(name, f"{size / GIB:.2f} GiB") for name, size in resident.items() if size]
-    memory += [(f"activations, {stage.at_once} at once" + (", recomputed" if recompute else ""), f"{activations / GIB:.2f} GiB"),
+    how = f"activations, {stage.at_once} at once" + (", recomputed" if recompute else "")
+    memory += [(how, f"{activations / GIB:.2f} GiB"),
                ("estimated peak memory", f"{(sum(resident.values()) + activations) / GIB:.2f} GiB")]
     step = shape_of(config, stage, stage.batch_size)
     flops = step_flops(config, stage, step)
@@ -149,8 +151,9 @@ def describe(config: Config, number: int, stage: StageConfig, data: Path | None,
             ("examples per epoch", f"{n_examples:,} ({whence})"), ("steps", f"{n_steps:,} of {stage.batch_size}"),
             (f"hours on one {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
              f"{n_steps * flops / (UTILISATION * peak) / 3600:,.2f}")]
-    return (f"\nstage {number}, {stage.title}; clips of {config.audio.max_seconds} s, {RESPONSE} response tokens\n{table(rows)}\n"
-            f"trainable parameters: {n_trained:,}\n{table(memory)}\n{table(work)}")
+    title = f"stage {number}, {stage.title}; clips of {config.audio.max_seconds} s, {RESPONSE} response tokens"
+    return (f"\n{title}\n{table(rows)}\ntrainable parameters: {n_trained:,}\n"
+            f"{table(memory)}\n{table(work)}")
 
 
 def show(args: argparse.Namespace, stages: dict[int, StageConfig]) -> None:

@@ -1,7 +1,7 @@
 """Published weights in and out: Whisper's encoder, LLaDA, and what the authors of DIFFA-2 trained.
 
-Three downloads make the model: the two frozen parts, and the authors' adapters with LoRA. They come in several layouts; each has
-a map from its names to ours. Every tensor of a file must be accounted for: those that it also holds and we do not need
+Three downloads make the model: the two frozen parts, and the authors' adapters with LoRA. They come in several layouts;
+each has a map from its names to ours. Every tensor of a file must be accounted for: those that it also holds and we do not need
 (Whisper's decoder, copies of the frozen parts) are skipped by name, and anything else that is too much, too little or of
 another shape is an error. The frozen parts are built on torch's `meta` device, which has shapes and no memory, and
 filled tensor by tensor from memory-mapped files, in the dtype and on the device where they are to be.
@@ -41,7 +41,8 @@ LAYOUTS = {
     "OpenAI's Whisper": (r"decoder\.", [(r"^encoder\.", "")]),
     "Hugging Face's Whisper": (r"(model\.)?decoder\.|proj_out\.", [
         (r"^(model\.)?encoder\.", ""), (r"^layers\.", "blocks."), (r"^embed_positions\.weight$", "positional_embedding"),
-        (r"^layer_norm\.", "ln_post."), (r"\.self_attn_layer_norm\.", ".attn_ln."), (r"\.final_layer_norm\.", ".mlp_ln."),
+        (r"^layer_norm\.", "ln_post."),
+        (r"\.self_attn_layer_norm\.", ".attn_ln."), (r"\.final_layer_norm\.", ".mlp_ln."),
         (r"\.self_attn\.q_proj\.", ".attn.query."), (r"\.self_attn\.k_proj\.", ".attn.key."),
         (r"\.self_attn\.v_proj\.", ".attn.value."), (r"\.self_attn\.out_proj\.", ".attn.out."),
         (r"\.fc1\.", ".mlp.0."), (r"\.fc2\.", ".mlp.2.")]),
@@ -49,7 +50,8 @@ LAYOUTS = {
     "DIFFA-2": (r"whisper_model\.|llm_model\.(?!.*\.lora_)", [
         (r"^acoustic_connector\.qformer\.layer\.", "acoustic_connector.qformer."),
         (r"attention\.(self|output)\.", "attention."), (r"\.intermediate\.dense\.", ".intermediate."),
-        (r"(\.qformer\.\d+)\.output\.dense\.", r"\1.output."), (r"(\.qformer\.\d+)\.output\.LayerNorm\.", r"\1.LayerNorm."),
+        (r"(\.qformer\.\d+)\.output\.dense\.", r"\1.output."),
+        (r"(\.qformer\.\d+)\.output\.LayerNorm\.", r"\1.LayerNorm."),
         (r"^llm_model\.(base_model\.model\.)?model\.transformer\.", "llada."),
         (r"\.(lora_[AB])(\.default)?\.weight$", r".\1")]),
 }
@@ -66,25 +68,29 @@ WHAT = {"whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA", 
 # ------------------------------------------------------------------------------------------------------- finding
 
 
+def hub_folders(name: str) -> list[Path]:
+    """Where the files of a repository on the Hugging Face hub are, if they were downloaded: weights/NAME, then the cache."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"), f"models--{name.replace('/', '--')}")
+    main = cache / "refs" / "main"  # names the snapshot to use
+    snapshot = main.read_text().strip() if main.is_file() else "*"
+    return [Path("weights", name), *sorted(cache.glob(f"snapshots/{snapshot}"))]
+
+
 def locate(source: str | Path | None, part: str, size: str) -> Path:
-    """The file or folder that `source` names: a path, or the name of a repository on the Hugging Face hub, which is looked
-    up in weights/NAME and then in the local cache; None is the size's own. Raises UserError that says how to get it."""
+    """The file or folder that `source` names: a path, or a repository on the Hugging Face hub that was downloaded; None is
+    the size's own. Raises UserError that says how to get it."""
     source = source or SOURCES.get(size, {}).get(part)
     require(source, f"size {size} has no {WHAT[part]} of its own; name them with --{part}")
     if Path(source).exists():
         return Path(source)
-    if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not re.search(r"\.(safetensors|bin|pt)$", source):
-        home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
-        cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")) / f"models--{source.replace('/', '--')}"
-        main = cache / "refs" / "main"
-        snapshots = [cache / "snapshots" / main.read_text().strip()] if main.is_file() else cache.glob("snapshots/*")
-        for folder in (Path("weights", source), *snapshots):
-            if folder.is_dir():
-                return folder
-        raise UserError(f"expected {WHAT[part]} in weights/{source} or in {cache}, found neither; "
-                        f"get them: hf download {source} --local-dir weights/{source}")
-    how = f"python train.py --stage {'1' if part == 'diffa2' else '0'} --size {size} makes some" if size in ("toy", "small") \
-        else f"name them with --{part}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).endswith((".safetensors", ".bin", ".pt")):
+        found = next((folder for folder in hub_folders(str(source)) if folder.is_dir()), None)
+        require(found, f"expected {WHAT[part]} in weights/{source} or in the cache of the Hugging Face hub, found them in "
+                       f"neither; get them: hf download {source} --local-dir weights/{source}")
+        return found
+    stage = 1 if part == "diffa2" else 0
+    how = f"python train.py --stage {stage} --size {size} makes some" if size in ("toy", "small") else f"check --{part}"
     raise UserError(f"{source}: expected {WHAT[part]}, found no such file or folder; {how}")
 
 
@@ -112,7 +118,8 @@ def files_in(path: Path) -> list[Path]:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{index}: expected a weight_map of shards, got {error!r}; download it again") from None
             missing = [shard for shard in shards if not (path / shard).is_file()]
-            require(not missing, f"{path}: expected {len(shards)} shards, {', '.join(missing[:4])} not there; download again")
+            require(not missing, f"{path}: expected {len(shards)} shards, got none named {', '.join(missing[:4])}; "
+                                 "download them again")
             return [path / shard for shard in shards]
         if (path / name).is_file():
             return [path / name]
@@ -126,7 +133,7 @@ def files_in(path: Path) -> list[Path]:
 
 
 def unpickle(path: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of a .pt or .bin file, memory-mapped. Such files can hold code: none is run, and one with code is refused."""
+    """The tensors of a .pt or .bin file, memory-mapped. Such a file can hold code: it is refused, and nothing is run."""
     require(path.is_file(), f"{path}: expected {what}, found no such file")
 
     def read(mmap):
@@ -141,7 +148,8 @@ def unpickle(path: Path, what: str) -> dict[str, Tensor]:
         raise UserError(f"{path}: expected {what}, got a pickle with something else in it, perhaps code; it was not run. "
                         "Get the file from its source, or as safetensors") from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: expected {what}, got a file that is cut off or damaged ({type(error).__name__})") from None
+        raise UserError(f"{path}: expected {what}, got a file that is cut off or damaged ({type(error).__name__}); "
+                        "download it again") from None
     found = found.get("model_state_dict", found) if isinstance(found, dict) else found
     plain = isinstance(found, dict) and all(isinstance(tensor, Tensor) for tensor in found.values())
     require(plain, f"{path}: expected {what}, got a file without named tensors")
@@ -278,7 +286,7 @@ def save_diffa2(trained: dict[str, Tensor], path: Path) -> None:
 
 def export(argv: list[str]) -> None:
     """The command: a checkpoint of ours to a file in the authors' names."""
-    require(len(argv) == 2, f"expected a checkpoint and where to write it in the authors' names, got {len(argv)} arguments")
+    require(len(argv) == 2, f"expected a checkpoint and the file to write, got {len(argv)} arguments")
     save_diffa2(load(Path(argv[0])).model, Path(argv[1]))
 
 
