@@ -219,7 +219,7 @@ def fill_at_random(module: nn.Module, device: torch.device, dtype: torch.dtype) 
         if tensor.dim() == 1:
             filled[name] = torch.full(tensor.shape, 0.0 if name.endswith("bias") else 1.0, device=device, dtype=dtype)
         else:
-            filled[name] = pool.repeat(tensor.numel() // len(pool) + 1)[:tensor.numel()].view(tensor.shape)
+            filled[name] = pool.repeat(tensor.numel() // len(pool) + 1)[:tensor.numel()].clone().view(tensor.shape)
     module.load_state_dict(filled, assign=True)
 
 
