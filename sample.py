@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diffa2_mini import checkpoint, show, weights
-from diffa2_mini.audio import encoder_frames, load_audio, log_mel
+from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel
 from diffa2_mini.config import SIZES, Config, DecodeConfig, Parser, require, run_script
 from diffa2_mini.decode import generate
 from diffa2_mini.model import Diffa2
@@ -64,27 +64,29 @@ def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConf
     return dataclasses.replace(default, **changes)
 
 
-def load_model(args: argparse.Namespace) -> tuple[Diffa2, tuple[str, ...], torch.device, torch.dtype]:
-    """The model, what it splices into the prompt, and where and in which dtype it is."""
+def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None, dict[str, Path]]:
+    """The config, a checkpoint of ours if there is one, and where the other weights are. Nothing large is read yet."""
     size = args.size or ("full" if args.diffa2 else "toy")
     require(not (args.diffa2 and args.checkpoint), "--diffa2 and --checkpoint exclude each other; choose one")
+    given = {"whisper": args.whisper, "llada": args.llada}
     if args.diffa2 or not (args.checkpoint or SIZES[size][0].from_scratch):
-        config = SIZES[size][0]
-        device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch)
-        given = {"whisper": args.whisper, "llada": args.llada, "diffa2": args.diffa2}
-        paths = weights.locate_all(given, size)
-        model = weights.build(config, paths["whisper"], paths["llada"], device, dtype)
-        parts = weights.load_diffa2(model, paths["diffa2"])
-        return model.eval().to(device), parts, device, dtype
+        return SIZES[size][0], None, weights.locate_all(given | {"diffa2": args.diffa2}, size)
     path = args.checkpoint or Path(weights.SOURCES[size]["diffa2"])
     require(path.is_file(), f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {size}'")
     trained = checkpoint.load(path)
-    config: Config = trained.config
-    require(args.size in (None, config.size), f"{path}: is of size {config.size}, not {args.size}; leave --size out")
-    device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch)
-    model = weights.build(config, args.whisper, args.llada, device, dtype)
-    checkpoint.restore(model, trained.model, str(path))
-    return model.eval().to(device), trained.audio, device, dtype
+    found = trained.config.size
+    require(args.size in (None, found), f"{path}: is of size {found}, not {args.size}; leave --size out")
+    return trained.config, trained, weights.locate_all(given, found)
+
+
+def load_model(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path], device: torch.device,
+               dtype: torch.dtype) -> tuple[Diffa2, tuple[str, ...]]:
+    """The model, and what it splices into the prompt."""
+    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype)
+    if trained:
+        checkpoint.restore(model, trained.model, "the checkpoint")
+    parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
+    return model.eval().to(device), parts
 
 
 def parts_of_clip(path: Path, config: Config, chunk: bool) -> list:
@@ -123,10 +125,14 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    model, parts, device, dtype = load_model(args)
-    tokenizer = weights.load_tokenizer(model.config, args.llada)
-    decode = decode_config(args, model.config.decode)
-    prompt = model.config.text.instruction if args.prompt is None else args.prompt
+    config, trained, paths = find(args)
+    device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch)
+    tokenizer = weights.load_tokenizer(config, paths["llada"])
+    decode = decode_config(args, config.decode)
+    prompt = config.text.instruction if args.prompt is None else args.prompt
+    for path in args.clips:
+        duration(path)  # an error now, and not after the weights are loaded
+    model, parts = load_model(config, trained, paths, device, dtype)
     for path in args.clips:
         for samples in parts_of_clip(path, model.config, args.chunk):
             answer = ask(model, parts, tokenizer, samples, prompt, decode, device, dtype, args.watch)

@@ -26,7 +26,7 @@ from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import SIZES, Parser, StageConfig, require, run_script, to_dict
 from diffa2_mini.data import Ears, batches, collate, default_data, load_examples, tokenize
 from diffa2_mini.lora import set_dropout
-from diffa2_mini.objective import answer_loss, preference_bounds, reward_accuracy, score_variance
+from diffa2_mini.objective import answer_loss, measure_pairs, preference_bounds
 from diffa2_mini.parallel import DTYPES, choose_device, peak_memory
 from diffa2_mini.vrpo import preference_margin, vrpo_loss
 
@@ -72,6 +72,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
     require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
     args.out = args.out or Path("runs") / args.size
+    require(not args.dry_run or args.stage != "0", "--dry-run plans stages 1 to 4; leave out --stage 0")
     stages = SIZES[args.size][1]
     args.stages = list(stages) if args.stage == "all" else [int(args.stage)]
     require(args.stage == "0" or args.stages[0] in stages, f"--size {args.size} has stages {', '.join(map(str, stages))}")
@@ -116,14 +117,15 @@ class Run:
             torch.set_num_threads(args.threads)
         self.device, self.dtype, why = choose_device(args.device, args.dtype, large=not self.config.from_scratch)
         print(f"{why}, {torch.get_num_threads()} threads, seed {args.seed}, size {args.size}")
+        diffa2 = args.diffa2 and weights.locate(args.diffa2, "diffa2", args.size)
         self.data = args.data or default_data(self.config, args.stages, args.random_weights)
         require(self.data.exists(), f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
         self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
         torch.manual_seed(args.seed)  # adapters and prompts start at random
         self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype, args.random_weights)
         self.model.llada.recompute = not self.config.from_scratch if args.recompute is None else args.recompute
-        if args.diffa2:
-            weights.load_diffa2(self.model, weights.locate(args.diffa2, "diffa2", args.size))
+        if diffa2:
+            weights.load_diffa2(self.model, diffa2)
         self.ears = Ears(self.model, self.device, self.dtype, keep=args.size == "toy" and not args.no_cache_audio)
         self.validation = self.load_validation()
         self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print)
@@ -151,11 +153,17 @@ class Run:
         kept = [row for row in rows if (row["stage"], row["step"]) <= (stage, step)]
         path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
+    def autocast(self) -> torch.autocast:
+        """The frozen parts compute in their dtype, and what is trained with them; it is kept in float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     def answers(self, stage: StageConfig, examples: list) -> list[str]:
         """What the model answers now, decoded with the defaults."""
         self.model.eval()
         batch_size = 64 if self.config.from_scratch else stage.at_once
-        texts, _ = evaluate.answer(self.model, self.tokenizer, self.ears, examples, stage.audio, self.config.decode, batch_size)
+        with self.autocast():
+            texts, _ = evaluate.answer(self.model, self.tokenizer, self.ears, examples, stage.audio, self.config.decode,
+                                       batch_size)
         self.model.train()
         return texts
 
@@ -165,18 +173,11 @@ class Run:
 
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
         """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
-        def collated(examples):
-            pairs = [(0, i) for i, example in enumerate(examples) if example.rejected]
-            n = stage.at_once
-            return (collate(pairs[start:start + n], examples, self.args.seed, stage, self.config.text, self.tokenizer,
-                            self.ears) for start in range(0, len(pairs), n))
-
-        figures = reward_accuracy(self.model, reference, collated(self.validation[::6]), stage, self.tokenizer)
-        some = next(collated(self.validation[::64]))
-        shared, independent = score_variance(self.model, reference, some, stage, self.tokenizer)
-        figures |= {"variance_shared": shared, "variance_independent": independent}
-        tqdm.write(f"  held-out pairs: {figures['reward_accuracy']:.3f} ranked right, margin {figures['margin']:.2f}; variance "
-                   f"of the score {shared:.3g} with shared masks, {independent:.3g} with independent ones")
+        with self.autocast():
+            figures = measure_pairs(self.model, reference, self.validation, stage, self.args.seed, self.tokenizer, self.ears)
+        tqdm.write("  held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}; variance of the score "
+                   "{variance_shared:.3g} with shared masks, {variance_independent:.3g} with independent ones".format(**figures)
+                   if figures else "  no held-out example has a rejected answer: how pairs are ranked is not measured")
         return figures
 
 
@@ -188,7 +189,7 @@ def step_on(run: Run, stage: StageConfig, optimizer, parameters, pairs: list, ex
     for start in range(0, len(pairs), stage.at_once):
         piece = pairs[start:start + stage.at_once]
         batch = collate(piece, examples, run.args.seed, stage, text, tokenizer, run.ears)
-        with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+        with run.autocast():
             if stage.preference:
                 policy, old = preference_bounds(model, reference, batch, stage, tokenizer)
                 share = len(piece) / len(pairs)
@@ -212,6 +213,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     manifest = run.data / f"{stage.data}.json" if run.data.is_dir() else run.data
     examples = load_examples(manifest, stage, run.config, args.skip_broken, print)
     n_steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
+    stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))  # a short run warms up in its first half
 
     torch.manual_seed(args.seed + number)  # new parts and dropout
     if "lora" in stage.trains:
@@ -236,7 +238,8 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     print(f"\nstage {number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
           f"  trainable parameters: {n_trained:,} of {n_all:,} ({n_trained / n_all:.2%})\n"
           f"  {len(examples):,} examples of {manifest}, {n_steps:,} steps of {stage.batch_size} "
-          f"({stage.at_once} at once), learning rate {stage.lr:g}, {stage.schedule}")
+          f"({stage.at_once} at once), learning rate {stage.lr:g}, "
+          f"{stage.warmup} steps of warm-up, {stage.schedule}")
     run.ears.prepare([example.path for example in examples + run.validation],
                      lambda chunks: tqdm(chunks, desc="  listening", leave=False))
 

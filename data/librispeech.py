@@ -1,6 +1,6 @@
 """LibriSpeech for stage 1 at full size: download, check, unpack, and write the manifests.
 
-    python data/librispeech.py                                   # train-clean-100 and dev-clean: 6.7 GB, 107 hours
+    python data/librispeech.py                                   # train-clean-100 and dev-clean: 6.7 GB, 106 hours
     python data/librispeech.py train-clean-360 train-other-500   # further sets; those already there are used too
 
 Read speech with its text, by Vassil Panayotov and others (openslr.org/12), under CC BY 4.0. `train` sets go into
@@ -47,11 +47,16 @@ INSTRUCTIONS = (
 
 
 def fetch(url: str, start: int = 0):
-    """Open a URL from byte `start` on. Raises UserError if the server does not have it."""
+    """Open a URL from byte `start` on; None if there is nothing from there on. Raises UserError if the server does not have
+    it, and OSError if it may have it later."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         return urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
+        if start and error.code == 416:
+            return None
+        if error.code == 429 or error.code >= 500:
+            raise  # an OSError: worth another try
         raise UserError(f"{url}: expected a file, got '{error.code} {error.reason}'; check --url") from None
 
 
@@ -63,14 +68,17 @@ def download(url: str, path: Path, md5: str) -> None:
     for attempt in range(TRIES):
         start = part.stat().st_size if part.exists() else 0
         try:
-            with fetch(url, start) as response:
+            response = fetch(url, start)
+            if response is None:  # all of it is there
+                break
+            with response:
                 start = start if response.status == 206 else 0  # a server may not know ranges
-                size = start + int(response.headers["Content-Length"])
+                size = start + int(response.headers.get("Content-Length") or 0)
                 free = shutil.disk_usage(path.parent).free
                 require(free > 2 * size - start, f"{path.parent}: expected {(2 * size - start) / 1e9:.1f} GB of free space for "
                                                  f"{path.name} and what is in it, got {free / 1e9:.1f}; free some")
                 with open(part, "ab" if start else "wb") as file, tqdm(
-                        total=size, initial=start, unit="B", unit_scale=True, desc=f"downloading {path.name}") as bar:
+                        total=size or None, initial=start, unit="B", unit_scale=True, desc=f"downloading {path.name}") as bar:
                     while chunk := response.read(1 << 20):
                         file.write(chunk)
                         bar.update(len(chunk))

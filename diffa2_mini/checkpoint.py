@@ -16,7 +16,7 @@ from typing import Callable
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import Config, UserError, from_dict, require, run_script, to_dict
 from .model import Diffa2, part_of
@@ -48,7 +48,8 @@ def write(path: Path, write_to: Callable[[Path], None]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: what torch.save makes of it
+        error = str(error).splitlines()[0]
         raise UserError(f"{path}: could not be written ({error}); free some space or choose another --out") from None
     finally:
         with suppress(OSError):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from .config import StageConfig
-from .data import Batch
+from .data import Batch, Ears, Example, collate
 from .diffusion import diffusion_loss, forward_process
 from .model import Diffa2
 from .tokenizer import Tokenizer
@@ -69,3 +69,20 @@ def score_variance(model: Diffa2, reference: dict[str, Tensor], batch: Batch, st
         for shared, others in ((True, None), (False, draw())):
             margins[shared].append(preference_margin(*preference_bounds(model, reference, drawn, stage, tokenizer, others)))
     return tuple(float(torch.stack(margins[shared]).var(0).mean()) for shared in (True, False))
+
+
+def measure_pairs(model: Diffa2, reference: dict[str, Tensor], examples: list[Example], stage: StageConfig, seed: int,
+                  tokenizer: Tokenizer, ears: Ears) -> dict[str, float]:
+    """Both of the above, on some of the examples that have a rejected answer; nothing if there are none."""
+    pairs = [example for example in examples if example.rejected]
+    if not pairs:
+        return {}
+
+    def collated(some):
+        for start in range(0, len(some), stage.at_once):
+            numbers = [(0, i) for i in range(start, min(start + stage.at_once, len(some)))]
+            yield collate(numbers, some, seed, stage, model.config.text, tokenizer, ears)
+
+    figures = reward_accuracy(model, reference, collated(pairs[::6]), stage, tokenizer)
+    shared, independent = score_variance(model, reference, next(collated(pairs[::64])), stage, tokenizer)
+    return figures | {"variance_shared": shared, "variance_independent": independent}

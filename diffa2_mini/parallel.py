@@ -1,6 +1,5 @@
 """Where to compute, in which precision, and how much memory it took."""
 
-import resource
 import sys
 
 import torch
@@ -30,5 +29,8 @@ def peak_memory(device: torch.device) -> str:
     """The most memory that this process has had so far: on CUDA that of tensors on the device, else all of it."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
+    if sys.platform == "win32":
+        return "not known on Windows"
+    import resource  # there is none on Windows
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"

@@ -20,7 +20,7 @@ GIB = 2**30
 PROMPT, RESPONSE = 64, 128  # tokens of an example, beside its audio
 HOURS = {1: 11_000, 2: 3_700, 3: 3_700}  # of audio that the authors trained on (section 4)
 PAIRS = 3_000  # and preference pairs
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "4090": 165e12, "L40": 181e12}  # a second, dense bfloat16
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "4090": 165e12, "L40S": 362e12}  # a second, dense bfloat16
 UTILISATION = 0.4  # of that peak, assumed
 
 
@@ -119,11 +119,13 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 
 def number_of_examples(config: Config, number: int, stage: StageConfig, data: Path | None) -> tuple[int, str]:
-    """How many examples an epoch has, and whence that is known."""
+    """How many examples an epoch has, and whence that is known. Raises UserError if `data` has none."""
     folder = data or ASSETS / ("toy" if config.from_scratch else "librispeech")
     manifest = folder if folder.is_file() else folder / MANIFESTS[number][0]
-    if manifest.is_file():
+    if data or manifest.is_file():
         return len(read_manifest(manifest)), str(manifest)
+    if config.from_scratch:
+        return 0, "the toy world is not made yet"
     if stage.preference:
         return PAIRS, "the authors' pairs"
     return HOURS[number] * 3600 // config.audio.max_seconds, f"the authors' {HOURS[number]:,} hours"

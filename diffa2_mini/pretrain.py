@@ -7,7 +7,6 @@ diffusion on text alone: a description of a clip stands where the audio will be,
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Callable
 
 import numpy as np
@@ -229,6 +228,8 @@ def run(args) -> None:
     require(args.data is None or args.parts != "llada", "--parts llada learns from texts; leave out --data")
     device, _, why = choose_device(args.device, "float32")
     print(why)
+    whisper = args.whisper and weights.locate(args.whisper, "whisper", args.size)
+    llada = args.llada and weights.locate(args.llada, "llada", args.size)
     if args.threads:
         torch.set_num_threads(args.threads)
     changes = {name: args.steps for name in ("encoder_steps", "recall_steps", "backbone_steps", "silence_steps")}
@@ -242,17 +243,17 @@ def run(args) -> None:
     model.to(device)
     if args.parts != "llada":
         folder = args.data or toy.make_stage0(ASSETS / "toy")
-        if args.whisper:
-            weights.load_part(model.whisper, "whisper", Path(args.whisper), device)
+        if whisper:
+            weights.load_part(model.whisper, "whisper", whisper, device)
         clips = LabelledClips.load(folder / "stage0.json", config.audio, partial(progress, desc="reading clips"))
         steps = pretrain_encoder(model.whisper, clips, pre, args.seed, partial(progress, desc="encoder"))
         for step, loss, right in steps:
             tqdm.write(f"encoder step {step}: loss {loss:.3f}, frames right {right:.3f}")
         weights.save_part(model.whisper, "whisper", args.out / f"{args.size}_whisper.safetensors", made_by)
     if args.parts != "whisper" and args.data is None:
-        if args.llada:
-            weights.load_part(model.llada, "llada", Path(args.llada), device)
-        first_step = pre.backbone_steps if args.llada else 0
+        if llada:
+            weights.load_part(model.llada, "llada", llada, device)
+        first_step = pre.backbone_steps if llada else 0
         steps = pretrain_backbone(model, tokenizer, toy.text_example, pre, args.seed, first_step, progress)
         for step, loss, accuracy in steps:
             tqdm.write(f"backbone step {step}: loss {loss:.3f}")

@@ -72,9 +72,18 @@ def hub_folders(name: str) -> list[Path]:
     """Where the files of a repository on the Hugging Face hub are, if they were downloaded: weights/NAME, then the cache."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"), f"models--{name.replace('/', '--')}")
-    main = cache / "refs" / "main"  # names the snapshot to use
-    snapshot = main.read_text().strip() if main.is_file() else "*"
-    return [Path("weights", name), *sorted(cache.glob(f"snapshots/{snapshot}"))]
+    main = cache / "refs" / "main"  # names the snapshot to prefer
+    preferred = cache / "snapshots" / (main.read_text().strip() if main.is_file() else "")
+    return [Path("weights", name), preferred, *sorted(cache.glob("snapshots/*"))]
+
+
+def is_complete(folder: Path, part: str) -> bool:
+    """Whether a folder holds all the files of a part."""
+    try:
+        files_in(folder)
+    except UserError:
+        return False
+    return folder.is_dir() and (part != "llada" or (folder / "tokenizer.json").is_file())
 
 
 def locate(source: str | Path | None, part: str, size: str) -> Path:
@@ -84,11 +93,14 @@ def locate(source: str | Path | None, part: str, size: str) -> Path:
     require(source, f"size {size} has no {WHAT[part]} of its own; name them with --{part}")
     if Path(source).exists():
         return Path(source)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not str(source).endswith((".safetensors", ".bin", ".pt")):
-        found = next((folder for folder in hub_folders(str(source)) if folder.is_dir()), None)
-        require(found, f"expected {WHAT[part]} in weights/{source} or in the cache of the Hugging Face hub, found them in "
-                       f"neither; get them: hf download {source} --local-dir weights/{source}")
-        return found
+    name = str(source)
+    is_path = name.endswith((".safetensors", ".bin", ".pt")) or Path(name).parent.exists()
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path:
+        folder = next((folder for folder in hub_folders(name) if is_complete(folder, part)), None)
+        file = " model.safetensors" if part == "whisper" else ""  # Whisper's repositories hold it in many forms
+        require(folder, f"expected {WHAT[part]} in weights/{name} or in the cache of the Hugging Face hub, found them in "
+                        f"neither; get them: hf download {name}{file} --local-dir weights/{name}")
+        return folder
     stage = 1 if part == "diffa2" else 0
     how = f"python train.py --stage {stage} --size {size} makes some" if size in ("toy", "small") else f"check --{part}"
     raise UserError(f"{source}: expected {WHAT[part]}, found no such file or folder; {how}")
@@ -135,6 +147,10 @@ def files_in(path: Path) -> list[Path]:
 def unpickle(path: Path, what: str) -> dict[str, Tensor]:
     """The tensors of a .pt or .bin file, memory-mapped. Such a file can hold code: it is refused, and nothing is run."""
     require(path.is_file(), f"{path}: expected {what}, found no such file")
+    with open(path, "rb") as file:
+        first = file.read(1)
+    require(first in (b"P", b"\x80"), f"{path}: expected {what}, got another kind of file (a pointer of Git LFS? a web page?); "
+                                      "download it again")
 
     def read(mmap):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -198,8 +214,8 @@ def load_part(module: nn.Module, part: str, path: Path, device: torch.device = t
 
 
 def load_diffa2(model: Diffa2, path: Path) -> tuple[str, ...]:
-    """Fill adapters, prompts and LoRA with what the authors published, or with part of it: a file of their stage 1 has
-    no acoustic adapter, the first DIFFA no LoRA. Returns what the file's stage splices into the prompt."""
+    """Fill adapters, prompts and LoRA with what the authors published, or with part of it: stage 1 has no LoRA and no
+    acoustic adapter, or an untrained one, whose `layer_weights` are zero. Returns what the file's stage splices in."""
     tensors = renamed(read_weights(path, "diffa2"), "DIFFA-2")
     parts = {part_of(name) for name in tensors if name.startswith(tuple(dict(model.named_children())))}
     require("semantic" in parts, f"{path}: expected {WHAT['diffa2']}, got a file without a semantic adapter")
@@ -207,7 +223,8 @@ def load_diffa2(model: Diffa2, path: Path) -> tuple[str, ...]:
         model.add_lora()
     targets = {name: tensor for name, tensor in trained_tensors(model).items() if part_of(name) in parts}
     strictly(targets, tensors, str(path))
-    return FEEL if "acoustic" in parts else LISTEN
+    hears_more = "acoustic" in parts and bool(model.acoustic_connector.layer_weights.any())
+    return FEEL if hears_more else LISTEN
 
 
 def fill_at_random(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
@@ -287,7 +304,9 @@ def save_diffa2(trained: dict[str, Tensor], path: Path) -> None:
 def export(argv: list[str]) -> None:
     """The command: a checkpoint of ours to a file in the authors' names."""
     require(len(argv) == 2, f"expected a checkpoint and the file to write, got {len(argv)} arguments")
-    save_diffa2(load(Path(argv[0])).model, Path(argv[1]))
+    found = load(Path(argv[0]))
+    save_diffa2({name: tensor for name, tensor in found.model.items() if found.audio != LISTEN or part_of(name) in LISTEN},
+                Path(argv[1]))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def archive(name: str, texts=TEXTS, seconds=0.5) -> bytes:
 class Site(http.server.BaseHTTPRequestHandler):
     """Serves `files`, by range too; breaks off once in the middle of each name in `cut`; notes what was asked for."""
 
-    files, cut, asked, ranges = {}, set(), [], True
+    files, cut, busy, asked, ranges = {}, set(), set(), [], True
 
     def do_GET(self):
         name = self.path.strip("/")
@@ -51,6 +51,11 @@ class Site(http.server.BaseHTTPRequestHandler):
             return self.send_error(404)
         body = self.files[name]
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
+        if name in self.busy:
+            self.busy.remove(name)
+            return self.send_error(503)
+        if start >= len(body):
+            return self.send_error(416)
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
@@ -70,7 +75,8 @@ def site(monkeypatch):
     """A site with three sets; yields its handler and its address."""
     files = {f"{name}.tar.gz": archive(name) for name in ("train-clean-100", "dev-clean", "test-clean")}
     lines = [f"{hashlib.md5(body).hexdigest()}  {name}" for name, body in files.items()]
-    handler = type("Handler", (Site,), {"files": files | {"md5sum.txt": "\n".join(lines).encode()}, "cut": set(), "asked": []})
+    handler = type("Handler", (Site,), {"files": files | {"md5sum.txt": "\n".join(lines).encode()}, "cut": set(), "busy": set(),
+                                        "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(librispeech.time, "sleep", lambda seconds: None)
@@ -112,6 +118,20 @@ def test_a_download_that_was_stopped_goes_on_the_next_time(site, tmp_path):
     (tmp_path / "dev-clean.tar.gz.part").write_bytes(body[:1000])
     librispeech.prepare(["dev-clean"], tmp_path, url)
     assert ("dev-clean.tar.gz", "bytes=1000-") in handler.asked and len(list(tmp_path.rglob("*.flac"))) == 2
+
+
+def test_a_download_that_was_stopped_before_its_checksum_is_only_checked(site, tmp_path):
+    handler, url = site
+    (tmp_path / "dev-clean.tar.gz.part").write_bytes(handler.files["dev-clean.tar.gz"])
+    librispeech.prepare(["dev-clean"], tmp_path, url)
+    assert len(list(tmp_path.rglob("*.flac"))) == 2
+
+
+def test_a_server_that_is_busy_is_asked_again(site, tmp_path):
+    handler, url = site
+    handler.busy = {"dev-clean.tar.gz"}
+    librispeech.prepare(["dev-clean"], tmp_path, url)
+    assert len(list(tmp_path.rglob("*.flac"))) == 2
 
 
 def test_a_wrong_checksum_is_refused_and_nothing_is_left(site, tmp_path, capsys):

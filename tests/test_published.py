@@ -216,6 +216,9 @@ def test_stage_1_and_the_first_diffa_load(tmp_path, trained):
     model = Diffa2(CONFIG)
     assert load_diffa2(model, tmp_path / "stage1") == ("prompts", "semantic")
     assert torch.equal(model.trainable_prompts.weight, trained.trainable_prompts.weight)
+    untrained = {name: torch.zeros_like(t) if name.endswith("layer_weights") else t for name, t in tensors.items()}
+    save_diffa2(untrained, tmp_path / "untrained.bin")  # the authors' model always has an acoustic adapter
+    assert load_diffa2(Diffa2(CONFIG), tmp_path / "untrained.bin") == ("prompts", "semantic")
     save_diffa2({name: t for name, t in tensors.items() if "lora_" not in name}, tmp_path / "diffa1.bin")
     assert load_diffa2(model, tmp_path / "diffa1.bin") == ("acoustic", "semantic")
     assert not any("lora_" in name for name in model.state_dict())
@@ -274,6 +277,8 @@ def test_damaged_and_incomplete_downloads_are_one_clear_line(tmp_path):
     whole = (tmp_path / "cut.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[:len(whole) // 2])
     assert "cut off or damaged" in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "cut.pt")
+    (tmp_path / "page.bin").write_text("<html>not found</html>")
+    assert "a web page?" in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "page.bin")
     torch.save([1, 2], tmp_path / "list.pt")
     assert "without named tensors" in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "list.pt")
     write_shards(tmp_path / "shards", hugging_face_whisper(), "model.safetensors")
@@ -295,27 +300,35 @@ def test_a_hub_name_is_looked_up_here_and_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     name = "openai/whisper-large-v3"
     message = error_of(locate, None, "whisper", "full")
-    assert f"hf download {name} --local-dir weights/{name}" in message
+    assert f"hf download {name} model.safetensors --local-dir weights/{name}" in message
     message = error_of(load_pretrained, configs.SIZES["full"][0])  # all that is missing, at once
     assert message.count("hf download") == 3
 
-    def snapshot(hub: Path, commit: str) -> Path:
-        folder = hub / "models--openai--whisper-large-v3" / "snapshots" / commit
-        folder.mkdir(parents=True)
+    def complete(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").touch()
         return folder
 
-    newest = snapshot(tmp_path / "cache" / "huggingface" / "hub", "a1")
-    assert locate(name, "whisper", "full") == newest
+    def snapshot(hub: Path, commit: str) -> Path:
+        return complete(hub / "models--openai--whisper-large-v3" / "snapshots" / commit)
+
+    only = snapshot(tmp_path / "cache" / "huggingface" / "hub", "a1")
+    assert locate(name, "whisper", "full") == only
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     first, second = (snapshot(tmp_path / "home" / "hub", commit) for commit in ("b1", "b2"))
     for commit, folder in (("b1", first), ("b2", second)):
         (folder.parent.parent / "refs").mkdir(exist_ok=True)
         (folder.parent.parent / "refs" / "main").write_text(commit)
         assert locate(name, "whisper", "full") == folder
+    (second / "model.safetensors").unlink()  # a download that was stopped
+    assert locate(name, "whisper", "full") == first
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     third = snapshot(tmp_path / "hub", "c1")
     assert locate(name, "whisper", "full") == third
-    (tmp_path / "weights" / name).mkdir(parents=True)
+    complete(tmp_path / "weights" / name)
     assert locate(name, "whisper", "full") == Path("weights", name)
     assert locate(str(third), "whisper", "full") == third
+    assert "hf download" in error_of(locate, "GSAI-ML/LLaDA-8B-Instruct", "llada", "full")
+    (tmp_path / "runs").mkdir()
+    assert "no such file or folder" in error_of(locate, "runs/mine", "whisper", "full")
     assert "no such file or folder" in error_of(locate, "nowhere.safetensors", "whisper", "full")

@@ -177,6 +177,21 @@ def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsy
     assert checkpoint.load(tmp_path / "stage3.safetensors").done
 
 
+def test_bfloat16_trains_measures_and_shows_samples(whole, world, tmp_path, capsys):
+    train.main(["--stage", "4", "--init", str(whole[0] / "stage3.safetensors"), "--data", str(world), "--out", str(tmp_path),
+                "--dtype", "bfloat16", "--recompute", "--steps", "5", "--batch-size", "2", "--sample-every", "2", "--threads", "1"])
+    printed = capsys.readouterr().out
+    assert printed.count("ranked right") == 2 and printed.count("target") == 2 and "questions:" in printed
+
+
+def test_without_rejected_answers_stage_4_trains_and_says_that_it_cannot_measure_pairs(whole, world, tmp_path, capsys):
+    rows = [{name: value for name, value in row.items() if name != "rejected"} for row in read_manifest(world / "validation.json")]
+    (world / "plain.json").write_text(json.dumps(rows))
+    train.main(["--stage", "4", "--init", str(whole[0] / "stage3.safetensors"), "--data", str(world), "--out", str(tmp_path),
+                "--validation", str(world / "plain.json"), "--steps", "5", "--batch-size", "2", "--threads", "1"])
+    assert capsys.readouterr().out.count("is not measured") == 2
+
+
 def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
     """What stage 3 made, written in the authors' names, is where stage 4 starts: its reference, and step 0."""
     out, _ = whole
@@ -191,11 +206,15 @@ def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (["--size", "full", "--stage", "1"], "python data/librispeech.py prepares LibriSpeech"),
-    (["--size", "full", "--stage", "2", "--diffa2", "x/y"], '"target": "two"'),
-    (["--size", "full", "--stage", "4", "--diffa2", "x/y"], '"rejected": "a man"'),
+    (["--size", "full", "--stage", "2", "--random-weights", "--data", "no.json"], "no.json"),
+    (["--size", "full", "--stage", "2", "--diffa2", "x/y"], "hf download x/y"),
+    (["--size", "full", "--stage", "2", "--diffa2", str(ROOT)], '"target": "two"'),
+    (["--size", "full", "--stage", "4", "--diffa2", str(ROOT)], '"rejected": "a man"'),
     (["--size", "diffa1", "--stage", "4"], "has stages 1, 2"),
     (["--size", "full", "--stage", "0"], "they are published"),
     (["--init", "a", "--diffa2", "b"], "exclude each other"),
+    (["--stage", "0", "--dry-run"], "leave out --stage 0"),
+    (["--dry-run", "--data", "nowhere.json"], "nowhere.json"),
 ])
 def test_what_full_size_lacks_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "ASSETS", tmp_path)
