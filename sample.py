@@ -19,7 +19,7 @@ from diffa2_mini import checkpoint, show, weights
 from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel
 from diffa2_mini.config import SIZES, Config, DecodeConfig, Parser, require, run_script
 from diffa2_mini.decode import generate
-from diffa2_mini.model import Diffa2
+from diffa2_mini.model import Diffa2, Reader
 from diffa2_mini.parallel import DTYPES, choose_device
 from diffa2_mini.tokenizer import Tokenizer
 
@@ -41,6 +41,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--block-length", type=int, help="tokens per block")
     add("--steps", type=int, help="a fixed schedule of so many steps, instead of factor-based decoding")
     add("--factor", type=float, help="of factor-based parallel decoding: larger is faster (default 1)")
+    add("--threshold", type=float, help="commit what is more confident than this, instead of factor-based decoding")
+    add("--cache", choices=["none", "prefix", "dual"], help="what to remember of the keys and values outside the block")
+    add("--refresh", type=int, help="steps between readings of the whole sequence (default: once a block)")
     add("--temperature", type=float, help="0 takes the most probable tokens")
     add("--cfg", type=float, help="scale of classifier-free guidance, 0 is none")
     add("--remasking", choices=["confidence", "random"], help="what a fixed schedule commits first")
@@ -51,13 +54,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConfig:
-    """The size's way to decode, with what the command line changes. Asking for steps or for random remasking is asking
-    for a fixed schedule."""
+    """The size's way to decode, with what the command line changes. Asking for steps, for random remasking or for a
+    threshold is asking for no factor."""
     names = [field.name for field in dataclasses.fields(DecodeConfig)]
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if args.factor is None and (args.steps is not None or args.remasking == "random"):
-        changes["factor"] = None
-    require(changes.get("factor") is None or args.steps is None, "--steps and --factor exclude each other; choose one")
+    require(sum(value is not None for value in (args.steps, args.factor, args.threshold)) <= 1,
+            "--steps, --factor and --threshold exclude each other; choose one")
+    if args.steps is not None or args.threshold is not None or args.remasking == "random":
+        changes.setdefault("factor", None)
     if args.gen_length is not None:
         changes.setdefault("block_length", min(default.block_length, args.gen_length))
         changes.setdefault("steps", args.gen_length)
@@ -111,8 +115,8 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         audio = model.encode(mel, torch.tensor([encoder_frames(len(samples), model.config.audio)], device=device))
         question = tokenizer.prompt(model.config.text.system, prompt)
-        predict = model.predictor(model.hear(audio, parts), [question], tokenizer.mask_id)
-        steps = generate(predict, 1, decode, tokenizer.mask_id, tokenizer.eos_id, device)
+        reader = Reader(model, model.hear(audio, parts), [question], [decode.gen_length], tokenizer.mask_id)
+        steps = generate(reader, decode, tokenizer.eos_id)
         if watch:
             steps = show.watch(steps, tokenizer, lambda text: print(text, end="", flush=True), pause=0.15)
         n_steps = 0

@@ -130,17 +130,30 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """The reverse process. With `factor` set, confident steps commit many tokens (factor-based parallel decoding,
-    arXiv 2505.22618) and `steps` is ignored; with `factor` None the schedule is fixed."""
+    """The reverse process. A `factor` commits many tokens in confident steps (factor-based parallel decoding, arXiv
+    2505.22618), and so does a `threshold`; with both of them None the schedule is fixed, of `steps`."""
 
     gen_length: int = 128  # response tokens
     block_length: int = 32  # tokens per block, filled in from left to right
     steps: int = 128  # forward passes in all, shared equally between the blocks (fixed schedule)
     factor: float | None = 1.0  # f: commit while (n + 1)(1 - c_n) <= f
+    threshold: float | None = None  # commit what is more confident than this
     temperature: float = 0.0
     cfg: float = 0.0  # classifier-free guidance scale s: uncond + (s + 1)(cond - uncond)
     remasking: str = "confidence"  # what to commit first, or "random" (fixed schedule)
+    cache: str = "none"  # of keys and values: "none", "prefix", "dual"
+    refresh: int | None = None  # steps between readings of the whole sequence; None: once a block
     seed: int = 0
+
+    @property
+    def is_scheduled(self) -> bool:
+        return self.factor is None and self.threshold is None
+
+    @property
+    def steps_per_block(self) -> int:
+        """Of a fixed schedule; else how many there are at most."""
+        scheduled = self.steps * self.block_length // self.gen_length
+        return min(scheduled, self.block_length) if self.is_scheduled else self.block_length
 
     def __post_init__(self):
         require(self.gen_length > 0 and self.block_length > 0, "--gen-length and --block-length must be positive")
@@ -150,10 +163,14 @@ class DecodeConfig:
         require(self.steps >= n_blocks and self.steps % n_blocks == 0,
                 f"--steps must be a multiple of the {n_blocks} blocks, got {self.steps}")
         require(self.factor is None or self.factor > 0, f"--factor must be positive, got {self.factor}")
+        require(self.threshold is None or 0 <= self.threshold < 1, f"--threshold must be from 0 to below 1, got {self.threshold}")
+        require(self.factor is None or self.threshold is None, "--factor and --threshold exclude each other; choose one")
         require(self.temperature >= 0, f"--temperature must not be negative, got {self.temperature}")
         require(self.cfg >= 0, f"--cfg must not be negative, got {self.cfg}")
         require(self.remasking in ("confidence", "random"),
                 f"--remasking must be confidence or random, got {self.remasking!r}")
+        require(self.cache in ("none", "prefix", "dual"), f"--cache must be none, prefix or dual, got {self.cache!r}")
+        require(self.refresh is None or self.refresh > 0, f"--refresh must be positive, got {self.refresh}")
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,28 @@
 
 Each step predicts every masked token at once, then commits some of the predictions and leaves the rest masked. Which
 ones is the decoder's whole question. The *fixed schedule* of LLaDA commits equally many in each step, the most
-confident first (or random ones). *Factor-based parallel decoding* (Fast-dLLM, arXiv 2505.22618, section 3.3) commits as
-many as their joint confidence allows: sorted c_1 >= c_2 >= ..., token n goes while (n + 1)(1 - c_n) <= f, and the first
-always. The response is filled in block by block, from left to right, and ends early once its EOS is settled.
+confident first (or random ones). The *threshold* of Fast-dLLM (arXiv 2505.22618, section 3.3) commits what is more
+confident than, say, 0.9. Its *factor-based parallel decoding* commits as many as their joint confidence allows: sorted
+c_1 >= c_2 >= ..., token n goes while (n + 1)(1 - c_n) <= f. Either way the most confident token goes always. The response
+is filled in block by block, from left to right, and ends early once its EOS is settled.
+
+CACHE_TEXT
 """
 
 from dataclasses import dataclass
-from typing import Callable, Iterator
+from typing import Iterator
 
 import torch
 from torch import Tensor
 
 from .config import DecodeConfig
+from .model import Reader
 
 
 @dataclass
 class Step:
-    """What one step of decoding did to each of B responses of R tokens."""
+    """What one step of decoding did to each of B responses of R tokens. Outside the block that is being filled in, and in
+    rows that are finished, nothing is predicted: there `predicted` is what stands there, with a confidence of 0."""
 
     tokens: Tensor  # [B, R] after the step; masks where nothing is committed yet
     predicted: Tensor  # [B, R] the token that each position would get now
@@ -26,12 +31,17 @@ class Step:
     committed: Tensor  # bool [B, R], what this step settled
 
 
+# ------------------------------------------------------------------------------------------------- what to commit
+
+
 def choose(logits: Tensor, temperature: float, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A token for each position and its probability. With a temperature T the token is the largest p / (-log u)^T, u
-    uniform (Gumbel-max, in float64), which samples from p^(1/T); the probability stays that of T = 0."""
-    probabilities = logits.double().softmax(-1)  # [B, R, V]
-    scores = probabilities if noise is None else probabilities / (-noise.log()) ** temperature
-    tokens = scores.argmax(-1)
+    """A token for each position and its probability, from logits [..., V]. With a temperature T the token is the largest
+    p / (-log u)^T, u uniform (Gumbel-max, in float64), which samples from p^(1/T); the probability stays that of T = 0."""
+    if noise is None:
+        best, tokens = logits.float().max(-1)
+        return tokens, (best - logits.float().logsumexp(-1)).exp()
+    probabilities = logits.double().softmax(-1)
+    tokens = (probabilities / (-noise.log()) ** temperature).argmax(-1)
     return tokens, probabilities.gather(-1, tokens[..., None]).squeeze(-1)
 
 
@@ -52,6 +62,11 @@ def factor_based(confidence: Tensor, candidates: Tensor, factor: float) -> Tenso
     return torch.zeros_like(candidates).scatter(-1, ranked, until_first_failure) & candidates
 
 
+def above_threshold(confidence: Tensor, candidates: Tensor, threshold: float) -> Tensor:
+    """The candidates more confident than the threshold, and the most confident one in any case; bool [B, R]."""
+    return candidates & (confidence > threshold) | most_confident(confidence, candidates, 1)
+
+
 def finished(tokens: Tensor, mask_id: int, eos_id: int) -> Tensor:
     """bool [B]: the response has an EOS with no mask before it."""
     first_eos = (tokens == eos_id).long().cumsum(-1) == 0  # True before the first EOS
@@ -59,44 +74,82 @@ def finished(tokens: Tensor, mask_id: int, eos_id: int) -> Tensor:
     return has_eos & ~((tokens == mask_id) & first_eos).any(-1)
 
 
-@torch.no_grad()
-def generate(predict: Callable, n_rows: int, config: DecodeConfig, mask_id: int, eos_id: int, device="cpu") -> Iterator[Step]:
-    """Decode `n_rows` responses together; yields each step.
+# --------------------------------------------------------------------------------------------------------- caches
 
-    `predict(tokens [B, R])` gives logits [B, R, V]; for classifier-free guidance it is also called with
-    `conditional=False`. Every row draws the same noise from `config.seed`, so that a clip's answer does not depend on
-    its neighbours.
+
+def uncached(reader: Reader, tokens: Tensor, start: int, stop: int, fresh: bool) -> Tensor:
+    """Prompt, audio and response are read in every step."""
+    return reader.read(tokens)[:, start:stop]
+
+
+def prefix_cached(reader: Reader, tokens: Tensor, start: int, stop: int, fresh: bool) -> Tensor:
+    """What stands before the block is read when `fresh`, and remembered; the block and what follows is read in every step."""
+    if fresh:
+        return reader.read(tokens, remember=True)[:, start:stop]
+    return reader.reread(tokens, start, tokens.shape[1])[:, :stop - start]
+
+
+def dual_cached(reader: Reader, tokens: Tensor, start: int, stop: int, fresh: bool) -> Tensor:
+    """What stands before and behind the block is read when `fresh`, and remembered; the block is read in every step."""
+    if fresh:
+        return reader.read(tokens, remember=True)[:, start:stop]
+    return reader.reread(tokens, start, stop)
+
+
+HIDDEN = {"none": uncached, "prefix": prefix_cached, "dual": dual_cached}  # states [B, stop - start, D] of the block
+
+
+# -------------------------------------------------------------------------------------------------------- the loop
+
+
+@torch.no_grad()
+def generate(reader: Reader, config: DecodeConfig, eos_id: int) -> Iterator[Step]:
+    """Decode the responses that `reader` reads, together, each to its own end; yields each step.
+
+    Every row draws the same noise from `config.seed`, so that an answer does not depend on its neighbours.
     """
-    generator = torch.Generator()
+    generator, mask_id, device = torch.Generator(), reader.mask_id, reader.response.device
+    hidden_states = HIDDEN[config.cache]
 
     def uniforms(*shape):  # float64, the same for every row
         return torch.rand(1, *shape, generator=generator, dtype=torch.float64).to(device).clamp_min(1e-300)
 
-    tokens = torch.full((n_rows, config.gen_length), mask_id, device=device)
-    n_blocks = config.gen_length // config.block_length
-    steps = config.steps // n_blocks
-    for start in range(0, config.gen_length, config.block_length):
+    def logits_of(reader, tokens, block, fresh):
+        return reader.logits(hidden_states(reader, tokens, *block, fresh))
+
+    tokens = torch.where(reader.response, mask_id, eos_id)  # [B, R]
+    for start in range(0, tokens.shape[1], config.block_length):
+        going = (~finished(tokens, mask_id, eos_id)).nonzero().squeeze(1).tolist()
+        if not going:
+            return
+        seen = reader.rows(going)
+        unseen = seen.blind() if config.cfg > 0 else None
+        block, rows = (start, start + config.block_length), torch.tensor(going, device=device)
+        here = rows[:, None], torch.arange(*block, device=device)
         generator.manual_seed(config.seed * config.gen_length + start)  # rows may leave a block at different steps
-        block = torch.zeros_like(tokens, dtype=torch.bool)
-        block[:, start:start + config.block_length] = True
-        done = finished(tokens, mask_id, eos_id)
-        for i in range(steps if config.factor is None else config.block_length):
-            candidates = (tokens == mask_id) & block & ~done[:, None]
-            if not candidates.any():
+        for i in range(config.steps_per_block):
+            candidates = tokens[here] == mask_id
+            if not config.is_scheduled and not candidates.any():
                 break
-            logits = predict(tokens)
+            now, fresh = tokens[rows, :seen.response.shape[1]], i % (config.refresh or config.block_length) == 0
+            logits = logits_of(seen, now, block, fresh)  # [B, block, V]
             if config.cfg > 0:
-                unconditional = predict(tokens, conditional=False)
+                unconditional = logits_of(unseen, now, block, fresh)
                 logits = unconditional + (config.cfg + 1) * (logits - unconditional)
-            is_mask = torch.arange(logits.shape[-1], device=device) == mask_id
-            logits = logits.masked_fill(is_mask, -torch.inf)  # a mask is not an answer
+            logits[..., mask_id] = -torch.inf  # a mask is not an answer
             noise = uniforms(*logits.shape[1:]) if config.temperature > 0 else None
             predicted, confidence = choose(logits, config.temperature, noise)
-            if config.factor is not None:
-                committed = factor_based(confidence, candidates, config.factor)
-            else:
-                k = config.block_length // steps + (i < config.block_length % steps)  # the remainder goes first
-                order = uniforms(config.gen_length).expand_as(confidence) if config.remasking == "random" else confidence
+            if config.is_scheduled:
+                k = config.block_length // config.steps_per_block + (i < config.block_length % config.steps_per_block)
+                order = uniforms(config.block_length).expand_as(confidence) if config.remasking == "random" else confidence
                 committed = most_confident(order, candidates, k)
-            tokens = torch.where(committed, predicted, tokens)
-            yield Step(tokens, predicted, confidence, committed)
+            elif config.threshold is not None:
+                committed = above_threshold(confidence, candidates, config.threshold)
+            else:
+                committed = factor_based(confidence, candidates, config.factor)
+            step = Step(tokens.clone(), tokens.clone(), torch.zeros_like(tokens, dtype=confidence.dtype),
+                        torch.zeros_like(tokens, dtype=torch.bool))
+            step.tokens[here] = torch.where(committed, predicted, tokens[here])
+            step.predicted[here], step.confidence[here], step.committed[here] = predicted, confidence, committed
+            tokens = step.tokens
+            yield step

@@ -5,12 +5,16 @@ all hidden tokens at once. The expected value of (1/t) * sum of their cross-entr
 -log p(response): arXiv 2502.09992, equation 3. Prompt and audio are never masked.
 """
 
+from typing import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 EPSILON = 1e-3  # the smallest time
+AT_ONCE = 128  # tokens whose logits exist at once
 
 
 def noise_for(seed: int, epoch: int, example: int, n_response: int) -> tuple[float, np.ndarray]:
@@ -32,14 +36,25 @@ def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int)
     return response.masked_fill(masked, mask_id), masked, t
 
 
-def masked_cross_entropy(logits: Tensor, response: Tensor, masked: Tensor) -> Tensor:
-    """Cross-entropy in nats at each masked token, zero elsewhere: [B, R]. `logits` [K, V] are those of the K masked
-    tokens, in order; they are compared in float32."""
-    losses = F.cross_entropy(logits.float(), response[masked], reduction="none")
+def token_losses(head: Callable, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of each of K tokens, [K], from its hidden state [K, D] and the token that it is. `head` gives
+    logits [..., V], compared in float32. They are made for a few tokens at a time, and again in the backward pass, so that
+    memory does not grow with K * V."""
+    def losses(hidden, targets):
+        return F.cross_entropy(head(hidden).float(), targets, reduction="none")
+
+    pieces = zip(hidden.split(AT_ONCE), targets.split(AT_ONCE))
+    return torch.cat([checkpoint(losses, *piece, use_reentrant=False) for piece in pieces])
+
+
+def masked_cross_entropy(head: Callable, hidden: Tensor, response: Tensor, masked: Tensor) -> Tensor:
+    """Cross-entropy in nats at each masked token, zero elsewhere: [B, R]. `hidden` [K, D] are the states of the K masked
+    tokens, in order."""
+    losses = token_losses(head, hidden, response[masked])
     return torch.zeros(response.shape, device=losses.device).masked_scatter(masked, losses)
 
 
-def diffusion_loss(logits: Tensor, response: Tensor, masked: Tensor, t: Tensor, n_tokens: int) -> Tensor:
-    """Sum over masked tokens of cross-entropy / t, divided by `n_tokens`: the response tokens of the whole batch, the EOS
-    padding that belongs to a response included. With the batch in pieces, the losses of the pieces add up."""
-    return (masked_cross_entropy(logits, response, masked) / t[:, None]).sum() / n_tokens
+def diffusion_loss(losses: Tensor, t: Tensor, n_tokens: int) -> Tensor:
+    """Sum of the masked cross-entropies [B, R] divided by their times [B], per token: `n_tokens` are the response tokens of
+    the whole batch, the EOS padding that belongs to a response included. With the batch in pieces, their losses add up."""
+    return (losses / t[:, None]).sum() / n_tokens

@@ -13,7 +13,7 @@ import torch
 from .config import DecodeConfig
 from .data import Ears, Example
 from .decode import generate
-from .model import Diffa2
+from .model import Diffa2, Reader
 from .tokenizer import Tokenizer
 
 
@@ -38,8 +38,8 @@ def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Examp
         batch = examples[start:start + batch_size]
         heard = model.hear(ears([example.path for example in batch]), parts)
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
-        predict = model.predictor(heard, prompts, tokenizer.mask_id)
-        for step in generate(predict, len(batch), decode, tokenizer.mask_id, tokenizer.eos_id, ears.device):
+        reader = Reader(model, heard, prompts, [decode.gen_length] * len(batch), tokenizer.mask_id)
+        for step in generate(reader, decode, tokenizer.eos_id):
             tokens, n_steps = step.tokens, n_steps + 1
         answers += [tokenizer.decode(row) for row in tokens.tolist()]
     return answers, n_steps

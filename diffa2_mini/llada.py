@@ -27,15 +27,17 @@ class RMSNorm(nn.Module):
         return self.weight * normed.to(x.dtype)
 
 
-def rotary(n_positions: int, head_width: int, theta: float, device=None) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, float32 [S, head_width/2], of the angles position / theta^(2i / head_width) (arXiv 2104.09864)."""
-    frequencies = theta ** -(torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width)
-    angles = torch.outer(torch.arange(n_positions, device=device, dtype=torch.float32), frequencies)
+def rotary(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, float32 [..., head_width/2], of the angles position / theta^(2i / head_width) for `positions` [...]
+    (arXiv 2104.09864)."""
+    frequencies = theta ** -(torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width)
+    angles = positions[..., None].float() * frequencies
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (x_i, x_{i + width/2}) by its angle, in float32. x: [B, H, S, head_width]."""
+    """Turn each pair (x_i, x_{i + width/2}) by its angle, in float32. x: [B, H, S, head_width]; cosine and sine: [S,
+    head_width/2] or [B, 1, S, head_width/2]."""
     cos, sin = rotation
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
@@ -57,16 +59,21 @@ class Block(nn.Module):
         self.up_proj = nn.Linear(width, hidden, bias=False)
         self.ff_out = nn.Linear(hidden, width, bias=False)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        x = x + self.attention(self.attn_norm(x), rotation, mask)
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Tensor | None = None,
+                columns: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.attn_norm(x), rotation, mask, cache, columns)
         h = self.ff_norm(x)
         return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
-    def attention(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def attention(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Tensor | None,
+                  columns: Tensor | None) -> Tensor:
         B, S, D = x.shape
         q, k, v = (proj(x).view(B, S, self.n_heads, -1).transpose(1, 2)  # [B, H, S, D/H]
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v, attn_mask=mask)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:  # keys and values of the whole sequence, [2, B, H, all, D/H]: renew ours, attend to all
+            k, v = cache[0].index_copy_(2, columns, k), cache[1].index_copy_(2, columns, v)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.attn_out(y.transpose(1, 2).reshape(B, S, D))
 
 
@@ -83,16 +90,30 @@ class Llada(nn.Module):
         self.ln_f = RMSNorm(config.width, config.norm_eps)
         self.ff_out = nn.Linear(config.width, config.vocab_size, bias=False)
 
-    def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, S, D] of embeddings x [B, S, D]. `real` [B, S] is False at padding, which nothing
-        attends to; None means no padding."""
+    def empty_cache(self, n_rows: int, n_columns: int) -> list[Tensor]:
+        """Room for the keys and values of each block, [2, B, H, S, D/H], in the dtype in which they are computed."""
+        key = self.blocks[0].k_proj(self.wte.weight[:1])
+        shape = (2, n_rows, self.config.n_heads, n_columns, self.config.width // self.config.n_heads)
+        return [key.new_zeros(shape) for _ in self.blocks]
+
+    def forward(self, x: Tensor, real: Tensor | None = None, positions: Tensor | None = None,
+                cache: list[Tensor] | None = None, columns: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, S, D] of embeddings x [B, S, D].
+
+        `real` [B, S] is False at padding, which nothing attends to; None means no padding. `positions` [B, S] says where
+        each embedding stands; None means 0, 1, 2, ... With a `cache`, x may be a slice of the sequence, its `columns` [S]:
+        their keys and values are renewed, and the others, to which x also attends, are as they were left. `real` is then
+        that of the whole sequence.
+        """
         mask = None if real is None else real[:, None, None, :]  # [B, 1, 1, S]: every query sees the real keys
-        rotation = rotary(x.shape[1], self.config.width // self.config.n_heads, self.config.rope_theta, x.device)
-        for block in self.blocks:
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)[None]
+        rotation = rotary(positions[:, None], self.config.width // self.config.n_heads, self.config.rope_theta)
+        for i, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, rotation, mask, use_reentrant=False)
             else:
-                x = block(x, rotation, mask)
+                x = block(x, rotation, mask, cache and cache[i], columns)
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

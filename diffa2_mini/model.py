@@ -1,11 +1,11 @@
 """DIFFA-2 in one piece: the encoder hears, the adapters translate, the backbone reads and fills in the answer.
 
 The audio's embeddings are spliced into the prompt right after `This is the audio:` (arXiv 2601.23161, section 3.2).
-Rows of a batch are padded on the right and nothing attends to the padding, so a batch gives what each clip gives alone.
+A row of a batch is prompt with audio, padding, response, padding. Positions count on as if the padding were not there,
+and nothing attends to it, so a batch gives what each clip gives alone.
 """
 
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -87,26 +87,21 @@ class Diffa2(nn.Module):
                 row.append(embeddings[i] if n_real is None else embeddings[i, :n_real[i]])
         return [torch.cat(row) for row in rows]
 
-    def splice(self, heard: list[Tensor], prompts: list[Prompt], response: Tensor, real: Tensor):
-        """Embeddings [B, S, D] of prompt with audio, then response; which of them are not padding [B, S]; and where the
-        response stands [B, R]. `response` is [B, R], `real` is False at its padding."""
-        device, embed = response.device, self.llada.wte
-        rows, reals, starts = [], [], []
-        for audio, prompt, tokens, tokens_real in zip(heard, prompts, response, real, strict=True):
-            text = embed(torch.tensor(prompt.ids, device=device))  # [L, D]
-            row = torch.cat([text[:prompt.audio_at], audio.to(text.dtype), text[prompt.audio_at:], embed(tokens)])
-            starts.append(len(row) - len(tokens))
-            rows.append(row)
-            reals.append(torch.cat([tokens_real.new_ones(starts[-1]), tokens_real]))
-        at = torch.tensor(starts, device=device)[:, None] + torch.arange(response.shape[1], device=device)  # [B, R]
-        return pad_sequence(rows, batch_first=True), pad_sequence(reals, batch_first=True), at
+    def splice(self, heard: list[Tensor], prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, P, D] of the prompts with the audio in them, padded on the right, and their lengths [B]."""
+        rows = []
+        for audio, prompt in zip(heard, prompts, strict=True):
+            text = self.llada.wte(torch.tensor(prompt.ids, device=audio.device))  # [L, D]
+            rows.append(torch.cat([text[:prompt.audio_at], audio.to(text.dtype), text[prompt.audio_at:]]))
+        return pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows], device=heard[0].device)
 
     def read(self, heard: list[Tensor], prompts: list[Prompt], response: Tensor, real: Tensor, select: Tensor) -> Tensor:
-        """Logits [K, V] of the K tokens of `response` [B, R] that `select` [B, R] marks."""
-        x, x_real, at = self.splice(heard, prompts, response, real)
-        hidden = self.llada(x, x_real)  # [B, S, D]
-        rows = torch.arange(len(at), device=at.device)[:, None]
-        return self.llada.logits(hidden[rows, at][select])  # [B, R, D] -> [K, D] -> [K, V]
+        """Final hidden states [K, D] of the K tokens of `response` [B, R] that `select` [B, R] marks. `real` [B, R] is False
+        at padding."""
+        before, lengths = self.splice(heard, prompts)
+        positions, real = lay_out(lengths, before.shape[1], real)
+        hidden = self.llada(torch.cat([before, self.llada.wte(response)], dim=1), real, positions)  # [B, P + R, D]
+        return hidden[:, before.shape[1]:][select]
 
     def forward(self, audio: Audio, parts: tuple[str, ...], prompts: list[Prompt], response: Tensor, real: Tensor,
                 select: Tensor) -> Tensor:
@@ -116,16 +111,56 @@ class Diffa2(nn.Module):
         heard, prompts = [h for h in heard for _ in range(n)], [p for p in prompts for _ in range(n)]
         return self.read(heard, prompts, response, real, select)
 
-    def predictor(self, heard: list[Tensor], prompts: list[Prompt], mask_id: int) -> Callable:
-        """The function that `decode.generate` asks for predictions: response [B, R] -> logits [B, R, V].
 
-        Called with `conditional=False` the prompt's text is masked, for classifier-free guidance.
-        """
-        blind = [Prompt([mask_id] * len(prompt.ids), prompt.audio_at) for prompt in prompts]
+def lay_out(lengths: Tensor, n_columns: int, real: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [B, P + R] of prompts of `lengths` [B], padded to `n_columns`, and of the responses behind that padding,
+    which go on counting where their prompt ended; and what of it is `real` [B, P + R], given that of the responses."""
+    columns = torch.arange(n_columns, device=real.device).expand(len(lengths), -1)  # [B, P]
+    after = lengths[:, None] + torch.arange(real.shape[1], device=real.device)  # [B, R]
+    return torch.cat([columns, after], dim=1), torch.cat([columns < lengths[:, None], real], dim=1)
 
-        def predict(response: Tensor, conditional: bool = True) -> Tensor:
-            everything = torch.ones_like(response, dtype=torch.bool)
-            logits = self.read(heard, prompts if conditional else blind, response, everything, everything)
-            return logits.view(*response.shape, -1)
 
-        return predict
+class Reader:
+    """Reads B responses of R tokens behind their prompts, step after step as decoding fills them in, and remembers keys and
+    values. `lengths` are those of the responses; what is behind is padding. Tokens are [B, R], hidden states [B, ..., D]."""
+
+    def __init__(self, model: Diffa2, heard: list[Tensor], prompts: list[Prompt], lengths: list[int], mask_id: int):
+        self.model, self.heard, self.prompts, self.lengths, self.mask_id = model, heard, prompts, lengths, mask_id
+        self.before, n_before = model.splice(heard, prompts)
+        self.n_columns = self.before.shape[1]
+        until = torch.tensor(lengths, device=self.before.device)[:, None]
+        self.response = torch.arange(max(lengths), device=self.before.device) < until  # which tokens are no padding
+        self.positions, self.real = lay_out(n_before, self.n_columns, self.response)
+        if len({*lengths}) == 1 and int(n_before.min()) == self.n_columns:
+            self.real = None  # attention is faster if it has nothing to leave out
+        self.cache = None
+
+    def rows(self, keep: list[int]) -> "Reader":
+        """A reader of these rows alone, with nothing remembered."""
+        if len(keep) == len(self.lengths):
+            return self
+        heard, prompts, lengths = ([values[i] for i in keep] for values in (self.heard, self.prompts, self.lengths))
+        return Reader(self.model, heard, prompts, lengths, self.mask_id)
+
+    def blind(self) -> "Reader":
+        """A reader that hears the audio and sees no prompt, for classifier-free guidance."""
+        prompts = [Prompt([self.mask_id] * len(prompt.ids), prompt.audio_at) for prompt in self.prompts]
+        return Reader(self.model, self.heard, prompts, self.lengths, self.mask_id)
+
+    def read(self, tokens: Tensor, remember: bool = False) -> Tensor:
+        """Read prompt, audio and response: [B, R, D]."""
+        x = torch.cat([self.before, self.model.llada.wte(tokens)], dim=1)
+        if remember and self.cache is None:
+            self.cache = self.model.llada.empty_cache(*x.shape[:2])
+        columns = torch.arange(x.shape[1], device=x.device)
+        cache = self.cache if remember else None
+        return self.model.llada(x, self.real, self.positions, cache, columns)[:, self.n_columns:]
+
+    def reread(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+        """Read the tokens from `start` to `stop` again, and take all else from memory: [B, stop - start, D]."""
+        columns = torch.arange(self.n_columns + start, self.n_columns + stop, device=tokens.device)
+        x = self.model.llada.wte(tokens[:, start:stop])
+        return self.model.llada(x, self.real, self.positions[:, columns], self.cache, columns)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.model.llada.logits(hidden)

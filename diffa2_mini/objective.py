@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from .config import StageConfig
 from .data import Batch, Ears, Example, collate
-from .diffusion import diffusion_loss, forward_process
+from .diffusion import diffusion_loss, forward_process, masked_cross_entropy
 from .model import Diffa2
 from .tokenizer import Tokenizer
 from .vrpo import elbo, preference_margin
@@ -18,15 +18,15 @@ from .vrpo import elbo, preference_margin
 def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Tokenizer, n_tokens: int) -> Tensor:
     """Stages 1 to 3: the masked diffusion loss of a batch that has, with the rest of its step, `n_tokens` in its answers."""
     noisy, masked, t = forward_process(batch.response, batch.t, batch.uniforms, tokenizer.mask_id)
-    logits = model(batch.audio, stage.audio, batch.prompts, noisy, batch.real, masked)
-    return diffusion_loss(logits, batch.response, masked, t, n_tokens)
+    hidden = model(batch.audio, stage.audio, batch.prompts, noisy, batch.real, masked)
+    return diffusion_loss(masked_cross_entropy(model.llada.logits, hidden, batch.response, masked), t, n_tokens)
 
 
-def bounds(call: Callable, batch: Batch, masks: Tensor, stage: StageConfig, tokenizer: Tokenizer) -> Tensor:
+def bounds(call: Callable, head: Callable, batch: Batch, masks: Tensor, stage: StageConfig, tokenizer: Tokenizer) -> Tensor:
     """Lower bounds [P, 2] of the chosen and the rejected answer of P pairs, by the model that `call` runs."""
-    def logits_of(noisy, real, masked):
+    def hidden_of(noisy, real, masked):
         return call(batch.audio, stage.audio, batch.prompts, noisy, real, masked)
-    return elbo(logits_of, batch.response, batch.real, masks, tokenizer.mask_id).view(-1, 2)
+    return elbo(hidden_of, head, batch.response, batch.real, masks, tokenizer.mask_id).view(-1, 2)
 
 
 def preference_bounds(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
@@ -36,9 +36,11 @@ def preference_bounds(model: Diffa2, reference: dict[str, Tensor], batch: Batch,
     def frozen(*inputs):
         return functional_call(model, reference, inputs)
 
-    policy = bounds(model, batch, batch.masks, stage, tokenizer)
+    head = model.llada.logits  # frozen, and so the same for both
+    policy = bounds(model, head, batch, batch.masks, stage, tokenizer)
     with torch.no_grad():
-        return policy, bounds(frozen, batch, batch.masks if reference_masks is None else reference_masks, stage, tokenizer)
+        masks = batch.masks if reference_masks is None else reference_masks
+        return policy, bounds(frozen, head, batch, masks, stage, tokenizer)
 
 
 @torch.no_grad()

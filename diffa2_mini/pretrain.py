@@ -21,7 +21,7 @@ from .config import ASSETS, SIZES, LladaConfig, PretrainConfig, TextConfig, requ
 from .decode import generate
 from .diffusion import masked_cross_entropy
 from .llada import Block, Llada, rotary
-from .model import Diffa2
+from .model import Diffa2, Reader
 from .parallel import choose_device
 from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
 from .tokenizer import Tokenizer
@@ -67,7 +67,7 @@ def look_beside(block: Block, config: LladaConfig, head: int, offset: int, share
     and the queries start turned by `offset`, so that the score is the sum over rotary frequencies f of
     cos(f (distance - offset)). What tells a word's neighbour is what copying and choosing are built on."""
     width = config.width // config.n_heads
-    cos, sin = rotary(2, width, config.rope_theta)  # [2, width / 2]; row 1 is a turn by one position
+    cos, sin = rotary(torch.arange(2), width, config.rope_theta)  # [2, width / 2]; row 1 is a turn by one position
     fast = torch.arange(width // 2) < 6  # the frequencies that tell neighbours apart
     zero = torch.zeros(width // 2)
     key = torch.cat([fast.float(), zero])
@@ -114,11 +114,11 @@ def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExampl
     response, real = (x.to(heard[0].device) for x in responses(tokenizer, examples, model.config.text.response_multiple))
     t = torch.from_numpy(rng.uniform(config.shortest_time, 1, size=(len(examples), 1)))
     masked = (torch.from_numpy(rng.random(response.shape)) < t).to(real.device) & real
-    logits = model.read(heard, prompts, response.masked_fill(masked, tokenizer.mask_id), real, masked)
+    hidden = model.read(heard, prompts, response.masked_fill(masked, tokenizer.mask_id), real, masked)
     late = (response == tokenizer.eos_id).long().cumsum(1) > 1
     letter = torch.isin(response, torch.tensor([tokenizer.encode(letter)[0] for letter in LETTERS], device=response.device))
     weight = torch.where(late, config.eos_weight, torch.where(letter, config.letter_weight, 1.0)) * masked
-    return (masked_cross_entropy(logits, response, masked) * weight).sum() / weight.sum()
+    return (masked_cross_entropy(model.llada.logits, hidden, response, masked) * weight).sum() / weight.sum()
 
 
 def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, config: PretrainConfig,
@@ -150,9 +150,9 @@ def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample],
         heard = [embed(model, tokenizer, example.words()) if silences is None else
                  frames(model, tokenizer, example, silences, rng) for example in batch]
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
-        predict = model.predictor(heard, prompts, tokenizer.mask_id)
-        for step in generate(predict, len(batch), model.config.decode, tokenizer.mask_id, tokenizer.eos_id,
-                             heard[0].device):
+        decode = model.config.decode
+        reader = Reader(model, heard, prompts, [decode.gen_length] * len(batch), tokenizer.mask_id)
+        for step in generate(reader, decode, tokenizer.eos_id):
             tokens = step.tokens
         for example, row in zip(batch, tokens.tolist()):
             right.setdefault(example.type, []).append(tokenizer.decode(row) == example.answer)

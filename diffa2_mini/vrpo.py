@@ -21,18 +21,18 @@ def draw_masks(rng: np.random.Generator, n_response: int, n_samples: int) -> np.
     return ranks < k
 
 
-def elbo(logits_of: Callable, response: Tensor, real: Tensor, masks: Tensor, mask_id: int) -> Tensor:
+def elbo(hidden_of: Callable, head: Callable, response: Tensor, real: Tensor, masks: Tensor, mask_id: int) -> Tensor:
     """Estimate of the lower bound on log p(response), in nats, for each row of `response` [B, R]: [B].
 
     `masks` [B, n, R] are the samples, False at padding. A sample with k masks among the L tokens of a row counts
     -(L / k) * sum of their cross-entropies; the estimate is the mean over samples.
-    `logits_of(noisy [B * n, R], real, masked)` gives the logits of the masked tokens [K, V].
+    `hidden_of(noisy [B * n, R], real, masked)` gives the states of the masked tokens [K, D], and `head` their logits.
     """
     B, n, R = masks.shape
     masked = masks.reshape(B * n, R)
     tiled, tiled_real = response.repeat_interleave(n, 0), real.repeat_interleave(n, 0)
-    logits = logits_of(tiled.masked_fill(masked, mask_id), tiled_real, masked)
-    losses = masked_cross_entropy(logits, tiled, masked).sum(1)  # [B * n]
+    hidden = hidden_of(tiled.masked_fill(masked, mask_id), tiled_real, masked)
+    losses = masked_cross_entropy(head, hidden, tiled, masked).sum(1)  # [B * n]
     samples = -losses * tiled_real.sum(1) / masked.sum(1)
     return samples.view(B, n).mean(1)
 

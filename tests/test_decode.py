@@ -4,18 +4,48 @@ import pytest
 import torch
 
 from diffa2_mini.config import DecodeConfig
-from diffa2_mini.decode import choose, factor_based, finished, generate, most_confident
+from diffa2_mini.decode import above_threshold, choose, factor_based, finished, generate, most_confident
+from diffa2_mini.model import Reader
+from diffa2_mini.tokenizer import Prompt
 
 V, MASK, EOS = 6, 5, 4  # words 0 ... 3
-SETTINGS = [dict(steps=8), dict(steps=4, remasking="random"), dict(factor=1.0), dict(factor=1e-9)]
+SETTINGS = [dict(steps=8), dict(steps=4, remasking="random"), dict(factor=1.0), dict(factor=1e-9), dict(threshold=0.6)]
 
 
 def settings(**changes) -> DecodeConfig:
     return DecodeConfig(**dict(gen_length=8, block_length=4, steps=8, factor=None) | changes)
 
 
+class Guess:
+    """A reader whose hidden states are logits already: predict(tokens) for the rows that it has."""
+
+    mask_id = MASK
+
+    def __init__(self, predict, n_rows=1, length=8):
+        self.predict, self.response = predict, torch.ones(n_rows, length, dtype=torch.bool)
+        self.kept = slice(None)
+
+    def rows(self, keep):
+        some = Guess(self.predict, len(self.response), self.response.shape[1])
+        some.kept = keep
+        return some
+
+    def blind(self):
+        other = self.rows(self.kept)
+        other.predict = lambda tokens: self.predict(tokens, conditional=False)
+        return other
+
+    def read(self, tokens):
+        everything = torch.full((len(self.response), 8), MASK)
+        everything[self.kept] = tokens
+        return self.predict(everything)[self.kept]
+
+    def logits(self, hidden):
+        return hidden
+
+
 def decode(predict, config, n_rows=1):
-    return list(generate(predict, n_rows, config, MASK, EOS))
+    return list(generate(Guess(predict, n_rows), config, EOS))
 
 
 def sure(words, confidence):
@@ -53,6 +83,13 @@ def restless(rows=(0,), scale=2.0):
 def test_factor_based_rule(confidence, factor, expected):
     committed = factor_based(torch.tensor([confidence]), torch.ones(1, 3, dtype=torch.bool), factor)
     assert "".join(str(int(go)) for go in committed[0]) == expected
+
+
+def test_a_threshold_commits_what_is_above_it_and_the_most_confident_in_any_case():
+    candidates = torch.tensor([[False, True, True, True], [False, True, True, False], [False] * 4])
+    confidence = torch.tensor([[1.0, 0.95, 0.9, 0.91], [1.0, 0.2, 0.3, 1.0], [1.0] * 4])
+    expected = [[False, True, False, True], [False, False, True, False], [False] * 4]
+    assert above_threshold(confidence, candidates, 0.9).tolist() == expected
 
 
 @pytest.mark.parametrize("factor", [1.0, 100.0])
@@ -153,9 +190,9 @@ def test_choice_and_confidence_come_from_the_guided_logits():
     step = decode(predict, settings(cfg=1.5))[0]
     guided = without + 2.5 * (with_prompt - without)
     guided[:, MASK] = -torch.inf
-    confidence, words = guided.double().softmax(-1).max(-1)
-    assert torch.equal(step.predicted[0], words)
-    torch.testing.assert_close(step.confidence[0], confidence)
+    confidence, words = guided[:4].softmax(-1).max(-1)  # of the first block
+    assert torch.equal(step.predicted[0, :4], words)
+    torch.testing.assert_close(step.confidence[0, :4], confidence)
 
 
 def test_random_remasking_commits_anywhere_but_the_same_for_the_same_seed():
@@ -172,7 +209,7 @@ def test_the_mask_is_never_an_answer(changes, temperature):
     logits = torch.zeros(8, V)
     logits[:, MASK] = 50.0
     run = decode(lambda tokens: logits.clone()[None], settings(temperature=temperature, **changes))
-    assert all((step.predicted != MASK).all() for step in run)
+    assert all((step.predicted[step.confidence > 0] != MASK).all() for step in run)
     assert run[0].confidence[0, 0].item() == pytest.approx(1 / 5)  # it takes no probability either
 
 
@@ -184,3 +221,93 @@ def test_a_batch_equals_its_rows_one_by_one(changes, temperature, cfg):
     batch = decode(restless(range(10)), config, n_rows=10)[-1].tokens
     alone = torch.cat([decode(restless([row]), config)[-1].tokens for row in range(10)])
     assert torch.equal(batch, alone)
+
+
+# ------------------------------------------------------------------------------------------- caches, with a real model
+
+
+@pytest.fixture
+def restless_model(model):
+    """A model whose weights are so large that its predictions change with everything it sees."""
+    for parameter in model.llada.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.7)
+    model.llada.ff_out.weight.data[[4, 22]] *= torch.tensor([[1.5], [1.0]])  # so that some answers end early
+    return model
+
+
+def random_reader(model, seed):
+    """Two to four clips with prompts and answers of different lengths."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def number(low, high):
+        return int(torch.randint(low, high, (), generator=rng))
+
+    n = number(2, 5)
+    heard = [torch.randn(number(0, 6), model.config.llada.width, generator=rng) for _ in range(n)]
+    prompts = [Prompt([number(6, 22) for _ in range(number(1, 8))], 1) for _ in range(n)]
+    return Reader(model, heard, prompts, [4 * number(1, 4) for _ in range(n)], 22)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_fifty_random_batches_equal_their_clips_one_by_one(restless_model, cache):
+    n_ended, answers = 0, set()
+    for seed in range(60):
+        changes = [dict(factor=1.0), dict(steps=4, factor=None), dict(threshold=0.5, factor=None),
+                   dict(factor=1.0, refresh=2), dict(cfg=0.5), dict(temperature=1.0, seed=seed)][seed % 6]
+        config = DecodeConfig(**dict(gen_length=8, block_length=4, steps=8, cache=cache) | changes)
+        batch = random_reader(restless_model, seed)
+        together = list(generate(batch, config, EOS))[-1].tokens
+        for i, length in enumerate(batch.lengths):
+            alone = list(generate(batch.rows([i]), config, EOS))[-1].tokens
+            assert torch.equal(together[i, :length], alone[0]), (seed, i)
+            n_ended += bool((alone == 22).any())
+            answers.add(tuple(alone[0].tolist()))
+    assert n_ended > 10 and len(answers) > 100  # or the lines above would prove little
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("changes", [*SETTINGS, dict(cfg=1.0), dict(temperature=1.0)])
+def test_a_cache_that_is_refreshed_in_every_step_changes_nothing(restless_model, cache, changes):
+    for seed in range(5):
+        runs = [list(generate(random_reader(restless_model, seed), settings(cache=name, refresh=1, **changes), EOS))
+                for name in ("none", cache)]
+        for plain, cached in zip(*runs, strict=True):
+            assert torch.equal(plain.tokens, cached.tokens) and torch.equal(plain.confidence, cached.confidence)
+
+
+def test_a_cache_reads_everything_once_a_block_and_then_less(restless_model, monkeypatch):
+    read, forward = [], restless_model.llada.forward
+
+    def counted(x, *others):
+        read.append(x.shape[1])
+        return forward(x, *others)
+
+    monkeypatch.setattr(restless_model.llada, "forward", counted)
+    heard, prompts = [torch.randn(3, 12)], [Prompt([7] * 6, 2)]
+    expected = {"none": [17] * 8, "prefix": [17, 8, 8, 8, 17, 4, 4, 4], "dual": [17, 4, 4, 4] * 2}
+    answers = set()
+    for cache, columns in expected.items():
+        read.clear()
+        run = list(generate(Reader(restless_model, heard, prompts, [8], 22), settings(cache=cache), eos_id=-1))
+        assert read == columns
+        answers.add(tuple(run[-1].tokens[0].tolist()))
+    assert len(answers) > 1  # the caches are not exact
+
+
+def test_rows_that_are_finished_are_not_read_any_more():
+    rows = []
+
+    def predict(tokens):
+        logits = torch.zeros(3, 8, V)
+        logits[:, :, 0] = 9.0
+        logits[0, 1, EOS] = 20.0  # the first row ends in the first block
+        return logits
+
+    guess = Guess(predict, n_rows=3)
+    kept = guess.rows
+    guess.rows = lambda keep: rows.append(keep) or kept(keep)
+    run = list(generate(guess, settings(), EOS))
+    assert rows == [[0, 1, 2], [1, 2]]
+    assert run[-1].tokens.tolist() == [[0, EOS, 0, 0] + [MASK] * 4, [0] * 8, [0] * 8]
+    assert not run[-1].committed[0].any()

@@ -6,6 +6,7 @@ from math import comb, factorial
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from diffa2_mini.diffusion import EPSILON, diffusion_loss, forward_process, masked_cross_entropy, noise_for
 from diffa2_mini.vrpo import elbo
@@ -40,7 +41,7 @@ def logits_at(table, noisy, masked):
 def losses(table, x):
     """Summed cross-entropy of x [1, R] under each of ALL_MASKS: [7]."""
     x = x.expand(len(ALL_MASKS), R)
-    return masked_cross_entropy(logits_at(table, x.masked_fill(ALL_MASKS, MASK), ALL_MASKS), x, ALL_MASKS).sum(1)
+    return masked_cross_entropy(nn.Identity(), logits_at(table, x.masked_fill(ALL_MASKS, MASK), ALL_MASKS), x, ALL_MASKS).sum(1)
 
 
 def exact_bound(table, x=X):
@@ -64,7 +65,7 @@ def test_cross_entropy_stands_at_the_masked_tokens_and_is_zero_elsewhere():
     logits = torch.randn(3, V)
     p = logits.softmax(-1).log()
     expected = -torch.tensor([[p[0, 0], 0, p[1, 2]], [0, p[2, 1], 0]])
-    torch.testing.assert_close(masked_cross_entropy(logits, response, masked), expected)
+    torch.testing.assert_close(masked_cross_entropy(nn.Identity(), logits, response, masked), expected)
 
 
 def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():
@@ -72,9 +73,10 @@ def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():
     x, u = X.expand(n, R), torch.rand(n, R)
     noisy, masked, t = forward_process(x, torch.rand(n), u, MASK)
     logits = logits_at(table, noisy, masked)
-    samples = masked_cross_entropy(logits, x, masked).sum(1) / t
+    losses_here = masked_cross_entropy(nn.Identity(), logits, x, masked)
+    samples = losses_here.sum(1) / t
     error = samples.std() / n ** 0.5
-    estimate = R * diffusion_loss(logits, x, masked, t, n_tokens=n * R)
+    estimate = R * diffusion_loss(losses_here, t, n_tokens=n * R)
     assert abs(estimate - exact_bound(table)) < 4 * error
     assert error < 0.01 * exact_bound(table)  # or the line above would prove nothing
 
@@ -82,7 +84,7 @@ def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():
 def test_masking_exactly_k_tokens_has_the_same_expectation():
     """VRPO's estimator: k uniform in 1 ... R, then any k tokens, R/k. Here every mask once, with its probability."""
     table, n = arbitrary_model(), len(ALL_MASKS)
-    bounds = elbo(lambda noisy, real, masked: logits_at(table, noisy, masked),
+    bounds = elbo(lambda noisy, real, masked: logits_at(table, noisy, masked), nn.Identity(),
                   X.expand(n, R), REAL.expand(n, R), ALL_MASKS[:, None], MASK)
     weights = torch.tensor([1 / (R * comb(R, k)) for k in ALL_MASKS.sum(1).tolist()])
     assert weights.sum() == pytest.approx(1)
@@ -147,11 +149,11 @@ def test_eos_that_belongs_to_the_response_counts_and_row_padding_does_not():
     eos, answer, t = 1, torch.tensor([[2, 1, 1, 1]]), torch.ones(1)  # one word and three EOS
     logits = torch.randn(4, V)
     _, masked, _ = forward_process(answer, t, torch.zeros(1, 4), MASK)
-    alone = diffusion_loss(logits, answer, masked, t, n_tokens=4)
+    alone = diffusion_loss(masked_cross_entropy(nn.Identity(), logits, answer, masked), t, n_tokens=4)
     torch.testing.assert_close(alone, -logits.log_softmax(-1)[range(4), answer[0]].mean())
     padded = torch.cat([answer, torch.full((1, 2), eos)], dim=1)
     _, masked, _ = forward_process(padded, t, torch.tensor([[0.0, 0, 0, 0, 2, 2]]), MASK)  # 2: never masked
-    assert torch.equal(diffusion_loss(logits, padded, masked, t, n_tokens=4), alone)
+    assert torch.equal(diffusion_loss(masked_cross_entropy(nn.Identity(), logits, padded, masked), t, n_tokens=4), alone)
 
 
 def test_the_losses_of_the_pieces_of_a_batch_add_up():
@@ -160,6 +162,7 @@ def test_the_losses_of_the_pieces_of_a_batch_add_up():
     logits = torch.randn(4, 8, V)
 
     def loss(rows):
-        return diffusion_loss(logits[rows][masked[rows]], response[rows], masked[rows], t[rows], n_tokens=32)
+        losses = masked_cross_entropy(nn.Identity(), logits[rows][masked[rows]], response[rows], masked[rows])
+        return diffusion_loss(losses, t[rows], n_tokens=32)
 
     torch.testing.assert_close(sum(loss([i]) for i in range(4)), loss([0, 1, 2, 3]))

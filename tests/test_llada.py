@@ -41,7 +41,7 @@ def test_a_block_equals_the_naive_one(config):
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.5)
     x = torch.randn(2, 7, 12)
-    ours = block(x, rotary(7, 4, config.llada.rope_theta), None)
+    ours = block(x, rotary(torch.arange(7), 4, config.llada.rope_theta), None)
     for row, alone in zip(ours, x):
         expected = naive_block(block, alone.double(), config.llada)
         torch.testing.assert_close(row.double(), expected, atol=1e-4, rtol=1e-4)
@@ -61,14 +61,14 @@ def test_rms_norm_squares_in_float32():
 
 def test_rotation_equals_its_complex_formula_and_keeps_norms():
     x = torch.randn(1, 1, 50, 8)
-    turned = rotate(x, rotary(50, 8, 100.0))
+    turned = rotate(x, rotary(torch.arange(50), 8, 100.0))
     torch.testing.assert_close(turned[0, 0].double(), naive_rotate(x[0, 0].double(), 100.0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     torch.testing.assert_close(turned[..., 0, :], x[..., 0, :])  # position 0 does not turn
 
 
 def test_attention_depends_on_relative_distance_alone():
-    q, k, rotation = torch.randn(8), torch.randn(8), rotary(20, 8, 100.0)
+    q, k, rotation = torch.randn(8), torch.randn(8), rotary(torch.arange(20), 8, 100.0)
     scores = rotate(q.expand(1, 1, 20, 8), rotation)[0, 0] @ rotate(k.expand(1, 1, 20, 8), rotation)[0, 0].T
     for distance in (-7, 0, 3):
         diagonal = scores.diagonal(distance)

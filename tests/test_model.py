@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffa2_mini.model import part_of
+from diffa2_mini.model import Reader, lay_out, part_of
 from diffa2_mini.tokenizer import Prompt
 
 MASK = 22
@@ -44,29 +44,33 @@ def test_the_parts_are_heard_in_order(model, audio, first):
         assert all(torch.equal(row, model.trainable_prompts.weight) for row in pieces[0])
 
 
-def test_the_audio_lands_at_audio_at_and_the_response_at_the_end(model, audio):
+def test_the_audio_lands_at_audio_at_and_the_prompt_is_padded_behind(model, audio):
     heard = model.hear(audio, PARTS[1])
-    x, x_real, at = model.splice(heard, PROMPTS, RESPONSE, REAL)
+    x, lengths = model.splice(heard, PROMPTS)
     embed = model.llada.wte
-    for b, (embeddings, prompt) in enumerate(zip(heard, PROMPTS)):
+    for row, embeddings, prompt, length in zip(x, heard, PROMPTS, lengths):
         end = prompt.audio_at + len(embeddings)
-        assert torch.equal(x[b, :prompt.audio_at], embed(torch.tensor(prompt.ids[:prompt.audio_at])))
-        assert torch.equal(x[b, prompt.audio_at:end], embeddings)
-        rest = torch.tensor(prompt.ids[prompt.audio_at:])
-        assert torch.equal(x[b, end:end + len(rest)], embed(rest))
-        assert at[b].tolist() == list(range(end + len(rest), end + len(rest) + 4))
-        assert torch.equal(x[b, at[b]], embed(RESPONSE[b]))
-        assert x_real[b].tolist() == [i < at[b, 0] + REAL[b].sum() for i in range(x.shape[1])]
+        assert length == len(prompt.ids) + len(embeddings)
+        assert torch.equal(row[:prompt.audio_at], embed(torch.tensor(prompt.ids[:prompt.audio_at])))
+        assert torch.equal(row[prompt.audio_at:end], embeddings)
+        assert torch.equal(row[end:length], embed(torch.tensor(prompt.ids[prompt.audio_at:])))
+        assert not row[length:].any()
+
+
+def test_positions_count_on_from_prompt_to_response_as_if_there_were_no_padding():
+    positions, real = lay_out(torch.tensor([2, 4]), 4, torch.tensor([[True, True, False], [True, False, False]]))
+    assert positions.tolist() == [[0, 1, 2, 3, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]]
+    assert real.long().tolist() == [[1, 1, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("parts", PARTS)
 def test_a_batch_equals_its_clips_one_by_one(model, audio, parts):
     batch = model(audio, parts, PROMPTS, RESPONSE, REAL, REAL).split(REAL.sum(1).tolist())
-    for i, logits in enumerate(batch):
+    for i, states in enumerate(batch):
         n, response = REAL[i].sum(), RESPONSE[i:i + 1]
         everything = torch.ones(1, n, dtype=torch.bool)
         alone = model(clip(audio, i), parts, PROMPTS[i:i + 1], response[:, :n], everything, everything)
-        torch.testing.assert_close(logits, alone, atol=1e-5, rtol=0)
+        torch.testing.assert_close(states, alone, atol=1e-5, rtol=0)
 
 
 def test_the_audio_of_a_row_reaches_its_own_response_and_no_other(model, audio):
@@ -78,9 +82,9 @@ def test_the_audio_of_a_row_reaches_its_own_response_and_no_other(model, audio):
     assert torch.equal(before[1], after[1]) and torch.equal(before[2], after[2])
 
 
-def test_logits_come_at_the_selected_tokens_in_row_order(model, audio):
+def test_states_come_at_the_selected_tokens_in_row_order(model, audio):
     everything = torch.ones_like(REAL)
-    full = model(audio, PARTS[1], PROMPTS, RESPONSE, REAL, everything).view(3, 4, 23)
+    full = model(audio, PARTS[1], PROMPTS, RESPONSE, REAL, everything).view(3, 4, 12)
     select = torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 1, 0]]).bool()
     some = model(audio, PARTS[1], PROMPTS, RESPONSE, REAL, select)
     torch.testing.assert_close(some, torch.stack([full[0, 1], full[0, 3], full[2, 0], full[2, 2]]))
@@ -122,13 +126,52 @@ def test_everything_is_frozen_at_first_and_lora_starts_as_the_identity(model, au
     assert torch.equal(model(audio, PARTS[1], PROMPTS, RESPONSE, REAL, REAL), before)
 
 
-def test_the_unconditional_prediction_hears_the_audio_but_reads_no_prompt(model, audio):
+def reader(model, heard, prompts=PROMPTS, lengths=(4, 2, 3)):
+    return Reader(model, heard, prompts, list(lengths), MASK)
+
+
+def test_a_blind_reader_hears_the_audio_and_sees_no_prompt(model, audio):
     heard = model.hear(audio, PARTS[1])
-    predict = model.predictor(heard, PROMPTS, MASK)
-    other = model.predictor(heard, [Prompt([21] * len(p.ids), p.audio_at) for p in PROMPTS], MASK)
-    deaf = model.predictor([torch.zeros_like(row) for row in heard], PROMPTS, MASK)
-    everything = torch.ones_like(REAL)
-    assert torch.equal(predict(RESPONSE).flatten(0, 1), model.read(heard, PROMPTS, RESPONSE, everything, everything))
-    assert not torch.allclose(predict(RESPONSE), other(RESPONSE), atol=1e-4)
-    assert torch.equal(predict(RESPONSE, conditional=False), other(RESPONSE, conditional=False))
-    assert not torch.allclose(predict(RESPONSE, conditional=False), deaf(RESPONSE, conditional=False), atol=1e-4)
+    others = [Prompt([21] * len(p.ids), p.audio_at) for p in PROMPTS]
+    deaf = [torch.zeros_like(row) for row in heard]
+    assert not torch.allclose(reader(model, heard).read(RESPONSE), reader(model, heard, others).read(RESPONSE), atol=1e-4)
+    blind = reader(model, heard).blind().read(RESPONSE)
+    assert torch.equal(blind, reader(model, heard, others).blind().read(RESPONSE))
+    assert not torch.allclose(blind, reader(model, deaf).blind().read(RESPONSE), atol=1e-4)
+
+
+def test_a_reader_reads_as_training_does_and_its_rows_as_if_alone(model, audio):
+    heard = model.hear(audio, PARTS[1])
+    read = reader(model, heard).read(RESPONSE)
+    torch.testing.assert_close(read[REAL], model.read(heard, PROMPTS, RESPONSE, REAL, REAL))
+    for i in range(3):
+        n = int(REAL[i].sum())
+        alone = reader(model, heard).rows([i])
+        assert (alone.real is None) and alone.response.shape == (1, n)
+        torch.testing.assert_close(alone.read(RESPONSE[i:i + 1, :n])[0], read[i, :n], atol=1e-5, rtol=0)
+
+
+def test_what_is_read_again_is_exact_if_nothing_else_has_changed_and_sees_what_was(model, audio):
+    other = RESPONSE.clone()
+    other[:, 1] = 5
+    again = reader(model, model.hear(audio, PARTS[1]))
+    before = again.read(RESPONSE, remember=True)
+    torch.testing.assert_close(again.reread(RESPONSE, 1, 3), before[:, 1:3], atol=1e-5, rtol=0)
+    changed = again.reread(other, 1, 2)  # the others, remembered, have not seen the change
+    assert not torch.allclose(changed, before[:, 1:2], atol=1e-4)
+    assert not torch.allclose(changed, again.read(other)[:, 1:2], atol=1e-6)
+    first = again.reread(RESPONSE, 0, 1)  # and what is remembered of the changed one is new
+    assert not torch.allclose(first, before[:, :1], atol=1e-6)
+    again.read(other, remember=True)
+    torch.testing.assert_close(again.reread(other, 1, 2), again.read(other)[:, 1:2], atol=1e-5, rtol=0)
+
+
+def test_the_cache_is_in_the_dtype_of_the_computation(model, audio):
+    model.add_lora()
+    for dtype, autocast in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, True)):
+        model.llada.to(dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            again = reader(model, model.hear(audio, PARTS[1]))
+            again.read(RESPONSE, remember=True)
+            assert again.cache[0].dtype == (torch.bfloat16 if autocast else torch.float32)
+            assert again.reread(RESPONSE, 1, 3).shape == (3, 2, 12)

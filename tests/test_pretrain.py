@@ -46,7 +46,7 @@ def test_frames_are_traits_and_items_with_their_ordinals_in_order_of_time(model,
 def test_two_heads_of_the_first_block_start_by_looking_at_the_neighbours(model):
     block, config = model.llada.blocks[0], TOY.llada
     tokens = torch.randint(0, config.vocab_size, (4, 40), generator=torch.Generator().manual_seed(1))
-    x, turn = block.attn_norm(model.llada.wte(tokens)), rotary(40, config.width // config.n_heads, config.rope_theta)
+    x, turn = block.attn_norm(model.llada.wte(tokens)), rotary(torch.arange(40), config.width // config.n_heads, config.rope_theta)
     q, k = (rotate(proj(x).view(4, 40, config.n_heads, -1).transpose(1, 2), turn) for proj in (block.q_proj, block.k_proj))
     looked_at = (q @ k.transpose(-1, -2)).argmax(-1)[:, :2, 1:-1]  # [B, 2 heads, S - 2]
     offset = (looked_at - torch.arange(1, 39)).float()
