@@ -43,6 +43,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--factor", type=float, help="of factor-based parallel decoding: larger is faster (default 1)")
     add("--threshold", type=float, help="commit what is more confident than this, instead of factor-based decoding")
     add("--cache", choices=["none", "prefix", "dual"], help="what to remember of the keys and values outside the block")
+    add("--capture", action="store_true", default=None, help="on CUDA: record the cached step as a graph, and replay it")
     add("--refresh", type=int, help="steps between readings of the whole sequence (default: once a block)")
     add("--temperature", type=float, help="0 takes the most probable tokens")
     add("--cfg", type=float, help="scale of classifier-free guidance, 0 is none")
@@ -63,7 +64,8 @@ def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConf
     if args.steps is not None or args.threshold is not None or args.remasking == "random":
         changes.setdefault("factor", None)
     if args.gen_length is not None:
-        changes.setdefault("block_length", min(default.block_length, args.gen_length))
+        fits = args.gen_length % default.block_length == 0
+        changes.setdefault("block_length", default.block_length if fits else args.gen_length)
         changes.setdefault("steps", args.gen_length)
     return dataclasses.replace(default, **changes)
 

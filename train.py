@@ -11,12 +11,15 @@ What the stages differ in is one table, `stages` in diffa2_mini/config.py. One l
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
+import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Iterator
 
 import torch
 from tqdm import tqdm
@@ -24,11 +27,11 @@ from tqdm import tqdm
 from diffa2_mini import checkpoint, evaluate, plan, pretrain, show, weights
 from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import SIZES, Parser, StageConfig, require, run_script, to_dict
-from diffa2_mini.data import Ears, batches, collate, default_data, load_examples, tokenize
+from diffa2_mini.data import Batch, Collate, Loader, batches, load_examples
+from diffa2_mini.ears import Ears
 from diffa2_mini.lora import set_dropout
-from diffa2_mini.objective import answer_loss, measure_pairs, preference_bounds
-from diffa2_mini.parallel import DTYPES, choose_device, peak_memory
-from diffa2_mini.vrpo import preference_margin, vrpo_loss
+from diffa2_mini.objective import measure_pairs, piece_loss
+from diffa2_mini.parallel import DTYPES, choose_device, compile_blocks, matmul_ceiling, peak_memory
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -64,7 +67,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="gradient checkpointing of the backbone: less memory, more time (default: for downloaded weights)")
     add("--threads", type=int, help="CPU threads (default: one per core)")
     add("--seed", type=int, default=42)
-    add("--no-cache-audio", action="store_true", help="encode each clip anew each time, to save memory")
+    add("--workers", type=int, help="processes that load audio (default: none where it is kept, else up to 8)")
+    add("--no-cache-audio", action="store_true", help="do not keep what the encoder makes of toy clips in memory")
+    add("--cache-audio", type=Path, metavar="DIR", help="keep what the encoder makes of each clip on disk")
+    add("--compile", action="store_true", help="have torch.compile fuse operations: slow to start, then faster")
     args = parser.parse_args(argv)
     for name in ("steps", "epochs", "batch_size", "grad_accum", "lr", "save_every", "sample_every", "threads"):
         value = getattr(args, name)
@@ -118,7 +124,7 @@ class Run:
         self.device, self.dtype, why = choose_device(args.device, args.dtype, large=not self.config.from_scratch)
         print(f"{why}, {torch.get_num_threads()} threads, seed {args.seed}, size {args.size}")
         diffa2 = args.diffa2 and weights.locate(args.diffa2, "diffa2", args.size)
-        self.data = args.data or default_data(self.config, args.stages, args.random_weights)
+        self.data = args.data or plan.default_data(self.config, args.stages, args.random_weights)
         require(self.data.exists(), f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
         self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
         torch.manual_seed(args.seed)  # adapters and prompts start at random
@@ -126,7 +132,12 @@ class Run:
         self.model.llada.recompute = not self.config.from_scratch if args.recompute is None else args.recompute
         if diffa2:
             weights.load_diffa2(self.model, diffa2)
-        self.ears = Ears(self.model, self.device, self.dtype, keep=args.size == "toy" and not args.no_cache_audio)
+        keep = args.size == "toy" and not args.no_cache_audio
+        self.ears = Ears(self.model, self.device, self.dtype, keep, args.cache_audio)
+        if args.compile:
+            compile_blocks(self.model.whisper.blocks, self.model.llada.blocks)
+        self.log = show.Log(args.out / "log.jsonl")
+        self.ceiling = matmul_ceiling(self.device, self.dtype)
         self.validation = self.load_validation()
         self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print)
                       for path in args.test}
@@ -141,17 +152,6 @@ class Run:
             print(f"no {path}: nothing will be measured")
             return []
         return load_examples(path, self.stages[2], self.config, self.args.skip_broken, print)
-
-    def log(self, **row) -> None:
-        with open(self.args.out / "log.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def forget_log_after(self, stage: int, step: int) -> None:
-        """Drop what was logged after a checkpoint: the resumed run will log it again."""
-        path = self.args.out / "log.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        kept = [row for row in rows if (row["stage"], row["step"]) <= (stage, step)]
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
     def autocast(self) -> torch.autocast:
         """The frozen parts compute in their dtype, and what is trained with them; it is kept in float32."""
@@ -181,30 +181,21 @@ class Run:
         return figures
 
 
-def step_on(run: Run, stage: StageConfig, optimizer, parameters, pairs: list, examples: list, reference: dict) -> dict:
-    """One step of the optimiser on the examples numbered in `pairs` [(epoch, number)]. Returns figures to log."""
-    model, tokenizer, text = run.model, run.tokenizer, run.config.text
-    n_tokens = sum(len(tokenize(examples[i], examples[i].answer, stage, text, tokenizer)[1]) for _, i in pairs)
-    figures = {"loss": 0.0} | ({"margin": 0.0, "reward_accuracy": 0.0} if stage.preference else {})
-    for start in range(0, len(pairs), stage.at_once):
-        piece = pairs[start:start + stage.at_once]
-        batch = collate(piece, examples, run.args.seed, stage, text, tokenizer, run.ears)
+def step_on(run: Run, stage: StageConfig, optimizer, parameters: list, n_tokens: int, batches: Iterator[Batch],
+            reference: dict) -> tuple[dict[str, float], int]:
+    """One step of the optimiser on a batch that comes in pieces and has `n_tokens` in its answers. Returns figures to log,
+    and how many tokens were predicted."""
+    figures, n_masked = {}, 0
+    for batch in batches:
+        n_masked += batch.n_masked
         with run.autocast():
-            if stage.preference:
-                policy, old = preference_bounds(model, reference, batch, stage, tokenizer)
-                share = len(piece) / len(pairs)
-                loss = vrpo_loss(policy, old, stage.vrpo_beta) * share
-                margins = preference_margin(policy.detach(), old)
-                figures["margin"] += margins.mean().item() * share
-                figures["reward_accuracy"] += (margins > 0).float().mean().item() * share
-            else:
-                loss = answer_loss(model, batch, stage, tokenizer, n_tokens)
-        loss.backward()
-        figures["loss"] += loss.item()
-    figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, stage.grad_clip).item()
+            piece = piece_loss(run.model, reference, batch.heard(run.ears, run.device), stage, run.tokenizer, n_tokens)
+        piece["loss"].backward()
+        figures = {name: figures.get(name, 0) + value.detach() for name, value in piece.items()}
+    figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, stage.grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return figures
+    return {name: value.item() for name, value in figures.items()}, n_masked
 
 
 def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpoint | None) -> Checkpoint:
@@ -250,25 +241,36 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         checkpoint.save(args.out / f"stage{number}.safetensors", state)
         return state
 
+    collate = Collate(examples, args.seed, stage, run.config, run.tokenizer, load=not run.ears.remembers)
+    every_step = batches(len(examples), stage.batch_size, n_steps, first_step, args.seed)
+    steps, ahead = itertools.tee((step, collate.cut(pairs, stage.at_once)) for step, pairs in every_step)
+    n_workers = min(8, os.cpu_count() or 1) if args.workers is None and collate.load else args.workers or 0
+    loader = Loader(collate, (piece for _, pieces in ahead for piece in pieces), n_workers)
+
     start = time.perf_counter()
     bar = tqdm(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step", dynamic_ncols=True)
-    for step, pairs in batches(len(examples), stage.batch_size, n_steps, first_step, args.seed):
-        optimizer.param_groups[0]["lr"] = schedule(step, n_steps, stage)
-        figures = step_on(run, stage, optimizer, list(trained.values()), pairs, examples, reference)
+    for step, pieces in steps:
+        optimizer.param_groups[0]["lr"] = lr = schedule(step, n_steps, stage)
+        began, waited = time.perf_counter(), loader.waited
+        lengths = [length for piece in pieces for _, i in piece for length in collate.lengths(i)]  # before and in each answer
+        n_tokens = sum(own for _, own in lengths)
+        figures, n_masked = step_on(run, stage, optimizer, list(trained.values()), n_tokens, loader.take(len(pieces)), reference)
+        shape = plan.shape_of_step(stage, lengths, n_masked, collate.load)
+        speed = plan.throughput(run.config, stage, shape, time.perf_counter() - began, run.ceiling)
         rate = stage.batch_size * (step + 1 - first_step) / (time.perf_counter() - start)
         bar.update()
-        lr = optimizer.param_groups[0]["lr"]
-        bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}")
-        row = {"stage": number, "step": step + 1, "lr": lr, **figures}
+        bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}",
+                        tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}")
+        row = {"stage": number, "step": step + 1, "lr": lr, **figures, **speed, "data_wait": loader.waited - waited}
         if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
             row |= run.report(stage, run.validation[::8]).figures
-        run.log(**row, examples_per_second=rate, time=time.time())
+        run.log.add(**row, examples_per_second=rate, time=time.time())
         if (step + 1) % args.sample_every == 0 and run.validation:
             example = run.validation[step * 7 % len(run.validation)]
             tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
                        f"    target {example.answer!r}, answer {run.answers(stage, [example])[0]!r}")
         if stage.preference and step + 1 == 5 and run.validation:
-            run.log(stage=number, step=5, **run.measure_preferences(stage, reference))
+            run.log.add(stage=number, step=5, **run.measure_preferences(stage, reference))
         if run.stop_signal:
             save(step + 1, done=False)
             bar.close()
@@ -280,7 +282,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         result = run.report(stage, run.validation)
         print(evaluate.table(result))
         figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
-        run.log(stage=number, step=n_steps, **figures, time=time.time())
+        run.log.add(stage=number, step=n_steps, **figures, time=time.time())
     print(f"  stage {number} took {time.perf_counter() - start:.0f} s; peak memory {peak_memory(run.device)}")
     return save(n_steps, done=True)
 
@@ -319,7 +321,7 @@ def train(args: argparse.Namespace) -> None:
                 print(f"\nstage {number} is done: {paths[number]}")
                 init = resumed
                 continue
-            run.forget_log_after(number, resumed.step if resumed else 0)
+            run.log.forget_after(number, resumed.step if resumed else 0)
             init = train_stage(run, number, init, resumed)
     except Stopped:
         print(f"stopped and saved; go on with: python train.py {' '.join(sys.argv[1:])}"

@@ -6,21 +6,24 @@ A manifest is a JSON list (or JSON lines) of objects with the fields of the auth
 stops a run in its first minute and not in its last hour.
 """
 
+import dataclasses
 import json
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 
 from .audio import duration, encoder_frames, load_audio, log_mel
-from .config import ASSETS, AudioConfig, Config, StageConfig, TextConfig, UserError, require
-from .diffusion import noise_for
-from .model import Audio, Diffa2
+from .config import AdapterConfig, AudioConfig, Config, StageConfig, TextConfig, UserError, require
+from .diffusion import forward_process, noise_for
+from .model import Audio
 from .tokenizer import Prompt, Tokenizer
 from .vrpo import draw_masks
 
@@ -35,6 +38,7 @@ class Example:
     rejected: str
     type: str  # of the question, for the accuracy table
     domain: str  # speech, sound, music: likewise
+    seconds: float = 0.0  # how long the clip is
 
 
 def read_manifest(path: Path) -> list[dict]:
@@ -89,11 +93,11 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
             example = read_example(row, Path(path).parent, stage, config.text.instruction)
             if example.path not in seen:
                 try:
-                    seen[example.path] = duration(example.path) and None
+                    seen[example.path] = duration(example.path)
                 except UserError as error:
                     seen[example.path] = str(error)
-            require(seen[example.path] is None, str(seen[example.path]))
-            examples.append(example)
+            require(isinstance(seen[example.path], float), str(seen[example.path]))
+            examples.append(dataclasses.replace(example, seconds=seen[example.path]))
         except UserError as error:
             name = name if isinstance(name, str) else f"entry {i}"
             broken.append(" ".join(f"{name}: {error}".split()))  # one line, whatever is in the names
@@ -112,78 +116,31 @@ def load_clip(path: Path, config: AudioConfig) -> tuple[Tensor, int]:
     return log_mel(samples, config), encoder_frames(len(samples), config)
 
 
-MANIFESTS = {  # what each stage needs, and one entry of it
-    1: ("stage1.json", "speech with its transcripts",
-        '{"audio_filepath": "clip.wav", "transcription": "hello there"}'),
-    2: ("sft.json", "questions about clips with their answers",
-        '{"audio_filepath": "clip.wav", "input": "How many speakers are there?", "target": "two"}'),
-    4: ("preference.json", "questions with a right and a wrong answer",
-        '{"audio_filepath": "clip.wav", "input": "Who laughs?", "chosen": "a child", "rejected": "a man"}'),
-}
-MANIFESTS[3] = MANIFESTS[2]
-
-
-def default_data(config: Config, stages: list[int], random_weights: bool) -> Path:
-    """Where the data is if the user does not say: the toy world, made if it is missing, or the prepared LibriSpeech.
-    Raises UserError that says what the first stage without data needs."""
-    if config.from_scratch or random_weights:
-        from data import toy
-        return toy.make_world(ASSETS / "toy")
-    folder = ASSETS / "librispeech"
-    for stage in stages:
-        name, what, line = MANIFESTS[stage]
-        if not (folder / name).exists():
-            how = ("python data/librispeech.py prepares LibriSpeech" if stage == 1 else
-                   "data/README.md says where the authors' data comes from")
-            raise UserError(f"stage {stage} of size {config.size} needs --data: a manifest of {what}, an entry being {line}; {how}")
-    return folder
-
-
-class Ears:
-    """What the frozen encoder makes of clips, computed once for each and kept in memory if `keep` is set.
-
-    The encoder is never trained, so that keeping its hidden states changes nothing but time.
-    """
-
-    def __init__(self, model: Diffa2, device: torch.device, dtype: torch.dtype, keep: bool):
-        self.model, self.device, self.dtype, self.keep = model, device, dtype, keep
-        self.kept: dict[Path, Audio] = {}
-
-    def encode(self, paths: list[Path]) -> Audio:
-        """The hidden states of clips, through the encoder."""
-        clips = [load_clip(path, self.model.config.audio) for path in paths]
-        mel = torch.stack([mel for mel, _ in clips]).to(self.device, self.dtype)
-        return self.model.encode(mel, torch.tensor([n for _, n in clips], device=self.device))
-
-    def prepare(self, paths: list[Path], progress: Callable) -> None:
-        """Encode clips ahead of time, 32 at once; nothing to do unless they are kept."""
-        missing = [path for path in dict.fromkeys(paths) if path not in self.kept] if self.keep else []
-        for start in progress(range(0, len(missing), 32)):
-            chunk = missing[start:start + 32]
-            audio = self.encode(chunk)
-            for i, path in enumerate(chunk):
-                self.kept[path] = Audio(audio.final[i], audio.taps[i], audio.n_frames[i])
-
-    def __call__(self, paths: list[Path]) -> Audio:
-        if not self.keep:
-            return self.encode(paths)
-        self.prepare(paths, lambda chunks: chunks)
-        clips = [self.kept[path] for path in paths]
-        return Audio(*(torch.stack([getattr(clip, name) for clip in clips]) for name in ("final", "taps", "n_frames")))
+def n_embeddings(config: AdapterConfig, parts: tuple[str, ...], n_frames: int) -> int:
+    """How many embeddings `parts` make of a clip with sound in `n_frames` encoder frames."""
+    return sum({"semantic": n_frames // config.semantic_stride, "acoustic": config.n_queries, "prompts": config.n_prompts}[part]
+               for part in parts)
 
 
 @dataclass
 class Batch:
-    """B examples, or B preference pairs, on the device; then `response` has 2B rows: chosen, rejected, chosen, …"""
+    """B examples, or B preference pairs; then `response` has 2B rows: chosen, rejected, chosen, …"""
 
-    audio: Audio
+    examples: list[Example]
+    clips: list[tuple[Tensor, int]]  # log-mels with their numbers of frames, unless hidden states are kept
     prompts: list[Prompt]
     response: Tensor  # [B, R] token ids, padded with EOS to the longest
     real: Tensor  # bool [B, R], False at that padding
     t: Tensor  # [B] times, and
     uniforms: Tensor  # [B, R] a number per token, for the forward process; or for VRPO:
     masks: Tensor  # bool [2B, n, R] the masks of n samples for each response
-    examples: list[Example]
+    n_masked: int  # tokens that will be predicted
+    audio: Audio | None = None
+
+    def heard(self, ears: Callable, device: torch.device) -> "Batch":
+        """The batch on the device, with what `ears` makes of its clips."""
+        tensors = {name: getattr(self, name).to(device) for name in ("response", "real", "t", "uniforms", "masks")}
+        return dataclasses.replace(self, **tensors, audio=ears([example.path for example in self.examples], self.clips))
 
 
 def tokenize(example: Example, answer: str, stage: StageConfig, text: TextConfig, tokenizer: Tokenizer
@@ -194,33 +151,83 @@ def tokenize(example: Example, answer: str, stage: StageConfig, text: TextConfig
     return prompt, tokenizer.response(answer, text.response_multiple)[:room]
 
 
-def collate(pairs: list[tuple[int, int]], data: list[Example], seed: int, stage: StageConfig, text: TextConfig,
-            tokenizer: Tokenizer, ears: Ears) -> Batch:
-    """Build a batch of (epoch, number in the data) pairs. The noise is keyed by (seed, epoch, number)."""
-    examples = [data[number] for _, number in pairs]
-    prompts, rows, t, uniforms, masks = [], [], [], [], []
-    for (epoch, number), example in zip(pairs, examples):
-        for which, answer in enumerate((example.answer, example.rejected) if stage.preference else (example.answer,)):
-            prompt, ids = tokenize(example, answer, stage, text, tokenizer)
-            rows.append(torch.tensor(ids))
-            if stage.preference:
-                drawn = draw_masks(np.random.default_rng([seed, epoch, number, which]), len(ids), stage.vrpo_samples)
-                masks.append(torch.from_numpy(drawn.T))  # [R, n]
-            else:
-                time, numbers = noise_for(seed, epoch, number, len(ids))
-                t.append(time)
-                uniforms.append(torch.from_numpy(numbers))
-        prompts.append(prompt)
-    device = ears.device
-    response = pad_sequence(rows, batch_first=True, padding_value=tokenizer.eos_id).to(device)
-    real = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True).to(device)
-    if stage.preference:
-        masks = pad_sequence(masks, batch_first=True).transpose(1, 2).to(device)  # [2B, R, n] -> [2B, n, R]
-    else:
-        t = torch.tensor(t, dtype=torch.float32, device=device)
-        uniforms = pad_sequence(uniforms, batch_first=True, padding_value=2.0).float().to(device)  # 2: never masked
-    audio = ears([example.path for example in examples])
-    return Batch(audio, prompts, response, real, t, uniforms, masks, examples)
+class Collate:
+    """Makes batches of some data; what the processes that load it are given. `load` has it load the clips too."""
+
+    def __init__(self, data: list[Example], seed: int, stage: StageConfig, config: Config, tokenizer: Tokenizer, load: bool):
+        self.data, self.seed, self.stage, self.config, self.tokenizer = data, seed, stage, config, tokenizer
+        self.load, self.known = load, {}
+
+    def answers(self, number: int) -> list[tuple[Prompt, list[int]]]:
+        """The prompt and the tokens of the answer; of a pair, of both."""
+        example = self.data[number]
+        both = (example.answer, example.rejected) if self.stage.preference else (example.answer,)
+        return [tokenize(example, answer, self.stage, self.config.text, self.tokenizer) for answer in both]
+
+    def lengths(self, number: int) -> list[tuple[int, int]]:
+        """Of each answer to an example: the tokens that stand before it, audio included, and its own."""
+        if number not in self.known:
+            config, seconds = self.config, self.data[number].seconds
+            frames = encoder_frames(round(seconds * config.audio.sample_rate), config.audio)
+            n_audio = n_embeddings(config.adapter, self.stage.audio, frames)
+            self.known[number] = [(len(prompt.ids) + n_audio, len(ids)) for prompt, ids in self.answers(number)]
+        return self.known[number]
+
+    def __getitem__(self, pairs: list[tuple[int, int]]) -> "Batch | UserError":
+        """A batch of (epoch, number in the data) pairs, or what is wrong with a clip. The noise is keyed by (seed, epoch,
+        number)."""
+        stage, prompts, rows, t, uniforms, masks = self.stage, [], [], [], [], []
+        for epoch, number in pairs:
+            for which, (prompt, ids) in enumerate(self.answers(number)):
+                rows.append(torch.tensor(ids))
+                if stage.preference:
+                    drawn = draw_masks(np.random.default_rng([self.seed, epoch, number, which]), len(ids), stage.vrpo_samples)
+                    masks.append(torch.from_numpy(drawn.T))  # [R, n]
+                else:
+                    at, numbers = noise_for(self.seed, epoch, number, len(ids))
+                    t.append(at)
+                    uniforms.append(torch.from_numpy(numbers).float())
+            prompts.append(prompt)
+        examples = [self.data[number] for _, number in pairs]
+        try:
+            clips = [load_clip(example.path, self.config.audio) for example in examples] if self.load else []
+        except UserError as error:  # raised in a worker, it would come with a trace
+            return error
+        response = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_id)
+        real = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
+        t, none = torch.tensor(t, dtype=torch.float32), torch.empty(0)
+        if stage.preference:
+            masks = pad_sequence(masks, batch_first=True).transpose(1, 2)  # [2B, R, n] -> [2B, n, R]
+            return Batch(examples, clips, prompts, response, real, none, none, masks, int(masks.sum()))
+        uniforms = pad_sequence(uniforms, batch_first=True, padding_value=2.0)  # 2: never masked
+        n_masked = forward_process(response, t, uniforms, self.tokenizer.mask_id)[1].sum()
+        return Batch(examples, clips, prompts, response, real, t, uniforms, none, int(n_masked))
+
+
+    def cut(self, pairs: list[tuple[int, int]], at_once: int) -> list[list[tuple[int, int]]]:
+        """The pairs of a step in pieces of `at_once`, the longest first, so that what is padded together is of about the
+        same length. The gradient of the step is the same however it is cut."""
+        order = sorted(pairs, key=lambda pair: -max(map(sum, self.lengths(pair[1]))))
+        return [order[start:start + at_once] for start in range(0, len(order), at_once)]
+
+
+class Loader:
+    """The batches of `pieces`, in order, made ahead of time by `n_workers` processes. Raises UserError."""
+
+    def __init__(self, collate: Collate, pieces: Iterable[list[tuple[int, int]]], n_workers: int):
+        self.batches = iter(DataLoader(collate, sampler=pieces, batch_size=None, num_workers=n_workers,
+                                       generator=torch.Generator()))
+        self.waited = 0.0  # seconds, in all
+
+    def take(self, n: int) -> Iterator[Batch]:
+        """The next n batches."""
+        for _ in range(n):
+            start = time.perf_counter()
+            batch = next(self.batches)
+            self.waited += time.perf_counter() - start
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 def epoch_order(n_examples: int, epoch: int, seed: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .config import DecodeConfig
 from .model import Reader
+from .parallel import Captured
 
 
 @dataclass
@@ -102,51 +103,61 @@ HIDDEN = {"none": uncached, "prefix": prefix_cached, "dual": dual_cached}  # sta
 # -------------------------------------------------------------------------------------------------------- the loop
 
 
+class Noise:
+    """Uniform numbers in float64, the same for every row. They depend on the seed and the block alone, since rows may
+    leave a block at different steps."""
+
+    def __init__(self, config: DecodeConfig, start: int, device: torch.device):
+        self.generator, self.device = torch.Generator().manual_seed(config.seed * config.gen_length + start), device
+
+    def __call__(self, *shape: int) -> Tensor:
+        drawn = torch.rand(1, *shape, generator=self.generator, dtype=torch.float64)
+        return drawn.clamp_min(1e-300).to(self.device)
+
+
+def commit(confidence: Tensor, candidates: Tensor, i: int, config: DecodeConfig, noise: Noise) -> Tensor:
+    """What step i of a block settles: bool [B, block]."""
+    if config.factor is not None:
+        return factor_based(confidence, candidates, config.factor)
+    if config.threshold is not None:
+        return above_threshold(confidence, candidates, config.threshold)
+    share, remainder = divmod(config.block_length, config.steps_per_block)
+    order = noise(config.block_length).expand_as(confidence) if config.remasking == "random" else confidence
+    return most_confident(order, candidates, share + (i < remainder))
+
+
 @torch.no_grad()
 def generate(reader: Reader, config: DecodeConfig, eos_id: int) -> Iterator[Step]:
-    """Decode the responses that `reader` reads, together, each to its own end; yields each step.
-
-    Every row draws the same noise from `config.seed`, so that an answer does not depend on its neighbours.
-    """
-    generator, mask_id, device = torch.Generator(), reader.mask_id, reader.response.device
-    hidden_states = HIDDEN[config.cache]
-
-    def uniforms(*shape):  # float64, the same for every row
-        return torch.rand(1, *shape, generator=generator, dtype=torch.float64).to(device).clamp_min(1e-300)
-
-    def logits_of(reader, tokens, block, fresh):
-        return reader.logits(hidden_states(reader, tokens, *block, fresh))
-
+    """Decode the responses that `reader` reads, together, each to its own end; yields each step. An answer does not depend
+    on its neighbours. A fixed schedule waits for the device once a block, the others once a step."""
+    mask_id, device = reader.mask_id, reader.response.device
+    hidden_states, refresh = HIDDEN[config.cache], config.refresh or config.block_length
+    readers = [reader, reader.blind()] if config.cfg > 0 else [reader]
     tokens = torch.where(reader.response, mask_id, eos_id)  # [B, R]
+    going = torch.arange(len(tokens), device=device)  # the rows that are not finished
     for start in range(0, tokens.shape[1], config.block_length):
-        going = (~finished(tokens, mask_id, eos_id)).nonzero().squeeze(1).tolist()
-        if not going:
+        stop, noise = start + config.block_length, Noise(config, start, device)
+        left = (~finished(tokens[going], mask_id, eos_id)).nonzero().squeeze(1)
+        if len(left) == 0:
             return
-        seen = reader.rows(going)
-        unseen = seen.blind() if config.cfg > 0 else None
-        block, rows = (start, start + config.block_length), torch.tensor(going, device=device)
-        here = rows[:, None], torch.arange(*block, device=device)
-        generator.manual_seed(config.seed * config.gen_length + start)  # rows may leave a block at different steps
+        going, readers = going[left], [reader.rows(left.tolist()) for reader in readers]
+        for reader in readers:
+            if config.capture and device.type == "cuda" and not isinstance(reader.again, Captured):
+                reader.again = Captured(reader.read_slice)
+        here = going[:, None], torch.arange(start, stop, device=device)
         for i in range(config.steps_per_block):
             candidates = tokens[here] == mask_id
             if not config.is_scheduled and not candidates.any():
                 break
-            now, fresh = tokens[rows, :seen.response.shape[1]], i % (config.refresh or config.block_length) == 0
-            logits = logits_of(seen, now, block, fresh)  # [B, block, V]
-            if config.cfg > 0:
-                unconditional = logits_of(unseen, now, block, fresh)
-                logits = unconditional + (config.cfg + 1) * (logits - unconditional)
+            seen = tokens[going, :readers[0].response.shape[1]]
+            logits, *blind = [reader.logits(hidden_states(reader, seen, start, stop, fresh=i % refresh == 0))
+                              for reader in readers]  # [B, block, V]
+            if blind:
+                logits = blind[0] + (config.cfg + 1) * (logits - blind[0])
             logits[..., mask_id] = -torch.inf  # a mask is not an answer
-            noise = uniforms(*logits.shape[1:]) if config.temperature > 0 else None
-            predicted, confidence = choose(logits, config.temperature, noise)
-            if config.is_scheduled:
-                k = config.block_length // config.steps_per_block + (i < config.block_length % config.steps_per_block)
-                order = uniforms(config.block_length).expand_as(confidence) if config.remasking == "random" else confidence
-                committed = most_confident(order, candidates, k)
-            elif config.threshold is not None:
-                committed = above_threshold(confidence, candidates, config.threshold)
-            else:
-                committed = factor_based(confidence, candidates, config.factor)
+            drawn = noise(*logits.shape[1:]) if config.temperature > 0 else None
+            predicted, confidence = choose(logits, config.temperature, drawn)
+            committed = commit(confidence, candidates, i, config, noise)
             step = Step(tokens.clone(), tokens.clone(), torch.zeros_like(tokens, dtype=confidence.dtype),
                         torch.zeros_like(tokens, dtype=torch.bool))
             step.tokens[here] = torch.where(committed, predicted, tokens[here])

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from .config import DecodeConfig
-from .data import Ears, Example
+from .data import Example
 from .decode import generate
+from .ears import Ears
 from .model import Diffa2, Reader
 from .tokenizer import Tokenizer
 

@@ -6,6 +6,7 @@ and nothing attends to it, so a batch gives what each clip gives alone.
 """
 
 from dataclasses import dataclass
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -133,7 +134,8 @@ class Reader:
         self.positions, self.real = lay_out(n_before, self.n_columns, self.response)
         if len({*lengths}) == 1 and int(n_before.min()) == self.n_columns:
             self.real = None  # attention is faster if it has nothing to leave out
-        self.cache = None
+        self.cache: list[Tensor] = []
+        self.again: Callable = self.read_slice  # or one that is faster, on CUDA
 
     def rows(self, keep: list[int]) -> "Reader":
         """A reader of these rows alone, with nothing remembered."""
@@ -150,17 +152,20 @@ class Reader:
     def read(self, tokens: Tensor, remember: bool = False) -> Tensor:
         """Read prompt, audio and response: [B, R, D]."""
         x = torch.cat([self.before, self.model.llada.wte(tokens)], dim=1)
-        if remember and self.cache is None:
-            self.cache = self.model.llada.empty_cache(*x.shape[:2])
-        columns = torch.arange(x.shape[1], device=x.device)
-        cache = self.cache if remember else None
-        return self.model.llada(x, self.real, self.positions, cache, columns)[:, self.n_columns:]
+        if not remember:
+            return self.model.llada(x, self.real, self.positions)[:, self.n_columns:]
+        self.cache = self.cache or self.model.llada.empty_cache(*x.shape[:2])
+        everywhere = torch.arange(x.shape[1], device=x.device)
+        return self.read_slice(x, self.positions, everywhere)[:, self.n_columns:]
 
     def reread(self, tokens: Tensor, start: int, stop: int) -> Tensor:
         """Read the tokens from `start` to `stop` again, and take all else from memory: [B, stop - start, D]."""
         columns = torch.arange(self.n_columns + start, self.n_columns + stop, device=tokens.device)
-        x = self.model.llada.wte(tokens[:, start:stop])
-        return self.model.llada(x, self.real, self.positions[:, columns], self.cache, columns)
+        return self.again(self.model.llada.wte(tokens[:, start:stop]), self.positions[:, columns], columns)
+
+    def read_slice(self, x: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
+        """Hidden states of embeddings x [B, S, D] at `columns` [S] of the sequence, whose keys and values are renewed."""
+        return self.model.llada(x, self.real, positions, self.cache, columns)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.llada.logits(hidden)

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from .config import StageConfig
-from .data import Batch, Ears, Example, collate
+from .data import Batch, Collate, Example
 from .diffusion import diffusion_loss, forward_process, masked_cross_entropy
+from .ears import Ears
 from .model import Diffa2
 from .tokenizer import Tokenizer
-from .vrpo import elbo, preference_margin
+from .vrpo import elbo, preference_margin, vrpo_loss
 
 
 def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Tokenizer, n_tokens: int) -> Tensor:
@@ -20,6 +21,18 @@ def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Toke
     noisy, masked, t = forward_process(batch.response, batch.t, batch.uniforms, tokenizer.mask_id)
     hidden = model(batch.audio, stage.audio, batch.prompts, noisy, batch.real, masked)
     return diffusion_loss(masked_cross_entropy(model.llada.logits, hidden, batch.response, masked), t, n_tokens)
+
+
+def piece_loss(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
+               n_tokens: int) -> dict[str, Tensor]:
+    """What a piece of a step's batch adds to the loss of the step, and to other figures. The whole batch has `n_tokens` in its
+    answers, and `stage.batch_size` examples."""
+    if not stage.preference:
+        return {"loss": answer_loss(model, batch, stage, tokenizer, n_tokens)}
+    policy, old = preference_bounds(model, reference, batch, stage, tokenizer)
+    share, margins = len(batch.examples) / stage.batch_size, preference_margin(policy.detach(), old)
+    return {"loss": vrpo_loss(policy, old, stage.vrpo_beta) * share, "margin": margins.mean() * share,
+            "reward_accuracy": (margins > 0).float().mean() * share}
 
 
 def bounds(call: Callable, head: Callable, batch: Batch, masks: Tensor, stage: StageConfig, tokenizer: Tokenizer) -> Tensor:
@@ -81,9 +94,10 @@ def measure_pairs(model: Diffa2, reference: dict[str, Tensor], examples: list[Ex
         return {}
 
     def collated(some):
+        collate = Collate(some, seed, stage, model.config, tokenizer, load=False)
         for start in range(0, len(some), stage.at_once):
             numbers = [(0, i) for i in range(start, min(start + stage.at_once, len(some)))]
-            yield collate(numbers, some, seed, stage, model.config.text, tokenizer, ears)
+            yield collate[numbers].heard(ears, ears.device)
 
     figures = reward_accuracy(model, reference, collated(pairs[::6]), stage, tokenizer)
     shared, independent = score_variance(model, reference, next(collated(pairs[::64])), stage, tokenizer)

@@ -1,8 +1,12 @@
-"""Where to compute, in which precision, and how much memory it took."""
+"""Where to compute, in which precision, how fast it could be, and how much memory it took."""
 
 import sys
+import time
+from functools import lru_cache
+from typing import Callable
 
 import torch
+from torch import Tensor, nn
 
 from .config import require
 
@@ -23,6 +27,64 @@ def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" or large else "float32"
     return torch.device(device), DTYPES[dtype], f"device {device} ({why}), {dtype}"
+
+
+@lru_cache
+def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product on this machine, measured now: the best of ten."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=device).to(dtype)
+    times = []
+    for _ in range(10):
+        start = now(device)
+        a @ a
+        times.append(now(device) - start)
+    return 2 * n**3 / min(times)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+def compile_blocks(*stacks: nn.ModuleList) -> None:
+    """Have torch.compile fuse the operations of each block when it is first used. Where it cannot, for want of a compiler
+    say, the block runs as it is and torch warns."""
+    torch._dynamo.config.suppress_errors = True
+    for blocks in stacks:
+        for block in blocks:
+            block.compile()
+
+
+class Captured:
+    """A function of tensors on CUDA. Its kernels are recorded once for each shape of its inputs, and then replayed without
+    Python, and without a gap, between them. The output is overwritten by the next call."""
+
+    def __init__(self, function: Callable):
+        self.function, self.recorded = function, {}
+
+    def record(self, inputs: list[Tensor]) -> tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]:
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):  # whatever a kernel prepares on its first run must not be recorded
+            self.function(*inputs)
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = self.function(*inputs)
+        return inputs, graph, output
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        shapes = tuple(tensor.shape for tensor in tensors)
+        if shapes not in self.recorded:
+            self.recorded[shapes] = self.record([tensor.clone() for tensor in tensors])
+        inputs, graph, output = self.recorded[shapes]
+        for recorded, tensor in zip(inputs, tensors):
+            recorded.copy_(tensor)
+        graph.replay()
+        return output
 
 
 def peak_memory(device: torch.device) -> str:

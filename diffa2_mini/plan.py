@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from .config import ASSETS, SIZES, Config, StageConfig
-from .data import MANIFESTS, read_manifest
+from .config import ASSETS, SIZES, Config, StageConfig, UserError
+from .data import n_embeddings, read_manifest
+from .diffusion import AT_ONCE
 from .model import PREFIXES, Diffa2, part_of
 from .parallel import DTYPES
 
@@ -26,21 +27,29 @@ UTILISATION = 0.4  # of that peak, assumed
 
 @dataclass
 class Shape:
-    """What goes through the model at once: `clips`, and `rows` of `tokens` each, with `masked` to predict in all."""
+    """What goes through the model: `clips` through the encoder, and rows of `lengths` tokens, of which `masked` in all are to
+    predict."""
 
     clips: int
-    rows: int
-    tokens: int
+    lengths: list[int]
     masked: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
 
 
 def shape_of(config: Config, stage: StageConfig, clips: int) -> Shape:
     """The shape of `clips` examples, or pairs, of the longest clips; half of the tokens of the response are masked."""
-    frames = config.audio.max_frames // 2
-    audio = {"semantic": frames // config.adapter.semantic_stride, "acoustic": config.adapter.n_queries,
-             "prompts": config.adapter.n_prompts}
+    length = n_embeddings(config.adapter, stage.audio, config.audio.max_frames // 2) + PROMPT + RESPONSE
     rows = clips * (2 * stage.vrpo_samples if stage.preference else 1)
-    return Shape(clips, rows, sum(audio[part] for part in stage.audio) + PROMPT + RESPONSE, rows * RESPONSE // 2)
+    return Shape(clips, [length] * rows, rows * RESPONSE // 2)
+
+
+def shape_of_step(stage: StageConfig, lengths: list[tuple[int, int]], n_masked: int, encoded: bool) -> Shape:
+    """The shape of a step on answers of known `lengths` (tokens before it, its own), whose clips were `encoded` or are kept."""
+    rows = [before + own for before, own in lengths] * (stage.vrpo_samples if stage.preference else 1)
+    return Shape(stage.batch_size * encoded, rows, n_masked)
 
 
 def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int, int]]:
@@ -62,13 +71,13 @@ def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: in
     """Peak of what the forward pass keeps and the backward pass adds, with `width` bytes per number of the frozen parts
     (2 for bfloat16, 4 for float32)."""
     D, H, V = config.llada.width, config.llada.hidden, config.llada.vocab_size
-    tokens = shape.rows * shape.tokens
+    tokens = shape.tokens
     # A block keeps the float32 inputs of its two norms, q, k, v and what attention gives, and the three inner ones of
     # SwiGLU; LoRA also the inputs of its five projections, which are two tensors.
     block = tokens * (2 * 4 * D + 4 * width * D + 3 * width * H + 2 * width * D * ("lora" in stage.trains))
     inner = tokens * 3 * width * H  # gradients of SwiGLU, the widest place of the backward pass
     kept = tokens * width * D * config.llada.n_layers if recompute else block * config.llada.n_layers
-    head = shape.masked * V * (width + 3 * 4)  # logits, in float32 too, their softmax, its gradient
+    head = min(AT_ONCE, shape.masked) * V * (width + 3 * 4)  # logits, in float32 too, their softmax, its gradient
     E, T = config.whisper.width, config.audio.max_frames // 2
     taps = len(config.whisper.taps) if "acoustic" in stage.audio else 0
     heard = shape.clips * T * E * width * (len(config.whisper.taps) + 2 * taps * config.adapter.qformer_layers + 6)
@@ -95,14 +104,20 @@ def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
     """Floating-point operations that a forward and backward pass need: two per weight and token each way, as a frozen
     weight has no gradient of its own. What recomputation repeats does not count."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
-    tokens = shape.rows * shape.tokens
     E, T = config.whisper.width, config.audio.max_frames // 2
-    backbone = layers * tokens * 2 * (4 * D**2 + 3 * D * H + 2 * shape.tokens * D)
+    pairs = sum(length**2 for length in shape.lengths)  # of tokens that look at each other
+    backbone = layers * 2 * (shape.tokens * (4 * D**2 + 3 * D * H) + 2 * pairs * D)
     head = shape.masked * 2 * D * config.llada.vocab_size
-    attention_gradients = layers * tokens * 4 * shape.tokens * D  # both factors of a product of activations have one
+    attention_gradients = layers * 4 * pairs * D  # both factors of a product of activations have one
     encoder = shape.clips * T * config.whisper.n_layers * 2 * (12 * E**2 + 2 * T * E)
     reference = backbone + head if stage.preference else 0
     return 2 * (backbone + head) + attention_gradients + encoder + reference
+
+
+def throughput(config: Config, stage: StageConfig, shape: Shape, seconds: float, ceiling: float) -> dict[str, float]:
+    """How fast a step was: tokens a second, padding not counted, and its share of the operations that a `ceiling` allows in
+    that time (model FLOPs utilisation)."""
+    return {"tokens_per_second": shape.tokens / seconds, "mfu": step_flops(config, stage, shape) / seconds / ceiling}
 
 
 def gpu() -> tuple[str, float]:
@@ -116,6 +131,33 @@ def table(rows: list[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  " + "  ".join(cell.rjust(width) if i else cell.ljust(width)
                                       for i, (cell, width) in enumerate(zip(row, widths))) for row in rows)
+
+
+MANIFESTS = {  # what each stage needs, and one entry of it
+    1: ("stage1.json", "speech with its transcripts",
+        '{"audio_filepath": "clip.wav", "transcription": "hello there"}'),
+    2: ("sft.json", "questions about clips with their answers",
+        '{"audio_filepath": "clip.wav", "input": "How many speakers are there?", "target": "two"}'),
+    4: ("preference.json", "questions with a right and a wrong answer",
+        '{"audio_filepath": "clip.wav", "input": "Who laughs?", "chosen": "a child", "rejected": "a man"}'),
+}
+MANIFESTS[3] = MANIFESTS[2]
+
+
+def default_data(config: Config, stages: list[int], random_weights: bool) -> Path:
+    """Where the data is if the user does not say: the toy world, made if it is missing, or the prepared LibriSpeech.
+    Raises UserError that says what the first stage without data needs."""
+    if config.from_scratch or random_weights:
+        from data import toy
+        return toy.make_world(ASSETS / "toy")
+    folder = ASSETS / "librispeech"
+    for stage in stages:
+        name, what, line = MANIFESTS[stage]
+        if not (folder / name).exists():
+            how = ("python data/librispeech.py prepares LibriSpeech" if stage == 1 else
+                   "data/README.md says where the authors' data comes from")
+            raise UserError(f"stage {stage} of size {config.size} needs --data: a manifest of {what}, an entry being {line}; {how}")
+    return folder
 
 
 def number_of_examples(config: Config, number: int, stage: StageConfig, data: Path | None) -> tuple[int, str]:
@@ -149,7 +191,7 @@ def describe(config: Config, number: int, stage: StageConfig, data: Path | None,
     n_examples, whence = number_of_examples(config, number, stage, data)
     n_steps = stage.steps or math.ceil(stage.epochs * n_examples / stage.batch_size)
     name, peak = gpu()
-    work = [("tokens per step", f"{step.rows * step.tokens:,}"), ("operations per step", f"{flops:.3g}"),
+    work = [("tokens per step", f"{step.tokens:,}"), ("operations per step", f"{flops:.3g}"),
             ("examples per epoch", f"{n_examples:,} ({whence})"), ("steps", f"{n_steps:,} of {stage.batch_size}"),
             (f"hours on one {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
              f"{n_steps * flops / (UTILISATION * peak) / 3600:,.2f}")]

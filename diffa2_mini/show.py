@@ -17,13 +17,13 @@ def shade(text: str, confidence: float) -> str:
 
 
 def response_line(step: Step, confidence: list[float], tokenizer: Tokenizer, row: int = 0) -> str:
-    """One response as coloured text: ░ for a mask, each token shaded by the confidence it was committed with."""
+    """One response as coloured text up to its end, if that is known: ░ for a mask, each token shaded by the confidence it
+    was committed with."""
     pieces = []
     for token, c in zip(step.tokens[row].tolist(), confidence):
-        if token == tokenizer.mask_id:
-            pieces.append("░")
-        elif token not in (tokenizer.eot_id, tokenizer.eos_id):
-            pieces.append(shade(tokenizer.spell([token]), c))
+        if token in (tokenizer.eot_id, tokenizer.eos_id):
+            break
+        pieces.append("░" if token == tokenizer.mask_id else shade(tokenizer.spell([token]), c))
     return "".join(pieces)
 
 
@@ -41,6 +41,23 @@ def watch(steps, tokenizer: Tokenizer, write, pause: float):
         time.sleep(pause)
         yield step
     write("\n")
+
+
+class Log:
+    """A run's log.jsonl: a line of JSON for each step, and for each measurement."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def add(self, **row) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def forget_after(self, stage: int, step: int) -> None:
+        """Drop what was logged after a checkpoint: the resumed run will log it again."""
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        kept = [row for row in rows if (row["stage"], row["step"]) <= (stage, step)]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
 def draw_curves(log: Path, picture: Path) -> bool:

@@ -8,8 +8,10 @@ import pytest
 import soundfile
 import torch
 
-from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
-from diffa2_mini.data import Ears, Example, batches, collate
+from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, UserError, WhisperConfig
+from diffa2_mini.data import Collate, Example, Loader, batches
+from diffa2_mini.diffusion import EPSILON
+from diffa2_mini.ears import Ears
 from diffa2_mini.model import Diffa2
 from diffa2_mini.weights import load_tokenizer
 
@@ -36,24 +38,17 @@ def examples(tmp_path_factory):
     folder, words = tmp_path_factory.mktemp("clips"), ["one", "two three four", "a high voice says " + "nine " * 20]
     for i in range(8):
         soundfile.write(folder / f"{i}.wav", np.random.default_rng(i).normal(0, 0.1, 1600 * (i + 1)), 16_000)
-    return [Example(folder / f"{i}.wav", "What is said?", words[i % 3], words[(i + 1) % 3], "asr", "speech")
+    return [Example(folder / f"{i}.wav", "What is said?", words[i % 3], words[(i + 1) % 3], "asr", "speech", (i + 1) / 10)
             for i in range(8)]
 
 
 def batch_of(pairs, examples, model, stage, seed=42, keep=True):
-    return collate(pairs, examples, seed, STAGES[stage], MICRO.text, load_tokenizer(MICRO), ears_of(model, keep))
+    return collate(examples, stage, seed)[pairs].heard(ears_of(model, keep), torch.device("cpu"))
 
 
-def test_kept_features_are_the_ones_that_are_not_kept(model, examples):
-    paths = [examples[i].path for i in (3, 0, 7)]
-    fresh, ears = ears_of(model, keep=False), ears_of(model, keep=True)
-    ears.prepare(paths + paths, lambda chunks: chunks)
-    ears.encode = None  # nothing is computed again
-    for name in ("final", "taps", "n_frames"):
-        expected = getattr(fresh(paths), name)
-        assert torch.equal(getattr(ears(paths), name), expected)
-        assert torch.equal(getattr(ears([paths[2], paths[0], paths[2]]), name), expected[[2, 0, 2]])
-    assert fresh(paths).n_frames.tolist() == [20, 5, 40] and not fresh.kept
+def collate(examples, stage, seed=42, load=False):
+    stage = STAGES[stage] if isinstance(stage, int) else stage
+    return Collate(examples, seed, stage, MICRO, load_tokenizer(MICRO), load)
 
 
 @pytest.mark.parametrize("stage", [2, 4])
@@ -61,7 +56,7 @@ def test_text_is_cut_at_so_many_tokens(model, examples, stage):
     prompt = len(batch_of([(0, 2)], examples, model, stage).prompts[0].ids)  # the answer of example 2 has 32 tokens
     for limit, length in ((prompt + 32, 32), (prompt + 31, 31), (prompt + 1, 1), (prompt - 5, 1)):
         cut = replace(STAGES[stage], max_tokens=limit)
-        batch = collate([(0, 2)], examples, 42, cut, MICRO.text, load_tokenizer(MICRO), ears_of(model, keep=True))
+        batch = collate(examples, cut)[[(0, 2)]]
         assert batch.real.sum(1)[0] == length and torch.equal(
             batch.response[0, :length], batch_of([(0, 2)], examples, model, stage).response[0, :length])
 
@@ -125,3 +120,51 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own():
     [(_, other)] = batches(50, 50, 1, 0, seed=6)
     orders = [[number for _, number in batch] for batch in (first, second, other)]
     assert orders[0] != orders[1] and orders[0] != orders[2] and sorted(orders[0]) != orders[0]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 4])
+def test_lengths_are_those_of_what_is_spliced(model, examples, stage):
+    for number in (0, 2, 7):
+        batch, lengths = batch_of([(0, number)], examples, model, stage), collate(examples, stage).lengths(number)
+        _, (before,) = model.splice(model.hear(batch.audio, STAGES[stage].audio), batch.prompts)
+        assert lengths == [(before, n) for n in batch.real.sum(1)]
+
+
+@pytest.mark.parametrize("stage", [2, 4])
+def test_a_batch_knows_how_many_tokens_it_masks(model, examples, stage):
+    batch = batch_of([(0, i) for i in range(8)], examples, model, stage)
+    masks = batch.masks if stage == 4 else batch.uniforms < ((1 - EPSILON) * batch.t + EPSILON)[:, None]
+    assert batch.n_masked == masks.sum() > 0
+
+
+def test_a_step_is_cut_into_pieces_of_like_length_the_longest_first(examples):
+    pairs, maker = [(0, i) for i in (3, 0, 7, 2, 5, 1, 6)], collate(examples, 2)
+    pieces = maker.cut(pairs, at_once=3)
+    assert [len(piece) for piece in pieces] == [3, 3, 1] and sorted(sum(pieces, [])) == sorted(pairs)
+    lengths = [[sum(maker.lengths(number)[0]) for _, number in piece] for piece in pieces]
+    assert sum(lengths, []) == sorted(sum(lengths, []), reverse=True)
+    assert maker.cut(pairs, at_once=7) == [sum(pieces, [])]
+
+
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
+    maker, state = collate(examples, 2, load=True), torch.get_rng_state()
+    pieces = [[(0, 1), (0, 2)], [(0, 7)], [(1, 0), (0, 3)]]
+    loader = Loader(maker, iter(pieces), n_workers)
+    ears = ears_of(model, keep=False)
+    for batch in [*loader.take(2), *loader.take(1)]:
+        expected = maker[pieces.pop(0)]
+        assert torch.equal(batch.response, expected.response) and torch.equal(batch.uniforms, expected.uniforms)
+        assert torch.equal(batch.heard(ears, "cpu").audio.final, ears([e.path for e in batch.examples]).final)
+        assert len(batch.clips) == len(batch.examples)
+    assert not pieces and loader.waited > 0
+    assert torch.equal(torch.get_rng_state(), state)  # or dropout would depend on the loader
+
+
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_a_clip_that_has_gone_is_named_whoever_loads_it(examples, n_workers):
+    gone = [replace(examples[0], path=examples[0].path.with_name("gone.wav"))]
+    loader = Loader(collate(gone, 2, load=True), iter([[(0, 0)]]), n_workers)
+    with pytest.raises(UserError, match="gone.wav: expected an audio file") as error:
+        list(loader.take(1))
+    assert "\n" not in str(error.value)

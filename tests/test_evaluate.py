@@ -10,7 +10,8 @@ import soundfile
 import torch
 
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
-from diffa2_mini.data import Ears, Example
+from diffa2_mini.data import Example
+from diffa2_mini.ears import Ears
 from diffa2_mini.evaluate import answer, is_right, report, table, word_errors
 from diffa2_mini.model import Diffa2
 from diffa2_mini.weights import load_tokenizer

@@ -7,7 +7,8 @@ import torch
 from data import toy, toy_text
 from diffa2_mini import checkpoint, evaluate, pretrain, weights
 from diffa2_mini.config import SIZES
-from diffa2_mini.data import Ears, Example
+from diffa2_mini.data import Example
+from diffa2_mini.ears import Ears
 
 SHARE_RIGHT = 0.90  # of open questions, mean over types; measured: 0.927
 

@@ -1,0 +1,88 @@
+"""What is kept of the encoder's work is, bit for bit, what it would do again."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from test_data import MICRO, ears_of, examples, model  # noqa: F401  (fixtures)
+
+from diffa2_mini.config import UserError
+from diffa2_mini.ears import NAMES, Ears
+from diffa2_mini.model import Diffa2
+
+CPU = torch.device("cpu")
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in NAMES)
+
+
+@pytest.fixture
+def paths(examples, tmp_path):  # noqa: F811
+    return [shutil.copy(examples[i].path, tmp_path / f"{i}.wav") for i in (3, 0, 7)]
+
+
+def on_disk(model, folder, dtype=torch.float32):  # noqa: F811
+    return Ears(model, CPU, dtype, folder=folder)
+
+
+def test_kept_in_memory(model, paths):  # noqa: F811
+    fresh, ears = ears_of(model, keep=False), ears_of(model, keep=True)
+    ears.prepare(paths + paths, lambda chunks: chunks)
+    expected = fresh(paths)
+    ears.encode = None  # nothing is computed again
+    assert same(ears(paths), expected) and expected.n_frames.tolist() == [20, 5, 40]
+    assert ears([paths[2], paths[0]]).n_frames.tolist() == [40, 20]
+    assert not fresh.kept and not fresh.remembers and ears.remembers
+
+
+def test_a_batch_is_its_clips_one_by_one(model, paths):  # noqa: F811
+    together = ears_of(model, keep=False)(paths)
+    for i, path in enumerate(paths):
+        alone = ears_of(model, keep=False)([path])
+        assert torch.equal(alone.final[0], together.final[i]) and torch.equal(alone.taps[0], together.taps[i])
+
+
+def test_kept_on_disk_for_the_next_run_too(model, paths, tmp_path):  # noqa: F811
+    expected = ears_of(model, keep=False)(paths)
+    on_disk(model, tmp_path / "cache").prepare(paths, lambda chunks: chunks)
+    other = on_disk(model, tmp_path / "cache")
+    other.encode = None
+    assert same(other(paths), expected)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
+    asked = []
+    other.prepare(paths, lambda chunks: asked.append(chunks) or chunks)
+    assert asked == [[]]  # all of it is there
+
+
+def test_what_is_no_longer_true_is_not_taken_from_disk(model, paths, tmp_path):  # noqa: F811
+    cache = tmp_path / "cache"
+    before = on_disk(model, cache)(paths)
+    torch.manual_seed(1)
+    assert not same(on_disk(Diffa2(MICRO).eval(), cache)(paths), before)  # another encoder
+    shutil.copy(paths[2], paths[0])
+    os.utime(paths[0], (1, 1))
+    changed = on_disk(model, cache)(paths)
+    assert torch.equal(changed.final[0], before.final[2]) and torch.equal(changed.final[1:], before.final[1:])
+    for file in cache.rglob("*.safetensors"):  # damaged
+        file.write_bytes(file.read_bytes()[:-7])
+    assert same(on_disk(model, cache)(paths), changed)
+
+
+def test_another_precision_has_files_of_its_own(model, paths, tmp_path):  # noqa: F811
+    names = {on_disk(model, tmp_path, dtype).folder for dtype in (torch.float32, torch.bfloat16)}
+    assert len(names) == 2
+
+
+def test_too_little_space_is_refused_before_anything_is_written(model, paths, tmp_path, monkeypatch):  # noqa: F811
+    size = 3 * (2 + 1) * 50 * 8 * 4  # clips, hidden states, frames, width, bytes
+    for free, fits in ((size + 1, True), (size, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free))
+        ears = on_disk(model, tmp_path / f"cache{fits}")
+        if fits:
+            ears.prepare(paths, lambda chunks: chunks)
+        else:
+            with pytest.raises(UserError, match="--cache-audio .*expected 0.0 GiB free for 3 clips"):
+                ears.prepare(paths, lambda chunks: chunks)
+            assert not (tmp_path / "cacheFalse").exists()
