@@ -141,7 +141,7 @@ class DecodeConfig:
     temperature: float = 0.0
     cfg: float = 0.0  # classifier-free guidance scale s: uncond + (s + 1)(cond - uncond)
     remasking: str = "confidence"  # what to commit first, or "random" (fixed schedule)
-    cache: str = "prefix"  # of keys and values: "none", "prefix", "dual"
+    cache: str = "none"  # of keys and values: "none", "prefix", "dual"
     refresh: int | None = None  # steps between readings of the whole sequence; None: once a block
     capture: bool = False  # record the reading of a block as a CUDA graph; has no effect elsewhere
     seed: int = 0
@@ -301,7 +301,7 @@ SIZES = {
             adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
             llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=10_000.0),
             text=TextConfig(tokenizer="toy.bpe", response_multiple=16),
-            decode=DecodeConfig(gen_length=16, block_length=8, steps=16, factor=0.5),
+            decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5),
         ),
         TOY_STAGES,
     ),

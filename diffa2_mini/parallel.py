@@ -3,6 +3,7 @@
 import sys
 import time
 from functools import lru_cache
+from pathlib import Path
 from typing import Callable
 
 import torch
@@ -42,6 +43,17 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / min(times)
 
 
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read or written, of copying a large tensor: the best of ten."""
+    a = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    b, times = torch.empty_like(a), []
+    for _ in range(10):
+        start = now(device)
+        b.copy_(a)
+        times.append(now(device) - start)
+    return 2 * a.nbytes / min(times)
+
+
 def now(device: torch.device) -> float:
     """Seconds, once the device has done all that it was given."""
     if device.type in ("cuda", "mps"):
@@ -52,7 +64,7 @@ def now(device: torch.device) -> float:
 def compile_blocks(*stacks: nn.ModuleList) -> None:
     """Have torch.compile fuse the operations of each block when it is first used. Where it cannot, for want of a compiler
     say, the block runs as it is and torch warns."""
-    torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.suppress_errors = True  # fall back
     for blocks in stacks:
         for block in blocks:
             block.compile()
@@ -96,3 +108,24 @@ def peak_memory(device: torch.device) -> str:
     import resource  # there is none on Windows
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+
+
+def memory_above(function: Callable, device: torch.device, all_of_it: bool = False) -> int | None:
+    """Bytes that a function needs at most, beyond what is there when it starts, or with that: on CUDA those of tensors, on
+    Linux those of the process. None elsewhere."""
+    status = Path("/proc/self/status")
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        peak = torch.cuda.max_memory_allocated()
+    elif status.exists():
+        def field(name):
+            return int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1]) * 1024
+        before = field("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        function()
+        peak = field("VmHWM")
+    else:
+        return None
+    return peak - (0 if all_of_it else before)

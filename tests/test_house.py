@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["config", "parallel", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model", "decode",
          "data", "checkpoint", "ears", "objective", "weights", "evaluate"]  # a file imports only what stands before it
-BESIDE = ["plan", "show", "pretrain_encoder", "pretrain"]
+BESIDE = ["plan", "show", "pretrain_encoder", "pretrain", "bench", "bench_size"]
 CONCEPTS = {*ROOMS} - {"parallel", "ears", "objective"}
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest"}

@@ -45,7 +45,7 @@ def test_json_tells_how_the_answer_came_about(capsys):
 
 
 def test_a_fixed_schedule_takes_the_steps_it_is_given(capsys):
-    (four,), (sixteen,) = (ask(capsys, CLIP, "--steps", n, "--block-length", 16, "--cache", "none") for n in (4, 16))
+    (four,), (sixteen,) = (ask(capsys, CLIP, "--steps", n) for n in (4, 16))
     assert (four["steps"], sixteen["steps"]) == (4, 16)
     assert sixteen["text"] == "three one four"
 

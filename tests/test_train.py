@@ -20,7 +20,7 @@ from diffa2_mini.model import part_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ["--steps", "4", "--batch-size", "6", "--warmup", "1", "--save-every", "2", "--threads", "1", "--sample-every", "3"]
-CLOCK = ("time", "examples_per_second")  # the only figures that may differ between two equal runs
+CLOCK = ("time", "examples_per_second", "tokens_per_second", "mfu", "data_wait")  # the only figures that may differ between two equal runs
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +106,23 @@ def test_a_stopped_run_resumes_to_bit_identical_weights_and_log(world, whole, tm
     resumed = run(world, tmp_path, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert same(tmp_path, whole[0])
+
+
+@pytest.mark.parametrize("flags", [["--workers", "2"], ["--cache-audio", "CACHE"]])
+def test_workers_and_a_cache_on_disk_change_nothing(world, whole, tmp_path, flags):
+    flags = [str(tmp_path / flag) if flag == "CACHE" else flag for flag in flags]
+    done = run(world, tmp_path / "out", "--stage", "1", "--no-cache-audio", *flags)
+    assert done.returncode == 0, done.stderr
+    a, b = (checkpoint.load(out / "stage1.safetensors").model for out in (tmp_path / "out", whole[0]))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert logged(tmp_path / "out") == [row for row in logged(whole[0]) if row["stage"] == 1]
+    assert ("--workers" in flags) != any((tmp_path / "CACHE").rglob("*.safetensors"))
+
+
+def test_every_step_says_how_fast_it_was(whole):
+    rows = [json.loads(line) for line in (whole[0] / "log.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert all(0 < row["mfu"] < 1 and row["tokens_per_second"] > 0 and row["data_wait"] > 0 for row in steps)
 
 
 def test_a_batch_in_pieces_is_the_same_batch(world, whole, tmp_path):

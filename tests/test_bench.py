@@ -1,0 +1,87 @@
+"""The benchmark runs, and what it compares does the same thing."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffa2_mini import bench, bench_size, parallel
+from diffa2_mini import config as configs
+from diffa2_mini.audio import log_mel
+from diffa2_mini.config import AudioConfig, LladaConfig, run_script
+from diffa2_mini.decode import generate
+from diffa2_mini.model import Reader
+from diffa2_mini.tokenizer import Prompt
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def backbone(monkeypatch):
+    monkeypatch.setattr(bench, "BACKBONE", LladaConfig(vocab_size=300, width=16, n_layers=2, n_heads=2, hidden=24))
+    monkeypatch.setattr(bench, "AUDIO", 9)
+    return bench.random_backbone(CPU)
+
+
+def test_the_released_way_and_ours_without_a_cache_give_the_same_answer(backbone):
+    for parameter in backbone.llada.parameters():
+        torch.nn.init.normal_(parameter)
+    config = dataclasses.replace(bench.SCHEDULE, cache="none")
+    runs = [list(generate(reader(backbone, [torch.ones(9, 16)], [Prompt([7] * 6, 2)], [128], 5), config, -1))
+            for reader in (bench.Released, Reader)]
+    assert len(runs[0]) == 32 and len(set(runs[0][-1].tokens[0].tolist())) > 5
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(*runs, strict=True))
+
+
+def test_both_losses_are_the_same(backbone):
+    heard, response = [torch.randn(9, 16)], torch.randint(10, 300, (1, 20))
+    masked = torch.arange(20)[None] % 3 == 0
+    ours, theirs = (losses(backbone, heard, response, masked) for losses in (bench.losses_at_masks, bench.losses_from_all_logits))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_naive_log_mel_is_ours():
+    config = AudioConfig(max_seconds=1)
+    x = np.random.default_rng(0).normal(0, 0.1, config.max_samples).astype(np.float32)
+    np.testing.assert_allclose(bench.naive_log_mel(x, config), log_mel(x, config).numpy(), atol=1e-4)
+
+
+def test_the_figures_are_medians_and_stand_in_the_table_and_in_the_file(backbone, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench, "naive_log_mel", lambda x, config: None)
+    assert run_script(bench.main, ["--runs", "2", "--out", str(tmp_path / "bench.json"), "--device", "cpu"]) == 0
+    written, out = json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out
+    assert written["machine"]["torch"] == torch.__version__
+    rows = {(row["case"], row["variant"]): row for row in written["rows"]}
+    answer = "answer of 128 tokens, blocks of 32 in 8 steps"
+    for variant in ("as released", "ours, no cache", "prefix cache", "dual cache"):
+        row = rows[answer, variant]
+        assert len(row["seconds"]) == 2 and row["median"] == pytest.approx(sum(row["seconds"]) / 2)
+        assert row["ratio"] == pytest.approx(rows[answer, "as released"]["median"] / row["median"])
+        assert f"{row['median']:.4g}" in out
+    assert {row["target"] for row in rows.values()} >= {">= 4", ">= 6", ">= 2", ">= 3", ">= 1.5"}
+
+
+def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, capsys):
+    micro = dataclasses.replace(config, audio=AudioConfig(n_mels=5, max_seconds=1), text=configs.SIZES["full"][0].text,
+                                whisper=dataclasses.replace(config.whisper, n_positions=50),
+                                llada=dataclasses.replace(config.llada, vocab_size=126_464),
+                                decode=configs.DecodeConfig(gen_length=8, block_length=8, steps=8))
+    monkeypatch.setitem(configs.SIZES, "full", (micro, configs.SIZES["full"][1]))
+    for name in ("matmul_ceiling", "copy_bandwidth"):
+        monkeypatch.setattr(bench_size, name, lambda *about: 1e9)
+    command = ["--size", "full", "--random-weights", "--runs", "1", "--out", str(tmp_path / "full.json"), "--dtype", "float32"]
+    assert run_script(bench.main, command) == 0, capsys.readouterr().err
+    rows = json.loads((tmp_path / "full.json").read_text())["rows"]
+    assert [row["of"] for row in rows] == ["GiB"] * 4 + ["real-time factor", "times the reading of the weights"] + [
+        "of the matmul ceiling (MFU)"] * 2
+    assert all(row["ratio"] > 0 and math.isfinite(row["ratio"]) for row in rows)
+
+
+def test_ceilings_and_memory_are_measured():
+    assert 1e8 < parallel.matmul_ceiling(CPU, torch.float32) < 1e15
+    assert 1e8 < parallel.copy_bandwidth(CPU) < 1e13
+    used = parallel.memory_above(lambda: torch.ones(2**26, dtype=torch.uint8).max(), CPU)
+    assert used is None or used == pytest.approx(2**26, rel=0.2)

@@ -1,0 +1,72 @@
+"""Compiling and capturing change speed and nothing else; where they cannot be had, nothing breaks."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffa2_mini.config import DecodeConfig
+from diffa2_mini.decode import generate
+from diffa2_mini.model import Reader
+from diffa2_mini.parallel import Captured, choose_device
+from diffa2_mini.tokenizer import Prompt
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILE = """
+import torch
+from diffa2_mini.config import LladaConfig
+from diffa2_mini.llada import Llada
+from diffa2_mini.parallel import compile_blocks
+torch.manual_seed(0)
+model = Llada(LladaConfig(vocab_size=23, width=12, n_layers=2, n_heads=3, hidden=20))
+x = torch.randn(2, 7, 12, requires_grad=True)
+plain = model(x)
+(gradient,) = torch.autograd.grad(plain.sum(), x)
+compile_blocks(model.blocks)
+again = model(x)
+torch.testing.assert_close(again, plain)
+torch.testing.assert_close(torch.autograd.grad(again.sum(), x)[0], gradient)
+print("compiled", torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
+@pytest.mark.parametrize("compiler", [None, "/no/such/compiler"])
+def test_compiled_blocks_compute_the_same_and_without_a_compiler_run_as_they_are(compiler, tmp_path):
+    there = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=there | ({"CXX": compiler} if compiler else {}),
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (int(done.stdout.split()[-1]) > 0) == (compiler is None)
+
+
+def test_a_device_that_is_not_there_is_refused_and_the_choice_is_explained():
+    device, dtype, why = choose_device("cpu", "auto", large=True)
+    assert (device.type, dtype) == ("cpu", torch.bfloat16) and "cpu" in why and "bfloat16" in why
+
+
+def answer(model, device, capture):
+    config = DecodeConfig(gen_length=8, block_length=4, steps=8, factor=None, cache="dual", capture=capture)
+    heard = [torch.ones(5, model.config.llada.width, device=device)]
+    return list(generate(Reader(model, heard, [Prompt([7] * 6, 2)], [8], 22), config, eos_id=-1))
+
+
+def test_asking_for_a_capture_does_nothing_on_the_cpu(model):
+    for plain, captured in zip(answer(model, "cpu", False), answer(model, "cpu", True), strict=True):
+        assert torch.equal(plain.tokens, captured.tokens) and torch.equal(plain.confidence, captured.confidence)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a CUDA device")
+def test_what_is_captured_is_replayed_on_other_inputs(model):
+    model.cuda()
+    for plain, captured in zip(answer(model, "cuda", False), answer(model, "cuda", True), strict=True):
+        assert torch.equal(plain.tokens, captured.tokens)
+        torch.testing.assert_close(plain.confidence, captured.confidence)
+    double = Captured(lambda x: 2 * x)
+    for shape in ((3,), (4, 2), (3,)):
+        x = torch.randn(shape, device="cuda")
+        assert torch.equal(double(x), 2 * x)
