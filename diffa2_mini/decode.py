@@ -23,8 +23,8 @@ from .parallel import Captured
 
 @dataclass
 class Step:
-    """What one step of decoding did to each of B responses of R tokens. Outside the block that is being filled in, and in
-    rows that are finished, nothing is predicted: there `predicted` is what stands there, with a confidence of 0."""
+    """What one step of decoding did to each of B responses of R tokens. Only the masks of the block that is being filled in
+    are predicted; elsewhere `predicted` is what stands there, with a confidence of 0."""
 
     tokens: Tensor  # [B, R] after the step; masks where nothing is committed yet
     predicted: Tensor  # [B, R] the token that each position would get now
@@ -39,8 +39,8 @@ def choose(logits: Tensor, temperature: float, noise: Tensor | None) -> tuple[Te
     """A token for each position and its probability, from logits [..., V]. With a temperature T the token is the largest
     p / (-log u)^T, u uniform (Gumbel-max, in float64), which samples from p^(1/T); the probability stays that of T = 0."""
     if noise is None:
-        best, tokens = logits.float().max(-1)
-        return tokens, (best - logits.float().logsumexp(-1)).exp()
+        best, tokens = logits.max(-1, keepdim=True)
+        return tokens.squeeze(-1), 1 / logits.float().sub_(best).exp_().sum(-1)
     probabilities = logits.double().softmax(-1)
     tokens = (probabilities / (-noise.log()) ** temperature).argmax(-1)
     return tokens, probabilities.gather(-1, tokens[..., None]).squeeze(-1)
@@ -115,15 +115,19 @@ class Noise:
         return drawn.clamp_min(1e-300).to(self.device)
 
 
-def commit(confidence: Tensor, candidates: Tensor, i: int, config: DecodeConfig, noise: Noise) -> Tensor:
-    """What step i of a block settles: bool [B, block]."""
+def share(config: DecodeConfig, i: int) -> int:
+    """How many tokens step i of a block settles on a fixed schedule; the remainder goes first."""
+    equal, remainder = divmod(config.block_length, config.steps_per_block)
+    return equal + (i < remainder)
+
+
+def commit(confidence: Tensor, candidates: Tensor, order: Tensor, k: int, config: DecodeConfig) -> Tensor:
+    """What a step settles: bool [B, n]. A fixed schedule takes k, the first in `order`."""
     if config.factor is not None:
         return factor_based(confidence, candidates, config.factor)
     if config.threshold is not None:
         return above_threshold(confidence, candidates, config.threshold)
-    share, remainder = divmod(config.block_length, config.steps_per_block)
-    order = noise(config.block_length).expand_as(confidence) if config.remasking == "random" else confidence
-    return most_confident(order, candidates, share + (i < remainder))
+    return most_confident(order, candidates, k)
 
 
 @torch.no_grad()
@@ -144,23 +148,33 @@ def generate(reader: Reader, config: DecodeConfig, eos_id: int) -> Iterator[Step
         for reader in readers:
             if config.capture and device.type == "cuda" and not isinstance(reader.again, Captured):
                 reader.again = Captured(reader.read_slice)
-        here = going[:, None], torch.arange(start, stop, device=device)
+        n = config.block_length  # masks in a row of the block, at most
         for i in range(config.steps_per_block):
-            candidates = tokens[here] == mask_id
-            if not config.is_scheduled and not candidates.any():
-                break
             seen = tokens[going, :readers[0].response.shape[1]]
-            logits, *blind = [reader.logits(hidden_states(reader, seen, start, stop, fresh=i % refresh == 0))
-                              for reader in readers]  # [B, block, V]
+            masked = seen[:, start:stop] == mask_id
+            n = n if config.is_scheduled else int(masked.sum(1).max())
+            if n == 0:
+                break
+            places = masked.int().topk(n).indices.sort().values  # [B, n]; where a row has fewer masks, others too
+            here, candidates = (going[:, None], start + places), masked.gather(1, places)
+            logits, *blind = [logits_at(places, reader, hidden_states(reader, seen, start, stop, fresh=i % refresh == 0))
+                              for reader in readers]  # [B, n, V]
             if blind:
                 logits = blind[0] + (config.cfg + 1) * (logits - blind[0])
             logits[..., mask_id] = -torch.inf  # a mask is not an answer
-            drawn = noise(*logits.shape[1:]) if config.temperature > 0 else None
+            drawn = noise(config.block_length, logits.shape[-1])[0, places] if config.temperature > 0 else None
             predicted, confidence = choose(logits, config.temperature, drawn)
-            committed = commit(confidence, candidates, i, config, noise)
+            order = noise(config.block_length)[0, places] if config.remasking == "random" else confidence
+            committed = commit(confidence, candidates, order, share(config, i), config)
+            n -= share(config, i)
             step = Step(tokens.clone(), tokens.clone(), torch.zeros_like(tokens, dtype=confidence.dtype),
                         torch.zeros_like(tokens, dtype=torch.bool))
             step.tokens[here] = torch.where(committed, predicted, tokens[here])
             step.predicted[here], step.confidence[here], step.committed[here] = predicted, confidence, committed
             tokens = step.tokens
             yield step
+
+
+def logits_at(places: Tensor, reader: Reader, hidden: Tensor) -> Tensor:
+    """Logits [B, n, V] at `places` [B, n] of a block with the states `hidden` [B, block, D]."""
+    return reader.logits(hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])))

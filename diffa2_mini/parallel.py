@@ -1,5 +1,6 @@
 """Where to compute, in which precision, how fast it could be, and how much memory it took."""
 
+import ctypes
 import sys
 import time
 from functools import lru_cache
@@ -25,9 +26,28 @@ def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False
         device = "cuda" if there["cuda"] else "cpu"
         why = "a CUDA device is there" if there["cuda"] else "no CUDA device is there"
     require(there[device], f"--device {device}: this machine has none; use one of {', '.join(d for d in there if there[d])}")
+    if device == "cpu" and not large:  # a large model has no memory to spare
+        keep_freed_memory()
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" or large else "float32"
     return torch.device(device), DTYPES[dtype], f"device {device} ({why}), {dtype}"
+
+
+def glibc() -> ctypes.CDLL | None:
+    """The C library of Linux, which decides what becomes of freed memory; None elsewhere."""
+    try:
+        return ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+
+
+def keep_freed_memory() -> None:
+    """Have freed memory kept for the next tensor. Else a tensor above 32 MiB is mapped anew each time, and to touch its
+    pages first can take longer than to compute it."""
+    library = glibc()
+    if library:
+        library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        library.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
 @lru_cache
@@ -122,6 +142,8 @@ def memory_above(function: Callable, device: torch.device, all_of_it: bool = Fal
     elif status.exists():
         def field(name):
             return int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1]) * 1024
+        if glibc():
+            glibc().malloc_trim(0)  # gives back what is kept
         before = field("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
         function()
