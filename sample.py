@@ -20,7 +20,7 @@ from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel
 from diffa2_mini.config import SIZES, Config, DecodeConfig, Parser, require, run_script
 from diffa2_mini.decode import generate
 from diffa2_mini.model import Diffa2, Reader
-from diffa2_mini.parallel import DTYPES, choose_device
+from diffa2_mini.parallel import DTYPES, choose_device, keep_freed_memory
 from diffa2_mini.tokenizer import Tokenizer
 
 
@@ -133,6 +133,8 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     config, trained, paths = find(args)
     device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch)
+    if device.type == "cpu" and config.from_scratch:  # a downloaded model has no memory to spare
+        keep_freed_memory()
     tokenizer = weights.load_tokenizer(config, paths["llada"])
     decode = decode_config(args, config.decode)
     prompt = config.text.instruction if args.prompt is None else args.prompt

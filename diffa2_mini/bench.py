@@ -34,7 +34,7 @@ from .decode import generate
 from .diffusion import diffusion_loss, masked_cross_entropy
 from .ears import Ears
 from .model import Diffa2, Reader
-from .parallel import DTYPES, choose_device, memory_above, now
+from .parallel import DTYPES, choose_device, keep_freed_memory, memory_above, now
 from .tokenizer import Prompt
 
 BACKBONE = LladaConfig(width=512, n_layers=8, n_heads=8, hidden=1536)
@@ -271,8 +271,9 @@ def main(argv: list[str]) -> None:
     elif args.toy:
         rows = toy(device)
     else:
-        model = random_backbone(device)
-        rows = decoding(model, args.runs, device) + training(model, args.runs, device) + front_end(args.runs)
+        rows = training(random_backbone(device), args.runs, device)
+        keep_freed_memory()  # as sample.py does
+        rows += decoding(random_backbone(device), args.runs, device) + front_end(args.runs)
     print(table(rows))
     rows = [dataclasses.asdict(row) | {"median": row.median if row.seconds else None} for row in rows]
     checkpoint.write(args.out, lambda path: path.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n"))

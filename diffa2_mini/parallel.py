@@ -26,8 +26,6 @@ def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False
         device = "cuda" if there["cuda"] else "cpu"
         why = "a CUDA device is there" if there["cuda"] else "no CUDA device is there"
     require(there[device], f"--device {device}: this machine has none; use one of {', '.join(d for d in there if there[d])}")
-    if device == "cpu" and not large:  # a large model has no memory to spare
-        keep_freed_memory()
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" or large else "float32"
     return torch.device(device), DTYPES[dtype], f"device {device} ({why}), {dtype}"
@@ -43,7 +41,7 @@ def glibc() -> ctypes.CDLL | None:
 
 def keep_freed_memory() -> None:
     """Have freed memory kept for the next tensor. Else a tensor above 32 MiB is mapped anew each time, and to touch its
-    pages first can take longer than to compute it."""
+    pages first can take longer than to compute it. For decoding; training needs more memory that way."""
     library = glibc()
     if library:
         library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
