@@ -15,9 +15,9 @@ blocks of 16 (`python -m diffa2_mini.bench --toy`; 2 cores of an Intel Xeon, fam
 nothing stands behind it and both caches are the same):
 
     f         0.25              0.5               1                 2
-    none    0.918  50   9.6 s  0.918  45   8.8 s  0.910  42   8.2 s  0.899  32   6.4 s
-    prefix  0.894  51   4.7 s  0.896  46   4.5 s  0.888  43   4.8 s  0.886  32   4.5 s
-    dual    0.894  51   4.8 s  0.896  46   4.9 s  0.888  43   4.5 s  0.886  32   4.5 s
+    none    0.928  49   9.7 s  0.924  45   8.7 s  0.919  42   8.1 s  0.907  31   6.5 s
+    prefix  0.912  50   4.8 s  0.914  45   4.6 s  0.910  42   4.8 s  0.903  31   4.4 s
+    dual    0.912  50   4.6 s  0.914  45   5.1 s  0.910  42   4.3 s  0.903  31   4.5 s
 
 The default is no cache: a toy answer takes 1.5 steps, so that a cache saves time in large batches alone, and it costs accuracy.
 Long answers are another matter: there the cache is several times faster (README, "Speed").

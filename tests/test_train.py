@@ -13,7 +13,7 @@ import torch
 
 import train
 from data import toy
-from diffa2_mini import checkpoint, data, pretrain, weights
+from diffa2_mini import checkpoint, plan, pretrain, weights
 from diffa2_mini.config import run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.model import part_of
@@ -234,7 +234,7 @@ def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
     (["--dry-run", "--data", "nowhere.json"], "nowhere.json"),
 ])
 def test_what_full_size_lacks_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "ASSETS", tmp_path)
+    monkeypatch.setattr(plan, "ASSETS", tmp_path)
     assert run_script(train.main, [*flags, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
