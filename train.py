@@ -24,7 +24,7 @@ from typing import Iterator
 import torch
 from tqdm import tqdm
 
-from diffa2_mini import checkpoint, evaluate, plan, pretrain, show, weights
+from diffa2_mini import checkpoint, evaluate, plan, pretrain, reporting, show, weights
 from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import SIZES, Parser, StageConfig, require, run_script, to_dict
 from diffa2_mini.data import Batch, Collate, Loader, batches, load_examples
@@ -167,9 +167,9 @@ class Run:
         self.model.train()
         return texts
 
-    def report(self, stage: StageConfig, examples: list) -> evaluate.Report:
+    def report(self, stage: StageConfig, examples: list) -> reporting.Report:
         """How good the answers are now."""
-        return evaluate.report(examples, self.answers(stage, examples))
+        return reporting.report(examples, self.answers(stage, examples))
 
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
         """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
@@ -280,7 +280,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     bar.close()
     if run.validation:
         result = run.report(stage, run.validation)
-        print(evaluate.table(result))
+        print(reporting.table(result))
         figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
         run.log.add(stage=number, step=n_steps, **figures, time=time.time())
     print(f"  stage {number} took {time.perf_counter() - start:.0f} s; peak memory {peak_memory(run.device)}")
@@ -328,7 +328,7 @@ def train(args: argparse.Namespace) -> None:
               + ("" if args.resume else " --resume"))
         sys.exit(128 + run.stop_signal)
     for path, examples in run.tests.items():
-        print(f"\n{path}\n{evaluate.table(run.report(run.stages[numbers[-1]], examples))}")
+        print(f"\n{path}\n{reporting.table(run.report(run.stages[numbers[-1]], examples))}")
     if show.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
         print(f"curves: {args.out / 'curves.png'}")
     print(f"ask it something: python sample.py data/clips/three_one_four.wav --checkpoint {paths[numbers[-1]]}")

@@ -32,7 +32,9 @@ SPLITS = {  # clips of each kind, in the order of KINDS
     "stage0": (3000, 1500, 1500),
     "train": (1000, 1000, 600),
     "evaluation": (90, 60, 60),
+    "toybench": (60, 60, 60),
 }
+HELD_OUT = ("evaluation", "toybench")  # splits whose scenes no training shows
 N_QUESTIONS = 5  # per training clip
 TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 3, "caption": 2}  # how often the backbone's pretraining asks a type
 WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5}  # and training on clips
@@ -49,7 +51,7 @@ def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:
     clips = []
     for i, kind in enumerate(tqdm(kinds, desc=f"synthesising {split}", unit="clip", leave=False)):
         rng = np.random.default_rng([seed, list(SPLITS).index(split), i])
-        scene = toy_text.random_scene(rng, kind, evaluation=split == "evaluation")
+        scene = toy_text.random_scene(rng, kind, evaluation=split in HELD_OUT)
         samples, segments = synthesize(scene, rng)
         name = f"clips/{split}_{i:05d}.wav"
         soundfile.write(folder / name, samples, SAMPLE_RATE, subtype="PCM_16")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import checkpoint, evaluate, plan, weights
+from . import checkpoint, evaluate, weights
 from .audio import log_mel, mel_filterbank
 from .config import ASSETS, SIZES, AudioConfig, DecodeConfig, LladaConfig, Parser, require, run_script
 from .data import load_examples
@@ -35,6 +35,7 @@ from .diffusion import diffusion_loss, masked_cross_entropy
 from .ears import Ears
 from .model import Diffa2, Reader
 from .parallel import DTYPES, choose_device, keep_freed_memory, memory_above, now
+from .reporting import columns, report
 from .tokenizer import Prompt
 
 BACKBONE = LladaConfig(width=512, n_layers=8, n_heads=8, hidden=1536)
@@ -210,7 +211,7 @@ def toy(device: torch.device) -> list[Row]:
                 start = now(device)
                 answers, n_steps = evaluate.answer(model, tokenizer, ears, examples, trained.audio, decode)
                 row.seconds.append(now(device) - start)
-                row.ratio, row.more["steps"] = evaluate.report(examples, answers).figures["overall"], n_steps
+                row.ratio, row.more["steps"] = report(examples, answers).figures["overall"], n_steps
                 rows.append(row)
     return rows
 
@@ -235,7 +236,7 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         times = [f"{t:.4g}" for t in (row.median, min(row.seconds), max(row.seconds))] if row.seconds else ["", "", ""]
         cells.append((row.case, row.variant, *times, "" if row.ratio is None else f"{row.ratio:.3g}", row.of, row.target))
-    return plan.table(cells)
+    return columns(cells)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

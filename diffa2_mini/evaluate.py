@@ -1,16 +1,24 @@
-"""How good the answers are: exact match by type of question, right letters, word error rate.
+"""Ask a model all questions of a benchmark, and score its answers as the benchmark does.
 
-An open question is right if the answer is the target, word for word. A lettered one is right if its letter is. Speech
-recognition is also measured by corpus word error rate: (substitutions + deletions + insertions) / reference words.
+    python -m diffa2_mini.evaluate --benchmark toy
+    python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --audio-root MMAU --size full --out mmau.jsonl
+    python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --score made_elsewhere.json
+
+Each answer is written to --out when it is there; started again, the same command goes on where it was. The result is
+printed, and written as JSON beside the answers. A clip that cannot be heard counts as a wrong answer.
 """
 
-from dataclasses import dataclass, field
-from typing import Callable
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
 
-import numpy as np
 import torch
 
-from .config import DecodeConfig
+from . import command, reporting, weights
+from .answers import Answer, answer_batch, append, match, read_answers, resume, to_line
+from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
+from .config import DecodeConfig, Parser, require, run_script
 from .data import Example
 from .decode import generate
 from .ears import Ears
@@ -18,24 +26,12 @@ from .model import Diffa2, Reader
 from .tokenizer import Tokenizer
 
 
-def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """Edits that turn the hypothesis into the reference, counted in words, and the words of the reference."""
-    truth, guess = reference.split(), hypothesis.split()
-    row = np.arange(len(guess) + 1)  # edits from the first 0 ... n words of the guess to no word of the truth
-    for i, word in enumerate(truth, start=1):
-        previous, row = row, np.empty_like(row)
-        row[0] = i
-        for j, other in enumerate(guess, start=1):
-            row[j] = min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (word != other))
-    return int(row[-1]), len(truth)
-
-
 @torch.no_grad()
 def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Example], parts: tuple[str, ...],
-           decode: DecodeConfig, batch_size: int = 64, progress: Callable = iter) -> tuple[list[str], int]:
+           decode: DecodeConfig, batch_size: int = 64) -> tuple[list[str], int]:
     """The model's answers, in the order of the examples, and how many forward passes they took in all."""
     answers, n_steps = [], 0
-    for start in progress(range(0, len(examples), batch_size)):
+    for start in range(0, len(examples), batch_size):
         batch = examples[start:start + batch_size]
         heard = model.hear(ears([example.path for example in batch]), parts)
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
@@ -46,49 +42,72 @@ def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Examp
     return answers, n_steps
 
 
-def is_right(example: Example, answer: str) -> bool:
-    """Whether the answer is the target; of a lettered question, whether its letter is."""
-    if example.type.endswith("+abcd"):
-        return answer[:1] == example.answer[:1]
-    return answer == example.answer
+def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Question]) -> dict[str, Answer]:
+    """Ask those of `every` question that are asked for and not answered yet. Returns all answers by id."""
+    from tqdm import tqdm
+
+    config, trained, paths = command.find(args)
+    as_authors = {} if config.from_scratch else BENCHMARKS[args.benchmark].decode
+    decode = command.decode_config(args, dataclasses.replace(config.decode, **as_authors))
+    device, dtype = command.choose(args, config)
+    by = command.describe(args, config, paths, decode, dtype)
+    answers = resume(args.out, args.benchmark, by, every)
+    left = [question for question in questions if question.id not in answers]
+    print(f"{len(questions):,} questions, of which {len(questions) - len(left):,} are answered in {args.out}")
+    if not left:
+        return answers
+    tokenizer = weights.load_tokenizer(config, paths["llada"])
+    model, parts = command.load_model(config, trained, paths, device, dtype)
+    ears, size = Ears(model, device, dtype, keep=True), args.batch_size or (64 if config.from_scratch else 8)
+    tally, bar = reporting.Tally(args.benchmark), tqdm(total=len(questions), initial=len(questions) - len(left), unit="question")
+    tally.add([question for question in questions if question.id in answers], answers)
+    with bar, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        for batch in (left[start:start + size] for start in range(0, len(left), size)):
+            replies = answer_batch(batch, ears, lambda examples: answer(model, tokenizer, ears, examples, parts, decode, size)[0])
+            append(args.out, "".join(to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)))
+            answers |= {question.id: reply for question, reply in zip(batch, replies)}
+            bar.set_postfix_str(tally.add(batch, answers))
+            bar.update(len(batch))
+    return answers
 
 
-@dataclass
-class Report:
-    """Accuracy by (domain, type), and the figures that sum it up."""
-
-    accuracy: dict[tuple[str, str], float]
-    count: dict[tuple[str, str], int]
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-def report(examples: list[Example], answers: list[str]) -> Report:
-    """Score answers. `open`, `lettered` and `caption` are means over types, `overall` is the mean over questions."""
-    hits = {}
-    for example, text in zip(examples, answers, strict=True):
-        hits.setdefault((example.domain, example.type), []).append(is_right(example, text))
-    accuracy = {key: float(np.mean(values)) for key, values in sorted(hits.items())}
-    groups = {
-        "open": [a for (_, type), a in accuracy.items() if not type.endswith("+abcd")],
-        "lettered": [a for (_, type), a in accuracy.items() if type.endswith("+abcd")],
-        "caption": [a for (_, type), a in accuracy.items() if type == "caption"],
-    }
-    figures = {name: float(np.mean(values)) for name, values in groups.items() if values}
-    figures["overall"] = float(np.mean(sum(hits.values(), [])))
-    figures["worst_open"] = min(groups["open"], default=float("nan"))
-    errors = [word_errors(example.answer, text) for example, text in zip(examples, answers) if example.type == "asr"]
-    if errors:
-        figures["wer"] = sum(e for e, _ in errors) / sum(n for _, n in errors)
-    return Report(accuracy, {key: len(values) for key, values in hits.items()}, figures)
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--benchmark", required=True, choices=list(BENCHMARKS))
+    add("--file", type=Path, help="as published; asr: a manifest, or Kaldi's wav.scp (default of toy: ToyBench, made if missing)")
+    add("--audio-root", type=Path, metavar="DIR", help="what the file's paths are relative to (default: its folder)")
+    add("--score", type=Path, metavar="ANSWERS", help="score answers made elsewhere; without --file they bring their questions")
+    add("--out", type=Path, help="where answers go (default: runs/evaluate/BENCHMARK.jsonl); the result is beside them")
+    add("--limit", type=int, help="ask the first so many questions alone")
+    add("--batch-size", type=int, help="clips at a time (default: 64 for the toy, 8 for published weights)")
+    add("--shuffle-options", type=int, metavar="SEED", help="show the choices in an order that SEED and the question's id decide")
+    command.add_model_flags(add)
+    command.add_decode_flags(add)
+    args = parser.parse_args(argv)
+    for name, least in (("limit", 1), ("batch_size", 1), ("shuffle_options", 0)):
+        value = getattr(args, name)
+        require(value is None or value >= least, f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    require(args.file or args.score or args.benchmark == "toy", f"--benchmark {args.benchmark} needs its --file")
+    require(not (args.score and args.out), "--score writes its result beside ANSWERS; leave --out out")
+    args.out = args.out or Path("runs", "evaluate", f"{args.benchmark}.jsonl")
+    return args
 
 
-def table(result: Report) -> str:
-    """The report as text: a line per type of question, a column per domain, and the figures below."""
-    domains = sorted({domain for domain, _ in result.accuracy})
-    types = sorted({type for _, type in result.accuracy}, key=lambda type: (type.endswith("+abcd"), type))
-    lines = ["".join([f"{'question':14}", *(f"{domain:>10}" for domain in domains)])]
-    for type in types:
-        cells = [result.accuracy.get((domain, type)) for domain in domains]
-        lines.append("".join([f"{type:14}", *(f"{'' if cell is None else f'{cell:.2f}':>10}" for cell in cells)]))
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in result.figures.items())
-    return "\n".join([*lines, f"{sum(result.count.values())} questions: {figures}"])
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
+    rows = read_answers(args.score, args.benchmark, alone=not args.file) if args.score else []
+    if args.score and not args.file:
+        every = read_questions(args.benchmark, rows, args.score, Path(), None)
+    else:
+        every = load_questions(args.benchmark, args.file, args.audio_root, args.shuffle_options)
+    questions = every[:args.limit]
+    try:
+        answers = match(rows, every, args.score) if args.score else ask_all(args, questions, every)
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; the same command goes on from {args.out}")
+    reporting.publish(reporting.score(args.benchmark, questions, answers), (args.score or args.out).with_suffix(".result.json"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -16,6 +16,7 @@ from .data import n_embeddings, read_manifest
 from .diffusion import AT_ONCE
 from .model import PREFIXES, Diffa2, part_of
 from .parallel import DTYPES
+from .reporting import columns
 
 GIB = 2**30
 PROMPT, RESPONSE = 64, 128  # tokens of an example, beside its audio
@@ -126,13 +127,6 @@ def gpu() -> tuple[str, float]:
     return name, next((peak for key, peak in PEAK_FLOPS.items() if key in name), PEAK_FLOPS["A100"])
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text in columns, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  " + "  ".join(cell.rjust(width) if i else cell.ljust(width)
-                                      for i, (cell, width) in enumerate(zip(row, widths))) for row in rows)
-
-
 MANIFESTS = {  # what each stage needs, and one entry of it
     1: ("stage1.json", "speech with its transcripts",
         '{"audio_filepath": "clip.wav", "transcription": "hello there"}'),
@@ -196,8 +190,8 @@ def describe(config: Config, number: int, stage: StageConfig, data: Path | None,
             (f"hours on one {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
              f"{n_steps * flops / (UTILISATION * peak) / 3600:,.2f}")]
     title = f"stage {number}, {stage.title}; clips of {config.audio.max_seconds} s, {RESPONSE} response tokens"
-    return (f"\n{title}\n{table(rows)}\ntrainable parameters: {n_trained:,}\n"
-            f"{table(memory)}\n{table(work)}")
+    return (f"\n{title}\n{columns(rows)}\ntrainable parameters: {n_trained:,}\n"
+            f"{columns(memory)}\n{columns(work)}")
 
 
 def show(args: argparse.Namespace, stages: dict[int, StageConfig]) -> None:

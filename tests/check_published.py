@@ -24,9 +24,9 @@ from diffa2_mini import weights
 from diffa2_mini.audio import log_mel
 from diffa2_mini.checkpoint import trained_tensors
 from diffa2_mini.config import FEEL, SIZES, Parser, require, run_script
-from diffa2_mini.evaluate import word_errors
 from diffa2_mini.model import part_of
 from diffa2_mini.parallel import choose_device
+from diffa2_mini.scoring import normalise, word_errors
 
 SHA256 = {"pytorch_model.bin": "6e7053e74ffc9631fffa321ff0f3a26a009b20aa95fecf173631bd79947f2818"}  # of DIFFA-2
 COUNTS = {"whisper": 636_968_960, "semantic": 36_392_448, "acoustic": 47_892_992, "prompts": 81_920,
@@ -110,9 +110,8 @@ def main(argv: list[str]) -> None:
 
     model.eval().to(device)
     answer = sample.ask(model, parts, tokenizer, samples, config.text.instruction, config.decode, device, dtype, watch=False)
-    said, heard = ("".join(c for c in text.lower() if c.isalnum() or c in " '") for text in (args.says, answer["text"]))
-    errors, n_words = word_errors(said, heard)
-    check(errors <= 0.2 * n_words, f"transcript: {answer['text']!r}; {errors} errors in {n_words} words")
+    errors = word_errors(normalise(args.says), normalise(answer["text"]))
+    check(errors.total <= 0.2 * errors.words, f"transcript: {answer['text']!r}; {errors.total} errors in {errors.words} words")
     print("all is as it should be")
 
 

@@ -1,7 +1,8 @@
-"""Scores against ones worked out by hand."""
+"""The command as a user runs it: on published files over our own clips, stopped and continued, and on answers made elsewhere."""
 
 import dataclasses
-import math
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,87 +10,203 @@ import pytest
 import soundfile
 import torch
 
-from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
+from diffa2_mini import command, evaluate
+from diffa2_mini.answers import Answer
+from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig, run_script
 from diffa2_mini.data import Example
 from diffa2_mini.ears import Ears
-from diffa2_mini.evaluate import answer, is_right, report, table, word_errors
+from diffa2_mini.evaluate import answer
 from diffa2_mini.model import Diffa2
 from diffa2_mini.weights import load_tokenizer
 
+CLIPS = Path(__file__).resolve().parent.parent / "data" / "clips"
+TOY = [  # in MMAU's fields, as the toy model was taught to be asked
+    {"id": "a", "audio_id": "three_one_four.wav", "question": "Please transcribe the audio to text.",
+     "choices": ["three one four", "three one five"], "answer": "three one four", "task": "speech", "category": "perception", "sub-category": "asr", "difficulty": "free"},
+    {"id": "b", "audio_id": "./siren_bell_drum.wav", "question": "How many sounds are there?", "choices": ["2", "3", "4"],
+     "answer": "3", "task": "sound", "category": "reasoning", "sub-category": "count", "difficulty": "lettered"},
+    {"id": "c", "audio_id": "minor_arpeggio.wav", "question": "Which instrument plays?", "choices": ["organ", "flute"],
+     "answer": "flute", "task": "music", "category": "perception", "sub-category": "instrument", "difficulty": "free"},
+    {"id": "d", "audio_id": "gone.wav", "question": "What kind of audio is this?", "choices": ["speech", "sound"],
+     "answer": "sound", "task": "sound", "category": "perception", "sub-category": "kind", "difficulty": "lettered"}]
 
-@pytest.mark.parametrize("reference, hypothesis, errors", [
-    ("one two three", "one two three", 0),
-    ("one two three", "one three", 1),  # a deletion
-    ("one two three", "one two two three", 1),  # an insertion
-    ("one two three", "one four three", 1),  # a substitution
-    ("one two three", "two three one", 2),  # not three substitutions
-    ("one two three", "three two one", 2),
-    ("one two three four", "two three five six", 3),
-    ("one two three", "", 3),
-    ("", "one two", 2),
-    ("", "", 0),
-    ("one", "two three four", 3),
-    ("one  two", " one two ", 0),  # white space is none of it
-    ("one two", "onetwo", 2),
+
+def run(capfd, *arguments, code=0) -> str:
+    """What the command prints."""
+    assert run_script(evaluate.main, [*map(str, arguments)]) == code
+    printed = capfd.readouterr()
+    return printed.out if code == 0 else printed.err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The clips, of which one is broken, and the questions."""
+    shutil.copytree(CLIPS, tmp_path / "audio")
+    (tmp_path / "toy.json").write_text(json.dumps(TOY))
+    return tmp_path
+
+
+def flags(folder, out="answers.jsonl"):
+    return ["--benchmark", "toy", "--file", folder / "toy.json", "--audio-root", folder / "audio", "--out", folder / out]
+
+
+def result_of(folder, name="answers"):
+    return json.loads((folder / f"{name}.result.json").read_text())
+
+
+def test_the_shipped_model_answers_a_benchmark_with_a_clip_that_is_gone(folder, capfd):
+    printed = run(capfd, *flags(folder), "--batch-size", 2)
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert [row["response"] for row in rows] == ["three one four", "B. 3", "flute", ""]
+    assert all(row | published == row for row, published in zip(rows, TOY)) and "gone.wav" in rows[3]["error"]
+    result = result_of(folder)
+    assert (result["overall"]["right"], result["overall"]["count"]) == (3, 4) and [*result["broken_audio"]] == ["d"]
+    assert result["tables"]["difficulty"]["lettered"]["accuracy"] == 0.5 and result["malformed"] == {}
+    assert "3 of 4 right" in printed and "gone.wav" in printed and "4 questions, of which 0 are answered" in printed
+
+
+def test_a_stopped_run_goes_on_where_it_was(folder, capfd, monkeypatch):
+    run(capfd, *flags(folder))
+    whole, figures = (folder / "answers.jsonl").read_text(), result_of(folder)
+    asked, ask = [], evaluate.answer
+
+    def stopping(model, tokenizer, ears, examples, *rest):
+        asked.extend(example.path.stem for example in examples)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return ask(model, tokenizer, ears, examples, *rest)
+
+    monkeypatch.setattr(evaluate, "answer", stopping)
+    with pytest.raises(SystemExit, match="goes on from"):
+        run(capfd, *flags(folder, "stopped.jsonl"), "--batch-size", 1)
+    path = folder / "stopped.jsonl"
+    assert path.read_text() == whole.split("\n")[0] + "\n" and asked == ["three_one_four", "siren_bell_drum"]
+    with open(path, "a") as file:
+        file.write(whole.split("\n")[1][:-7])  # a line that was not finished
+    assert "of which 1 are answered" in run(capfd, *flags(folder, "stopped.jsonl"))
+    assert asked[2:] == ["siren_bell_drum", "minor_arpeggio"]
+    assert path.read_text() == whole and result_of(folder, "stopped") == figures
+    shutil.copy(folder / "audio" / "siren_bell_drum.wav", folder / "audio" / "gone.wav")  # no longer
+    assert "of which 3 are answered" in run(capfd, *flags(folder, "stopped.jsonl"))
+    assert asked[4:] == ["gone"] and result_of(folder, "stopped")["overall"]["right"] == 4
+    monkeypatch.setattr(command, "load_model", None)  # nothing is left to ask
+    assert "of which 4 are answered" in run(capfd, *flags(folder, "stopped.jsonl"))
+
+
+def test_answers_of_another_way_to_ask_are_not_mixed(folder, capfd):
+    run(capfd, *flags(folder), "--limit", 1)
+    assert result_of(folder)["overall"]["count"] == 1
+    for more, message in ((["--factor", 1], "factor 1.0"), (["--benchmark", "mmau"], "holds answers of toy"),
+                          (["--dtype", "bfloat16"], "bfloat16")):
+        assert message in run(capfd, *flags(folder), *more, code=2)
+    assert len((folder / "answers.jsonl").read_text().splitlines()) == 1
+    run(capfd, *flags(folder), "--limit", 3)
+    run(capfd, *flags(folder), "--limit", 2)  # fewer than are answered
+    assert result_of(folder)["overall"]["count"] == 2
+
+
+def test_choices_in_another_order_have_other_letters(folder, capfd):
+    run(capfd, *flags(folder), "--shuffle-options", 5)
+    row = json.loads((folder / "answers.jsonl").read_text().splitlines()[1])
+    assert row["choices"] == ["3", "2", "4"] and row["response"] == "A. 3" and result_of(folder)["overall"]["right"] == 3
+    assert "another order" in run(capfd, *flags(folder), code=2)
+    assert "another order" in run(capfd, *flags(folder), "--shuffle-options", 6, code=2)
+    run(capfd, "--benchmark", "toy", "--score", folder / "answers.jsonl")  # the file tells the order
+    assert result_of(folder)["overall"]["right"] == 3
+
+
+def test_a_long_clip_is_cut_and_counted(folder, capfd):
+    digits, rate = soundfile.read(CLIPS / "three_one_four.wav")
+    soundfile.write(folder / "audio" / "gone.wav", np.concatenate([digits, digits]), rate)
+    (folder / "audio" / "minor_arpeggio.wav").write_text("no sound")
+    printed = run(capfd, *flags(folder))
+    assert result_of(folder)["cut"] == 1 and [*result_of(folder)["broken_audio"]] == ["c"]
+    assert "of which it heard the beginning: 1" in printed and "minor_arpeggio.wav: expected audio" in printed
+    run(capfd, "--benchmark", "toy", "--score", folder / "answers.jsonl")
+    assert result_of(folder)["cut"] == 1 and [*result_of(folder)["broken_audio"]] == ["c"]
+
+
+def test_a_run_in_which_no_clip_can_be_heard(folder, capfd):
+    shutil.rmtree(folder / "audio")
+    run(capfd, *flags(folder))
+    assert result_of(folder)["overall"]["right"] == 0 and len(result_of(folder)["broken_audio"]) == 4
+
+
+@pytest.mark.parametrize("name", ["mmsu", "mmau", "mmar"])
+def test_each_published_format_is_answered_and_scored(folder, capfd, name):
+    """The toy model was not taught to be asked like this: that all is asked, written and counted is what can be told."""
+    rows = [{"id": row["id"], "audio_path": row["audio_id"], "question": row["question"], "answer_gt": row["answer"],
+             "category": "Perception", "sub-category": "x", "sub-sub-category": None, "task_name": row["sub-category"]}
+            | {f"choice_{letter}": choice for letter, choice in zip("abcd", [*row["choices"], None, None])} for row in TOY]
+    if name != "mmsu":
+        rows = [row | {"audio_path": row["audio_id"], "modality": row["task"], "language": "en"} for row in TOY]
+    is_lines = name == "mmsu"
+    text = "".join(json.dumps(row) + "\n" for row in rows) if is_lines else json.dumps(rows)
+    (folder / "published").write_text(text)
+    run(capfd, "--benchmark", name, "--file", folder / "published", "--audio-root", folder / "audio", "--out", folder / "x.jsonl")
+    result = result_of(folder, "x")
+    assert result["overall"]["count"] == 4 and [*result["broken_audio"]] == ["d"]
+    assert all(sum(row["count"] for row in rows.values()) == 4 for rows in result["tables"].values())
+    run(capfd, "--benchmark", name, "--score", folder / "x.jsonl", "--file", folder / "published")
+    assert result_of(folder, "x") == result
+
+
+def test_transcripts(folder, capfd):
+    rows = [{"audio_id": f"{i}", "audio_filepath": clip, "transcription": text} for i, (clip, text) in enumerate([
+        ("three_one_four.wav", "Three, one five!"), ("gone.wav", "never heard"), ("three_one_four.wav", "")])]
+    (folder / "audio" / "manifest.json").write_text(json.dumps(rows))
+    (folder / "audio" / "wav.scp").write_text("".join(f"{r['audio_id']} {r['audio_filepath']}\n" for r in rows))
+    (folder / "audio" / "text").write_text("".join(f"{r['audio_id']} {r['transcription']}\n" for r in rows))
+    for file, out in (("manifest.json", "m"), ("wav.scp", "k")):
+        printed = run(capfd, "--benchmark", "asr", "--file", folder / "audio" / file, "--out", folder / f"{out}.jsonl")
+        result = result_of(folder, out)
+        assert [result[k] for k in ("substitutions", "deletions", "insertions", "words")] == [1, 2, 3, 5]
+        assert "never heard" in printed and result["worst"][0]["hypothesis"] == "three one four"
+    assert result_of(folder, "m") == result_of(folder, "k")
+
+
+def test_answers_made_elsewhere_are_scored(folder, capfd):
+    def score(rows, *more, code=0):
+        (folder / "theirs.json").write_text(json.dumps(rows))
+        return run(capfd, "--benchmark", "mmau", "--score", folder / "theirs.json", *more, code=code)
+
+    theirs = [{"id": row["id"], "model_output": reply} for row, reply in zip(TOY, ["three one four", "B", "organ"])]
+    score(theirs, "--file", folder / "toy.json")
+    assert result_of(folder, "theirs")["overall"]["right"] == 1 and result_of(folder, "theirs")["unanswered"] == ["d"]
+    assert result_of(folder, "theirs")["overall"]["mended"] == 0.5 and result_of(folder, "theirs")["bare_letters"] == 1
+    score([row | {"model_prediction": row["answer"]} for row in TOY])  # these bring their questions
+    assert result_of(folder, "theirs")["overall"]["right"] == 4
+    score([row | {"model_prediction": row["answer"]} for row in TOY], "--limit", 2)
+    assert result_of(folder, "theirs")["overall"]["count"] == 2
+    for rows, more, message in [(theirs, [], "is no question of mmau"), (TOY, [], "expected predictions under"),
+                                (theirs * 2, ["--file", folder / "toy.json"], "a#2"), ([], [], "empty"),
+                                (theirs, ["--out", folder / "x"], "leave --out out")]:
+        assert message in score(rows, *more, code=2)
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--benchmark", "mmau"], "--benchmark mmau needs its --file"), (["--benchmark", "mmlu"], "--benchmark"), ([], "--benchmark"),
+    (["--benchmark", "mmau", "--file", "gone.json"], "found no such file"), (["--benchmark", "toy", "--limit", "0"], "--limit"),
+    (["--benchmark", "toy", "--shuffle-options", "-1"], "--shuffle-options"), (["--benchmark", "toy", "--batch-size", "0"], "--batch"),
 ])
-def test_word_errors(reference, hypothesis, errors):
-    assert word_errors(reference, hypothesis) == (errors, len(reference.split()))
-    assert word_errors(hypothesis, reference) == (errors, len(hypothesis.split()))
+def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(more, message, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = run(capfd, *more, code=2)
+    assert message in error and error.count("\n") == 1 and not [*tmp_path.iterdir()]
 
 
-def example(type, answer, domain="speech", path="clip.wav"):
-    return Example(Path(path), "?", answer, "", type, domain)
-
-
-@pytest.mark.parametrize("type, target, text, right", [
-    ("first", "nine", "nine", True), ("first", "nine", "nine nine", False), ("first", "nine", "Nine", False),
-    ("first", "nine", "", False), ("caption", "B. siren", "B. beep", False),
-    ("first+abcd", "B. siren", "B. siren", True), ("first+abcd", "B. siren", "B", True),
-    ("first+abcd", "B. siren", "B. beep", True), ("first+abcd", "B. siren", "A. siren", False),
-    ("first+abcd", "B. siren", "siren", False), ("first+abcd", "B. siren", "", False),
-])
-def test_an_open_answer_counts_as_a_whole_and_a_lettered_one_by_its_letter(type, target, text, right):
-    assert is_right(example(type, target), text) is right
-
-
-GRADED = [  # example, answer
-    (example("asr", "one two three"), "one two three"), (example("asr", "four"), "five"),
-    (example("asr", "six seven"), "six"), (example("asr", "nine"), "nine nine"),
-    (example("caption", "a bell", "sound"), "a bell"),
-    (example("caption", "fast", "speech"), "slow"),
-    (example("count", "2", "sound"), "2"), (example("count", "3", "sound"), "3"), (example("count", "3", "sound"), "2"),
-    (example("count+abcd", "A. 2", "sound"), "A. 2"), (example("count+abcd", "C. 2", "sound"), "B. 2"),
-    (example("first+abcd", "D. six"), "D"),
-]
-
-
-def test_report_by_hand():
-    result = report(*zip(*GRADED))
-    assert result.accuracy == pytest.approx({
-        ("speech", "asr"): 1 / 4, ("sound", "caption"): 1, ("speech", "caption"): 0, ("sound", "count"): 2 / 3,
-        ("sound", "count+abcd"): 1 / 2, ("speech", "first+abcd"): 1})
-    assert result.count == {("speech", "asr"): 4, ("sound", "caption"): 1, ("speech", "caption"): 1,
-                            ("sound", "count"): 3, ("sound", "count+abcd"): 2, ("speech", "first+abcd"): 1}
-    assert result.figures == pytest.approx({
-        "open": (1 / 4 + 1 + 0 + 2 / 3) / 4, "lettered": (1 / 2 + 1) / 2, "caption": 1 / 2, "overall": 6 / 12,
-        "worst_open": 0, "wer": (0 + 1 + 1 + 1) / (3 + 1 + 2 + 1)})
-
-
-def test_report_leaves_out_what_was_not_asked():
-    figures = report([example("first+abcd", "A. six")], ["A. six"]).figures
-    assert set(figures) == {"lettered", "overall", "worst_open"} and math.isnan(figures["worst_open"])
-    with pytest.raises(ValueError):
-        report([example("asr", "six")], [])
-
-
-def test_the_table_has_a_line_per_type_and_a_column_per_domain():
-    lines = table(report(*zip(*GRADED))).splitlines()
-    assert [line.split() for line in lines[:-1]] == [
-        ["question", "sound", "speech"], ["asr", "0.25"], ["caption", "1.00", "0.00"], ["count", "0.67"],
-        ["count+abcd", "0.50"], ["first+abcd", "1.00"]]
-    assert lines[1].index("0.25") + 4 == len(lines[0])  # below speech
-    assert lines[-1].startswith("12 questions: open 0.479, lettered 0.750, caption 0.500, overall 0.500")
-
+def test_published_weights_decode_as_the_authors_do(folder, capfd, monkeypatch):
+    """Up to the point where the weights would be read; the file of answers tells how they would be asked."""
+    full, seen = SIZES["full"][0], []
+    monkeypatch.setattr(command, "find", lambda args: (full, None, {"whisper": folder, "llada": folder, "diffa2": folder}))
+    monkeypatch.setattr(evaluate, "resume", lambda path, name, by, every: seen.append(by) or {q.id: Answer("") for q in every})
+    for benchmark, file, settings in (("mmau", folder / "toy.json", "gen_length 16, block_length 16, steps 16, factor 1.0"),
+                                      ("asr", folder / "asr.json", "gen_length 128, block_length 128, steps 128, factor 1.0")):
+        (folder / "asr.json").write_text('[{"audio_filepath": "a.wav", "target": "a"}]')
+        run(capfd, "--benchmark", benchmark, "--file", file, "--out", folder / "x.jsonl", "--device", "cpu")
+        assert settings in seen[-1] and "bfloat16" in seen[-1]
+    run(capfd, "--benchmark", "mmau", "--file", folder / "toy.json", "--out", folder / "x.jsonl", "--gen-length", 32)
+    assert "gen_length 32, block_length 16, steps 32, factor 1.0" in seen[-1]
 
 
 def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
@@ -102,8 +219,7 @@ def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
     for weight in (p for p in model.llada.parameters() if p.dim() == 2):
         torch.nn.init.normal_(weight)  # large, so that the answers differ
     ears = Ears(model, torch.device("cpu"), torch.float32, keep=True)
-    examples = [dataclasses.replace(example("asr", "?", path=tmp_path / f"{i}.wav"), instruction=f"{i} " * (i + 1))
-                for i in range(5)]
+    examples = [Example(tmp_path / f"{i}.wav", f"{i} " * (i + 1), "?", "", "asr", "speech") for i in range(5)]
     for i, item in enumerate(examples):
         soundfile.write(item.path, np.random.default_rng(i).normal(0, 0.1, 3000 * (i + 1)), 16_000)
     decode = dataclasses.replace(micro.decode, gen_length=4, block_length=4)

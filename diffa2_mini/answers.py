@@ -1,0 +1,136 @@
+"""The file of answers: a line of JSON for each, written as soon as it is there, so that a run that was stopped goes on.
+
+A line has the published fields of its question, with the choices in the order in which they were shown, and the reply under
+`response`: what the benchmarks' own scripts read. Answers made elsewhere are read too.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+from .audio import duration
+from .benchmarks import Question, choices_of, id_of, numbered
+from .checkpoint import write
+from .config import UserError, require
+from .data import Example, read_manifest
+from .ears import Ears
+
+PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
+START = '{"benchmark": '  # of a line that we wrote
+OURS = ("benchmark", "by", "id", "error", "cut")  # what a line tells beside the published fields
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply to a question, or why there is none. `cut`: the clip was longer than the model hears."""
+
+    reply: str
+    error: str = ""
+    cut: bool = False
+
+
+def to_line(benchmark: str, by: str, question: Question, answer: Answer) -> str:
+    """A line of the file. `by` tells which model answered, and how."""
+    published = {name: value for name, value in question.row.items() if name not in OURS}
+    row = {"benchmark": benchmark, "by": by, "id": question.id} | published | {"response": answer.reply}
+    row |= ({"error": answer.error} if answer.error else {}) | ({"cut": True} if answer.cut else {})
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def append(path: Path, text: str) -> None:
+    """Write at the end of a file, at once. Raises UserError when the disk is full."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror}); free some space, then start again") from None
+
+
+def answer_batch(questions: list[Question], ears: Ears, reply: Callable) -> list[Answer]:
+    """Answers to some questions; `reply` asks those whose clips can be heard."""
+    errors, long, examples = {}, set(), []
+    for question in questions:
+        try:
+            require(question.audio is not None, "no clip is named")
+            if duration(question.audio) > ears.model.config.audio.max_seconds:
+                long.add(question.id)
+            ears.listen(question.audio)
+            examples.append(Example(question.audio, question.prompt, question.answer, "", "", ""))
+        except UserError as error:
+            errors[question.id] = str(error)
+    texts = iter(reply(examples))
+    ears.kept.clear()  # of a long benchmark they would fill the memory
+    return [Answer("", errors[q.id]) if q.id in errors else Answer(next(texts), cut=q.id in long) for q in questions]
+
+
+def answer_in(row: dict) -> Answer | None:
+    """The answer in a line, under any of the PREDICTIONS; None if there is none."""
+    name = next((name for name in PREDICTIONS if row.get(name) is not None), None)
+    require(name is None or isinstance(row[name], (str, int, float)), f"expected text under {name}, got another thing")
+    return name and Answer(str(row[name]), str(row.get("error") or ""), bool(row.get("cut")))
+
+
+def match(rows: list[dict], questions: list[Question], source: Path) -> dict[str, Answer]:
+    """The answers in `rows` by the id of their question. Raises UserError if one answers no question, one that has been
+    answered already, or one that had its choices in another order."""
+    known, answers, seen, strange = {question.id: question for question in questions}, {}, {}, []
+    for i, row in enumerate(rows, start=1):
+        try:
+            id = numbered(id_of(row), seen)
+            answer = answer_in(row)
+        except UserError as error:
+            raise UserError(f"{source}: entry {i} is no answer: {error}") from None
+        answers |= {id: answer} if answer else {}
+        if id not in known:
+            strange.append(id)
+        elif choices_of(row):
+            same = sorted(choices_of(row)) == sorted(known[id].choices)
+            require(same, f"{source}: entry {i} ({id}) was asked with other choices; check --benchmark and --file")
+            require(tuple(choices_of(row)) == known[id].choices, f"{source}: entry {i} ({id}) was asked with its choices in "
+                    "another order; give the --shuffle-options that it was asked with")
+    listed = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
+    require(not strange, f"{source}: expected an answer to each question of the benchmark, got one to {listed}, which is not "
+                         "asked (id#2 is the second answer to id); check --benchmark and --file")
+    require(answers, f"{source}: expected predictions under {', '.join(PREDICTIONS[:-1])} or {PREDICTIONS[-1]}, got none")
+    return answers
+
+
+def resume(path: Path, benchmark: str, by: str, questions: list[Question]) -> dict[str, Answer]:
+    """The answers that a run that was stopped has left in `path`. A line that was not finished is taken out of the file, and so
+    are clips that could not be heard: they are tried again. Raises UserError if the file is another run's, and leaves it; and
+    now, not after the first answers, if it cannot be written."""
+    append(path, "")
+    try:
+        *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a line may end within a letter
+    except OSError as error:
+        raise UserError(f"{path}: could not be read ({error.strerror}); choose another --out") from None
+    ours = all(line.startswith(START) for line in lines) and (rest.startswith(START) or START.startswith(rest))
+    require(ours, f"{path}: expected answers of an earlier run, got another file; choose another --out")
+    try:
+        rows = [json.loads(line) for line in lines]
+    except ValueError:
+        raise UserError(f"{path}: a line of it is damaged; delete that line, or choose another --out") from None
+    for name, now in (("benchmark", benchmark), ("by", by)):
+        other = next((row.get(name) for row in rows if row.get(name) != now), now)
+        require(other == now, f"{path}: holds answers of {other}, this run is {now}; choose another --out")
+    answers = match(rows, questions, path) if rows else {}
+    kept = [line for line, row in zip(lines, rows) if "error" not in row]
+    if rest or len(kept) < len(lines):
+        write(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
+    return {id: answer for id, answer in answers.items() if not answer.error}
+
+
+def read_answers(path: Path, benchmark: str, alone: bool) -> list[dict]:
+    """The entries of a file of answers. Raises UserError if they are another benchmark's; or, where they bring their questions
+    themselves (`alone`), if a question is in it twice."""
+    rows, asked = read_manifest(path), set()
+    for i, row in enumerate(rows, start=1):
+        require(isinstance(row, dict), f"{path}: expected an object as entry {i}, got {type(row).__name__}")
+        require(row.get("benchmark", benchmark) == benchmark,
+                f"{path}: entry {i} answers a question of {row.get('benchmark')}, not of {benchmark}; check --benchmark")
+        key = json.dumps([row.get(name) for name in ("id", "audio_id", "audio_filepath", "question")])
+        require(not alone or key not in asked, f"{path}: entry {i} answers a question that has been answered above; delete one")
+        asked.add(key)
+    return rows

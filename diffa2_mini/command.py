@@ -1,0 +1,97 @@
+"""What the commands that ask a model share: flags that name it and say how it decodes, and the way from them to a model."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Callable
+
+import torch
+
+from . import checkpoint, weights
+from .config import SIZES, Config, DecodeConfig, require
+from .model import Diffa2
+from .parallel import DTYPES, choose_device, keep_freed_memory
+
+
+def add_model_flags(add: Callable) -> None:
+    """Add the flags that `find` and `choose` read; `add` is a parser's `add_argument`."""
+    add("--checkpoint", type=Path, help="what train.py wrote (default: the size's own)")
+    add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
+    add("--whisper", help="weights of the encoder: a file, a folder, or a hub name (default: the size's own)")
+    add("--llada", help="weights of the backbone, likewise")
+    add("--diffa2", help="published adapters and LoRA, likewise, instead of --checkpoint")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    add("--dtype", default="auto", choices=["auto", *DTYPES])
+
+
+def add_decode_flags(add: Callable) -> None:
+    """Add the flags that `decode_config` reads."""
+    add("--gen-length", type=int, help="response tokens")
+    add("--block-length", type=int, help="tokens per block")
+    add("--steps", type=int, help="a fixed schedule of so many steps, instead of factor-based decoding")
+    add("--factor", type=float, help="of factor-based parallel decoding: larger is faster (default 1)")
+    add("--threshold", type=float, help="commit what is more confident than this, instead of factor-based decoding")
+    add("--cache", choices=["none", "prefix", "dual"], help="what to remember of the keys and values outside the block")
+    add("--capture", action="store_true", default=None, help="on CUDA: record the cached step as a graph, and replay it")
+    add("--refresh", type=int, help="steps between readings of the whole sequence (default: once a block)")
+    add("--temperature", type=float, help="0 takes the most probable tokens")
+    add("--cfg", type=float, help="scale of classifier-free guidance, 0 is none")
+    add("--remasking", choices=["confidence", "random"], help="what a fixed schedule commits first")
+    add("--seed", type=int, help="of temperature and random remasking")
+
+
+def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConfig:
+    """The size's way to decode, with what the command line changes. Asking for steps, for random remasking or for a
+    threshold is asking for no factor."""
+    names = [field.name for field in dataclasses.fields(DecodeConfig)]
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    require(sum(value is not None for value in (args.steps, args.factor, args.threshold)) <= 1,
+            "--steps, --factor and --threshold exclude each other; choose one")
+    if args.steps is not None or args.threshold is not None or args.remasking == "random":
+        changes.setdefault("factor", None)
+    if args.gen_length is not None:
+        fits = args.gen_length % default.block_length == 0
+        changes.setdefault("block_length", default.block_length if fits else args.gen_length)
+        changes.setdefault("steps", args.gen_length)
+    return dataclasses.replace(default, **changes)
+
+
+def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None, dict[str, Path]]:
+    """The config, a checkpoint of ours if there is one, and where the other weights are. Nothing large is read yet."""
+    size = args.size or ("full" if args.diffa2 else "toy")
+    require(not (args.diffa2 and args.checkpoint), "--diffa2 and --checkpoint exclude each other; choose one")
+    given = {"whisper": args.whisper, "llada": args.llada}
+    if args.diffa2 or not (args.checkpoint or SIZES[size][0].from_scratch):
+        return SIZES[size][0], None, weights.locate_all(given | {"diffa2": args.diffa2}, size)
+    path = args.checkpoint or Path(weights.SOURCES[size]["diffa2"])
+    require(path.is_file(), f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {size}'")
+    trained = checkpoint.load(path)
+    found = trained.config.size
+    require(args.size in (None, found), f"{path}: is of size {found}, not {args.size}; leave --size out")
+    return trained.config, trained, weights.locate_all(given, found)
+
+
+def load_model(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path], device: torch.device,
+               dtype: torch.dtype) -> tuple[Diffa2, tuple[str, ...]]:
+    """The model, and what it splices into the prompt."""
+    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype)
+    if trained:
+        checkpoint.restore(model, trained.model, "the checkpoint")
+    parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
+    return model.eval().to(device), parts
+
+
+def choose(args: argparse.Namespace, config: Config) -> tuple[torch.device, torch.dtype]:
+    """Where and in which precision to compute."""
+    device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch)
+    if device.type == "cpu" and config.from_scratch:  # a downloaded model has no memory to spare
+        keep_freed_memory()
+    return device, dtype
+
+
+def describe(args: argparse.Namespace, config: Config, paths: dict[str, Path], decode: DecodeConfig, dtype: torch.dtype) -> str:
+    """Which model answers, and how, in one line: answers that differ in it are not to be mixed."""
+    source = args.checkpoint or paths.get("diffa2") or weights.SOURCES[config.size]["diffa2"]
+    frozen = [f"{part} {getattr(args, part)}" for part in ("whisper", "llada") if getattr(args, part)]
+    settings = [f"{name} {value}" for name, value in dataclasses.asdict(decode).items()]
+    return ", ".join([str(source), *frozen, str(dtype).removeprefix("torch."), *settings])
