@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from test_published import CONFIG, published, trained  # noqa: F401, the last two are fixtures
 
 from diffa2_mini import command, evaluate
-from diffa2_mini.answers import Answer
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig, run_script
 from diffa2_mini.data import Example
 from diffa2_mini.ears import Ears
@@ -195,18 +195,23 @@ def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(more, message, capfd,
     assert message in error and error.count("\n") == 1 and not [*tmp_path.iterdir()]
 
 
-def test_published_weights_decode_as_the_authors_do(folder, capfd, monkeypatch):
-    """Up to the point where the weights would be read; the file of answers tells how they would be asked."""
-    full, seen = SIZES["full"][0], []
-    monkeypatch.setattr(command, "find", lambda args: (full, None, {"whisper": folder, "llada": folder, "diffa2": folder}))
-    monkeypatch.setattr(evaluate, "resume", lambda path, name, by, every: seen.append(by) or {q.id: Answer("") for q in every})
-    for benchmark, file, settings in (("mmau", folder / "toy.json", "gen_length 16, block_length 16, steps 16, factor 1.0"),
-                                      ("asr", folder / "asr.json", "gen_length 128, block_length 128, steps 128, factor 1.0")):
-        (folder / "asr.json").write_text('[{"audio_filepath": "a.wav", "target": "a"}]')
-        run(capfd, "--benchmark", benchmark, "--file", file, "--out", folder / "x.jsonl", "--device", "cpu")
-        assert settings in seen[-1] and "bfloat16" in seen[-1]
-    run(capfd, "--benchmark", "mmau", "--file", folder / "toy.json", "--out", folder / "x.jsonl", "--gen-length", 32)
-    assert "gen_length 32, block_length 16, steps 32, factor 1.0" in seen[-1]
+def test_published_weights_are_asked_as_the_authors_ask(folder, published, capfd, monkeypatch):  # noqa: F811
+    """Files of a small shape, in the published layout; the file of answers tells how they were asked."""
+    monkeypatch.setitem(SIZES, "full", (dataclasses.replace(CONFIG, size="full"), {}))
+    where = [word for part, path in published.items() for word in (f"--{part}", path)]
+    (folder / "audio" / "asr.json").write_text('[{"audio_filepath": "three_one_four.wav", "target": "three one four"}]')
+    multiple_choice = ["--benchmark", "mmau", "--file", folder / "toy.json", "--audio-root", folder / "audio"]
+    for i, (flags, settings) in enumerate([
+            (multiple_choice, "gen_length 16, block_length 16, steps 16, factor 1.0"),
+            ([*multiple_choice, "--gen-length", 32], "gen_length 32, block_length 16, steps 32, factor 1.0"),
+            ([*multiple_choice, "--steps", 4], "gen_length 16, block_length 16, steps 4, factor None"),
+            (["--benchmark", "asr", "--file", folder / "audio" / "asr.json"],
+             "gen_length 128, block_length 128, steps 128, factor 1.0")]):
+        run(capfd, "--size", "full", *where, *flags, "--out", folder / f"{i}.jsonl", "--device", "cpu")
+        rows = [json.loads(line) for line in (folder / f"{i}.jsonl").read_text().splitlines()]
+        assert len(rows) == (1 if "asr" in flags else 4) and all(settings in row["by"] and "bfloat16" in row["by"] for row in rows)
+        assert sum("error" in row for row in rows) == len(rows) // 4  # the clip that is gone
+        assert result_of(folder, i)["cut"] == sum("cut" in row for row in rows) > 0  # these hear 2 seconds
 
 
 def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
