@@ -12,7 +12,8 @@ MMSU = {"id": "long_speech_1", "audio_path": "audio/a.wav", "question": "What is
         "choice_c": "three", "choice_d": "four", "answer_gt": "two", "task_name": "long_speech", "category": "Perception",
         "sub-category": "Linguistics", "sub-sub-category": "Semantics", "linguistics_sub_discipline": "Semantics"}
 MMAU = {"id": "3fe64f3d", "audio_id": "./test-mini-audios/3fe64f3d.wav", "question": "Which sound?",
-        "choices": ["a bell", "a siren"], "answer": "a siren", "dataset": "AudioSet", "task": "sound", "split": "test-mini", "category": "Reasoning",
+        "choices": ["a bell", "a siren"], "answer": "a siren", "dataset": "AudioSet", "task": "sound",
+        "split": "test-mini", "category": "Reasoning",
         "sub-category": "Event Reasoning", "difficulty": "medium"}
 MMAR = {"id": "x_00-01", "audio_path": "./audio/x_00-01.wav", "question": "Who?", "choices": ["Ann", "Bob", "Cleo", "Dan", "Eve"],
         "answer": "Bob", "modality": "mix-sound-speech", "category": "Semantic Layer", "sub-category": "Speaker Analysis",

@@ -22,7 +22,8 @@ from diffa2_mini.weights import load_tokenizer
 CLIPS = Path(__file__).resolve().parent.parent / "data" / "clips"
 TOY = [  # in MMAU's fields, as the toy model was taught to be asked
     {"id": "a", "audio_id": "three_one_four.wav", "question": "Please transcribe the audio to text.",
-     "choices": ["three one four", "three one five"], "answer": "three one four", "task": "speech", "category": "perception", "sub-category": "asr", "difficulty": "free"},
+     "choices": ["three one four", "three one five"], "answer": "three one four", "task": "speech",
+     "category": "perception", "sub-category": "asr", "difficulty": "free"},
     {"id": "b", "audio_id": "./siren_bell_drum.wav", "question": "How many sounds are there?", "choices": ["2", "3", "4"],
      "answer": "3", "task": "sound", "category": "reasoning", "sub-category": "count", "difficulty": "lettered"},
     {"id": "c", "audio_id": "minor_arpeggio.wav", "question": "Which instrument plays?", "choices": ["organ", "flute"],
@@ -187,7 +188,8 @@ def test_answers_made_elsewhere_are_scored(folder, capfd):
 @pytest.mark.parametrize("more, message", [
     (["--benchmark", "mmau"], "--benchmark mmau needs its --file"), (["--benchmark", "mmlu"], "--benchmark"), ([], "--benchmark"),
     (["--benchmark", "mmau", "--file", "gone.json"], "found no such file"), (["--benchmark", "toy", "--limit", "0"], "--limit"),
-    (["--benchmark", "toy", "--shuffle-options", "-1"], "--shuffle-options"), (["--benchmark", "toy", "--batch-size", "0"], "--batch"),
+    (["--benchmark", "toy", "--shuffle-options", "-1"], "--shuffle-options"),
+    (["--benchmark", "toy", "--batch-size", "0"], "--batch"),
 ])
 def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(more, message, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -209,7 +211,8 @@ def test_published_weights_are_asked_as_the_authors_ask(folder, published, capfd
              "gen_length 128, block_length 128, steps 128, factor 1.0")]):
         run(capfd, "--size", "full", *where, *flags, "--out", folder / f"{i}.jsonl", "--device", "cpu")
         rows = [json.loads(line) for line in (folder / f"{i}.jsonl").read_text().splitlines()]
-        assert len(rows) == (1 if "asr" in flags else 4) and all(settings in row["by"] and "bfloat16" in row["by"] for row in rows)
+        assert len(rows) == (1 if "asr" in flags else 4)
+        assert all(settings in row["by"] and "bfloat16" in row["by"] for row in rows)
         assert sum("error" in row for row in rows) == len(rows) // 4  # the clip that is gone
         assert result_of(folder, i)["cut"] == sum("cut" in row for row in rows) > 0  # these hear 2 seconds
 
