@@ -63,8 +63,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--sample-every", type=int, default=200, help="steps between decoded samples")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES], help="of the frozen parts (auto: bfloat16 on CUDA)")
-    add("--recompute", action=argparse.BooleanOptionalAction,
-        help="gradient checkpointing of the backbone: less memory, more time (default: for downloaded weights)")
+    add("--recompute", choices=["nothing", "feed-forward", "blocks"],
+        help="of the backbone, in the backward pass: less memory, more time (default: blocks, for downloaded weights)")
     add("--threads", type=int, help="CPU threads (default: one per core)")
     add("--seed", type=int, default=42)
     add("--workers", type=int, help="processes that load audio (default: none where it is kept, else up to 8)")
@@ -129,7 +129,7 @@ class Run:
         self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
         torch.manual_seed(args.seed)  # adapters and prompts start at random
         self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype, args.random_weights)
-        self.model.llada.recompute = not self.config.from_scratch if args.recompute is None else args.recompute
+        self.model.llada.recompute = args.recompute or plan.recompute(self.config)
         if diffa2:
             weights.load_diffa2(self.model, diffa2)
         keep = args.size == "toy" and not args.no_cache_audio

@@ -56,7 +56,7 @@ def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, c
     model = weights.build(config, None, None, device, dtype, random).to(device).eval()
     tokenizer, rows = weights.load_tokenizer(config, None, random), []
     for number, stage in stages.items():  # at batch 1
-        model.llada.recompute = True
+        model.llada.recompute = "blocks"
         used = memory_above(train_at(model, stage, 1, device, dtype, tokenizer), device, all_of_it=True)
         rows.append(Row(f"stage {number}, 1 at once, recomputed", "peak memory", ratio=used and used / plan.GIB, of="GiB",
                         target="<= 22"))
@@ -71,7 +71,7 @@ def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, c
 def best_training(model: Diffa2, number: int, stage: StageConfig, runs: int, device: torch.device, dtype: torch.dtype,
                   tokenizer: Tokenizer) -> Row:
     """The training step of the best batch size, without recomputing: doubled until memory ends or it gets no better."""
-    model.llada.recompute, n, best = False, 1, None
+    model.llada.recompute, n, best = "nothing", 1, None
     while best is None or best.more["clips"] == n // 2:
         try:
             (row,) = take_turns(f"stage {number}, training", {f"{n} at once": train_at(model, stage, n, device, dtype, tokenizer)},

@@ -10,11 +10,9 @@ from typing import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 EPSILON = 1e-3  # the smallest time
-AT_ONCE = 128  # tokens whose logits exist at once
+AT_ONCE = 256  # tokens whose logits exist at once
 
 
 def noise_for(seed: int, epoch: int, example: int, n_response: int) -> tuple[float, np.ndarray]:
@@ -36,21 +34,37 @@ def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int)
     return response.masked_fill(masked, mask_id), masked, t
 
 
-def token_losses(head: Callable, hidden: Tensor, targets: Tensor) -> Tensor:
+class TokenLosses(torch.autograd.Function):
     """Cross-entropy in nats of each of K tokens, [K], from its hidden state [K, D] and the token that it is. `head` gives
-    logits [..., V], compared in float32. They are made for a few tokens at a time, and again in the backward pass, so that
-    memory does not grow with K * V."""
-    def losses(hidden, targets):
-        return F.cross_entropy(head(hidden).float(), targets, reduction="none")
+    logits [..., V] and is frozen; they are compared in float32. The gradient of a loss with respect to its logits is p - 1 at the
+    token and p elsewhere, so that it is made with the loss, a few tokens at a time: memory does not grow with K * V."""
 
-    pieces = zip(hidden.split(AT_ONCE), targets.split(AT_ONCE))
-    return torch.cat([checkpoint(losses, *piece, use_reentrant=False) for piece in pieces])
+    @staticmethod
+    def forward(ctx, hidden: Tensor, targets: Tensor, head: Callable) -> Tensor:
+        losses, gradients = [], []
+        for states, tokens in zip(hidden.split(AT_ONCE), targets[:, None].split(AT_ONCE)):
+            with torch.enable_grad():
+                states = states.detach().requires_grad_()
+                logits = head(states)
+            log_p = logits.detach().log_softmax(-1, dtype=torch.float32)
+            losses.append(-log_p.gather(-1, tokens).squeeze(-1))
+            if ctx.needs_input_grad[0]:
+                by_logits = log_p.exp_().scatter_add_(-1, tokens, -torch.ones_like(losses[-1][:, None]))
+                logits.backward(by_logits.to(logits.dtype))
+                gradients.append(states.grad)
+        ctx.save_for_backward(torch.cat(gradients or losses))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx, by_losses: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return by_losses[:, None].to(gradients.dtype) * gradients, None, None
 
 
 def masked_cross_entropy(head: Callable, hidden: Tensor, response: Tensor, masked: Tensor) -> Tensor:
     """Cross-entropy in nats at each masked token, zero elsewhere: [B, R]. `hidden` [K, D] are the states of the K masked
     tokens, in order."""
-    losses = token_losses(head, hidden, response[masked])
+    losses = TokenLosses.apply(hidden, response[masked], head)
     return torch.zeros(response.shape, device=losses.device).masked_scatter(masked, losses)
 
 

@@ -60,21 +60,24 @@ class Block(nn.Module):
         self.ff_out = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Tensor | None = None,
-                columns: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.attn_norm(x), rotation, mask, cache, columns)
+                columns: Tensor | None = None, first: int = 0, recompute: bool = False) -> Tensor:
+        x = x[:, first:] + self.attention(self.attn_norm(x), rotation, mask, cache, columns, first)
+        return x + (checkpoint(self.feed_forward, x, use_reentrant=False) if recompute else self.feed_forward(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
         h = self.ff_norm(x)
-        return x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
+        return self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
 
     def attention(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: Tensor | None,
-                  columns: Tensor | None) -> Tensor:
+                  columns: Tensor | None, first: int) -> Tensor:
         B, S, D = x.shape
-        q, k, v = (proj(x).view(B, S, self.n_heads, -1).transpose(1, 2)  # [B, H, S, D/H]
-                   for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        k, v = (proj(x).view(B, S, self.n_heads, -1).transpose(1, 2) for proj in (self.k_proj, self.v_proj))  # [B, H, S, D/H]
+        q = self.q_proj(x[:, first:]).view(B, S - first, self.n_heads, -1).transpose(1, 2)
+        q, k = rotate(q, [part[..., first:, :] for part in rotation]), rotate(k, rotation)
         if cache is not None:  # keys and values of the whole sequence, [2, B, H, all, D/H]: renew ours, attend to all
             k, v = cache[0].index_copy_(2, columns, k), cache[1].index_copy_(2, columns, v)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.attn_out(y.transpose(1, 2).reshape(B, S, D))
+        return self.attn_out(y.transpose(1, 2).reshape(B, S - first, D))
 
 
 class Llada(nn.Module):
@@ -84,7 +87,7 @@ class Llada(nn.Module):
     def __init__(self, config: LladaConfig):
         super().__init__()
         self.config = config
-        self.recompute = False  # gradient checkpointing: keep only the blocks' inputs for the backward pass
+        self.recompute = "nothing"  # gradient checkpointing: what the backward pass computes again, or "feed-forward", "blocks"
         self.wte = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.ln_f = RMSNorm(config.width, config.norm_eps)
@@ -97,8 +100,8 @@ class Llada(nn.Module):
         return [key.new_zeros(shape) for _ in self.blocks]
 
     def forward(self, x: Tensor, real: Tensor | None = None, positions: Tensor | None = None,
-                cache: list[Tensor] | None = None, columns: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, S, D] of embeddings x [B, S, D].
+                cache: list[Tensor] | None = None, columns: Tensor | None = None, first: int = 0) -> Tensor:
+        """Final hidden states of embeddings x [B, S, D]; those from column `first` on, [B, S - first, D].
 
         `real` [B, S] is False at padding, which nothing attends to; None means no padding. `positions` [B, S] says where
         each embedding stands; None means 0, 1, 2, ... With a `cache`, x may be a slice of the sequence, its `columns` [S]:
@@ -109,11 +112,13 @@ class Llada(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
         rotation = rotary(positions[:, None], self.config.width // self.config.n_heads, self.config.rope_theta)
+        recompute = self.recompute if torch.is_grad_enabled() else "nothing"
         for i, block in enumerate(self.blocks):
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotation, mask, use_reentrant=False)
+            from_here = first if i + 1 == len(self.blocks) else 0  # the last block need not give more
+            if recompute == "blocks":
+                x = checkpoint(block, x, rotation, mask, None, None, from_here, use_reentrant=False)
             else:
-                x = block(x, rotation, mask, cache and cache[i], columns)
+                x = block(x, rotation, mask, cache and cache[i], columns, from_here, recompute == "feed-forward")
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -101,8 +101,8 @@ class Diffa2(nn.Module):
         at padding."""
         before, lengths = self.splice(heard, prompts)
         positions, real = lay_out(lengths, before.shape[1], real)
-        hidden = self.llada(torch.cat([before, self.llada.wte(response)], dim=1), real, positions)  # [B, P + R, D]
-        return hidden[:, before.shape[1]:][select]
+        x = torch.cat([before, self.llada.wte(response)], dim=1)  # [B, P + R, D]
+        return self.llada(x, real, positions, first=before.shape[1])[select]
 
     def forward(self, audio: Audio, parts: tuple[str, ...], prompts: list[Prompt], response: Tensor, real: Tensor,
                 select: Tensor) -> Tensor:
@@ -153,10 +153,10 @@ class Reader:
         """Read prompt, audio and response: [B, R, D]."""
         x = torch.cat([self.before, self.model.llada.wte(tokens)], dim=1)
         if not remember:
-            return self.model.llada(x, self.real, self.positions)[:, self.n_columns:]
+            return self.model.llada(x, self.real, self.positions, first=self.n_columns)
         self.cache = self.cache or self.model.llada.empty_cache(*x.shape[:2])
         everywhere = torch.arange(x.shape[1], device=x.device)
-        return self.read_slice(x, self.positions, everywhere)[:, self.n_columns:]
+        return self.model.llada(x, self.real, self.positions, self.cache, everywhere, first=self.n_columns)
 
     def reread(self, tokens: Tensor, start: int, stop: int) -> Tensor:
         """Read the tokens from `start` to `stop` again, and take all else from memory: [B, stop - start, D]."""

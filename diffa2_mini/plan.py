@@ -28,29 +28,32 @@ UTILISATION = 0.4  # of that peak, assumed
 
 @dataclass
 class Shape:
-    """What goes through the model: `clips` through the encoder, and rows of `lengths` tokens, of which `masked` in all are to
-    predict."""
+    """What goes through the model: `clips` through the encoder, and rows of `lengths`: tokens before the answer, and of the
+    answer. Of these `masked` in all are to predict."""
 
     clips: int
-    lengths: list[int]
+    lengths: list[tuple[int, int]]
     masked: int
 
     @property
     def tokens(self) -> int:
-        return sum(self.lengths)
+        return sum(before + own for before, own in self.lengths)
+
+    @property
+    def answers(self) -> int:
+        return sum(own for _, own in self.lengths)
 
 
 def shape_of(config: Config, stage: StageConfig, clips: int) -> Shape:
     """The shape of `clips` examples, or pairs, of the longest clips; half of the tokens of the response are masked."""
-    length = n_embeddings(config.adapter, stage.audio, config.audio.max_frames // 2) + PROMPT + RESPONSE
+    before = n_embeddings(config.adapter, stage.audio, config.audio.max_frames // 2) + PROMPT
     rows = clips * (2 * stage.vrpo_samples if stage.preference else 1)
-    return Shape(clips, [length] * rows, rows * RESPONSE // 2)
+    return Shape(clips, [(before, RESPONSE)] * rows, rows * RESPONSE // 2)
 
 
 def shape_of_step(stage: StageConfig, lengths: list[tuple[int, int]], n_masked: int, encoded: bool) -> Shape:
-    """The shape of a step on answers of known `lengths` (tokens before it, its own), whose clips were `encoded` or are kept."""
-    rows = [before + own for before, own in lengths] * (stage.vrpo_samples if stage.preference else 1)
-    return Shape(stage.batch_size * encoded, rows, n_masked)
+    """The shape of a step on answers of known `lengths`, whose clips were `encoded` or are kept."""
+    return Shape(stage.batch_size * encoded, lengths * (stage.vrpo_samples if stage.preference else 1), n_masked)
 
 
 def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int, int]]:
@@ -68,21 +71,32 @@ def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int,
     return {part: tuple(count) for part, count in counts.items() if count[0]}
 
 
-def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int, recompute: bool) -> int:
+def recompute(config: Config) -> str:
+    """What of the backbone the backward pass computes again, if the user does not say."""
+    return "nothing" if config.from_scratch else "blocks"
+
+
+def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int, recompute: str) -> int:
     """Peak of what the forward pass keeps and the backward pass adds, with `width` bytes per number of the frozen parts
     (2 for bfloat16, 4 for float32)."""
-    D, H, V = config.llada.width, config.llada.hidden, config.llada.vocab_size
-    tokens = shape.tokens
-    # A block keeps the float32 inputs of its two norms, q, k, v and what attention gives, and the three inner ones of
-    # SwiGLU; LoRA also the inputs of its five projections, which are two tensors.
-    block = tokens * (2 * 4 * D + 4 * width * D + 3 * width * H + 2 * width * D * ("lora" in stage.trains))
+    D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
+    tokens, lora = shape.tokens, width * D * ("lora" in stage.trains)
+    # A block keeps the float32 input of its norm, q, k, v and what attention gives; then that of the other norm and the three
+    # inner tensors of SwiGLU; LoRA also the input of the projections in each half. The last block answers for responses alone.
+    attention = 4 * D + 4 * width * D + lora
+    feed_forward = 4 * D + 3 * width * H + lora
+    kept, again = {
+        "nothing": (tokens * layers * attention + (tokens * (layers - 1) + shape.answers) * feed_forward, 0),
+        "feed-forward": (tokens * layers * (attention + width * D), tokens * feed_forward),
+        "blocks": (tokens * layers * width * D, tokens * (attention + feed_forward)),
+    }[recompute]
     inner = tokens * 3 * width * H  # gradients of SwiGLU, the widest place of the backward pass
-    kept = tokens * width * D * config.llada.n_layers if recompute else block * config.llada.n_layers
-    head = min(AT_ONCE, shape.masked) * V * (width + 3 * 4)  # logits, in float32 too, their softmax, its gradient
+    # Logits and, in float32, their logarithmic softmax, which becomes their gradient; in bfloat16 that also in their dtype.
+    head = min(AT_ONCE, shape.masked) * config.llada.vocab_size * 8
     E, T = config.whisper.width, config.audio.max_frames // 2
     taps = len(config.whisper.taps) if "acoustic" in stage.audio else 0
     heard = shape.clips * T * E * width * (len(config.whisper.taps) + 2 * taps * config.adapter.qformer_layers + 6)
-    return kept + heard + max(head, (block if recompute else 0) + inner)
+    return kept + heard + max(head, again + inner)
 
 
 def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width: int) -> dict[str, int]:
@@ -96,7 +110,7 @@ def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width
             "copies of what is trained, for autocast": 2 * ours if width == 2 else 0}
 
 
-def peak_bytes(config: Config, stage: StageConfig, counts: dict, shape: Shape, width: int, recompute: bool) -> int:
+def peak_bytes(config: Config, stage: StageConfig, counts: dict, shape: Shape, width: int, recompute: str) -> int:
     """The most memory that a training step has at any time, in bytes."""
     return sum(resident_bytes(counts, stage, width).values()) + activation_bytes(config, stage, shape, width, recompute)
 
@@ -106,10 +120,12 @@ def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
     weight has no gradient of its own. What recomputation repeats does not count."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     E, T = config.whisper.width, config.audio.max_frames // 2
-    pairs = sum(length**2 for length in shape.lengths)  # of tokens that look at each other
-    backbone = layers * 2 * (shape.tokens * (4 * D**2 + 3 * D * H) + 2 * pairs * D)
+    # The last block reads everything, and answers for responses alone: keys and values of all, the rest of theirs.
+    pairs = sum((before + own) * ((layers - 1) * (before + own) + own) for before, own in shape.lengths)  # that attend
+    rest = 2 * D**2 + 3 * D * H
+    backbone = 2 * (shape.tokens * (layers * 2 * D**2 + (layers - 1) * rest) + shape.answers * rest + 2 * pairs * D)
     head = shape.masked * 2 * D * config.llada.vocab_size
-    attention_gradients = layers * 4 * pairs * D  # both factors of a product of activations have one
+    attention_gradients = 4 * pairs * D  # both factors of a product of activations have one
     encoder = shape.clips * T * config.whisper.n_layers * 2 * (12 * E**2 + 2 * T * E)
     reference = backbone + head if stage.preference else 0
     return 2 * (backbone + head) + attention_gradients + encoder + reference
@@ -167,7 +183,7 @@ def number_of_examples(config: Config, number: int, stage: StageConfig, data: Pa
     return HOURS[number] * 3600 // config.audio.max_seconds, f"the authors' {HOURS[number]:,} hours"
 
 
-def describe(config: Config, number: int, stage: StageConfig, data: Path | None, width: int, recompute: bool) -> str:
+def describe(config: Config, number: int, stage: StageConfig, data: Path | None, width: int, recompute: str) -> str:
     """The plan of one stage, as text."""
     counts = count_parameters(config, stage)
     rows = [("part", "parameters", "trained")]
@@ -177,7 +193,7 @@ def describe(config: Config, number: int, stage: StageConfig, data: Path | None,
     resident = resident_bytes(counts, stage, width)
     activations = activation_bytes(config, stage, piece, width, recompute)
     memory = [(name, f"{size / GIB:.2f} GiB") for name, size in resident.items() if size]
-    how = f"activations, {stage.at_once} at once" + (", recomputed" if recompute else "")
+    how = f"activations, {stage.at_once} at once" + (f", {recompute} recomputed" if recompute != "nothing" else "")
     memory += [(how, f"{activations / GIB:.2f} GiB"),
                ("estimated peak memory", f"{(sum(resident.values()) + activations) / GIB:.2f} GiB")]
     step = shape_of(config, stage, stage.batch_size)
@@ -200,5 +216,4 @@ def show(args: argparse.Namespace, stages: dict[int, StageConfig]) -> None:
     large = not config.from_scratch
     dtype = args.dtype if args.dtype != "auto" else "bfloat16" if large or torch.cuda.is_available() else "float32"
     for number, stage in stages.items():
-        print(describe(config, number, stage, args.data, DTYPES[dtype].itemsize,
-                       large if args.recompute is None else args.recompute))
+        print(describe(config, number, stage, args.data, DTYPES[dtype].itemsize, args.recompute or recompute(config)))

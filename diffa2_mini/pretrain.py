@@ -19,7 +19,6 @@ from tqdm import tqdm
 from . import weights
 from .config import ASSETS, SIZES, LladaConfig, PretrainConfig, TextConfig, require
 from .decode import generate
-from .diffusion import masked_cross_entropy
 from .llada import Block, Llada, rotary
 from .model import Diffa2, Reader
 from .parallel import choose_device
@@ -117,8 +116,9 @@ def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExampl
     hidden = model.read(heard, prompts, response.masked_fill(masked, tokenizer.mask_id), real, masked)
     late = (response == tokenizer.eos_id).long().cumsum(1) > 1
     letter = torch.isin(response, torch.tensor([tokenizer.encode(letter)[0] for letter in LETTERS], device=response.device))
-    weight = torch.where(late, config.eos_weight, torch.where(letter, config.letter_weight, 1.0)) * masked
-    return (masked_cross_entropy(model.llada.logits, hidden, response, masked) * weight).sum() / weight.sum()
+    weight = torch.where(late, config.eos_weight, torch.where(letter, config.letter_weight, 1.0))[masked]
+    losses = F.cross_entropy(model.llada.logits(hidden), response[masked], reduction="none")  # [K]
+    return (losses * weight).sum() / weight.sum()
 
 
 def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, config: PretrainConfig,

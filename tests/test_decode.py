@@ -277,9 +277,9 @@ def test_a_cache_that_is_refreshed_in_every_step_changes_nothing(restless_model,
 def test_a_cache_reads_everything_once_a_block_and_then_less(restless_model, monkeypatch):
     read, forward = [], restless_model.llada.forward
 
-    def counted(x, *others):
+    def counted(x, *others, **named):
         read.append(x.shape[1])
-        return forward(x, *others)
+        return forward(x, *others, **named)
 
     monkeypatch.setattr(restless_model.llada, "forward", counted)
     heard, prompts = [torch.randn(3, 12)], [Prompt([7] * 6, 2)]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffa2_mini.diffusion import EPSILON, diffusion_loss, forward_process, masked_cross_entropy, noise_for
+from diffa2_mini import diffusion
+from diffa2_mini.diffusion import EPSILON, TokenLosses, diffusion_loss, forward_process, masked_cross_entropy, noise_for
 from diffa2_mini.vrpo import elbo
 
 V, R, MASK = 3, 3, 3  # three words, three positions, and the mask
@@ -66,6 +67,17 @@ def test_cross_entropy_stands_at_the_masked_tokens_and_is_zero_elsewhere():
     p = logits.softmax(-1).log()
     expected = -torch.tensor([[p[0, 0], 0, p[1, 2]], [0, p[2, 1], 0]])
     torch.testing.assert_close(masked_cross_entropy(nn.Identity(), logits, response, masked), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_that_is_made_with_the_loss_is_autograds(dtype, monkeypatch):
+    monkeypatch.setattr(diffusion, "AT_ONCE", 4)
+    head = nn.Linear(5, 30).to(dtype).requires_grad_(False)
+    hidden, targets, weight = torch.randn(10, 5, dtype=dtype, requires_grad=True), torch.randint(30, (10,)), torch.rand(10)
+    ours = TokenLosses.apply(hidden, targets, head)
+    plain = nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(losses @ weight, hidden)[0] for losses in (ours, plain)))
 
 
 def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():

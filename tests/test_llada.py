@@ -117,6 +117,11 @@ def test_the_head_is_untied_and_reads_the_final_norm(config):
     torch.testing.assert_close(llada.logits(llada(x)), 2 * before)
 
 
+def test_the_last_block_may_leave_out_what_nobody_asks_for(model):
+    x, real = torch.randn(2, 7, 12), torch.tensor([[True] * 7, [True] * 5 + [False] * 2])
+    torch.testing.assert_close(model.llada(x, real, first=3), model.llada(x, real)[:, 3:])
+
+
 def test_recomputing_changes_memory_and_not_gradients(model):
     x, real = torch.randn(2, 7, 12, requires_grad=True), torch.ones(2, 7, dtype=torch.bool)
     model.add_lora()
@@ -124,7 +129,7 @@ def test_recomputing_changes_memory_and_not_gradients(model):
     for name, parameter in trained.items():
         torch.nn.init.normal_(parameter)
     kept = []
-    for recompute in (False, True):
+    for recompute in ("nothing", "feed-forward", "blocks"):
         model.llada.recompute = recompute
         saved = 0
 
@@ -136,5 +141,6 @@ def test_recomputing_changes_memory_and_not_gradients(model):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = model.llada(x, real).square().sum()
         kept.append((saved, torch.autograd.grad(loss, [x, *trained.values()])))
-    assert kept[1][0] < kept[0][0] / 3
-    assert all(torch.equal(a, b) for a, b in zip(kept[0][1], kept[1][1]))
+    (nothing, gradients), (feed_forward, again), (blocks, once_more) = kept
+    assert blocks < nothing / 3 and blocks < feed_forward < 0.8 * nothing
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(gradients, again, once_more))

@@ -187,7 +187,7 @@ def test_a_run_is_never_overwritten(world, whole):
 
 
 def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsys):
-    train.main(["--stage", "3", "--random-weights", "--steps", "1", "--batch-size", "2", "--recompute", "--data", str(world),
+    train.main(["--stage", "3", "--random-weights", "--steps", "1", "--batch-size", "2", "--recompute", "blocks", "--data", str(world),
                 "--out", str(tmp_path), "--threads", "1"])
     printed = capsys.readouterr().out
     assert "trainable parameters: 540,784" in printed and "peak memory" in printed and "questions" not in printed
@@ -196,7 +196,7 @@ def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsy
 
 def test_bfloat16_trains_measures_and_shows_samples(whole, world, tmp_path, capsys):
     train.main(["--stage", "4", "--init", str(whole[0] / "stage3.safetensors"), "--data", str(world), "--out", str(tmp_path),
-                "--dtype", "bfloat16", "--recompute", "--steps", "5", "--batch-size", "2", "--sample-every", "2", "--threads", "1"])
+                "--dtype", "bfloat16", "--recompute", "blocks", "--steps", "5", "--batch-size", "2", "--sample-every", "2", "--threads", "1"])
     printed = capsys.readouterr().out
     assert printed.count("ranked right") == 2 and printed.count("target") == 2 and "questions:" in printed
 
