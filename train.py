@@ -24,7 +24,7 @@ from typing import Iterator
 import torch
 from tqdm import tqdm
 
-from diffa2_mini import checkpoint, evaluate, plan, pretrain, reporting, show, weights
+from diffa2_mini import answers, checkpoint, plan, pretrain, reporting, show, weights
 from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import SIZES, Parser, StageConfig, require, run_script, to_dict
 from diffa2_mini.data import Batch, Collate, Loader, batches, load_examples
@@ -162,8 +162,8 @@ class Run:
         self.model.eval()
         batch_size = 64 if self.config.from_scratch else stage.at_once
         with self.autocast():
-            texts, _ = evaluate.answer(self.model, self.tokenizer, self.ears, examples, stage.audio, self.config.decode,
-                                       batch_size)
+            texts, _ = answers.answer(self.model, self.tokenizer, self.ears, examples, stage.audio, self.config.decode,
+                                      batch_size)
         self.model.train()
         return texts
 

@@ -1,20 +1,25 @@
-"""The file of answers: a line of JSON for each, written as soon as it is there, so that a run that was stopped goes on.
+"""A model's answers to many questions; and their file, so that a run that was stopped goes on.
 
-A line has the published fields of its question, with the choices in the order in which they were shown, and the reply under
-`response`: what the benchmarks' own scripts read. Answers made elsewhere are read too.
+Each answer is a line of JSON, written as soon as it is there. It has the published fields of its question, with the choices in
+the order in which they were shown, and the reply under `response`: what the benchmarks' own scripts read. Answers made
+elsewhere are read too.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+
+import torch
 
 from .audio import duration
 from .benchmarks import Question, choices_of, id_of, numbered
 from .checkpoint import write
-from .config import UserError, require
+from .config import DecodeConfig, UserError, require
 from .data import Example, read_manifest
+from .decode import generate
 from .ears import Ears
+from .model import Diffa2, Reader
+from .tokenizer import Tokenizer
 
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
 START = '{"benchmark": '  # of a line that we wrote
@@ -28,6 +33,43 @@ class Answer:
     reply: str
     error: str = ""
     cut: bool = False
+
+
+@torch.no_grad()
+def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Example], parts: tuple[str, ...],
+           decode: DecodeConfig, batch_size: int = 64) -> tuple[list[str], int]:
+    """The model's answers, in the order of the examples, and how many forward passes they took in all."""
+    answers, n_steps = [], 0
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start:start + batch_size]
+        heard = model.hear(ears([example.path for example in batch]), parts)
+        prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
+        reader = Reader(model, heard, prompts, [decode.gen_length] * len(batch), tokenizer.mask_id)
+        for step in generate(reader, decode, tokenizer.eos_id):
+            tokens, n_steps = step.tokens, n_steps + 1
+        answers += [tokenizer.decode(row) for row in tokens.tolist()]
+    return answers, n_steps
+
+
+def answer_batch(model: Diffa2, tokenizer: Tokenizer, ears: Ears, questions: list[Question], parts: tuple[str, ...],
+                 decode: DecodeConfig) -> list[Answer]:
+    """Answers to some questions, which are asked together. `ears` keep what they hear; here it is forgotten afterwards."""
+    errors, long, examples = {}, set(), []
+    for question in questions:
+        try:
+            require(question.audio is not None, "no clip is named")
+            if duration(question.audio) > model.config.audio.max_seconds:
+                long.add(question.id)
+            ears.listen(question.audio)
+            examples.append(Example(question.audio, question.prompt, question.answer, "", "", ""))
+        except UserError as error:
+            errors[question.id] = str(error)
+    texts = iter(answer(model, tokenizer, ears, examples, parts, decode, len(questions))[0])
+    ears.kept.clear()  # the clips of a long benchmark would fill the memory
+    return [Answer("", errors[q.id]) if q.id in errors else Answer(next(texts), cut=q.id in long) for q in questions]
+
+
+# ------------------------------------------------------------------------------------------------------- the file
 
 
 def to_line(benchmark: str, by: str, question: Question, answer: Answer) -> str:
@@ -48,23 +90,6 @@ def append(path: Path, text: str) -> None:
         raise UserError(f"{path}: could not be written ({error.strerror}); free some space, then start again") from None
 
 
-def answer_batch(questions: list[Question], ears: Ears, reply: Callable) -> list[Answer]:
-    """Answers to some questions; `reply` asks those whose clips can be heard."""
-    errors, long, examples = {}, set(), []
-    for question in questions:
-        try:
-            require(question.audio is not None, "no clip is named")
-            if duration(question.audio) > ears.model.config.audio.max_seconds:
-                long.add(question.id)
-            ears.listen(question.audio)
-            examples.append(Example(question.audio, question.prompt, question.answer, "", "", ""))
-        except UserError as error:
-            errors[question.id] = str(error)
-    texts = iter(reply(examples))
-    ears.kept.clear()  # of a long benchmark they would fill the memory
-    return [Answer("", errors[q.id]) if q.id in errors else Answer(next(texts), cut=q.id in long) for q in questions]
-
-
 def answer_in(row: dict) -> Answer | None:
     """The answer in a line, under any of the PREDICTIONS; None if there is none."""
     name = next((name for name in PREDICTIONS if row.get(name) is not None), None)
@@ -79,10 +104,10 @@ def match(rows: list[dict], questions: list[Question], source: Path) -> dict[str
     for i, row in enumerate(rows, start=1):
         try:
             id = numbered(id_of(row), seen)
-            answer = answer_in(row)
+            found = answer_in(row)
         except UserError as error:
             raise UserError(f"{source}: entry {i} is no answer: {error}") from None
-        answers |= {id: answer} if answer else {}
+        answers |= {id: found} if found else {}
         if id not in known:
             strange.append(id)
         elif choices_of(row):

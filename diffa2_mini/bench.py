@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import checkpoint, evaluate, weights
+from . import checkpoint, weights
+from .answers import answer
 from .audio import log_mel, mel_filterbank
 from .config import ASSETS, SIZES, AudioConfig, DecodeConfig, LladaConfig, Parser, require, run_script
 from .data import load_examples
@@ -212,9 +213,9 @@ def toy(device: torch.device) -> list[Row]:
                 decode = dataclasses.replace(config.decode, block_length=block, factor=factor, cache=cache)
                 row = Row(f"toy, blocks of {block}", f"{cache}, f = {factor:g}", of="right")
                 start = now(device)
-                answers, n_steps = evaluate.answer(model, tokenizer, ears, examples, trained.audio, decode)
+                replies, n_steps = answer(model, tokenizer, ears, examples, trained.audio, decode)
                 row.seconds.append(now(device) - start)
-                row.ratio, row.more["steps"] = report(examples, answers).figures["overall"], n_steps
+                row.ratio, row.more["steps"] = report(examples, replies).figures["overall"], n_steps
                 rows.append(row)
     return rows
 

@@ -18,28 +18,8 @@ import torch
 from . import command, reporting, weights
 from .answers import Answer, answer_batch, append, match, read_answers, resume, to_line
 from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
-from .config import DecodeConfig, Parser, require, run_script
-from .data import Example
-from .decode import generate
+from .config import Parser, require, run_script
 from .ears import Ears
-from .model import Diffa2, Reader
-from .tokenizer import Tokenizer
-
-
-@torch.no_grad()
-def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Example], parts: tuple[str, ...],
-           decode: DecodeConfig, batch_size: int = 64) -> tuple[list[str], int]:
-    """The model's answers, in the order of the examples, and how many forward passes they took in all."""
-    answers, n_steps = [], 0
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start:start + batch_size]
-        heard = model.hear(ears([example.path for example in batch]), parts)
-        prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
-        reader = Reader(model, heard, prompts, [decode.gen_length] * len(batch), tokenizer.mask_id)
-        for step in generate(reader, decode, tokenizer.eos_id):
-            tokens, n_steps = step.tokens, n_steps + 1
-        answers += [tokenizer.decode(row) for row in tokens.tolist()]
-    return answers, n_steps
 
 
 def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Question]) -> dict[str, Answer]:
@@ -63,7 +43,7 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
     tally.add([question for question in questions if question.id in answers], answers)
     with bar, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         for batch in (left[start:start + size] for start in range(0, len(left), size)):
-            replies = answer_batch(batch, ears, lambda examples: answer(model, tokenizer, ears, examples, parts, decode, size)[0])
+            replies = answer_batch(model, tokenizer, ears, batch, parts, decode)
             append(args.out, "".join(to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)))
             answers |= {question.id: reply for question, reply in zip(batch, replies)}
             bar.set_postfix_str(tally.add(batch, answers))

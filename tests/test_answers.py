@@ -1,13 +1,21 @@
 """The file of answers: stopped anywhere, continued, and made elsewhere."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 
-from diffa2_mini.answers import PREDICTIONS, Answer, append, match, read_answers, resume, to_line
+from diffa2_mini.answers import PREDICTIONS, Answer, answer, append, match, read_answers, resume, to_line
 from diffa2_mini.benchmarks import read_questions
-from diffa2_mini.config import UserError
+from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, UserError, WhisperConfig
+from diffa2_mini.data import Example
+from diffa2_mini.ears import Ears
+from diffa2_mini.model import Diffa2
+from diffa2_mini.weights import load_tokenizer
 
 ROWS = [{"id": f"q{i}", "audio_id": f"{i}.wav", "question": f"Which of {i}?", "choices": ["a dog", "a cat"], "answer": "a cat"}
         for i in range(4)]
@@ -99,3 +107,26 @@ def test_a_question_answered_twice_in_a_file_of_its_own_is_an_error(tmp_path):
     path.write_text(TEXT)
     with pytest.raises(UserError, match="answers a question of mmau, not of toy"):
         read_answers(path, "toy", alone=True)
+
+
+def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
+    toy = SIZES["toy"][0]
+    micro = dataclasses.replace(
+        toy, audio=dataclasses.replace(toy.audio, max_seconds=1, n_mels=16), adapter=AdapterConfig(n_queries=2),
+        whisper=WhisperConfig(n_mels=16, n_positions=50, width=8, n_layers=2, n_heads=2, taps=(1, 2)),
+        llada=LladaConfig(vocab_size=toy.llada.vocab_size, width=16, n_layers=1, n_heads=2, hidden=16))
+    model, tokenizer = Diffa2(micro).eval(), load_tokenizer(micro)
+    for weight in (p for p in model.llada.parameters() if p.dim() == 2):
+        torch.nn.init.normal_(weight)  # large, so that the answers differ
+    ears = Ears(model, torch.device("cpu"), torch.float32, keep=True)
+    examples = [Example(tmp_path / f"{i}.wav", f"{i} " * (i + 1), "?", "", "asr", "speech") for i in range(5)]
+    for i, item in enumerate(examples):
+        soundfile.write(item.path, np.random.default_rng(i).normal(0, 0.1, 3000 * (i + 1)), 16_000)
+    decode = dataclasses.replace(micro.decode, gen_length=4, block_length=4)
+
+    def answers(batch_size):
+        return answer(model, tokenizer, ears, examples, ("acoustic", "semantic"), decode, batch_size)
+
+    texts, n_steps = answers(1)
+    assert len(set(texts)) > 2 and 5 <= n_steps <= 20
+    assert answers(2)[0] == answers(64)[0] == texts and answers(64)[1] <= 4

@@ -8,16 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from test_published import CONFIG, published, trained  # noqa: F401, the last two are fixtures
 
-from diffa2_mini import command, evaluate
-from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig, run_script
-from diffa2_mini.data import Example
-from diffa2_mini.ears import Ears
-from diffa2_mini.evaluate import answer
-from diffa2_mini.model import Diffa2
-from diffa2_mini.weights import load_tokenizer
+from diffa2_mini import answers, command, evaluate
+from diffa2_mini.config import SIZES, run_script
 
 CLIPS = Path(__file__).resolve().parent.parent / "data" / "clips"
 TOY = [  # in MMAU's fields, as the toy model was taught to be asked
@@ -59,7 +53,7 @@ def test_the_shipped_model_answers_a_benchmark_with_a_clip_that_is_gone(folder, 
     printed = run(capfd, *flags(folder), "--batch-size", 2)
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [row["response"] for row in rows] == ["three one four", "B. 3", "flute", ""]
-    assert all(row | published == row for row, published in zip(rows, TOY)) and "gone.wav" in rows[3]["error"]
+    assert all(row | fields == row for row, fields in zip(rows, TOY)) and "gone.wav" in rows[3]["error"]
     result = result_of(folder)
     assert (result["overall"]["right"], result["overall"]["count"]) == (3, 4) and [*result["broken_audio"]] == ["d"]
     assert result["tables"]["difficulty"]["lettered"]["accuracy"] == 0.5 and result["malformed"] == {}
@@ -69,7 +63,7 @@ def test_the_shipped_model_answers_a_benchmark_with_a_clip_that_is_gone(folder, 
 def test_a_stopped_run_goes_on_where_it_was(folder, capfd, monkeypatch):
     run(capfd, *flags(folder))
     whole, figures = (folder / "answers.jsonl").read_text(), result_of(folder)
-    asked, ask = [], evaluate.answer
+    asked, ask = [], answers.answer
 
     def stopping(model, tokenizer, ears, examples, *rest):
         asked.extend(example.path.stem for example in examples)
@@ -77,7 +71,7 @@ def test_a_stopped_run_goes_on_where_it_was(folder, capfd, monkeypatch):
             raise KeyboardInterrupt
         return ask(model, tokenizer, ears, examples, *rest)
 
-    monkeypatch.setattr(evaluate, "answer", stopping)
+    monkeypatch.setattr(answers, "answer", stopping)
     with pytest.raises(SystemExit, match="goes on from"):
         run(capfd, *flags(folder, "stopped.jsonl"), "--batch-size", 1)
     path = folder / "stopped.jsonl"
@@ -215,26 +209,3 @@ def test_published_weights_are_asked_as_the_authors_ask(folder, published, capfd
         assert all(settings in row["by"] and "bfloat16" in row["by"] for row in rows)
         assert sum("error" in row for row in rows) == len(rows) // 4  # the clip that is gone
         assert result_of(folder, i)["cut"] == sum("cut" in row for row in rows) > 0  # these hear 2 seconds
-
-
-def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
-    toy = SIZES["toy"][0]
-    micro = dataclasses.replace(
-        toy, audio=dataclasses.replace(toy.audio, max_seconds=1, n_mels=16), adapter=AdapterConfig(n_queries=2),
-        whisper=WhisperConfig(n_mels=16, n_positions=50, width=8, n_layers=2, n_heads=2, taps=(1, 2)),
-        llada=LladaConfig(vocab_size=toy.llada.vocab_size, width=16, n_layers=1, n_heads=2, hidden=16))
-    model, tokenizer = Diffa2(micro).eval(), load_tokenizer(micro)
-    for weight in (p for p in model.llada.parameters() if p.dim() == 2):
-        torch.nn.init.normal_(weight)  # large, so that the answers differ
-    ears = Ears(model, torch.device("cpu"), torch.float32, keep=True)
-    examples = [Example(tmp_path / f"{i}.wav", f"{i} " * (i + 1), "?", "", "asr", "speech") for i in range(5)]
-    for i, item in enumerate(examples):
-        soundfile.write(item.path, np.random.default_rng(i).normal(0, 0.1, 3000 * (i + 1)), 16_000)
-    decode = dataclasses.replace(micro.decode, gen_length=4, block_length=4)
-
-    def answers(batch_size):
-        return answer(model, tokenizer, ears, examples, ("acoustic", "semantic"), decode, batch_size)
-
-    texts, n_steps = answers(1)
-    assert len(set(texts)) > 2 and 5 <= n_steps <= 20
-    assert answers(2)[0] == answers(64)[0] == texts and answers(64)[1] <= 4

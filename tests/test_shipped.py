@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data import toy, toy_text
-from diffa2_mini import checkpoint, evaluate, pretrain, reporting, weights
+from diffa2_mini import answers, checkpoint, pretrain, reporting, weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import Example
 from diffa2_mini.ears import Ears
@@ -30,8 +30,8 @@ def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
     checkpoint.restore(model, trained.model, "the shipped checkpoint")
     tokenizer = weights.load_tokenizer(trained.config)
     ears = Ears(model, torch.device("cpu"), torch.float32, keep=True)
-    answers, _ = evaluate.answer(model.eval(), tokenizer, ears, examples, trained.audio, trained.config.decode)
-    figures = reporting.report(examples, answers).figures
+    replies, _ = answers.answer(model.eval(), tokenizer, ears, examples, trained.audio, trained.config.decode)
+    figures = reporting.report(examples, replies).figures
     assert figures["open"] >= SHARE_RIGHT, figures
 
 
