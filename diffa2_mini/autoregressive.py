@@ -110,8 +110,8 @@ def text_loss(model: Diffa2, tokenizer: Tokenizer, examples: list, system: str, 
 def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, config: PretrainConfig,
                 generator: torch.Generator) -> Tensor:
     """The exercise in recall: pairs of words, then the same pairs in another order and turned round, the first word after the
-    second: so a letter is found that stands before its choice. The diffusion model's asks for either word; so did this one
-    at first, and it was not learned."""
+    second: so a letter is found that stands before its choice. The diffusion model's asks for either word; when
+    this one did, it was not learned: 1.41 nats after 3,500 steps, where guessing costs 1.39."""
     pairs, asked, _ = draw_recall(words, config, generator)
     asked = asked.flip(2)
     tokens = F.pad(torch.cat([pairs, asked], dim=1), (0, 1), value=separator).flatten(1)  # [B, 6n]: word, word, separator, ...
