@@ -44,7 +44,7 @@ def write_json(path: Path, value) -> None:
 class Scale:
     """How much of everything. The default is what the results were made with."""
 
-    steps: dict[int, int] = field(default_factory=lambda: {1: 150, 2: 500, 3: 300, 4: 40})  # of each stage
+    steps: dict[int, int] = field(default_factory=lambda: {1: 200, 2: 800, 3: 400, 4: 40})  # of each stage
     batch_size: int | None = None  # None: the toy's
     n_clips: tuple[int, int] = (250, 1000)  # distinct training clips, beside all of them
     every: int = 1  # one question out of so many is asked
@@ -54,7 +54,7 @@ class Scale:
     pretrain: PretrainConfig = PretrainConfig()
 
 
-QUICK = Scale(steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6), every=2, n_pairs=1, n_masks=2, n_texts=10,
+QUICK = Scale(steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6), every=4, n_pairs=1, n_masks=2, n_texts=10,
               pretrain=PretrainConfig(recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4))
 
 
@@ -85,10 +85,11 @@ def variants(scale: Scale) -> dict[str, Variant]:
         "stage 4": Variant("stage 3", 4, dict(vrpo_samples=4)),
         "semantic": Variant("stage 1", 2, dict(trains=("semantic",), audio=("semantic",))),
         "acoustic": Variant("stage 1", 2, dict(trains=("acoustic",), audio=("acoustic",))),
-        "2": Variant(None, 2, alone, watched=True),
+        "2": Variant(None, 2, alone),
         "1, 2, 2": Variant("stage 2", 3, dict(trains=FEEL)),
         "1, 2, 3, 3": Variant("stage 3", 3, dict(steps=scale.steps[4], lr=STAGES[4].lr, warmup=STAGES[4].warmup)),
         "everything": Variant("stage 2", 3, dict(trains=(*FEEL, "llada"))),
+        "everything, slower": Variant("stage 2", 3, dict(trains=(*FEEL, "llada"), lr=scale.pretrain.silence_lr)),
         "attention": Variant("stage 2", 3, lora=dict(targets=("q_proj", "k_proj", "v_proj"))),
         "feed-forward": Variant("stage 2", 3, lora=dict(targets=("ff_proj", "up_proj"))),
     }
@@ -98,9 +99,8 @@ def variants(scale: Scale) -> dict[str, Variant]:
         found[f"{n}, {'independent' if independent else 'shared'}"] = Variant(
             "stage 3", 4, dict(vrpo_samples=n), independent=independent)
     for n in (*scale.n_clips, None):
-        found[f"causal, {n}"] = Variant(None, 2, alone, n_clips=n, causal=True, watched=True)
-        if n:
-            found[f"diffusion, {n}"] = Variant(None, 2, alone, n_clips=n, watched=True)
+        found[f"diffusion, {n}"] = Variant(None, 2, n_clips=n, watched=True)
+        found[f"causal, {n}"] = Variant(None, 2, n_clips=n, causal=True, watched=True)
     return found
 
 

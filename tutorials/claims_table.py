@@ -82,6 +82,8 @@ CLAIMS = (
               Comparison("rank 8 against no LoRA", "rank 8", "rank 0"),
               Comparison("rank 8 as good as rank 32", "rank 8", "rank 32", margin=MARGIN),
               Comparison("rank 8 as good as the whole backbone", "rank 8", "everything", margin=MARGIN),
+              Comparison("likewise, the backbone at the learning rate that ended its pretraining", "rank 8", "everything, slower",
+                         margin=MARGIN),
               Comparison("all projections against attention's", "rank 8", "attention"),
               Comparison("all projections against the feed-forward's", "rank 8", "feed-forward"))),
 )
