@@ -103,12 +103,12 @@ class Llada(nn.Module):
                 cache: list[Tensor] | None = None, columns: Tensor | None = None, first: int = 0) -> Tensor:
         """Final hidden states of embeddings x [B, S, D]; those from column `first` on, [B, S - first, D].
 
-        `real` [B, S] is False at padding, which nothing attends to; None means no padding. `positions` [B, S] says where
-        each embedding stands; None means 0, 1, 2, ... With a `cache`, x may be a slice of the sequence, its `columns` [S]:
-        their keys and values are renewed, and the others, to which x also attends, are as they were left. `real` is then
-        that of the whole sequence.
+        `real` [B, S] is False at padding, which nothing attends to ([B, S, S]: what each may attend to); None means no
+        padding. `positions` [B, S] says where each embedding stands; None means 0, 1, 2, ... With a `cache`, x may be a slice
+        of the sequence, its `columns` [S]: their keys and values are renewed, and the others, to which x also attends, are as
+        they were left. `real` is then that of the whole sequence.
         """
-        mask = None if real is None else real[:, None, None, :]  # [B, 1, 1, S]: every query sees the real keys
+        mask = None if real is None else real.reshape(len(real), 1, -1, real.shape[-1])  # [B, 1, 1 or S, S]
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
         rotation = rotary(positions[:, None], self.config.width // self.config.n_heads, self.config.rope_theta)

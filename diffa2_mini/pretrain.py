@@ -23,7 +23,7 @@ from .llada import Block, Llada, rotary
 from .model import Diffa2, Reader
 from .parallel import choose_device
 from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
-from .tokenizer import Tokenizer
+from .tokenizer import Prompt, Tokenizer
 
 LETTERS = ("A.", "B.", "C.", "D.")  # of lettered choices
 N_EVALUATION = 1500  # held-out texts, for the last look; before that a fifth of them
@@ -102,29 +102,33 @@ def responses(tokenizer: Tokenizer, examples: list, multiple: int) -> tuple[Tens
             pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True))
 
 
-def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], system: str, silences: int,
-                  config: PretrainConfig, rng: np.random.Generator) -> Tensor:
-    """Mean cross-entropy of the masked tokens of a batch, without the weight 1/t. An EOS after the first counts less, the
-    letter of a choice more."""
+def read_texts(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], system: str, silences: int,
+               config: PretrainConfig, rng: np.random.Generator) -> tuple[list[Tensor], list[Prompt], Tensor, Tensor, Tensor]:
+    """What is learned from a batch: embeddings [A, D] in the audio's place, prompts, responses [B, R], which of their tokens
+    are real [B, R], and how much each counts [B, R]: an EOS after the first less, the letter of a choice more."""
     prompts = [tokenizer.prompt(system, example.instruction) for example in examples]
     heard = [frames(model, tokenizer, example, silences, rng) if rng.random() < 0.5 else
              embed(model, tokenizer, example.words()) for example in examples]
     heard = [x + config.noise * torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(x) for x in heard]
     response, real = (x.to(heard[0].device) for x in responses(tokenizer, examples, model.config.text.response_multiple))
+    late = (response == tokenizer.eos_id).long().cumsum(1) > 1
+    letter = torch.isin(response, torch.tensor([tokenizer.encode(letter)[0] for letter in LETTERS], device=response.device))
+    return heard, prompts, response, real, torch.where(late, config.eos_weight, torch.where(letter, config.letter_weight, 1.0))
+
+
+def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], system: str, silences: int,
+                  config: PretrainConfig, rng: np.random.Generator) -> Tensor:
+    """Mean cross-entropy of the masked tokens of a batch, without the weight 1/t."""
+    heard, prompts, response, real, weight = read_texts(model, tokenizer, examples, system, silences, config, rng)
     t = torch.from_numpy(rng.uniform(config.shortest_time, 1, size=(len(examples), 1)))
     masked = (torch.from_numpy(rng.random(response.shape)) < t).to(real.device) & real
     hidden = model.read(heard, prompts, response.masked_fill(masked, tokenizer.mask_id), real, masked)
-    late = (response == tokenizer.eos_id).long().cumsum(1) > 1
-    letter = torch.isin(response, torch.tensor([tokenizer.encode(letter)[0] for letter in LETTERS], device=response.device))
-    weight = torch.where(late, config.eos_weight, torch.where(letter, config.letter_weight, 1.0))[masked]
     losses = F.cross_entropy(model.llada.logits(hidden), response[masked], reduction="none")  # [K]
-    return (losses * weight).sum() / weight.sum()
+    return (losses * weight[masked]).sum() / weight[masked].sum()
 
 
-def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, config: PretrainConfig,
-                generator: torch.Generator) -> Tensor:
-    """An exercise in recall (as in arXiv 2312.04927): pairs of words, then the same pairs in another order with one word
-    of each hidden. To find the letter of a choice is the same, and learned from texts alone it takes many times longer."""
+def draw_recall(words: Tensor, config: PretrainConfig, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of words [B, n, 2], the same pairs in another order [B, n, 2], and which word of these to recall [B, n]."""
     B, n = config.backbone_batch, config.recall_pairs
 
     def shuffled(k):
@@ -132,7 +136,14 @@ def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, confi
 
     pairs = words[shuffled(len(words))[:, :2 * n]].view(B, n, 2)
     asked = pairs.gather(1, shuffled(n)[:, :, None].expand(-1, -1, 2))
-    which = torch.randint(0, 2, (B, n), generator=generator).to(words.device)
+    return pairs, asked, torch.randint(0, 2, (B, n), generator=generator).to(words.device)
+
+
+def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, config: PretrainConfig,
+                generator: torch.Generator) -> Tensor:
+    """An exercise in recall (as in arXiv 2312.04927): pairs of words, then the same pairs in another order with one word
+    of each hidden. To find the letter of a choice is the same, and learned from texts alone it takes many times longer."""
+    pairs, asked, which = draw_recall(words, config, generator)
     hidden = F.one_hot(which, 2).bool()  # of each pair
     both = torch.cat([pairs, asked.masked_fill(hidden, mask_id)], dim=1)  # [B, 2n, 2]
     tokens = F.pad(both, (0, 1), value=separator).flatten(1)  # [B, 6n]: word, word, separator, ...
@@ -140,21 +151,35 @@ def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, confi
     return F.cross_entropy(model.logits(model(model.wte(tokens))[places]), asked[hidden])
 
 
+def fill_in(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt]) -> Tensor:
+    """Tokens of the answers [B, R], decoded with the defaults."""
+    decode = model.config.decode
+    reader = Reader(model, heard, prompts, [decode.gen_length] * len(prompts), tokenizer.mask_id)
+    for step in generate(reader, decode, tokenizer.eos_id):
+        tokens = step.tokens
+    return tokens
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a backbone learns and answers. Masked diffusion by default; autoregressive.py has another."""
+
+    loss: Callable = backbone_loss
+    recall: Callable = recall_loss
+    write: Callable = fill_in
+
+
 @torch.no_grad()
-def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample],
-         silences: int | None = None) -> dict[str, float]:
-    """Share of right answers by type of question on text alone, decoded with the defaults; with `silences`, on frames."""
+def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], silences: int | None = None,
+         write: Callable = fill_in) -> dict[str, float]:
+    """Share of right answers by type of question on text alone; with `silences`, on frames."""
     right, rng = {}, np.random.default_rng(0)
     for start in range(0, len(examples), 100):
         batch = examples[start:start + 100]
         heard = [embed(model, tokenizer, example.words()) if silences is None else
                  frames(model, tokenizer, example, silences, rng) for example in batch]
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
-        decode = model.config.decode
-        reader = Reader(model, heard, prompts, [decode.gen_length] * len(batch), tokenizer.mask_id)
-        for step in generate(reader, decode, tokenizer.eos_id):
-            tokens = step.tokens
-        for example, row in zip(batch, tokens.tolist()):
+        for example, row in zip(batch, write(model, tokenizer, heard, prompts).tolist()):
             right.setdefault(example.type, []).append(tokenizer.decode(row) == example.answer)
     return {type: float(np.mean(hits)) for type, hits in sorted(right.items())}
 
@@ -167,13 +192,13 @@ def summarize(accuracy: dict[str, float]) -> tuple[float, float]:
 
 
 def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, config: PretrainConfig, seed: int,
-                      first_step: int, progress: Callable):
+                      first_step: int, progress: Callable, method: Method = Method(), n_evaluation: int | None = None):
     """Train the backbone in place, from its start or on from `first_step`. `sample(rng, evaluation)` gives a TextExample.
     Yields (step, loss, accuracy by type on held-out sentences and on held-out frames) now and then."""
     text: TextConfig = model.config.text
     device = model.llada.wte.weight.device
     rng, held_out = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-    evaluation = [sample(held_out, True) for _ in range(N_EVALUATION)]
+    evaluation = [sample(held_out, True) for _ in range(n_evaluation or N_EVALUATION)]
     if first_step == 0:
         init_backbone(model.llada.cpu(), torch.Generator().manual_seed(seed))
         model.llada.to(device)
@@ -184,7 +209,7 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
     words = torch.tensor(sorted(words | {tokenizer.encode(letter)[0] for letter in LETTERS}), device=device)
     separator = tokenizer.encode("\n")[0]
     for step in progress(range(0 if first_step else config.recall_steps), desc="recall"):
-        loss = recall_loss(model.llada, words, separator, tokenizer.mask_id, config, generator)
+        loss = method.recall(model.llada, words, separator, tokenizer.mask_id, config, generator)
         update(optimizer, parameters, loss, config.backbone_lr * min(1, (step + 1) / max(1, config.warmup)))
         mean = 0.98 * mean + 0.02 * loss.item()
         if step % 500 == 499 or mean < config.recall_loss:
@@ -201,17 +226,17 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
         else:
             silences = config.silences
             lr = config.silence_lr * learning_rate(step - config.backbone_steps, config.silence_steps, config.warmup)
-        loss = backbone_loss(model, tokenizer, examples, system, silences, config, rng)
-        exercise = recall_loss(model.llada, words, separator, tokenizer.mask_id, config, generator)
+        loss = method.loss(model, tokenizer, examples, system, silences, config, rng)
+        exercise = method.recall(model.llada, words, separator, tokenizer.mask_id, config, generator)
         recall = 0.98 * recall + 0.02 * exercise.item()
         update(optimizer, parameters, loss + exercise, lr)
         mean = 0.98 * mean + 0.02 * loss.item()
         last = step + 1 == n_steps
         if step % 500 == 499 or last:
             tqdm.write(f"recall {recall:.3f}")
-            asked = evaluation if last else evaluation[:N_EVALUATION // 5]
-            yield step + 1, mean, {"sentences": gate(model, tokenizer, asked),
-                                   "frames": gate(model, tokenizer, asked, config.silences)}
+            asked = evaluation if last else evaluation[:len(evaluation) // 5]
+            yield step + 1, mean, {"sentences": gate(model, tokenizer, asked, None, method.write),
+                                   "frames": gate(model, tokenizer, asked, config.silences, method.write)}
     model.llada.requires_grad_(False)
 
 

@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["config", "parallel", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model", "decode",
          "data", "checkpoint", "ears", "objective", "weights", "command", "scoring", "benchmarks", "answers", "reporting",
          "evaluate"]  # a file imports only what stands before it
-BESIDE = ["plan", "show", "pretrain_encoder", "pretrain", "bench", "bench_size"]
+BESIDE = ["plan", "show", "pretrain_encoder", "pretrain", "autoregressive", "bench", "bench_size"]
 CONCEPTS = {*ROOMS} - {"parallel", "ears", "objective", "command", "scoring", "benchmarks", "answers", "reporting"}
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest"}
-OURS = {"diffa2_mini", "data", "train", "sample", "golden_inputs", "test_published", "test_data", "check_published"}
+OURS = {"diffa2_mini", "data", "tutorials", "train", "sample", "golden_inputs", "test_published", "test_data", "check_published"}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,0 +1,152 @@
+"""The claims at toy scale: every experiment gives cells once, and a verdict follows from the cells alone."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import toy
+from diffa2_mini.config import run_script
+from tutorials import claims, claims_table
+from tutorials.claims_lab import QUICK
+from tutorials.claims_table import HIDES, OPPOSITE, SHOWS, Comparison, judge, numbers, summary, table, together, verdict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A run of a few steps on a handful of clips; its folder, what it printed, and the command."""
+    world, out = tmp_path_factory.mktemp("world"), tmp_path_factory.mktemp("claims")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "SPLITS", {"train": (8, 4, 4), "evaluation": (2, 2, 2), "stage0": (1, 1, 1)})
+        patch.setattr(toy, "N_PER_TYPE", 2)
+        patch.setattr(toy, "N_PAIRS", 8)
+        toy.make_world(world)
+    command = [sys.executable, str(ROOT / "tutorials" / "claims.py"), "--quick", "--threads", "1", "--data", str(world), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout, command
+
+
+def cells_in(out):
+    return [json.loads(path.read_text()) for path in sorted((out / "cells").iterdir())]
+
+
+def test_every_experiment_yields_its_cells_with_finite_numbers(quick):
+    out, printed, _ = quick
+    found = {(cell["experiment"], cell["setting"]) for cell in cells_in(out)}
+    assert found == {(experiment, setting) for experiment, settings in claims.experiments(QUICK).items() for setting in settings}
+    for cell in cells_in(out):
+        assert cell["seed"] == 0 and all(math.isfinite(value) for value in numbers(cell).values()), cell
+        assert any(name in cell for name in ("overall", "variance", "open"))
+    assert printed.count(" s)") == len(found)
+
+
+def test_every_comparison_of_a_claim_is_of_settings_and_figures_that_are_measured(quick):
+    settings = claims_table.arrange(cells_in(quick[0]))
+    for claim in claims_table.CLAIMS:
+        for comparison in claim.comparisons:
+            for name in (comparison.more, comparison.less):
+                assert comparison.figure in settings[claim.experiment][name][0], (claim.experiment, comparison)
+
+
+def test_what_is_written_sums_the_cells_up_and_one_seed_proves_nothing(quick):
+    out, printed, _ = quick
+    written = json.loads((out / "claims.json").read_text())
+    assert {claim["verdict"] for claim in written["claims"]} == {"not measured yet"}
+    both = written["experiments"]["adapters"]["both"]
+    assert both["mean"]["overall"] == both["cells"][0]["overall"] and both["spread"]["overall"] is None
+    assert all(f"| {claim.claim} |" in printed for claim in claims_table.CLAIMS)
+
+
+def test_a_second_start_measures_nothing_again(quick):
+    out, _, command = quick
+    before = {path: path.stat().st_mtime_ns for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and f"{len(cells_in(out))} of {len(cells_in(out))} cells are there" in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
+
+
+def test_the_variants_differ_in_what_they_say(quick):
+    of = {(cell["experiment"], cell["setting"]): cell for cell in cells_in(quick[0])}
+    lora = {setting: of["lora", setting]["trained"] for setting in ("rank 0", "rank 2", "rank 8", "rank 32", "everything")}
+    assert sorted(lora.values()) == list(lora.values()) and len(set(lora.values())) == 5
+    assert of["lora", "attention"]["trained"] + of["lora", "feed-forward"]["trained"] - lora["rank 0"] == lora["rank 8"]
+    parts = {setting: of["adapters", setting]["trained"] for setting in ("semantic", "acoustic", "both")}
+    assert parts["semantic"] + parts["acoustic"] == parts["both"]
+    assert [of["autoregressive", f"diffusion, {size}"]["clips"] for size in ("few clips", "more clips", "all clips")] == [3, 6, 16]
+    assert of["factor", "16 steps"]["forward_passes"] == 16 and 1 <= of["factor", "f = 4"]["forward_passes"] <= 16
+    assert of["vrpo", "4 x 1, shared"]["variance"] < of["vrpo", "4 x 1, independent"]["variance"] / 5
+
+
+def test_a_verdict_needs_every_seed_and_a_difference_beyond_the_spread():
+    assert verdict([0.10, 0.11, 0.12]) == SHOWS
+    assert verdict([0.10, 0.11]) == "not measured yet"
+    assert verdict([0.30, -0.10, 0.05]) == HIDES
+    assert verdict([-0.10, -0.11, -0.12]) == OPPOSITE
+    assert verdict([0.0, 0.0, 0.0]) == HIDES
+    assert verdict([-0.001, 0.001, 0.0], margin=0.02) == SHOWS  # as good, though not better
+    assert verdict([-0.03, -0.031, -0.029], margin=0.02) == OPPOSITE
+    limit = 2.92 * np.std([0.0, 1.0, 2.0], ddof=1) / math.sqrt(3)  # Student's t, one-sided, 95 %
+    assert verdict([limit + x for x in (-0.999, 0.001, 1.001)]) == SHOWS
+    assert verdict([limit + x for x in (-1.001, -0.001, 0.999)]) == HIDES
+
+
+def made_up(a, b, figure="overall"):
+    return [{"experiment": "adapters", "setting": setting, "seed": seed, figure: value}
+            for setting, values in (("both", a), ("semantic", b), ("acoustic", b)) for seed, value in enumerate(values)]
+
+
+def test_a_claim_is_stated_from_its_cells():
+    shows = made_up([0.8, 0.82, 0.81], [0.6, 0.63, 0.61])
+    assert summary(shows)["claims"][0]["verdict"] == SHOWS
+    row = table(shows).splitlines()[2]
+    assert "**shows**" in row and "0.81 ± 0.01 against 0.613 ± 0.015, shows" in row
+    assert summary(made_up([0.8, 0.5, 0.81], [0.6, 0.63, 0.61]))["claims"][0]["verdict"] == HIDES
+    assert "does not show at this scale" in table(made_up([0.6, 0.6, 0.6], [0.6, 0.6, 0.6]))
+    assert summary(shows)["experiments"]["adapters"]["both"]["spread"]["overall"] == pytest.approx(0.01)
+
+
+def test_seeds_are_paired_and_small_figures_compared_as_ratios():
+    settings = {"a": {0: {"overall": 0.5}, 1: {"overall": 0.7}, 2: {"overall": 0.9}},
+                "b": {0: {"overall": 0.49}, 1: {"overall": 0.69}, 2: {"overall": 0.88}}}
+    assert judge(Comparison("", "a", "b"), settings)["verdict"] == SHOWS  # though the spread is far larger
+    variances = {"a": {seed: {"variance": 10.0 ** seed} for seed in range(3)},
+                 "b": {seed: {"variance": 10.0 ** seed / 4} for seed in range(3)}}
+    assert judge(Comparison("", "a", "b", "variance"), variances)["verdict"] == SHOWS
+    assert judge(Comparison("", "b", "a", "variance"), variances)["verdict"] == OPPOSITE
+
+
+def test_some_comparisons_are_a_claim_in_part():
+    assert together([SHOWS, SHOWS]) == SHOWS
+    assert together([SHOWS, HIDES, OPPOSITE]) == "shows in part (1 of 3)"
+    assert together([HIDES, OPPOSITE]) == HIDES and together([OPPOSITE, OPPOSITE]) == OPPOSITE
+
+
+def test_the_fixed_schedule_is_compared_at_as_many_passes():
+    cells = [{"experiment": "factor", "setting": setting, "seed": 0, "forward_passes": passes, "overall": right}
+             for setting, passes, right in (("f = 1", 1.5, 0.9), ("1 steps", 1, 0.4), ("2 steps", 2, 0.8), ("16 steps", 16, 0.9))]
+    found = claims_table.arrange(cells)["factor"][claims_table.SAME_PASSES][0]
+    assert found["overall"] == pytest.approx(0.6) and found["forward_passes"] == 1.5
+
+
+def test_pictures_are_drawn_of_what_is_there(quick, tmp_path):
+    pytest.importorskip("matplotlib")
+    paths = claims_table.draw(cells_in(quick[0]), tmp_path)
+    assert {path.name for path in paths} == {f"claims_{claim.experiment}.svg" for claim in claims_table.CLAIMS}
+    assert all("<svg" in path.read_text()[:2000] for path in paths)
+    assert claims_table.draw(made_up([0.8], [0.6])[:0], tmp_path) == []
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--quick"], "--quick needs --out"), (["--only", "nothing"], "--only"), (["--threads", "0"], "--threads must be positive"),
+    (["--table", "--out", "/no/such/folder"], "no cell is measured yet")])
+def test_what_a_user_gets_wrong_is_one_line(arguments, message, capsys):
+    assert run_script(claims.main, arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

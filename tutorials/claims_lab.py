@@ -1,0 +1,267 @@
+"""What the experiments of claims.py share: how much is done, the variants that are trained, and the lab that trains and keeps them."""
+
+import dataclasses
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data import toy
+from diffa2_mini import answers, autoregressive, checkpoint, pretrain, reporting, weights
+from diffa2_mini.checkpoint import Checkpoint
+from diffa2_mini.config import FEEL, SIZES, DecodeConfig, PretrainConfig, StageConfig
+from diffa2_mini.data import Collate, Example, batches, load_examples
+from diffa2_mini.ears import Ears
+from diffa2_mini.lora import set_dropout
+from diffa2_mini.model import Diffa2
+from diffa2_mini.objective import bounds, measure_pairs, piece_loss, preference_bounds
+from diffa2_mini.vrpo import vrpo_loss
+from train import schedule
+
+CONFIG, STAGES = SIZES["toy"]
+CPU = torch.device("cpu")
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's name."""
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+
+
+def write_json(path: Path, value) -> None:
+    """Write all of it, or nothing."""
+    checkpoint.write(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything. The default is what the results were made with."""
+
+    steps: dict[int, int] = field(default_factory=lambda: {1: 200, 2: 800, 3: 400, 4: 40})  # of each stage
+    batch_size: int | None = None  # None: the toy's
+    n_clips: tuple[int, int] = (250, 1000)  # distinct training clips, beside all of them
+    every: int = 1  # one question out of so many is asked
+    n_pairs: int = 32  # whose score is estimated, under
+    n_masks: int = 8  # masks of each number of tokens, which stand for all masks there are
+    n_texts: int | None = None  # that the pretrained backbone is asked; None: as in stage 0
+    pretrain: PretrainConfig = PretrainConfig()
+
+
+QUICK = Scale(steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6), every=4, n_pairs=1, n_masks=2, n_texts=10,
+              pretrain=PretrainConfig(recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4))
+
+
+# ----------------------------------------------------------------------------------------------------- the variants
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train a model: a stage of the curriculum with some changes, from what another variant left."""
+
+    start: str | None  # a variant; None: new adapters
+    number: int  # of the stage
+    changes: dict = field(default_factory=dict)  # of the stage's row
+    lora: dict = field(default_factory=dict)  # changes of its config
+    n_clips: int | None = None  # distinct training clips; None: all
+    independent: bool = False  # masks that policy and reference do not share
+    causal: bool = False  # the autoregressive backbone and its loss
+    watched: bool = False  # measure on the way too
+
+
+def variants(scale: Scale) -> dict[str, Variant]:
+    """Every way to train, by name."""
+    alone = dict(steps=2 * scale.steps[1] + scale.steps[2])  # as many examples as stages 1 and 2: a step of stage 1 has 32, not 16
+    found = {
+        "stage 1": Variant(None, 1),
+        "stage 2": Variant("stage 1", 2),
+        "stage 3": Variant("stage 2", 3),
+        "stage 4": Variant("stage 3", 4, dict(vrpo_samples=4)),
+        "semantic": Variant("stage 1", 2, dict(trains=("semantic",), audio=("semantic",))),
+        "acoustic": Variant("stage 1", 2, dict(trains=("acoustic",), audio=("acoustic",))),
+        "2": Variant(None, 2, alone),
+        "1, 2, 2": Variant("stage 2", 3, dict(trains=FEEL)),
+        "1, 2, 3, 3": Variant("stage 3", 3, dict(steps=scale.steps[4], lr=STAGES[4].lr, warmup=STAGES[4].warmup)),
+        "everything": Variant("stage 2", 3, dict(trains=(*FEEL, "llada"))),
+        "everything, slower": Variant("stage 2", 3, dict(trains=(*FEEL, "llada"), lr=scale.pretrain.silence_lr)),
+        "attention": Variant("stage 2", 3, lora=dict(targets=("q_proj", "k_proj", "v_proj"))),
+        "feed-forward": Variant("stage 2", 3, lora=dict(targets=("ff_proj", "up_proj"))),
+    }
+    for rank in (2, 32):
+        found[f"rank {rank}"] = Variant("stage 2", 3, lora=dict(rank=rank, alpha=2.0 * rank))  # a scale of 2, as for rank 8
+    for n, independent in ((1, False), (1, True), (4, True)):
+        found[f"{n}, {'independent' if independent else 'shared'}"] = Variant(
+            "stage 3", 4, dict(vrpo_samples=n), independent=independent)
+    for n in (*scale.n_clips, None):
+        found[f"diffusion, {n}"] = Variant(None, 2, n_clips=n, watched=True)
+        found[f"causal, {n}"] = Variant(None, 2, n_clips=n, causal=True, watched=True)
+    return found
+
+
+def adapt(lab: "Lab", model: Diffa2, variant: Variant, stage: StageConfig, examples: list[Example], seed: int,
+          reference: dict[str, Tensor], watch: Callable) -> None:
+    """Train the parts that the stage names, in place, as train.py does. `watch` is called with the number of each step."""
+    trained = model.train_only(stage.trains)
+    optimizer = torch.optim.AdamW(trained.values(), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay)
+    set_dropout(model, stage.lora_dropout)
+    lab.ears.prepare([example.path for example in examples], partial(tqdm, desc="listening", disable=None, leave=False))
+    collate, other = (Collate(examples, s, stage, CONFIG, lab.tokenizer, load=False) for s in (seed, seed + 1000))
+    for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed):
+        model.train()
+        optimizer.param_groups[0]["lr"] = schedule(step, stage.steps, stage)
+        batch = collate[pairs].heard(lab.ears, CPU)
+        if variant.causal:
+            loss = autoregressive.answer_loss(model, batch, stage, lab.tokenizer)
+        elif variant.independent:
+            policy, old = preference_bounds(model, reference, batch, stage, lab.tokenizer, other[pairs].masks)
+            loss = vrpo_loss(policy, old, stage.vrpo_beta)
+        else:
+            loss = piece_loss(model, reference, batch, stage, lab.tokenizer, int(batch.real.sum()))["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), stage.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        watch(step + 1)
+
+
+class Lab:
+    """What all cells share: the encoder's hidden states, the questions, and the variants made so far, in the folder `work`."""
+
+    def __init__(self, data: Path, work: Path, scale: Scale):
+        self.data, self.work, self.scale, self.variants = data, work, scale, variants(scale)
+        self.tokenizer = weights.load_tokenizer(CONFIG)
+        self.ears = Ears(weights.build(CONFIG), CPU, torch.float32, keep=True)
+        self.questions = load_examples(data / "validation.json", STAGES[2], CONFIG, False, print)[::scale.every]
+        self.ears.prepare([example.path for example in self.questions], iter)
+        self.loaded: dict[str, list[Example]] = {}  # manifests by name
+
+    @cached_property
+    def causal_backbone(self) -> Path:
+        """The autoregressive backbone: as many steps as the shipped one had, of the same texts."""
+        path = self.work / "autoregressive.safetensors"
+        if not path.exists():
+            torch.manual_seed(1)
+            model = Diffa2(CONFIG)
+            for _, _, accuracy in pretrain.pretrain_backbone(model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, 0,
+                                                             partial(tqdm, disable=None), autoregressive.METHOD, self.scale.n_texts):
+                tqdm.write(f"autoregressive backbone, open and lettered questions on frames: {pretrain.summarize(accuracy['frames'])}")
+            weights.save_part(model.llada, "llada", path, "python tutorials/claims.py")
+        return path
+
+    def build(self, variant: Variant) -> Diffa2:
+        """The model of a variant with new adapters."""
+        config = dataclasses.replace(CONFIG, lora=dataclasses.replace(CONFIG.lora, **variant.lora))
+        return weights.build(config, llada=self.causal_backbone if variant.causal else None).eval()
+
+    def stage(self, variant: Variant) -> StageConfig:
+        """The row of the table for a variant."""
+        stage = STAGES[variant.number]
+        changes = dict(steps=self.scale.steps[variant.number], batch_size=self.scale.batch_size or stage.batch_size)
+        stage = dataclasses.replace(stage, **changes | variant.changes)
+        return dataclasses.replace(stage, warmup=min(stage.warmup, stage.steps // 2), at_once=stage.batch_size)
+
+    def path(self, name: str, seed: int, suffix: str) -> Path:
+        return self.work / f"{slug(name)}-{seed}.{suffix}"
+
+    def restored(self, name: str, seed: int) -> Diffa2:
+        """A variant that was kept, trained if need be."""
+        self.figures(name, seed)
+        model = self.build(self.variants[name])
+        checkpoint.restore(model, checkpoint.load(self.path(name, seed, "safetensors")).model, name)
+        return model
+
+    def examples(self, variant: Variant, stage: StageConfig, seed: int) -> list[Example]:
+        """What a variant learns from."""
+        if stage.data not in self.loaded:
+            self.loaded[stage.data] = load_examples(self.data / f"{stage.data}.json", stage, CONFIG, False, print)
+        examples = self.loaded[stage.data]
+        paths = sorted({example.path for example in examples})
+        chosen = {paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:variant.n_clips]}
+        return [example for example in examples if example.path in chosen]
+
+    def figures(self, name: str, seed: int) -> dict:
+        """What was measured on a variant, which is trained if need be; what others start from is kept."""
+        path = self.path(name, seed, "json")
+        if not path.exists():
+            variant = self.variants[name]
+            stage = self.stage(variant)
+            model, figures = self.train(variant, stage, seed)
+            if name.startswith("stage"):
+                kept = Checkpoint(model.config, variant.number, stage.steps, True, checkpoint.trained_tensors(model), stage.audio)
+                checkpoint.save(self.path(name, seed, "safetensors"), kept)
+            write_json(path, figures)
+        return json.loads(path.read_text())
+
+    def train(self, variant: Variant, stage: StageConfig, seed: int) -> tuple[Diffa2, dict]:
+        """Train a variant and measure it."""
+        start = variant.start and self.restored(variant.start, seed)
+        examples, on_the_way = self.examples(variant, stage, seed), []
+        torch.manual_seed(seed + variant.number)  # new adapters, LoRA, dropout
+        model = self.build(variant)
+        if "lora" in stage.trains:
+            model.add_lora()
+        if start:
+            checkpoint.restore(model, checkpoint.trained_tensors(start), variant.start)
+        reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()} if stage.preference else {}
+
+        def watch(step: int) -> None:
+            if variant.watched and step in {stage.steps * i // 4 for i in (1, 2, 3, 4)}:
+                right = self.accuracy(model, variant, stage, self.questions[::4])["overall"]
+                on_the_way.append([step * stage.batch_size / len(examples), right])
+
+        began = time.perf_counter()
+        adapt(self, model, variant, stage, examples, seed, reference, watch)
+        seconds, sizes = time.perf_counter() - began, [p.numel() for p in model.parameters()]
+        n_trained = sum(p.numel() for p in model.train_only(stage.trains).values())
+        figures = self.accuracy(model, variant, stage, self.questions)
+        figures |= {"train_seconds": seconds, "clips": len({example.path for example in examples}),
+                    "passes_over_data": stage.steps * stage.batch_size / len(examples),
+                    "trained": n_trained, "share_trained": n_trained / sum(sizes)}
+        if stage.preference:
+            same = dataclasses.replace(stage, vrpo_samples=4)  # however many it was trained with
+            figures |= measure_pairs(model, reference, self.questions, same, seed, self.tokenizer, self.ears)
+        if variant.watched:
+            alone = self.accuracy(model, variant, stage, self.questions[::8], batch_size=1)
+            figures |= {"on_the_way": on_the_way, "forward_passes": alone["forward_passes"], "seconds": alone["seconds"]}
+        return model, figures
+
+    def accuracy(self, model: Diffa2, variant: Variant, stage: StageConfig, questions: list[Example], batch_size: int = 64,
+                 decode: DecodeConfig = CONFIG.decode) -> dict:
+        """Share of right answers, by type too; and what an answer took, if they are given one at a time."""
+        began = time.perf_counter()
+        inputs = (model.eval(), self.tokenizer, self.ears, questions, stage.audio)
+        texts, n_steps = (autoregressive.answer(*inputs, batch_size) if variant.causal else
+                          answers.answer(*inputs, decode, batch_size))
+        seconds, result = time.perf_counter() - began, reporting.report(questions, texts)
+        took = {"forward_passes": n_steps / len(texts), "seconds": seconds / len(texts)} if batch_size == 1 else {}
+        return result.figures | took | {"types": {f"{domain}: {type}": a for (domain, type), a in result.accuracy.items()}}
+
+    def pool(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Samples of the lower bounds of some pairs, by stage 4 and by stage 3: [P, 2, k, masks of k tokens] each. For all
+        draws that follow they are the world: their mean is the bound itself."""
+        path = self.path("pool", seed, "safetensors")
+        if not path.exists():
+            stage, length = self.stage(self.variants["stage 4"]), CONFIG.text.response_multiple
+            pairs = [example for example in self.questions if example.rejected]
+            collate = Collate(pairs, seed, stage, CONFIG, self.tokenizer, load=False)
+            short = [i for i in range(len(pairs)) if all(own == length for _, own in collate.lengths(i))]
+            chosen = short[::max(1, len(short) // self.scale.n_pairs)][:self.scale.n_pairs]
+            batch = collate[[(0, i) for i in chosen]].heard(self.ears, CPU)
+            rng = np.random.default_rng(seed)
+            orders = rng.random((self.scale.n_masks, *batch.response.shape)).argsort(-1).argsort(-1)
+            tensors = {}
+            for name in ("stage 4", "stage 3"):
+                model = self.restored(name, seed)
+                with torch.no_grad():
+                    samples = [bounds(model, model.llada.logits, batch, torch.from_numpy(order < k)[:, None], stage, self.tokenizer)
+                               for k in range(1, length + 1) for order in orders]
+                tensors[name] = torch.stack(samples, dim=-1).unflatten(-1, (length, -1))
+            checkpoint.save_tensors(path, tensors, {})
+        tensors, _ = checkpoint.read_tensors(path, "samples of lower bounds")
+        return tensors["stage 4"].double().numpy(), tensors["stage 3"].double().numpy()
