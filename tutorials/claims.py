@@ -138,6 +138,8 @@ def main(argv: list[str]) -> None:
     print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there")
     lab = Lab(toy.make_world(args.data), args.work, scale) if missing else None
     for (experiment, setting, seed), (path, measure) in missing.items():
+        if path.exists():  # by now: a second process may be at work with another --only
+            continue
         began = time.perf_counter()
         figures = measure(lab, seed)
         write_json(path, {"experiment": experiment, "setting": setting, "seed": seed, **figures})
