@@ -8,8 +8,10 @@ elsewhere are read too.
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 import torch
+from torch import Tensor
 
 from .audio import duration
 from .benchmarks import Question, choices_of, id_of, numbered
@@ -19,7 +21,7 @@ from .data import Example, read_manifest
 from .decode import generate
 from .ears import Ears
 from .model import Diffa2, Reader
-from .tokenizer import Tokenizer
+from .tokenizer import Prompt, Tokenizer
 
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
 START = '{"benchmark": '  # of a line that we wrote
@@ -35,19 +37,28 @@ class Answer:
     cut: bool = False
 
 
+def fill_in(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt], decode: DecodeConfig
+            ) -> tuple[Tensor, int]:
+    """Answers [B, R] to prompts with what was heard, decoded together, and how many forward passes they took."""
+    reader, n_steps = Reader(model, heard, prompts, [decode.gen_length] * len(prompts), tokenizer.mask_id), 0
+    for step in generate(reader, decode, tokenizer.eos_id):
+        tokens, n_steps = step.tokens, n_steps + 1
+    return tokens, n_steps
+
+
 @torch.no_grad()
 def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Example], parts: tuple[str, ...],
-           decode: DecodeConfig, batch_size: int = 64) -> tuple[list[str], int]:
-    """The model's answers, in the order of the examples, and how many forward passes they took in all."""
+           decode: DecodeConfig, batch_size: int = 64, respond: Callable = fill_in) -> tuple[list[str], int]:
+    """The model's answers, in the order of the examples, and how many forward passes they took in all. `respond` makes them,
+    as `fill_in` does."""
     answers, n_steps = [], 0
     for start in range(0, len(examples), batch_size):
         batch = examples[start:start + batch_size]
         heard = model.hear(ears([example.path for example in batch]), parts)
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
-        reader = Reader(model, heard, prompts, [decode.gen_length] * len(batch), tokenizer.mask_id)
-        for step in generate(reader, decode, tokenizer.eos_id):
-            tokens, n_steps = step.tokens, n_steps + 1
+        tokens, n = respond(model, tokenizer, heard, prompts, decode)
         answers += [tokenizer.decode(row) for row in tokens.tolist()]
+        n_steps += n
     return answers, n_steps
 
 

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .config import PretrainConfig, StageConfig
-from .data import Batch, Example
-from .ears import Ears
+from .config import DecodeConfig, PretrainConfig, StageConfig
+from .data import Batch
 from .llada import Llada
 from .model import Diffa2, lay_out
 from .pretrain import Method, draw_recall, read_texts
@@ -59,11 +58,12 @@ def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Toke
 
 
 @torch.no_grad()
-def write(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt]) -> tuple[Tensor, int]:
+def write(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt], decode: DecodeConfig
+          ) -> tuple[Tensor, int]:
     """The most probable next token, again and again: answers [B, R], padded with EOS, and how many forward passes they took.
     The first pass reads the prompts, each of the others one token of each answer."""
     before, lengths = model.splice(heard, prompts)
-    (B, P, _), R, device = before.shape, model.config.decode.gen_length, before.device
+    (B, P, _), R, device = before.shape, decode.gen_length, before.device
     positions, real = lay_out(lengths, P, torch.ones(B, R, dtype=torch.bool, device=device))
     seen, columns = look_back(real), torch.arange(P + R, device=device)
     cache = model.llada.empty_cache(B, P + R)
@@ -81,21 +81,6 @@ def write(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: lis
             return tokens, j + 1
         at = slice(P + j, P + j + 1)
         hidden = model.llada(model.llada.wte(tokens[:, j:j + 1]), seen[:, at], positions[:, at], cache, columns[at])[:, 0]
-
-
-@torch.no_grad()
-def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Example], parts: tuple[str, ...],
-           batch_size: int = 64) -> tuple[list[str], int]:
-    """The model's answers, in the order of the examples, and how many forward passes they took in all: as
-    `answers.answer` does for the diffusion model."""
-    answers, n_steps = [], 0
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start:start + batch_size]
-        heard = model.hear(ears([example.path for example in batch]), parts)
-        prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
-        tokens, n = write(model, tokenizer, heard, prompts)
-        answers, n_steps = answers + [tokenizer.decode(row) for row in tokens.tolist()], n_steps + n
-    return answers, n_steps
 
 
 # ---------------------------------------------------------------------------------------------------- pretraining
@@ -120,9 +105,4 @@ def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, confi
     return F.cross_entropy(model.logits(hidden[:, pairs.shape[1]:, 0]).flatten(0, 1), asked[:, :, 1].flatten())
 
 
-def written(*inputs) -> Tensor:
-    """The tokens that `write` returns."""
-    return write(*inputs)[0]
-
-
-METHOD = Method(text_loss, recall_loss, written)
+METHOD = Method(text_loss, recall_loss, write)

@@ -52,7 +52,8 @@ class TokenLosses(torch.autograd.Function):
                 by_logits = log_p.exp_().scatter_add_(-1, tokens, -torch.ones_like(losses[-1][:, None]))
                 logits.backward(by_logits.to(logits.dtype))
                 gradients.append(states.grad)
-        ctx.save_for_backward(torch.cat(gradients or losses))
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
 
     @staticmethod

@@ -17,10 +17,10 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from . import weights
+from .answers import fill_in
 from .config import ASSETS, SIZES, LladaConfig, PretrainConfig, TextConfig, require
-from .decode import generate
 from .llada import Block, Llada, rotary
-from .model import Diffa2, Reader
+from .model import Diffa2
 from .parallel import choose_device
 from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
 from .tokenizer import Prompt, Tokenizer
@@ -151,15 +151,6 @@ def recall_loss(model: Llada, words: Tensor, separator: int, mask_id: int, confi
     return F.cross_entropy(model.logits(model(model.wte(tokens))[places]), asked[hidden])
 
 
-def fill_in(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt]) -> Tensor:
-    """Tokens of the answers [B, R], decoded with the defaults."""
-    decode = model.config.decode
-    reader = Reader(model, heard, prompts, [decode.gen_length] * len(prompts), tokenizer.mask_id)
-    for step in generate(reader, decode, tokenizer.eos_id):
-        tokens = step.tokens
-    return tokens
-
-
 @dataclass(frozen=True)
 class Method:
     """How a backbone learns and answers. Masked diffusion by default; autoregressive.py has another."""
@@ -172,14 +163,15 @@ class Method:
 @torch.no_grad()
 def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], silences: int | None = None,
          write: Callable = fill_in) -> dict[str, float]:
-    """Share of right answers by type of question on text alone; with `silences`, on frames."""
+    """Share of right answers, decoded with the defaults, by type of question on text alone; with `silences`, on frames."""
     right, rng = {}, np.random.default_rng(0)
     for start in range(0, len(examples), 100):
         batch = examples[start:start + 100]
         heard = [embed(model, tokenizer, example.words()) if silences is None else
                  frames(model, tokenizer, example, silences, rng) for example in batch]
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
-        for example, row in zip(batch, write(model, tokenizer, heard, prompts).tolist()):
+        tokens, _ = write(model, tokenizer, heard, prompts, model.config.decode)
+        for example, row in zip(batch, tokens.tolist()):
             right.setdefault(example.type, []).append(tokenizer.decode(row) == example.answer)
     return {type: float(np.mean(hits)) for type, hits in sorted(right.items())}
 

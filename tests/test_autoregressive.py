@@ -10,7 +10,8 @@ from torch import nn
 
 from data import toy
 from diffa2_mini import autoregressive, weights
-from diffa2_mini.autoregressive import answer, answer_loss, look_back, next_token_loss, recall_loss, states, text_loss, write
+from diffa2_mini.answers import answer
+from diffa2_mini.autoregressive import answer_loss, look_back, next_token_loss, recall_loss, states, text_loss, write
 from diffa2_mini.config import FEEL, SIZES, DecodeConfig, PretrainConfig
 from diffa2_mini.data import Batch, Example
 from diffa2_mini.model import Audio
@@ -110,12 +111,12 @@ def by_hand(model, heard, prompt, n):
 
 
 def test_decoding_with_the_cache_equals_decoding_without(sharp, heard):
-    sharp.config = SimpleNamespace(decode=DecodeConfig(gen_length=12, block_length=12, steps=12))
+    decode = DecodeConfig(gen_length=12, block_length=12, steps=12)
     lengths = set()
     for seed in range(12):
         torch.manual_seed(seed)
         heard = [torch.randn(3, 12) * 3, torch.randn(2, 12) * 3]
-        tokens, n_passes = write(sharp, TOKENS, heard, PROMPTS)
+        tokens, n_passes = write(sharp, TOKENS, heard, PROMPTS, decode)
         expected = [by_hand(sharp, heard[row], PROMPTS[row], 12) for row in range(2)]
         for row, known in zip(tokens.tolist(), expected):
             assert row == known + [TOKENS.eos_id] * (12 - len(known))
@@ -133,8 +134,8 @@ def test_answers_come_in_order_whatever_the_batch(heard):
         return Audio(*(torch.cat([getattr(a, name) for a in audio]) for name in ("final", "taps", "n_frames")))
 
     examples = [Example(str(i), question, "", "", "", "") for i, question in enumerate(["What is said?", "Who speaks?", "How many?"])]
-    alone, passes = answer(model, tokenizer, ears, examples, FEEL, batch_size=1)
-    together, fewer = answer(model, tokenizer, ears, examples, FEEL)
+    alone, passes = answer(model, tokenizer, ears, examples, FEEL, config.decode, 1, write)
+    together, fewer = answer(model, tokenizer, ears, examples, FEEL, config.decode, respond=write)
     assert alone == together and len(alone) == 3 and fewer <= passes <= 3 * 16
 
 
@@ -184,5 +185,5 @@ def test_recall_and_texts_cost_what_guessing_costs_before_they_are_learned_and_l
 
 
 def test_the_method_of_pretraining_writes_with_the_same_decoding(sharp, heard):
-    sharp.config = SimpleNamespace(decode=DecodeConfig(gen_length=4, block_length=4, steps=4))
-    assert torch.equal(autoregressive.METHOD.write(sharp, TOKENS, heard, PROMPTS), write(sharp, TOKENS, heard, PROMPTS)[0])
+    inputs = (sharp, TOKENS, heard, PROMPTS, DecodeConfig(gen_length=4, block_length=4, steps=4))
+    assert torch.equal(autoregressive.METHOD.write(*inputs)[0], write(*inputs)[0])

@@ -70,7 +70,7 @@ def texts(causal: bool, lab: Lab, seed: int) -> dict:
     """A backbone before it hears anything: texts, in which a description stands in the audio's place."""
     rng = np.random.default_rng([seed, 2])
     examples = [toy.text_example(rng, evaluation=True) for _ in range(960 // lab.scale.every)]
-    write = autoregressive.written if causal else pretrain.fill_in
+    write = (autoregressive.METHOD if causal else pretrain.Method()).write
     accuracy = pretrain.gate(lab.build(Variant(None, 2, causal=causal)), lab.tokenizer, examples, lab.scale.pretrain.silences, write)
     return dict(zip(("open", "lettered"), pretrain.summarize(accuracy)))
 

@@ -235,9 +235,8 @@ class Lab:
                  decode: DecodeConfig = CONFIG.decode) -> dict:
         """Share of right answers, by type too; and what an answer took, if they are given one at a time."""
         began = time.perf_counter()
-        inputs = (model.eval(), self.tokenizer, self.ears, questions, stage.audio)
-        texts, n_steps = (autoregressive.answer(*inputs, batch_size) if variant.causal else
-                          answers.answer(*inputs, decode, batch_size))
+        write = (autoregressive.METHOD if variant.causal else pretrain.Method()).write
+        texts, n_steps = answers.answer(model.eval(), self.tokenizer, self.ears, questions, stage.audio, decode, batch_size, write)
         seconds, result = time.perf_counter() - began, reporting.report(questions, texts)
         took = {"forward_passes": n_steps / len(texts), "seconds": seconds / len(texts)} if batch_size == 1 else {}
         return result.figures | took | {"types": {f"{domain}: {type}": a for (domain, type), a in result.accuracy.items()}}
