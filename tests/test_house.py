@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["config", "parallel", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model", "decode",
          "data", "checkpoint", "ears", "objective", "weights", "command", "scoring", "benchmarks", "answers", "reporting",
          "evaluate"]  # a file imports only what stands before it
-BESIDE = ["plan", "show", "pretrain_encoder", "pretrain", "autoregressive", "bench", "bench_size"]
+BESIDE = ["options", "plan", "show", "pretrain_encoder", "pretrain", "autoregressive", "bench", "bench_size"]
 CONCEPTS = {*ROOMS} - {"parallel", "ears", "objective", "command", "scoring", "benchmarks", "answers", "reporting"}
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest"}
