@@ -1,0 +1,74 @@
+"""The flags of train.py, and what they change in the table of stages."""
+
+import argparse
+import dataclasses
+import math
+from pathlib import Path
+
+from .config import SIZES, Parser, StageConfig, require
+from .parallel import DTYPES
+
+
+def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
+    """The flags of train.py. Raises UserError where they contradict each other."""
+    parser = Parser(description)
+    add = parser.add_argument
+    add("--stage", default="all", choices=["0", "1", "2", "3", "4", "all"])
+    add("--size", default="toy", choices=list(SIZES))
+    add("--data", type=Path, help="a manifest, or a folder of them (default: the toy world, made if missing)")
+    add("--validation", type=Path, help="a manifest to measure on (default: validation.json beside the data)")
+    add("--test", type=Path, nargs="+", default=[], metavar="MANIFEST", help="measure on these too, once all is done")
+    add("--parts", default="both", choices=["whisper", "llada", "both"], help="of stage 0: what to pretrain")
+    add("--skip-broken", action="store_true", help="go on without the entries of a manifest that are broken")
+    add("--out", type=Path, help="where checkpoints and logs go (default: runs/SIZE)")
+    add("--init", type=Path, metavar="CHECKPOINT", help="start from this (default: the stage before, in --out)")
+    add("--resume", action="store_true", help="go on where the run in --out was stopped")
+    add("--whisper", help="weights of the encoder: a file, a folder or a hub name (default: the size's; in stage 0: none)")
+    add("--llada", help="weights of the backbone (likewise; with them, stage 0 goes on to its last part)")
+    add("--diffa2", help="start from published adapters and LoRA, likewise, instead of --init")
+    add("--random-weights", action="store_true", help="instead of downloads: to try a machine")
+    add("--dry-run", action="store_true", help="build without memory, and print what the stages would take")
+    add("--steps", type=int, help="steps of each stage")
+    add("--epochs", type=int, help="instead of --steps: passes over the data")
+    add("--batch-size", type=int, help="examples per step")
+    add("--grad-accum", type=int, help="pieces that a batch is cut into, to save memory")
+    add("--lr", type=float, help="peak learning rate")
+    add("--warmup", type=int, help="steps")
+    add("--eval-every", type=int, default=0, help="steps between measurements (default: at the end of a stage alone)")
+    add("--save-every", type=int, default=100, help="steps between checkpoints")
+    add("--sample-every", type=int, default=200, help="steps between decoded samples")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    add("--dtype", default="auto", choices=["auto", *DTYPES], help="of the frozen parts (auto: bfloat16 on CUDA)")
+    add("--recompute", choices=["nothing", "feed-forward", "blocks"],
+        help="of the backbone, in the backward pass: less memory, more time (default: blocks, for downloaded weights)")
+    add("--threads", type=int, help="CPU threads (default: one per core)")
+    add("--seed", type=int, default=42)
+    add("--workers", type=int, help="processes that load audio (default: none where it is kept, else up to 8)")
+    add("--no-cache-audio", action="store_true", help="do not keep what the encoder makes of toy clips in memory")
+    add("--cache-audio", type=Path, metavar="DIR", help="keep what the encoder makes of each clip on disk")
+    add("--compile", action="store_true", help="have torch.compile fuse operations: slow to start, then faster")
+    args = parser.parse_args(argv)
+    for name in ("steps", "epochs", "batch_size", "grad_accum", "lr", "save_every", "sample_every", "threads"):
+        value = getattr(args, name)
+        require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, got {value}")
+    require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
+    require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
+    args.out = args.out or Path("runs") / args.size
+    require(not args.dry_run or args.stage != "0", "--dry-run plans stages 1 to 4; leave out --stage 0")
+    stages = SIZES[args.size][1]
+    args.stages = list(stages) if args.stage == "all" else [int(args.stage)]
+    require(args.stage == "0" or args.stages[0] in stages, f"--size {args.size} has stages {', '.join(map(str, stages))}")
+    return args
+
+
+def stage_config(args: argparse.Namespace, number: int) -> StageConfig:
+    """The stage's row of the table, with what the command line changes."""
+    names = ("lr", "warmup", "batch_size", "steps", "epochs")
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if "epochs" in changes:
+        changes.setdefault("steps", None)
+    stage = dataclasses.replace(SIZES[args.size][1][number], **changes)
+    n_pieces = args.grad_accum or math.ceil(stage.batch_size / (stage.at_once or stage.batch_size))
+    require(args.grad_accum is None or stage.batch_size % n_pieces == 0,
+            f"--batch-size must be a multiple of --grad-accum, got {stage.batch_size} and {n_pieces}")
+    return dataclasses.replace(stage, at_once=math.ceil(stage.batch_size / n_pieces))
