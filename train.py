@@ -23,15 +23,16 @@ from typing import Iterator
 import torch
 from tqdm import tqdm
 
-from diffa2_mini import answers, checkpoint, plan, pretrain, reporting, show, weights
+from diffa2_mini import answers, checkpoint, faults, plan, pretrain, reporting, show, weights
 from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import SIZES, StageConfig, require, run_script, to_dict
-from diffa2_mini.data import Batch, Collate, Loader, batches, load_examples
+from diffa2_mini.data import Batch, Collate, load_examples
 from diffa2_mini.ears import Ears
+from diffa2_mini.loader import Loader, batches
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.objective import measure_pairs, piece_loss
 from diffa2_mini.options import parse_arguments, stage_config
-from diffa2_mini.parallel import choose_device, compile_blocks, matmul_ceiling, peak_memory
+from diffa2_mini.device import choose_device, compile_blocks, matmul_ceiling, peak_memory
 
 
 # -------------------------------------------------------------------------------------------------------- one stage
@@ -129,9 +130,11 @@ def step_on(run: Run, stage: StageConfig, optimizer, parameters: list, n_tokens:
         piece["loss"].backward()
         figures = {name: figures.get(name, 0) + value.detach() for name, value in piece.items()}
     figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, stage.grad_clip)
-    optimizer.step()
+    figures = {name: value.item() for name, value in figures.items()}
+    if faults.finite(figures):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {name: value.item() for name, value in figures.items()}, n_masked
+    return figures, n_masked
 
 
 def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpoint | None) -> Checkpoint:
@@ -174,7 +177,9 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         state = Checkpoint(run.config, number, step, done, checkpoint.trained_tensors(model), stage.audio)
         if not done:
             state.optimizer, state.rng = checkpoint.optimizer_tensors(optimizer, list(trained)), torch.get_rng_state()
-        checkpoint.save(args.out / f"stage{number}.safetensors", state)
+        path = args.out / f"stage{number}.safetensors"
+        faults.keep_previous(path)
+        checkpoint.save(path, state)
         return state
 
     collate = Collate(examples, args.seed, stage, run.config, run.tokenizer, load=not run.ears.remembers)
@@ -183,7 +188,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     n_workers = min(8, os.cpu_count() or 1) if args.workers is None and collate.load else args.workers or 0
     loader = Loader(collate, (piece for _, pieces in ahead for piece in pieces), n_workers)
 
-    start = time.perf_counter()
+    start, n_nonfinite = time.perf_counter(), 0
     bar = tqdm(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step", dynamic_ncols=True)
     for step, pieces in steps:
         optimizer.param_groups[0]["lr"] = lr = schedule(step, n_steps, stage)
@@ -191,6 +196,10 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         lengths = [length for piece in pieces for _, i in piece for length in collate.lengths(i)]  # before and in each answer
         n_tokens = sum(own for _, own in lengths)
         figures, n_masked = step_on(run, stage, optimizer, list(trained.values()), n_tokens, loader.take(len(pieces)), reference)
+        if not faults.finite(figures):
+            clips = [str(examples[i].path) for piece in pieces for _, i in piece]
+            faults.note_nonfinite(args.out, number, step + 1, figures, clips, args.skip_nonfinite)
+            n_nonfinite += 1
         shape = plan.shape_of_step(stage, lengths, n_masked, collate.load)
         speed = plan.throughput(run.config, stage, shape, time.perf_counter() - began, run.ceiling)
         rate = stage.batch_size * (step + 1 - first_step) / (time.perf_counter() - start)
@@ -198,6 +207,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}",
                         tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}")
         row = {"stage": number, "step": step + 1, "lr": lr, **figures, **speed, "data_wait": loader.waited - waited}
+        row |= {} if faults.finite(figures) else {"skipped": 1}
         if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
             row |= run.report(stage, run.validation[::8]).figures
         run.log.add(**row, examples_per_second=rate, time=time.time())
@@ -214,6 +224,8 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         if (step + 1) % args.save_every == 0 and step + 1 < n_steps:
             save(step + 1, done=False)
     bar.close()
+    if n_nonfinite:
+        print(f"  skipped {n_nonfinite} steps whose loss or gradient was not finite: {args.out / 'nonfinite.jsonl'}")
     if run.validation:
         result = run.report(stage, run.validation)
         print(reporting.table(result))
@@ -230,15 +242,21 @@ def train(args: argparse.Namespace) -> None:
     """Stages 1 to 4, or one of them."""
     numbers = args.stages
     paths = {number: args.out / f"stage{number}.safetensors" for number in SIZES[args.size][1]}
-    found = {number: checkpoint.load(path) for number, path in paths.items() if path.exists()} if args.resume else {}
-    require(args.resume or not any(paths[number].exists() for number in numbers),
-            f"{args.out}: holds a run already; go on with --resume, or choose another --out")
+
+    def check_free() -> None:
+        require(args.resume or not any(paths[number].exists() for number in numbers),
+                f"{args.out}: holds a run already; go on with --resume, or choose another --out")
+
+    held = faults.lock(args.out) if args.out.exists() else None
+    check_free()
+    found = {number: faults.load_last(path, checkpoint.load) for number, path in paths.items() if path.exists() and args.resume}
     init = checkpoint.load(args.init) if args.init else None
     if numbers[0] > 1 and not (init or args.diffa2 or args.random_weights):
         init = checkpoint.load(paths[numbers[0] - 1])
 
     run = Run(args)
-    args.out.mkdir(parents=True, exist_ok=True)
+    held = held or faults.lock(args.out)  # a run that is refused leaves no folder behind
+    check_free()
     (args.out / "config.json").write_text(json.dumps(
         {"arguments": {name: str(value) for name, value in vars(args).items()}, "config": to_dict(run.config),
          "stages": {number: dataclasses.asdict(stage_config(args, number)) for number in numbers}}, indent=2) + "\n")
@@ -265,6 +283,7 @@ def train(args: argparse.Namespace) -> None:
         sys.exit(128 + run.stop_signal)
     for path, examples in run.tests.items():
         print(f"\n{path}\n{reporting.table(run.report(run.stages[numbers[-1]], examples))}")
+    held.close()
     if show.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
         print(f"curves: {args.out / 'curves.png'}")
     print(f"ask it something: python sample.py data/clips/three_one_four.wav --checkpoint {paths[numbers[-1]]}")

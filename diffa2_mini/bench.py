@@ -35,7 +35,7 @@ from .decode import generate
 from .diffusion import diffusion_loss, masked_cross_entropy
 from .ears import Ears
 from .model import Diffa2, Reader
-from .parallel import DTYPES, choose_device, keep_freed_memory, memory_above, now
+from .device import DTYPES, choose_device, keep_freed_memory, memory_above, now
 from .reporting import columns, report
 from .tokenizer import Prompt
 

@@ -17,7 +17,7 @@ from .decode import generate
 from .diffusion import EPSILON
 from .model import Audio, Diffa2, Reader
 from .objective import piece_loss
-from .parallel import compile_blocks, copy_bandwidth, matmul_ceiling, memory_above, now
+from .device import compile_blocks, copy_bandwidth, matmul_ceiling, memory_above, now
 from .tokenizer import Prompt, Tokenizer
 
 

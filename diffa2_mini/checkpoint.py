@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config, UserError, from_dict, require, run_script, to_dict
+from .faults import digest
 from .model import Diffa2, part_of
 
-FORMAT = "diffa2_mini 1"
+FORMAT = "diffa2_mini 2"
 
 
 @dataclass
@@ -69,7 +70,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         tensors["rng"] = checkpoint.rng
     fields = {"config": to_dict(checkpoint.config), "stage": checkpoint.stage, "step": checkpoint.step,
               "done": checkpoint.done, "audio": checkpoint.audio}
-    save_tensors(path, tensors, {"format": FORMAT, "checkpoint": json.dumps(fields)})
+    metadata = {"format": FORMAT, "checkpoint": json.dumps(fields)}
+    save_tensors(path, tensors, metadata | {"sha256": digest(tensors, metadata)})
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -88,6 +90,8 @@ def load(path: Path) -> Checkpoint:
     tensors, metadata = read_tensors(path, "a checkpoint (python train.py makes one)")
     require(metadata.get("format") == FORMAT,
             f"{path}: expected a checkpoint of '{FORMAT}', got {metadata.get('format', 'another safetensors file')!r}")
+    require(metadata.pop("sha256", None) == digest(tensors, metadata),
+            f"{path}: expected a whole checkpoint, got one that is damaged (its checksum differs); copy or train it anew")
     prefix = "optimizer."
     try:
         fields = json.loads(metadata["checkpoint"])

@@ -10,7 +10,7 @@ import torch
 from . import checkpoint, weights
 from .config import SIZES, Config, DecodeConfig, require
 from .model import Diffa2
-from .parallel import DTYPES, choose_device, keep_freed_memory
+from .device import DTYPES, choose_device, keep_freed_memory
 
 
 def add_model_flags(add: Callable) -> None:

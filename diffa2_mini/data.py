@@ -9,16 +9,14 @@ stops a run in its first minute and not in its last hour.
 import dataclasses
 import json
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from typing import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
 
 from .audio import duration, encoder_frames, load_audio, log_mel
 from .config import AdapterConfig, AudioConfig, Config, StageConfig, TextConfig, UserError, require
@@ -203,47 +201,9 @@ class Collate:
         n_masked = forward_process(response, t, uniforms, self.tokenizer.mask_id)[1].sum()
         return Batch(examples, clips, prompts, response, real, t, uniforms, none, int(n_masked))
 
-
-    def cut(self, pairs: list[tuple[int, int]], at_once: int) -> list[list[tuple[int, int]]]:
-        """The pairs of a step in pieces of `at_once`, the longest first, so that what is padded together is of about the
-        same length. The gradient of the step is the same however it is cut."""
+    def cut(self, pairs: list[tuple[int, int]], at_once: int, rank: int = 0, size: int = 1) -> list[list[tuple[int, int]]]:
+        """The share that process `rank` of `size` has of the pairs of a step, in pieces of `at_once`, the longest first, so that
+        what is padded together is of about the same length. The gradient of the step is the same however it is cut."""
         order = sorted(pairs, key=lambda pair: -max(map(sum, self.lengths(pair[1]))))
-        return [order[start:start + at_once] for start in range(0, len(order), at_once)]
-
-
-class Loader:
-    """The batches of `pieces`, in order, made ahead of time by `n_workers` processes. Raises UserError."""
-
-    def __init__(self, collate: Collate, pieces: Iterable[list[tuple[int, int]]], n_workers: int):
-        self.batches = iter(DataLoader(collate, sampler=pieces, batch_size=None, num_workers=n_workers,
-                                       generator=torch.Generator()))
-        self.waited = 0.0  # seconds, in all
-
-    def take(self, n: int) -> Iterator[Batch]:
-        """The next n batches."""
-        for _ in range(n):
-            start = time.perf_counter()
-            batch = next(self.batches)
-            self.waited += time.perf_counter() - start
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-
-
-def epoch_order(n_examples: int, epoch: int, seed: int) -> np.ndarray:
-    """The order in which an epoch goes through the examples."""
-    return np.random.default_rng([seed, epoch]).permutation(n_examples)
-
-
-def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, seed: int) -> Iterator[tuple[int, list]]:
-    """For each step from `first_step` on: the step, and its (epoch, number of the example) pairs. One epoch follows the
-    other without a gap, so that every example is seen exactly once per epoch, whatever the batch size."""
-    orders = {}
-    for step in range(first_step, n_steps):
-        pairs = []
-        for position in range(step * batch_size, (step + 1) * batch_size):
-            epoch, at = divmod(position, n_examples)
-            if epoch not in orders:
-                orders = {epoch: epoch_order(n_examples, epoch, seed)}  # epochs only ever go up
-            pairs.append((epoch, int(orders[epoch][at])))
-        yield step, pairs
+        share = order[rank::size]
+        return [share[start:start + at_once] for start in range(0, len(share), at_once)]

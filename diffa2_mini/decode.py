@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .config import DecodeConfig
 from .model import Reader
-from .parallel import Captured
+from .device import Captured
 
 
 @dataclass

@@ -36,7 +36,7 @@ def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int)
 
 class TokenLosses(torch.autograd.Function):
     """Cross-entropy in nats of each of K tokens, [K], from its hidden state [K, D] and the token that it is. `head` gives
-    logits [..., V] and is frozen; they are compared in float32. The gradient of a loss with respect to its logits is p - 1 at the
+    logits [..., V] and is frozen; they are compared in float32 at least. The gradient of a loss with respect to its logits is p - 1 at the
     token and p elsewhere, so that it is made with the loss, a few tokens at a time: memory does not grow with K * V."""
 
     @staticmethod
@@ -46,7 +46,7 @@ class TokenLosses(torch.autograd.Function):
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
                 logits = head(states)
-            log_p = logits.detach().log_softmax(-1, dtype=torch.float32)
+            log_p = logits.detach().log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
             losses.append(-log_p.gather(-1, tokens).squeeze(-1))
             if ctx.needs_input_grad[0]:
                 by_logits = log_p.exp_().scatter_add_(-1, tokens, -torch.ones_like(losses[-1][:, None]))
@@ -66,7 +66,7 @@ def masked_cross_entropy(head: Callable, hidden: Tensor, response: Tensor, maske
     """Cross-entropy in nats at each masked token, zero elsewhere: [B, R]. `hidden` [K, D] are the states of the K masked
     tokens, in order."""
     losses = TokenLosses.apply(hidden, response[masked], head)
-    return torch.zeros(response.shape, device=losses.device).masked_scatter(masked, losses)
+    return losses.new_zeros(response.shape).masked_scatter(masked, losses)
 
 
 def diffusion_loss(losses: Tensor, t: Tensor, n_tokens: int) -> Tensor:

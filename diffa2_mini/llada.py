@@ -14,7 +14,7 @@ from .config import LladaConfig
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean of squares taken in float32 (arXiv 1910.07467)."""
+    """x / rms(x) * weight, the mean of squares taken in float32 at least (arXiv 1910.07467)."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
+        x32 = x.to(torch.promote_types(x.dtype, torch.float32))
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * normed.to(x.dtype)
 
@@ -36,10 +36,10 @@ def rotary(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Te
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (x_i, x_{i + width/2}) by its angle, in float32. x: [B, H, S, head_width]; cosine and sine: [S,
+    """Turn each pair (x_i, x_{i + width/2}) by its angle, in float32 at least. x: [B, H, S, head_width]; cosine and sine: [S,
     head_width/2] or [B, 1, S, head_width/2]."""
     cos, sin = rotation
-    first, second = x.float().chunk(2, dim=-1)
+    first, second = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 

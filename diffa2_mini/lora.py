@@ -20,7 +20,7 @@ class LoraLinear(nn.Linear):
         self.weight = linear.weight
         self.scale = config.alpha / config.rank
         self.dropout = nn.Dropout(0.0)
-        like = dict(device=linear.weight.device, dtype=torch.float32)
+        like = dict(device=linear.weight.device, dtype=torch.promote_types(linear.weight.dtype, torch.float32))
         self.lora_A = nn.Parameter(torch.empty(config.rank, linear.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(linear.out_features, config.rank, **like))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))

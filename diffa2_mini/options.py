@@ -3,10 +3,11 @@
 import argparse
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 from .config import SIZES, Parser, StageConfig, require
-from .parallel import DTYPES
+from .device import DTYPES
 
 
 def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
@@ -20,6 +21,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     add("--test", type=Path, nargs="+", default=[], metavar="MANIFEST", help="measure on these too, once all is done")
     add("--parts", default="both", choices=["whisper", "llada", "both"], help="of stage 0: what to pretrain")
     add("--skip-broken", action="store_true", help="go on without the entries of a manifest that are broken")
+    add("--skip-nonfinite", action="store_true", help="go on without steps whose loss or gradient is not finite, and count them")
     add("--out", type=Path, help="where checkpoints and logs go (default: runs/SIZE)")
     add("--init", type=Path, metavar="CHECKPOINT", help="start from this (default: the stage before, in --out)")
     add("--resume", action="store_true", help="go on where the run in --out was stopped")
@@ -31,7 +33,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     add("--steps", type=int, help="steps of each stage")
     add("--epochs", type=int, help="instead of --steps: passes over the data")
     add("--batch-size", type=int, help="examples per step")
-    add("--grad-accum", type=int, help="pieces that a batch is cut into, to save memory")
+    add("--grad-accum", type=int, help="pieces that a process's part of a batch is cut into, to save memory")
     add("--lr", type=float, help="peak learning rate")
     add("--warmup", type=int, help="steps")
     add("--eval-every", type=int, default=0, help="steps between measurements (default: at the end of a stage alone)")
@@ -47,12 +49,21 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     add("--no-cache-audio", action="store_true", help="do not keep what the encoder makes of toy clips in memory")
     add("--cache-audio", type=Path, metavar="DIR", help="keep what the encoder makes of each clip on disk")
     add("--compile", action="store_true", help="have torch.compile fuse operations: slow to start, then faster")
+    add("--shard", action="store_true", help="under torchrun: split the frozen backbone among the processes")
+    add("--processes", type=int, help="of --dry-run: as if torchrun started so many")
     args = parser.parse_args(argv)
-    for name in ("steps", "epochs", "batch_size", "grad_accum", "lr", "save_every", "sample_every", "threads"):
+    for name in ("steps", "epochs", "batch_size", "grad_accum", "lr", "save_every", "sample_every", "threads", "processes"):
         value = getattr(args, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, got {value}")
     require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
     require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    require(args.processes in (None, started) or args.dry_run,
+            f"--processes {args.processes}: got {started}; start them with: torchrun --nproc_per_node={args.processes} train.py")
+    args.processes = args.processes or started
+    require(args.stage != "0" or args.processes == 1, "stage 0 trains in one process; start it without torchrun")
+    require(not args.shard or args.processes > 1, "--shard splits among processes; start them with: torchrun --nproc_per_node=N")
+    require(not (args.shard and args.compile), "--shard and --compile exclude each other; choose one")
     args.out = args.out or Path("runs") / args.size
     require(not args.dry_run or args.stage != "0", "--dry-run plans stages 1 to 4; leave out --stage 0")
     stages = SIZES[args.size][1]
@@ -68,7 +79,12 @@ def stage_config(args: argparse.Namespace, number: int) -> StageConfig:
     if "epochs" in changes:
         changes.setdefault("steps", None)
     stage = dataclasses.replace(SIZES[args.size][1][number], **changes)
-    n_pieces = args.grad_accum or math.ceil(stage.batch_size / (stage.at_once or stage.batch_size))
-    require(args.grad_accum is None or stage.batch_size % n_pieces == 0,
-            f"--batch-size must be a multiple of --grad-accum, got {stage.batch_size} and {n_pieces}")
-    return dataclasses.replace(stage, at_once=math.ceil(stage.batch_size / n_pieces))
+    require(stage.batch_size >= args.processes, f"--batch-size {stage.batch_size}: expected an example for each of "
+                                                f"{args.processes} processes; raise it")
+    require(not args.shard or stage.batch_size % args.processes == 0,
+            f"--batch-size must be a multiple of the number of processes with --shard, got {stage.batch_size} and {args.processes}")
+    share = math.ceil(stage.batch_size / args.processes)
+    n_pieces = args.grad_accum or math.ceil(share / (stage.at_once or share))
+    require(args.grad_accum is None or stage.batch_size % (n_pieces * args.processes) == 0,
+            f"--batch-size must be a multiple of --grad-accum, for each process, got {stage.batch_size} and {n_pieces}")
+    return dataclasses.replace(stage, at_once=math.ceil(share / n_pieces))

@@ -1,151 +1,127 @@
-"""Where to compute, in which precision, how fast it could be, and how much memory it took."""
+"""Several processes that train one model, each on its share of every batch: what `torchrun` starts.
 
-import ctypes
+All of them hold the model, draw the same batches, and deal out the examples. DistributedDataParallel adds up the gradients of what
+is trained; each process then makes the same step. What is frozen needs no exchange, and can be split among the cards.
+"""
+
+import inspect
+import os
 import sys
-import time
-from functools import lru_cache
-from pathlib import Path
-from typing import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
-from .config import require
+from .config import UserError, require
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False
-                  ) -> tuple[torch.device, torch.dtype, str]:
-    """The device and the dtype of the frozen parts, and why. `auto` is CUDA if there, else the CPU; bfloat16 on CUDA and
-    for models of billions of weights, else float32. What is trained is always kept in float32. Raises UserError if the
-    device asked for is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    why = "as asked"
-    if device == "auto":
-        device = "cuda" if there["cuda"] else "cpu"
-        why = "a CUDA device is there" if there["cuda"] else "no CUDA device is there"
-    require(there[device], f"--device {device}: this machine has none; use one of {', '.join(d for d in there if there[d])}")
-    if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" or large else "float32"
-    return torch.device(device), DTYPES[dtype], f"device {device} ({why}), {dtype}"
+PATIENCE = timedelta(hours=2)  # with one another: the first may be downloading weights
 
 
-def glibc() -> ctypes.CDLL | None:
-    """The C library of Linux, which decides what becomes of freed memory; None elsewhere."""
+@dataclass(frozen=True)
+class World:
+    """This process, number `rank` of `size`, on its machine number `local_rank` of `local_size`."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Does this process write checkpoints and logs, and talk?"""
+        return self.rank == 0
+
+    def device(self, device: torch.device) -> torch.device:
+        """The device that this process computes on: on CUDA a card of its own."""
+        if device.type != "cuda" or self.size == 1:
+            return device
+        require(self.local_rank < torch.cuda.device_count(),
+                f"expected a card for each process, got {self.local_size} processes and {torch.cuda.device_count()} cards; "
+                "lower --nproc_per_node")
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    @contextmanager
+    def one_first(self) -> Iterator[None]:
+        """The first process of each machine goes through this before the others, which find what it has made."""
+        if self.local_rank:
+            self.wait()
+        yield
+        if not self.local_rank:
+            self.wait()
+
+    def total(self, figures: dict[str, float]) -> dict[str, float]:
+        """The sum of each figure over the processes."""
+        if self.size == 1:
+            return figures
+        values = torch.tensor(list(figures.values()), dtype=torch.float64)
+        distributed.all_reduce(values)
+        return dict(zip(figures, values.tolist()))
+
+
+@contextmanager
+def together(size: int) -> Iterator[World]:
+    """Join the `size` processes that torchrun has started; a World of one if it has not. All but the first are silent. Raises
+    UserError when another process is lost."""
+    if size == 1:
+        yield World()
+        return
+    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+    if not world.first:
+        sys.stdout = open(os.devnull, "w")
     try:
-        return ctypes.CDLL("libc.so.6")
-    except OSError:
-        return None
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        yield world
+        distributed.destroy_process_group()
+    except RuntimeError as error:  # what gloo and NCCL raise
+        if not any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL", "Broken pipe")):
+            raise
+        raise UserError(f"process {world.rank} of {world.size} has lost another, which has ended or cannot be reached; see its "
+                        "message, and go on with --resume") from None
 
 
-def keep_freed_memory() -> None:
-    """Have freed memory kept for the next tensor. Else a tensor above 32 MiB is mapped anew each time, and to touch its
-    pages first can take longer than to compute it. For decoding; training needs more memory that way."""
-    library = glibc()
-    if library:
-        library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+class Share(nn.Module):
+    """A function of a model as a module of what is trained, which is all that DistributedDataParallel needs to know."""
+
+    def __init__(self, function: Callable, trained: list[nn.Parameter]):
+        super().__init__()
+        self.function, self.trained = function, nn.ParameterList(trained)
+
+    def forward(self, *inputs) -> dict[str, Tensor]:
+        return self.function(*inputs)
 
 
-@lru_cache
-def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product on this machine, measured now: the best of ten."""
-    n = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(n, n, device=device).to(dtype)
-    times = []
-    for _ in range(10):
-        start = now(device)
-        a @ a
-        times.append(now(device) - start)
-    return 2 * n**3 / min(times)
+class Synchronised:
+    """A function of a model whose loss is a process's part of the sum over all. `last` says that the gradients made since the
+    last time are to be added up over the processes; until then they stay where they are."""
+
+    def __init__(self, function: Callable, trained: list[nn.Parameter], world: World):
+        self.world = world
+        self.function = DistributedDataParallel(Share(function, trained)) if world.size > 1 else function
+
+    def backward(self, *inputs, autocast: torch.autocast, last: bool) -> dict[str, Tensor]:
+        """Call the function and add the gradient of the "loss" among the figures that it returns."""
+        alone = last or self.world.size == 1
+        with nullcontext() if alone else self.function.no_sync():
+            with autocast:
+                figures = self.function(*inputs)
+            (figures["loss"] * self.world.size).backward()  # as DistributedDataParallel takes the mean
+        return figures
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read or written, of copying a large tensor: the best of ten."""
-    a = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
-    b, times = torch.empty_like(a), []
-    for _ in range(10):
-        start = now(device)
-        b.copy_(a)
-        times.append(now(device) - start)
-    return 2 * a.nbytes / min(times)
-
-
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done all that it was given."""
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).synchronize()
-    return time.perf_counter()
-
-
-def compile_blocks(*stacks: nn.ModuleList) -> None:
-    """Have torch.compile fuse the operations of each block when it is first used. Where it cannot, for want of a compiler
-    say, the block runs as it is and torch warns."""
-    torch._dynamo.config.suppress_errors = True  # fall back
-    for blocks in stacks:
-        for block in blocks:
-            block.compile()
-
-
-class Captured:
-    """A function of tensors on CUDA. Its kernels are recorded once for each shape of its inputs, and then replayed without
-    Python, and without a gap, between them. The output is overwritten by the next call."""
-
-    def __init__(self, function: Callable):
-        self.function, self.recorded = function, {}
-
-    def record(self, inputs: list[Tensor]) -> tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]:
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):  # whatever a kernel prepares on its first run must not be recorded
-            self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            output = self.function(*inputs)
-        return inputs, graph, output
-
-    def __call__(self, *tensors: Tensor) -> Tensor:
-        shapes = tuple(tensor.shape for tensor in tensors)
-        if shapes not in self.recorded:
-            self.recorded[shapes] = self.record([tensor.clone() for tensor in tensors])
-        inputs, graph, output = self.recorded[shapes]
-        for recorded, tensor in zip(inputs, tensors):
-            recorded.copy_(tensor)
-        graph.replay()
-        return output
-
-
-def peak_memory(device: torch.device) -> str:
-    """The most memory that this process has had so far: on CUDA that of tensors on the device, else all of it."""
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
-    if sys.platform == "win32":
-        return "not known on Windows"
-    import resource  # there is none on Windows
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
-
-
-def memory_above(function: Callable, device: torch.device, all_of_it: bool = False) -> int | None:
-    """Bytes that a function needs at most, beyond what is there when it starts, or with that: on CUDA those of tensors, on
-    Linux those of the process. None elsewhere."""
-    status = Path("/proc/self/status")
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        peak = torch.cuda.max_memory_allocated()
-    elif status.exists():
-        def field(name):
-            return int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1]) * 1024
-        if glibc():
-            glibc().malloc_trim(0)  # gives back what is kept
-        before = field("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-        function()
-        peak = field("VmHWM")
-    else:
-        return None
-    return peak - (0 if all_of_it else before)
+def shard(blocks: nn.ModuleList) -> None:
+    """Split the frozen weights of each block among the processes. They come together when the block runs, and part again."""
+    require("ignored_params" in inspect.signature(fully_shard).parameters,
+            f"--shard: expected torch 2.7 or later, got {torch.__version__}; install a later one")
+    for block in blocks:
+        fully_shard(block, ignored_params={parameter for parameter in block.parameters() if parameter.requires_grad})

@@ -15,7 +15,7 @@ from .config import ASSETS, SIZES, Config, StageConfig, UserError
 from .data import n_embeddings, read_manifest
 from .diffusion import AT_ONCE
 from .model import PREFIXES, Diffa2, part_of
-from .parallel import DTYPES
+from .device import DTYPES
 from .reporting import columns
 
 GIB = 2**30

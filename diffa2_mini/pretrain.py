@@ -21,7 +21,7 @@ from .answers import fill_in
 from .config import ASSETS, SIZES, LladaConfig, PretrainConfig, TextConfig, require
 from .llada import Block, Llada, rotary
 from .model import Diffa2
-from .parallel import choose_device
+from .device import choose_device
 from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
 from .tokenizer import Prompt, Tokenizer
 

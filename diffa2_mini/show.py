@@ -1,8 +1,10 @@
 """What a person looks at: the answer forming in the terminal, and the curves of a run."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
+from .checkpoint import write
 from .decode import Step
 from .tokenizer import Tokenizer
 
@@ -55,9 +57,12 @@ class Log:
 
     def forget_after(self, stage: int, step: int) -> None:
         """Drop what was logged after a checkpoint: the resumed run will log it again."""
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
-        kept = [row for row in rows if (row["stage"], row["step"]) <= (stage, step)]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        kept = []
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
+            with suppress(json.JSONDecodeError):  # a line that a killed run wrote half of
+                row = json.loads(line)
+                kept += [line] if (row["stage"], row["step"]) <= (stage, step) else []
+        write(self.path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
 
 
 def draw_curves(log: Path, picture: Path) -> bool:

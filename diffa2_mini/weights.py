@@ -257,7 +257,7 @@ def load_tokenizer(config: Config, llada: str | Path | None = None, random_weigh
 def build(config: Config, whisper: str | Path | None = None, llada: str | Path | None = None,
           device: torch.device = torch.device("cpu"), dtype: torch.dtype = torch.float32,
           random_weights: bool = False) -> Diffa2:
-    """The model with its frozen parts loaded, in `dtype`; adapters and prompts are new, and in float32.
+    """The model with its frozen parts loaded, in `dtype`; adapters and prompts are new, and in float32 at least.
 
     Sources default to SOURCES. With `random_weights` nothing is read. Raises UserError before anything slow.
     """
@@ -268,6 +268,9 @@ def build(config: Config, whisper: str | Path | None = None, llada: str | Path |
             fill_at_random(getattr(model, part), device, dtype)
         else:
             load_part(getattr(model, part), part, paths[part], device, dtype)
+    ours = torch.promote_types(dtype, torch.float32)
+    for module in (model.semantic_connector, model.acoustic_connector, model.trainable_prompts):
+        module.to(ours)
     return model.requires_grad_(False).to(device)
 
 

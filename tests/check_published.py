@@ -25,7 +25,7 @@ from diffa2_mini.audio import log_mel
 from diffa2_mini.checkpoint import trained_tensors
 from diffa2_mini.config import FEEL, SIZES, Parser, require, run_script
 from diffa2_mini.model import part_of
-from diffa2_mini.parallel import choose_device
+from diffa2_mini.device import choose_device
 from diffa2_mini.scoring import normalise, word_errors
 
 SHA256 = {"pytorch_model.bin": "6e7053e74ffc9631fffa321ff0f3a26a009b20aa95fecf173631bd79947f2818"}  # of DIFFA-2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffa2_mini import bench, bench_size, parallel
+from diffa2_mini import bench, bench_size, device
 from diffa2_mini import config as configs
 from diffa2_mini.audio import log_mel
 from diffa2_mini.config import AudioConfig, LladaConfig, run_script
@@ -81,7 +81,7 @@ def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, 
 
 
 def test_ceilings_and_memory_are_measured():
-    assert 1e8 < parallel.matmul_ceiling(CPU, torch.float32) < 1e15
-    assert 1e8 < parallel.copy_bandwidth(CPU) < 1e13
-    used = parallel.memory_above(lambda: torch.ones(2**26, dtype=torch.uint8).max(), CPU)
+    assert 1e8 < device.matmul_ceiling(CPU, torch.float32) < 1e15
+    assert 1e8 < device.copy_bandwidth(CPU) < 1e13
+    used = device.memory_above(lambda: torch.ones(2**26, dtype=torch.uint8).max(), CPU)
     assert used is None or used == pytest.approx(2**26, rel=0.2)

@@ -106,10 +106,16 @@ def test_a_claim_is_stated_from_its_cells():
     shows = made_up([0.8, 0.82, 0.81], [0.6, 0.63, 0.61])
     assert summary(shows)["claims"][0]["verdict"] == SHOWS
     row = table(shows).splitlines()[2]
-    assert "**shows**" in row and "0.81 ± 0.01 against 0.613 ± 0.015, shows" in row
+    assert "**shows**" in row and "0.81 ± 0.01 against 0.613 ± 0.015, *shows*" in row
     assert summary(made_up([0.8, 0.5, 0.81], [0.6, 0.63, 0.61]))["claims"][0]["verdict"] == HIDES
     assert "does not show at this scale" in table(made_up([0.6, 0.6, 0.6], [0.6, 0.6, 0.6]))
     assert summary(shows)["experiments"]["adapters"]["both"]["spread"]["overall"] == pytest.approx(0.01)
+
+
+def test_the_readme_shows_what_was_measured():
+    cells = cells_in(ROOT / "tutorials" / "results")
+    assert len(cells) == 150 and table(cells) in (ROOT / "README.md").read_text()
+    assert json.loads((ROOT / "tutorials" / "results" / "claims.json").read_text()) == json.loads(json.dumps(summary(cells)))
 
 
 def test_seeds_are_paired_and_small_figures_compared_as_ratios():

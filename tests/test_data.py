@@ -9,7 +9,8 @@ import soundfile
 import torch
 
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, UserError, WhisperConfig
-from diffa2_mini.data import Collate, Example, Loader, batches
+from diffa2_mini.data import Collate, Example
+from diffa2_mini.loader import Loader, batches
 from diffa2_mini.diffusion import EPSILON
 from diffa2_mini.ears import Ears
 from diffa2_mini.model import Diffa2

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ["config", "parallel", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model", "decode",
-         "data", "checkpoint", "ears", "objective", "weights", "command", "scoring", "benchmarks", "answers", "reporting",
-         "evaluate"]  # a file imports only what stands before it
+ROOMS = ["config", "device", "parallel", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model",
+         "decode", "data", "loader", "faults", "checkpoint", "ears", "objective", "weights", "command", "scoring", "benchmarks",
+         "answers", "reporting", "evaluate"]  # a file imports only what stands before it
 BESIDE = ["options", "plan", "show", "pretrain_encoder", "pretrain", "autoregressive", "bench", "bench_size"]
-CONCEPTS = {*ROOMS} - {"parallel", "ears", "objective", "command", "scoring", "benchmarks", "answers", "reporting"}
+CONCEPTS = {*ROOMS} - {"device", "parallel", "loader", "faults", "ears", "objective", "command", "scoring", "benchmarks", "answers",
+                       "reporting"}
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest"}
 OURS = {"diffa2_mini", "data", "tutorials", "train", "sample", "golden_inputs", "test_published", "test_data", "check_published"}

@@ -18,8 +18,9 @@ from data import toy
 from diffa2_mini import answers, autoregressive, checkpoint, pretrain, reporting, weights
 from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import FEEL, SIZES, DecodeConfig, PretrainConfig, StageConfig
-from diffa2_mini.data import Collate, Example, batches, load_examples
+from diffa2_mini.data import Collate, Example, load_examples
 from diffa2_mini.ears import Ears
+from diffa2_mini.loader import batches
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2
 from diffa2_mini.objective import bounds, measure_pairs, piece_loss, preference_bounds

@@ -179,9 +179,9 @@ def table(cells: list[dict]) -> str:
     """A row for each claim, in Markdown: what the paper says, what the toy shows, the command."""
     lines = ["| claim | the paper | the toy | command |", "|---|---|---|---|"]
     for claim, judged in zip(CLAIMS, summary(cells)["claims"]):
-        parts = [f"{each['text']}: {written(each['more'])} against {written(each['less'])}, {each['verdict']}"
+        parts = [f"{each['text']}: {written(each['more'])} against {written(each['less'])}, *{each['verdict']}*"
                  for each in judged["comparisons"]]
-        lines.append(f"| {claim.claim} | {claim.paper} | **{judged['verdict']}**: {'; '.join(parts)} "
+        lines.append(f"| {claim.claim} | {claim.paper} | **{judged['verdict']}**<br>{'<br>'.join(parts)} "
                      f"| `python tutorials/claims.py --only {claim.experiment}` |")
     return "\n".join(lines)
 

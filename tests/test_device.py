@@ -12,7 +12,7 @@ import torch
 from diffa2_mini.config import DecodeConfig
 from diffa2_mini.decode import generate
 from diffa2_mini.model import Reader
-from diffa2_mini.parallel import Captured, choose_device
+from diffa2_mini.device import Captured, choose_device
 from diffa2_mini.tokenizer import Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +20,7 @@ COMPILE = """
 import torch
 from diffa2_mini.config import LladaConfig
 from diffa2_mini.llada import Llada
-from diffa2_mini.parallel import compile_blocks
+from diffa2_mini.device import compile_blocks
 torch.manual_seed(0)
 model = Llada(LladaConfig(vocab_size=23, width=12, n_layers=2, n_heads=3, hidden=20))
 x = torch.randn(2, 7, 12, requires_grad=True)

@@ -1,0 +1,151 @@
+"""Where to compute, in which precision, how fast it could be, and how much memory it took."""
+
+import ctypes
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .config import require
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False
+                  ) -> tuple[torch.device, torch.dtype, str]:
+    """The device and the dtype of the frozen parts, and why. `auto` is CUDA if there, else the CPU; bfloat16 on CUDA and
+    for models of billions of weights, else float32. What is trained is kept in float32, or float64. Raises UserError if the
+    device asked for is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    why = "as asked"
+    if device == "auto":
+        device = "cuda" if there["cuda"] else "cpu"
+        why = "a CUDA device is there" if there["cuda"] else "no CUDA device is there"
+    require(there[device], f"--device {device}: this machine has none; use one of {', '.join(d for d in there if there[d])}")
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" or large else "float32"
+    return torch.device(device), DTYPES[dtype], f"device {device} ({why}), {dtype}"
+
+
+def glibc() -> ctypes.CDLL | None:
+    """The C library of Linux, which decides what becomes of freed memory; None elsewhere."""
+    try:
+        return ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+
+
+def keep_freed_memory() -> None:
+    """Have freed memory kept for the next tensor. Else a tensor above 32 MiB is mapped anew each time, and to touch its
+    pages first can take longer than to compute it. For decoding; training needs more memory that way."""
+    library = glibc()
+    if library:
+        library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        library.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+
+
+@lru_cache
+def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product on this machine, measured now: the best of ten."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=device).to(dtype)
+    times = []
+    for _ in range(10):
+        start = now(device)
+        a @ a
+        times.append(now(device) - start)
+    return 2 * n**3 / min(times)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read or written, of copying a large tensor: the best of ten."""
+    a = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    b, times = torch.empty_like(a), []
+    for _ in range(10):
+        start = now(device)
+        b.copy_(a)
+        times.append(now(device) - start)
+    return 2 * a.nbytes / min(times)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+def compile_blocks(*stacks: nn.ModuleList) -> None:
+    """Have torch.compile fuse the operations of each block when it is first used. Where it cannot, for want of a compiler
+    say, the block runs as it is and torch warns."""
+    torch._dynamo.config.suppress_errors = True  # fall back
+    for blocks in stacks:
+        for block in blocks:
+            block.compile()
+
+
+class Captured:
+    """A function of tensors on CUDA. Its kernels are recorded once for each shape of its inputs, and then replayed without
+    Python, and without a gap, between them. The output is overwritten by the next call."""
+
+    def __init__(self, function: Callable):
+        self.function, self.recorded = function, {}
+
+    def record(self, inputs: list[Tensor]) -> tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]:
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):  # whatever a kernel prepares on its first run must not be recorded
+            self.function(*inputs)
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = self.function(*inputs)
+        return inputs, graph, output
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        shapes = tuple(tensor.shape for tensor in tensors)
+        if shapes not in self.recorded:
+            self.recorded[shapes] = self.record([tensor.clone() for tensor in tensors])
+        inputs, graph, output = self.recorded[shapes]
+        for recorded, tensor in zip(inputs, tensors):
+            recorded.copy_(tensor)
+        graph.replay()
+        return output
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory that this process has had so far: on CUDA that of tensors on the device, else all of it."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
+    if sys.platform == "win32":
+        return "not known on Windows"
+    import resource  # there is none on Windows
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+
+
+def memory_above(function: Callable, device: torch.device, all_of_it: bool = False) -> int | None:
+    """Bytes that a function needs at most, beyond what is there when it starts, or with that: on CUDA those of tensors, on
+    Linux those of the process. None elsewhere."""
+    status = Path("/proc/self/status")
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        peak = torch.cuda.max_memory_allocated()
+    elif status.exists():
+        def field(name):
+            return int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1]) * 1024
+        if glibc():
+            glibc().malloc_trim(0)  # gives back what is kept
+        before = field("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        function()
+        peak = field("VmHWM")
+    else:
+        return None
+    return peak - (0 if all_of_it else before)

@@ -1,0 +1,86 @@
+"""What keeps a run whole when something breaks: checksums, the save before the last, and one run to a folder."""
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch import Tensor
+
+from .config import UserError, require
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+
+def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 in hexadecimal over the metadata and every tensor's name, dtype, shape and bytes, in the order of names."""
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def previous(path: Path) -> Path:
+    """Where the save before the last is kept: stage1.previous.safetensors."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def keep_previous(path: Path) -> None:
+    """Give the last save a second name, under which it stays when the next one takes its place."""
+    if path.exists():
+        try:
+            previous(path).unlink(missing_ok=True)
+            os.link(path, previous(path))
+        except OSError as error:
+            raise UserError(f"{previous(path)}: could not be written ({error}); choose another --out") from None
+
+
+def load_last(path: Path, load: Callable):
+    """`load` the last save; if it is damaged, say so, put the one before in its place and load that."""
+    try:
+        return load(path)
+    except UserError as error:
+        if not previous(path).exists():
+            raise
+        found = load(previous(path))
+        print(f"{error}; going on from the save before, step {found.step}")
+        os.replace(previous(path), path)
+        return found
+
+
+def lock(out: Path):
+    """Hold a run's folder until the returned file is closed or the process ends. Raises UserError if another run holds it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / ".lock", "w")
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{out}: another run is writing here; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error}); choose another --out") from None
+    for path in out.glob(".*.tmp"):  # what a killed run was writing
+        path.unlink()
+    return file
+
+
+def finite(figures: dict[str, float]) -> bool:
+    """Are the loss and the norm of its gradient numbers that a step can be made with?"""
+    return math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
+
+
+def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], clips: list[str], skip: bool) -> None:
+    """Write the clips of a batch whose loss or gradient is not finite to nonfinite.jsonl. Raises UserError unless `skip`."""
+    row = {"stage": stage, "step": step, "loss": str(figures["loss"]), "grad_norm": str(figures["grad_norm"]), "clips": clips}
+    with open(out / "nonfinite.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    require(skip, f"stage {stage}, step {step}: expected a finite loss and gradient, got {figures['loss']} and "
+                  f"{figures['grad_norm']}; the clips are named in {out / 'nonfinite.jsonl'}. Lower --lr, or go on "
+                  "without such steps: --resume --skip-nonfinite")

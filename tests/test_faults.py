@@ -1,0 +1,102 @@
+"""What breaks in a run harms nothing: damaged saves, a full disk, two runs in one folder, figures that are not finite."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffa2_mini import checkpoint, faults
+from diffa2_mini.checkpoint import Checkpoint, trained_tensors
+from diffa2_mini.config import UserError
+from diffa2_mini.show import Log
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def save(path, model, step):
+    faults.keep_previous(path)
+    checkpoint.save(path, Checkpoint(model.config, 1, step, False, trained_tensors(model)))
+
+
+def test_a_damaged_save_gives_way_to_the_one_before(tmp_path, model, capsys):
+    path = tmp_path / "stage1.safetensors"
+    for step in (1, 2, 3):
+        save(path, model, step)
+    assert faults.load_last(path, checkpoint.load).step == 3 and capsys.readouterr().out == ""
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    before = faults.previous(path).read_bytes()
+    assert before != bytes(damaged)  # a second name of the save, not of its place
+    assert faults.load_last(path, checkpoint.load).step == 2
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1 and "checksum" in printed and "from the save before, step 2" in printed
+    assert checkpoint.load(path).step == 2 and path.read_bytes() == before
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="checksum"):  # none before it
+        faults.load_last(path, checkpoint.load)
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from diffa2_mini import checkpoint, faults
+from diffa2_mini.config import run_script
+path = Path(sys.argv[1])
+state = checkpoint.load(path)
+state.step += 1
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2,) * 2)
+faults.keep_previous(path)
+sys.exit(run_script(lambda argv: checkpoint.save(path, state), []))
+"""
+
+
+def test_a_disk_that_is_full_leaves_the_last_save(tmp_path, model):
+    path = tmp_path / "stage1.safetensors"
+    save(path, model, 1)
+    before = path.read_bytes()
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "could not be written" in done.stderr and "free some space" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert path.read_bytes() == before and checkpoint.load(path).step == 1
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    out = tmp_path / "run"
+    held = faults.lock(out)
+    with pytest.raises(UserError, match="another run is writing here"):
+        faults.lock(out)
+    held.close()
+    (out / ".stage1.safetensors.7.tmp").write_text("half of it")
+    faults.lock(out).close()
+    assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_what_is_not_finite_is_written_down(tmp_path, bad, name):
+    figures = {"loss": 1.0, "grad_norm": 2.0}
+    assert faults.finite(figures) and not faults.finite(figures | {name: bad})
+    faults.note_nonfinite(tmp_path, 1, 5, figures | {name: bad}, ["a.wav", "b.wav"], skip=True)
+    with pytest.raises(UserError, match="stage 1, step 6: .*--skip-nonfinite"):
+        faults.note_nonfinite(tmp_path, 1, 6, figures | {name: bad}, ["c.wav"], skip=False)
+    rows = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["clips"]) for row in rows] == [(5, ["a.wav", "b.wav"]), (6, ["c.wav"])]
+    assert rows[0][name] == str(bad)
+
+
+def test_the_log_forgets_half_lines_and_what_came_after_a_save(tmp_path):
+    log = Log(tmp_path / "log.jsonl")
+    for step in (1, 2, 3):
+        log.add(stage=1, step=step)
+    with open(log.path, "a") as file:
+        file.write('{"stage": 1, "st')
+    log.forget_after(1, 2)
+    log.add(stage=1, step=3)
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2, 3]

@@ -1,0 +1,170 @@
+"""Run the chapters. What they print and draw comes from here, and so cannot rot.
+
+    python tutorials/build.py                # run every chapter, write its outputs and pictures
+    python tutorials/build.py 4 6            # these chapters
+    python tutorials/build.py --check        # write nothing: compare instead, and look for dead links
+
+A chapter is Markdown, tutorials/NN_name.md. Its code stands in fences that start with ```python and runs from top to bottom in
+one fresh process; what a cell prints follows it in a fence that starts with ```text. An exercise has three cells, in this order:
+
+    ```python tags=["starter"]     what the student begins with: the check must fail after it
+    ```python tags=["check"]       asserts; what it prints after the solution follows it
+    ```python tags=["solution"]    the check must pass after it
+
+Numbers in an output may differ from those in the text by 1 %, or by what its fence says: ```text tolerance=0.1 allows 10 %,
+```text tolerance=any lets numbers be what they like, for times. Whole numbers must be the same unless the fence says more.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER.parent))  # so that this file runs as a script
+
+from diffa2_mini.config import Parser, UserError, require, run_script
+
+CELL = re.compile(r'^```python(?: tags=\["(?P<tag>\w+)"\])?\n(?P<code>.*?)^```\n'
+                  r'(?:\n```text(?P<fence>[^\n]*)\n(?P<output>.*?)^```\n)?', re.MULTILINE | re.DOTALL)
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"")
+MARK = "<<< cell {} >>>"
+SECONDS = 120  # that a chapter may take
+
+
+@dataclass
+class Cell:
+    code: str
+    tag: str  # starter, check, solution or nothing
+    fence: str
+    output: str
+    start: int  # of the cell in the chapter's text
+    stop: int
+
+
+def cells_of(text: str) -> list[Cell]:
+    """The code cells of a chapter, with what they are said to print."""
+    return [Cell(m["code"], m["tag"] or "", m["fence"] or "", m["output"] or "", *m.span()) for m in CELL.finditer(text)]
+
+
+def script(cells: list[Cell]) -> str:
+    """A program that runs the cells in order and marks where each one's output begins. A check runs twice: after its starter,
+    where it must fail, and after its solution."""
+    tags = [cell.tag for cell in cells if cell.tag]
+    require(tags == ["starter", "check", "solution"] * (len(tags) // 3), f"expected starter, check, solution in this order, got {tags}")
+    parts = []
+    for i, cell in enumerate(cells):
+        if cell.tag == "check":
+            continue
+        if cell.tag == "starter":
+            tried = textwrap.indent(cell.code + cells[i + 1].code, "    ")
+            parts.append(f"print({MARK.format(i)!r})\ntry:\n{tried}\nexcept Exception:\n    pass\nelse:\n"
+                         f"    raise SystemExit('the check of an exercise passes before the exercise is done')\n")
+        else:
+            parts.append(f"print({MARK.format(i)!r})\n{cell.code}")
+        if cell.tag == "solution":
+            parts.append(f"print({MARK.format(i - 1)!r})\n{cells[i - 1].code}")
+    return "\n".join(parts)
+
+
+def run(path: Path) -> list[str]:
+    """What each cell of a chapter prints, in a fresh process. Raises UserError if the chapter does not run to its end."""
+    cells = cells_of(path.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / f"{path.stem}.py"
+        program.write_text("import sys\nsys.path.insert(0, '.')\n" + script(cells), encoding="utf-8")
+        done = subprocess.run([sys.executable, "-X", "utf8", str(program)], cwd=path.parent, capture_output=True,
+                              encoding="utf-8", timeout=SECONDS)
+    require(done.returncode == 0, f"{path.name}: expected to run to its end, got:\n{done.stdout[-500:]}{done.stderr[-3000:]}")
+    outputs = [""] * len(cells)
+    pieces = re.split(r"^<<< cell (\d+) >>>\n", done.stdout, flags=re.MULTILINE)
+    for number, output in zip(pieces[1::2], pieces[2::2]):
+        outputs[int(number)] = "" if cells[int(number)].tag == "starter" else output
+    return outputs
+
+
+def with_outputs(text: str, outputs: list[str]) -> str:
+    """The chapter's text with these outputs after its cells."""
+    for cell, output in reversed([*zip(cells_of(text), outputs)]):
+        tag = f' tags=["{cell.tag}"]' if cell.tag else ""
+        printed = f"\n```text{cell.fence}\n{output}```\n" if output else ""
+        text = f"{text[:cell.start]}```python{tag}\n{cell.code}```\n{printed}{text[cell.stop:]}"
+    return text
+
+
+def agree(said: str, printed: str, fence: str) -> bool:
+    """Is an output what the text says, but for numbers within the tolerance?"""
+    if NUMBER.sub("#", said).split() != NUMBER.sub("#", printed).split():
+        return False
+    stated = re.search(r"tolerance=(\S+)", fence)
+    if stated and stated[1] == "any":
+        return True
+    for ours, theirs in zip(NUMBER.findall(said), NUMBER.findall(printed)):
+        a, b = (float(number.replace(",", "").rstrip(".")) for number in (ours, theirs))
+        whole = "." not in ours + theirs and "e" not in ours + theirs
+        allowed = float(stated[1]) if stated else 0.0 if whole else 0.01
+        last_digit = 0 if whole else 10.0 ** -max(len(number.partition("e")[0].partition(".")[2]) for number in (ours, theirs))
+        if abs(a - b) > allowed * max(abs(a), abs(b)) + (1.5 * last_digit if "e" not in ours + theirs else 0):
+            return False
+    return True
+
+
+def slugs(text: str) -> set[str]:
+    """The anchors that GitHub gives to a text's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(path: Path) -> list[str]:
+    """Relative links and pictures of a text that lead nowhere."""
+    text, dead = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL), []
+    for target in (one or other for one, other in LINK.findall(text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        if not there.exists() or anchor and there.suffix == ".md" and anchor not in slugs(there.read_text(encoding="utf-8")):
+            dead.append(target)
+    return dead
+
+
+def check(path: Path) -> None:
+    """Raise UserError if the chapter prints anything but what its text says, or has dead links."""
+    for cell, printed in zip(cells_of(path.read_text(encoding="utf-8")), run(path)):
+        require(agree(cell.output, printed, cell.fence),
+                f"{path.name}: expected\n{cell.output}\ngot\n{printed}\nfrom\n{cell.code}\nrun: python tutorials/build.py")
+    dead = dead_links(path)
+    require(not dead, f"{path.name}: expected links that lead somewhere, got {', '.join(dead)}")
+
+
+def chapters(numbers: list[int] | None = None) -> list[Path]:
+    """The chapters with these numbers, or all, in order."""
+    paths = sorted(FOLDER.glob("[0-9][0-9]_*.md"))
+    return [path for path in paths if not numbers or int(path.name[:2]) in numbers]
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("numbers", nargs="*", type=int, help="of chapters (default: all)")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    args = parser.parse_args(argv)
+    wrong = []
+    for path in chapters(args.numbers):
+        try:
+            if args.check:
+                check(path)
+            else:
+                path.write_text(with_outputs(path.read_text(encoding="utf-8"), run(path)), encoding="utf-8")
+            print(f"{path.name}: done")
+        except UserError as error:
+            wrong.append(path.name)
+            print(error)
+    require(not wrong, f"expected every chapter to run as it says, got {len(wrong)} that do not: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))
