@@ -2,6 +2,7 @@
 
     python sample.py data/clips/three_one_four.wav
     python sample.py clip.wav --prompt "How many digits are there?" --watch
+    python sample.py clip.wav --html answer.html
     python sample.py *.wav --json --checkpoint runs/mine/stage4.safetensors
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffa2_mini import show, weights
+from diffa2_mini import page, show, weights
 from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel
 from diffa2_mini.command import add_decode_flags, add_model_flags, choose, decode_config, find, load_model
 from diffa2_mini.config import Config, DecodeConfig, Parser, run_script
@@ -32,6 +33,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--chunk", action="store_true", help="answer on each part of a clip that is longer than the model hears")
     add("--json", action="store_true", help="print a line of JSON for each clip")
     add("--watch", action="store_true", help="show the answer forming; ░ is a mask, bright is confident")
+    add("--html", type=Path, metavar="PAGE", help="write a page that shows and plays the clips, and each step of the answers")
     add_decode_flags(add)
     return parser.parse_args(argv)
 
@@ -51,15 +53,17 @@ def parts_of_clip(path: Path, config: Config, chunk: bool) -> list:
 
 @torch.no_grad()
 def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np.ndarray, prompt: str,
-        decode: DecodeConfig, device: torch.device, dtype: torch.dtype, watch: bool) -> dict:
-    """Answer one question about one clip."""
+        decode: DecodeConfig, device: torch.device, dtype: torch.dtype, watch: bool, frames: list | None = None) -> dict:
+    """Answer one question about one clip. What each step did is added to `frames`, as `page.record` tells."""
     start = time.perf_counter()
     mel = log_mel(samples, model.config.audio)[None].to(device, dtype)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         audio = model.encode(mel, torch.tensor([encoder_frames(len(samples), model.config.audio)], device=device))
         question = tokenizer.prompt(model.config.text.system, prompt)
         reader = Reader(model, model.hear(audio, parts), [question], [decode.gen_length], tokenizer.mask_id)
-        steps = generate(reader, decode, tokenizer.eos_id)
+        steps = generate(reader, decode, tokenizer.eos_id, top=0 if frames is None else page.TOP)
+        if frames is not None:
+            steps = page.record(steps, tokenizer, frames)
         if watch:
             steps = show.watch(steps, tokenizer, lambda text: print(text, end="", flush=True), pause=0.15)
         n_steps = 0
@@ -72,6 +76,8 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
+    if args.html:
+        page.check(args.html)
     config, trained, paths = find(args)
     device, dtype = choose(args, config)
     tokenizer = weights.load_tokenizer(config, paths["llada"])
@@ -80,13 +86,19 @@ def main(argv: list[str]) -> None:
     for path in args.clips:
         duration(path)  # an error now, and not after the weights are loaded
     model, parts = load_model(config, trained, paths, device, dtype)
+    sections = []
     for path in args.clips:
         for samples in parts_of_clip(path, model.config, args.chunk):
-            answer = ask(model, parts, tokenizer, samples, prompt, decode, device, dtype, args.watch)
+            frames = [] if args.html else None
+            answer = ask(model, parts, tokenizer, samples, prompt, decode, device, dtype, args.watch, frames)
+            if args.html:
+                sections.append(page.section(str(path), samples, model.config.audio, prompt, answer, frames, decode))
             if args.json:
                 print(json.dumps({"audio": str(path), "prompt": prompt, **answer}))
             elif not args.watch:
                 print(answer["text"] if len(args.clips) == 1 else f"{path}: {answer['text']}")
+    if args.html:
+        page.save(args.html, sections)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def write(path: Path, write_to: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: what torch.save makes of it
         error = str(error).splitlines()[0]
-        raise UserError(f"{path}: could not be written ({error}); free some space or choose another --out") from None
+        raise UserError(f"{path}: could not be written ({error}); free some space or choose another place") from None
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -43,6 +43,7 @@ class Step:
     predicted: Tensor  # [B, R] the token that each position would get now
     confidence: Tensor  # [B, R] softmax probability of that token, free of noise
     committed: Tensor  # bool [B, R], what this step settled
+    likely: tuple[Tensor, Tensor] | None = None  # if asked for: the likeliest tokens [B, R, top] and their probabilities
 
 
 # ------------------------------------------------------------------------------------------------- what to commit
@@ -144,9 +145,10 @@ def commit(confidence: Tensor, candidates: Tensor, order: Tensor, k: int, config
 
 
 @torch.no_grad()
-def generate(reader: Reader, config: DecodeConfig, eos_id: int) -> Iterator[Step]:
+def generate(reader: Reader, config: DecodeConfig, eos_id: int, top: int = 0) -> Iterator[Step]:
     """Decode the responses that `reader` reads, together, each to its own end; yields each step. An answer does not depend
-    on its neighbours. A fixed schedule waits for the device once a block, the others once a step."""
+    on its neighbours. A fixed schedule waits for the device once a block, the others once a step. With `top`, a step tells the
+    likeliest tokens of each mask too."""
     mask_id, device = reader.mask_id, reader.response.device
     hidden_states, refresh = HIDDEN[config.cache], config.refresh or config.block_length
     readers = [reader, reader.blind()] if config.cfg > 0 else [reader]
@@ -175,6 +177,7 @@ def generate(reader: Reader, config: DecodeConfig, eos_id: int) -> Iterator[Step
             if blind:
                 logits = blind[0] + (config.cfg + 1) * (logits - blind[0])
             logits[..., mask_id] = -torch.inf  # a mask is not an answer
+            likely = logits.float().softmax(-1).topk(top) if top else None  # now, since `choose` writes over the logits
             drawn = noise(config.block_length, logits.shape[-1])[0, places] if config.temperature > 0 else None
             predicted, confidence = choose(logits, config.temperature, drawn)
             order = noise(config.block_length)[0, places] if config.remasking == "random" else confidence
@@ -184,6 +187,9 @@ def generate(reader: Reader, config: DecodeConfig, eos_id: int) -> Iterator[Step
                         torch.zeros_like(tokens, dtype=torch.bool))
             step.tokens[here] = torch.where(committed, predicted, tokens[here])
             step.predicted[here], step.confidence[here], step.committed[here] = predicted, confidence, committed
+            if top:
+                step.likely = tokens.new_zeros(*tokens.shape, top), likely.values.new_zeros(*tokens.shape, top)
+                step.likely[0][here], step.likely[1][here] = likely.indices, likely.values
             tokens = step.tokens
             yield step
 

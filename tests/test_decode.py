@@ -305,3 +305,22 @@ def test_rows_that_are_finished_are_not_read_any_more():
     assert guess.asked == [[0, 1, 2], [1, 2]]
     assert run[-1].tokens.tolist() == [[0, EOS, 0, 0] + [MASK] * 4, [0] * 8, [0] * 8]
     assert not run[-1].committed[0].any()
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+def test_a_step_tells_the_likeliest_tokens_of_its_masks_if_asked_and_decodes_as_if_not(changes):
+    predict = restless([0, 1])
+    plain = decode(predict, settings(**changes), n_rows=2)
+    asked = list(generate(Guess(predict, 2), settings(**changes), EOS, top=3))
+    assert all(step.likely is None for step in plain)
+    assert [step.tokens.tolist() for step in plain] == [step.tokens.tolist() for step in asked]
+    seen = torch.full((2, 8), MASK)
+    for step in asked:
+        here = (step.confidence > 0) & (seen == MASK)
+        logits = predict(seen)
+        logits[..., MASK] = -torch.inf
+        expected = logits.softmax(-1).topk(3)
+        tokens, probabilities = step.likely
+        torch.testing.assert_close(probabilities[here], expected.values[here])
+        assert (tokens[here] == expected.indices[here]).all() and (probabilities[step.confidence == 0] == 0).all()
+        seen = step.tokens
