@@ -57,7 +57,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
         value = getattr(args, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, got {value}")
     require(args.lora_dropout is None or 0 <= args.lora_dropout < 1, f"--lora-dropout must be from 0 to below 1, got {args.lora_dropout}")
-    require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
+    require(0 <= args.seed < 2**63, f"--seed must be from 0 to {2**63 - 1}, got {args.seed}")
     require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
     started = int(os.environ.get("WORLD_SIZE", 1))
     require(args.processes in (None, started) or args.dry_run,

@@ -15,7 +15,7 @@ CONCEPTS = {*ROOMS} - {"device", "parallel", "loader", "faults", "ears", "object
                        "reporting"}
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest"}
-OURS = {"diffa2_mini", "data", "tutorials", "train", "sample", "golden_inputs", "test_published", "test_data", "test_train", "test_faults", "check_published"}
+OURS = {"diffa2_mini", "data", "tutorials", "train", "sample", "golden_inputs", "test_published", "test_data", "test_train", "test_faults", "hostile_cases", "check_published"}
 
 
 def imported(path: Path) -> set[str]:
