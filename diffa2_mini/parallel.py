@@ -81,8 +81,8 @@ class World:
 
 @contextmanager
 def together(size: int) -> Iterator[World]:
-    """Join the `size` processes that torchrun has started; a World of one if it has not. All but the first are silent. Raises
-    UserError when another process is lost."""
+    """Join the `size` processes that torchrun has started; a World of one if it has not. All but the first are silent, and each ends
+    with the block. Raises UserError when another process is lost."""
     if size == 1:
         yield World()
         return
@@ -92,7 +92,11 @@ def together(size: int) -> Iterator[World]:
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         yield world
+        world.wait()  # or one would hang up while another still listens
         distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # at an ordinary exit torch's threads now and then end the process with an error
     except RuntimeError as error:  # what gloo and NCCL raise
         if not any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL", "Broken pipe")):
             raise
