@@ -20,6 +20,7 @@ from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel
 from diffa2_mini.command import add_decode_flags, add_model_flags, choose, decode_config, find, load_model
 from diffa2_mini.config import Config, DecodeConfig, Parser, run_script
 from diffa2_mini.decode import generate
+from diffa2_mini.device import autocast
 from diffa2_mini.model import Diffa2, Reader
 from diffa2_mini.tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
     """Answer one question about one clip. What each step did is added to `frames`, as `page.record` tells."""
     start = time.perf_counter()
     mel = log_mel(samples, model.config.audio)[None].to(device, dtype)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with autocast(device, dtype):
         audio = model.encode(mel, torch.tensor([encoder_frames(len(samples), model.config.audio)], device=device))
         question = tokenizer.prompt(model.config.text.system, prompt)
         reader = Reader(model, model.hear(audio, parts), [question], [decode.gen_length], tokenizer.mask_id)

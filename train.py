@@ -18,8 +18,10 @@ import os
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from typing import Iterator
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -27,12 +29,13 @@ from diffa2_mini import answers, checkpoint, faults, plan, pretrain, reporting, 
 from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import SIZES, StageConfig, require, run_script, to_dict
 from diffa2_mini.data import Batch, Collate, load_examples
+from diffa2_mini.device import autocast, choose_device, compile_blocks, matmul_ceiling, peak_memory
 from diffa2_mini.ears import Ears
 from diffa2_mini.loader import Loader, batches
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.objective import measure_pairs, piece_loss
 from diffa2_mini.options import parse_arguments, stage_config
-from diffa2_mini.device import choose_device, compile_blocks, matmul_ceiling, peak_memory
+from diffa2_mini.parallel import Synchronised, World, shard, together
 
 
 # -------------------------------------------------------------------------------------------------------- one stage
@@ -51,21 +54,24 @@ class Stopped(Exception):
 
 
 class Run:
-    """What all stages of a run share."""
+    """What all stages of a run share. Each process of `world` has one."""
 
-    def __init__(self, args: argparse.Namespace):
-        self.args = args
+    def __init__(self, args: argparse.Namespace, world: World):
+        self.args, self.world = args, world
         self.config, self.stages = SIZES[args.size]
         if args.threads:
             torch.set_num_threads(args.threads)
-        self.device, self.dtype, why = choose_device(args.device, args.dtype, large=not self.config.from_scratch)
-        print(f"{why}, {torch.get_num_threads()} threads, seed {args.seed}, size {args.size}")
+        device, self.dtype, why = choose_device(args.device, args.dtype, large=not self.config.from_scratch)
+        self.device = world.device(device)
+        print(f"{why}, {world.size} processes of {torch.get_num_threads()} threads, seed {args.seed}, size {args.size}")
         diffa2 = args.diffa2 and weights.locate(args.diffa2, "diffa2", args.size)
-        self.data = args.data or plan.default_data(self.config, args.stages, args.random_weights)
+        with world.one_first():  # which may have to make the toy world
+            self.data = args.data or plan.default_data(self.config, args.stages, args.random_weights)
         require(self.data.exists(), f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
         self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
         torch.manual_seed(args.seed)  # adapters and prompts start at random
-        self.model = weights.build(self.config, args.whisper, args.llada, self.device, self.dtype, args.random_weights)
+        home = torch.device("cpu") if args.shard else self.device  # what is split need not fit the device
+        self.model = weights.build(self.config, args.whisper, args.llada, home, self.dtype, args.random_weights)
         self.model.llada.recompute = args.recompute or plan.recompute(self.config)
         if diffa2:
             weights.load_diffa2(self.model, diffa2)
@@ -73,8 +79,8 @@ class Run:
         self.ears = Ears(self.model, self.device, self.dtype, keep, args.cache_audio)
         if args.compile:
             compile_blocks(self.model.whisper.blocks, self.model.llada.blocks)
-        self.log = show.Log(args.out / "log.jsonl")
-        self.ceiling = matmul_ceiling(self.device, self.dtype)
+        self.log = show.Log(args.out / "log.jsonl", world.first)
+        self.ceiling = matmul_ceiling(self.device, self.dtype) * world.size
         self.validation = self.load_validation()
         self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print)
                       for path in args.test}
@@ -90,15 +96,11 @@ class Run:
             return []
         return load_examples(path, self.stages[2], self.config, self.args.skip_broken, print)
 
-    def autocast(self) -> torch.autocast:
-        """The frozen parts compute in their dtype, and what is trained with them; it is kept in float32."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
     def answers(self, stage: StageConfig, examples: list) -> list[str]:
         """What the model answers now, decoded with the defaults."""
         self.model.eval()
         batch_size = 64 if self.config.from_scratch else stage.at_once
-        with self.autocast():
+        with autocast(self.device, self.dtype):
             texts, _ = answers.answer(self.model, self.tokenizer, self.ears, examples, stage.audio, self.config.decode,
                                       batch_size)
         self.model.train()
@@ -110,7 +112,7 @@ class Run:
 
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
         """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
-        with self.autocast():
+        with autocast(self.device, self.dtype):
             figures = measure_pairs(self.model, reference, self.validation, stage, self.args.seed, self.tokenizer, self.ears)
         tqdm.write("  held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}; variance of the score "
                    "{variance_shared:.3g} with shared masks, {variance_independent:.3g} with independent ones".format(**figures)
@@ -118,114 +120,130 @@ class Run:
         return figures
 
 
-def step_on(run: Run, stage: StageConfig, optimizer, parameters: list, n_tokens: int, batches: Iterator[Batch],
-            reference: dict) -> tuple[dict[str, float], int]:
-    """One step of the optimiser on a batch that comes in pieces and has `n_tokens` in its answers. Returns figures to log,
-    and how many tokens were predicted."""
-    figures, n_masked = {}, 0
-    for batch in batches:
-        n_masked += batch.n_masked
-        with run.autocast():
-            piece = piece_loss(run.model, reference, batch.heard(run.ears, run.device), stage, run.tokenizer, n_tokens)
-        piece["loss"].backward()
-        figures = {name: figures.get(name, 0) + value.detach() for name, value in piece.items()}
-    figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, stage.grad_clip)
-    figures = {name: value.item() for name, value in figures.items()}
+def step_on(run: Run, stage: StageConfig, synchronised: Synchronised, optimizer: torch.optim.Optimizer, parameters: list,
+            n_tokens: int, batches: Iterator[Batch], n_pieces: int) -> dict[str, float]:
+    """One step of the optimiser on a batch that has `n_tokens` in its answers, and of which this process has its share, in
+    pieces. Returns figures of the whole batch: those to log, `masked` (tokens predicted), `broken` (clips), `stop` (signals)."""
+    figures = {"masked": 0, "broken": 0, "stop": run.stop_signal is not None}
+    for i, batch in enumerate(batches):
+        piece = synchronised.backward(batch.heard(run.ears, run.device), n_tokens, autocast=autocast(run.device, run.dtype),
+                                      last=i + 1 == n_pieces)
+        figures |= {name: figures.get(name, 0) + value.detach() for name, value in piece.items()}
+        figures |= {"masked": figures["masked"] + batch.n_masked, "broken": figures["broken"] + len(batch.broken)}
+        for complaint in batch.broken:
+            tqdm.write(f"  left out: {complaint}", file=sys.stderr)
+    figures = run.world.total({name: float(value) for name, value in figures.items()})
+    figures["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, stage.grad_clip))
     if faults.finite(figures):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return figures, n_masked
+    return figures
 
 
 def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpoint | None) -> Checkpoint:
     """Train one stage, from the checkpoint of the stage before (`init`), or on from one of its own (`resumed`)."""
-    args, model, stage = run.args, run.model, stage_config(run.args, number)
+    args, world, model, stage = run.args, run.world, run.model, stage_config(run.args, number)
     manifest = run.data / f"{stage.data}.json" if run.data.is_dir() else run.data
     examples = load_examples(manifest, stage, run.config, args.skip_broken, print)
-    n_steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
-    stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))  # a short run warms up in its first half
 
-    torch.manual_seed(args.seed + number)  # new parts and dropout
+    torch.manual_seed(args.seed + number)  # new parts
     if "lora" in stage.trains:
         model.add_lora()
     if init:
         checkpoint.restore(model, init.model, "the stage before")
+    trained = model.train_only(stage.trains)
+    if args.shard:
+        shard(model.llada.blocks)
+        model.to(run.device)
     reference = {}
     if stage.preference:
         reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()}
-    trained = model.train_only(stage.trains)
     optimizer = torch.optim.AdamW(trained.values(), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay)
     first_step = 0
     if resumed:
         checkpoint.restore(model, resumed.model, "the checkpoint")
         checkpoint.restore_optimizer(optimizer, list(trained), resumed.optimizer)
-        torch.set_rng_state(resumed.rng)
         first_step = resumed.step
     set_dropout(model, stage.lora_dropout)
     model.train()
 
+    deaf = run.ears.prepare([example.path for example in examples + run.validation],
+                            lambda chunks: tqdm(chunks, desc="  listening", leave=False, disable=not world.first),
+                            args.skip_broken, world)
+    for complaint in deaf.values():
+        print(f"  left out: {complaint}")
+    examples, run.validation = ([each for each in some if each.path not in deaf] for some in (examples, run.validation))
+    require(examples, f"{manifest}: not one of its clips can be heard")
+    n_steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
+    stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))  # a short run warms up in its first half
     n_all, n_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained.values())
     print(f"\nstage {number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
           f"  trainable parameters: {n_trained:,} of {n_all:,} ({n_trained / n_all:.2%})\n"
           f"  {len(examples):,} examples of {manifest}, {n_steps:,} steps of {stage.batch_size} "
           f"({stage.at_once} at once), learning rate {stage.lr:g}, "
           f"{stage.warmup} steps of warm-up, {stage.schedule}")
-    run.ears.prepare([example.path for example in examples + run.validation],
-                     lambda chunks: tqdm(chunks, desc="  listening", leave=False))
 
     def save(step: int, done: bool) -> Checkpoint:
         state = Checkpoint(run.config, number, step, done, checkpoint.trained_tensors(model), stage.audio)
         if not done:
-            state.optimizer, state.rng = checkpoint.optimizer_tensors(optimizer, list(trained)), torch.get_rng_state()
-        path = args.out / f"stage{number}.safetensors"
-        faults.keep_previous(path)
-        checkpoint.save(path, state)
+            state.optimizer = checkpoint.optimizer_tensors(optimizer, list(trained))
+        if world.first:
+            path = args.out / f"stage{number}.safetensors"
+            faults.keep_previous(path)
+            checkpoint.save(path, state)
         return state
 
-    collate = Collate(examples, args.seed, stage, run.config, run.tokenizer, load=not run.ears.remembers)
+    collate = Collate(examples, args.seed, stage, run.config, run.tokenizer, not run.ears.remembers, args.skip_broken)
     every_step = batches(len(examples), stage.batch_size, n_steps, first_step, args.seed)
-    steps, ahead = itertools.tee((step, collate.cut(pairs, stage.at_once)) for step, pairs in every_step)
-    n_workers = min(8, os.cpu_count() or 1) if args.workers is None and collate.load else args.workers or 0
-    loader = Loader(collate, (piece for _, pieces in ahead for piece in pieces), n_workers)
+    steps, ahead = itertools.tee((step, pairs, collate.cut(pairs, stage.at_once, world.rank, world.size))
+                                 for step, pairs in every_step)
+    n_workers = min(8, (os.cpu_count() or 1) // world.local_size) if args.workers is None and collate.load else args.workers or 0
+    loader = Loader(collate, (piece for *_, pieces in ahead for piece in pieces), n_workers)
+    synchronised = Synchronised(lambda batch, n_tokens: piece_loss(model, reference, batch, stage, run.tokenizer, n_tokens),
+                                list(trained.values()), world)
 
-    start, n_nonfinite = time.perf_counter(), 0
-    bar = tqdm(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step", dynamic_ncols=True)
-    for step, pieces in steps:
-        optimizer.param_groups[0]["lr"] = lr = schedule(step, n_steps, stage)
-        began, waited = time.perf_counter(), loader.waited
-        lengths = [length for piece in pieces for _, i in piece for length in collate.lengths(i)]  # before and in each answer
-        n_tokens = sum(own for _, own in lengths)
-        figures, n_masked = step_on(run, stage, optimizer, list(trained.values()), n_tokens, loader.take(len(pieces)), reference)
-        if not faults.finite(figures):
-            clips = [str(examples[i].path) for piece in pieces for _, i in piece]
-            faults.note_nonfinite(args.out, number, step + 1, figures, clips, args.skip_nonfinite)
-            n_nonfinite += 1
-        shape = plan.shape_of_step(stage, lengths, n_masked, collate.load)
-        speed = plan.throughput(run.config, stage, shape, time.perf_counter() - began, run.ceiling)
-        rate = stage.batch_size * (step + 1 - first_step) / (time.perf_counter() - start)
-        bar.update()
-        bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}",
-                        tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}")
-        row = {"stage": number, "step": step + 1, "lr": lr, **figures, **speed, "data_wait": loader.waited - waited}
-        row |= {} if faults.finite(figures) else {"skipped": 1}
-        if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
-            row |= run.report(stage, run.validation[::8]).figures
-        run.log.add(**row, examples_per_second=rate, time=time.time())
-        if (step + 1) % args.sample_every == 0 and run.validation:
-            example = run.validation[step * 7 % len(run.validation)]
-            tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
-                       f"    target {example.answer!r}, answer {run.answers(stage, [example])[0]!r}")
-        if stage.preference and step + 1 == 5 and run.validation:
-            run.log.add(stage=number, step=5, **run.measure_preferences(stage, reference))
-        if run.stop_signal:
-            save(step + 1, done=False)
-            bar.close()
-            raise Stopped
-        if (step + 1) % args.save_every == 0 and step + 1 < n_steps:
-            save(step + 1, done=False)
-    bar.close()
-    if n_nonfinite:
-        print(f"  skipped {n_nonfinite} steps whose loss or gradient was not finite: {args.out / 'nonfinite.jsonl'}")
+    start, n_skipped = time.perf_counter(), {"steps whose loss or gradient was not finite": 0, "clips that were broken": 0}
+    with tqdm(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step", dynamic_ncols=True,
+              disable=not world.first) as bar:
+        for step, pairs, pieces in steps:
+            optimizer.param_groups[0]["lr"] = lr = schedule(step, n_steps, stage)
+            began, waited = time.perf_counter(), loader.waited
+            lengths = [length for _, i in pairs for length in collate.lengths(i)]  # before and in each answer
+            seed = np.random.SeedSequence([args.seed, number, step, world.rank]).generate_state(1)
+            torch.manual_seed(int(seed[0]))  # dropout
+            figures = step_on(run, stage, synchronised, optimizer, list(trained.values()), sum(own for _, own in lengths),
+                              loader.take(len(pieces)), len(pieces))
+            n_masked, n_broken, stop = (figures.pop(name) for name in ("masked", "broken", "stop"))
+            if not faults.finite(figures):
+                clips = [str(examples[i].path) for _, i in pairs]
+                faults.note_nonfinite(args.out, number, step + 1, figures, clips, args.skip_nonfinite, world.first)
+                n_skipped["steps whose loss or gradient was not finite"] += 1
+            n_skipped["clips that were broken"] += int(n_broken)
+            shape = plan.shape_of_step(stage, lengths, n_masked, collate.load)
+            speed = plan.throughput(run.config, stage, shape, time.perf_counter() - began, run.ceiling)
+            rate = stage.batch_size * (step + 1 - first_step) / (time.perf_counter() - start)
+            bar.update()
+            bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}",
+                            tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}")
+            row = {"stage": number, "step": step + 1, "lr": lr, **figures, **speed, "data_wait": loader.waited - waited}
+            row |= {} if faults.finite(figures) else {"skipped": 1}
+            if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
+                row |= run.report(stage, run.validation[::8]).figures
+            run.log.add(**row, examples_per_second=rate, time=time.time())
+            if (step + 1) % args.sample_every == 0 and run.validation:
+                example = run.validation[step * 7 % len(run.validation)]
+                tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
+                           f"    target {example.answer!r}, answer {run.answers(stage, [example])[0]!r}")
+            if stage.preference and step + 1 == 5 and run.validation:
+                run.log.add(stage=number, step=5, **run.measure_preferences(stage, reference))
+            if stop:
+                save(step + 1, done=False)
+                raise Stopped
+            if (step + 1) % args.save_every == 0 and step + 1 < n_steps:
+                save(step + 1, done=False)
+    for what, n in n_skipped.items():
+        if n:
+            print(f"  skipped {n} {what}")
     if run.validation:
         result = run.report(stage, run.validation)
         print(reporting.table(result))
@@ -238,8 +256,8 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
 # ------------------------------------------------------------------------------------------------------- the script
 
 
-def train(args: argparse.Namespace) -> None:
-    """Stages 1 to 4, or one of them."""
+def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
+    """Stages 1 to 4, or one of them. Of several processes the first checks and writes the folder, and it is `held` meanwhile."""
     numbers = args.stages
     paths = {number: args.out / f"stage{number}.safetensors" for number in SIZES[args.size][1]}
 
@@ -247,22 +265,29 @@ def train(args: argparse.Namespace) -> None:
         require(args.resume or not any(paths[number].exists() for number in numbers),
                 f"{args.out}: holds a run already; go on with --resume, or choose another --out")
 
-    held = faults.lock(args.out) if args.out.exists() else None
-    check_free()
-    found = {number: faults.load_last(path, checkpoint.load) for number, path in paths.items() if path.exists() and args.resume}
+    is_new = not args.out.exists()
+    with world.one_first():
+        if world.first:
+            if not is_new:
+                held.enter_context(faults.lock(args.out))
+            check_free()
+        found = {number: faults.load_last(path, checkpoint.load)
+                 for number, path in paths.items() if path.exists() and args.resume}
     init = checkpoint.load(args.init) if args.init else None
     if numbers[0] > 1 and not (init or args.diffa2 or args.random_weights):
         init = checkpoint.load(paths[numbers[0] - 1])
 
-    run = Run(args)
-    held = held or faults.lock(args.out)  # a run that is refused leaves no folder behind
-    check_free()
-    (args.out / "config.json").write_text(json.dumps(
-        {"arguments": {name: str(value) for name, value in vars(args).items()}, "config": to_dict(run.config),
-         "stages": {number: dataclasses.asdict(stage_config(args, number)) for number in numbers}}, indent=2) + "\n")
+    run = Run(args, world)
+    if world.first:
+        if is_new:
+            held.enter_context(faults.lock(args.out))  # not before: a run that is refused leaves no folder behind
+        check_free()
+        (args.out / "config.json").write_text(json.dumps(
+            {"arguments": {name: str(value) for name, value in vars(args).items()}, "config": to_dict(run.config),
+             "stages": {number: dataclasses.asdict(stage_config(args, number)) for number in numbers}}, indent=2) + "\n")
 
     def stop(signum, frame):
-        if run.stop_signal:  # the second time at once
+        if run.stop_signal and world.size == 1:  # the second time at once; torchrun repeats the first
             sys.exit(128 + signum)
         run.stop_signal = signum
 
@@ -275,15 +300,17 @@ def train(args: argparse.Namespace) -> None:
                 print(f"\nstage {number} is done: {paths[number]}")
                 init = resumed
                 continue
-            run.log.forget_after(number, resumed.step if resumed else 0)
+            if world.first:
+                run.log.forget_after(number, resumed.step if resumed else 0)
             init = train_stage(run, number, init, resumed)
     except Stopped:
-        print(f"stopped and saved; go on with: python train.py {' '.join(sys.argv[1:])}"
+        print(f"stopped and saved; go on with: {' '.join(['python train.py', *sys.argv[1:]])}"
               + ("" if args.resume else " --resume"))
-        sys.exit(128 + run.stop_signal)
+        sys.exit(128 + (run.stop_signal or signal.SIGTERM))
     for path, examples in run.tests.items():
         print(f"\n{path}\n{reporting.table(run.report(run.stages[numbers[-1]], examples))}")
-    held.close()
+    if not world.first:
+        return
     if show.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
         print(f"curves: {args.out / 'curves.png'}")
     print(f"ask it something: python sample.py data/clips/three_one_four.wav --checkpoint {paths[numbers[-1]]}")
@@ -296,7 +323,8 @@ def main(argv: list[str]) -> None:
     elif args.dry_run:
         plan.show(args, {number: stage_config(args, number) for number in args.stages})
     else:
-        train(args)
+        with together(args.processes) as world, ExitStack() as held:
+            train(args, world, held)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from .decode import generate
 from .diffusion import EPSILON
 from .model import Audio, Diffa2, Reader
 from .objective import piece_loss
-from .device import compile_blocks, copy_bandwidth, matmul_ceiling, memory_above, now
+from .device import autocast, compile_blocks, copy_bandwidth, matmul_ceiling, memory_above, now
 from .tokenizer import Prompt, Tokenizer
 
 
@@ -43,7 +43,7 @@ def train_at(model: Diffa2, stage: StageConfig, n: int, device: torch.device, dt
         batch = Batch([None] * n, [], [Prompt([7] * plan.PROMPT, 20)] * n, response, torch.ones_like(response, dtype=torch.bool),
                       torch.full((rows,), 0.5 - EPSILON, device=device), torch.where(masks[:, 0], 0.1, 0.9), masks, 0,
                       clips_of(model, n, device, dtype))
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device, dtype):
             loss = piece_loss(model, reference, batch, stage, tokenizer, rows * R)["loss"]
         loss.backward()
         optimizer.step()
@@ -93,7 +93,7 @@ def decode_at(model: Diffa2, runs: int, device: torch.device, dtype: torch.dtype
                           capture=True)
 
     def whole():
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with torch.no_grad(), autocast(device, dtype):
             heard = model.hear(clips_of(model, 1, device, dtype), ("acoustic", "semantic"))
             reader = Reader(model, heard, [Prompt([7] * PROMPT, 20)], [2 * block], MASK)
             times = []

@@ -1,8 +1,7 @@
 """Our own checkpoints: one safetensors file with what was trained, its config, and all that resuming needs.
 
 A safetensors file holds named tensors and a few strings, and no code. Tensors of the model keep their names; those of
-the optimiser and of the random number generator have a prefix. It is written to a temporary name and then renamed, so
-that a crash leaves the old one.
+the optimiser have a prefix. It is written to a temporary name and then renamed, so that a crash leaves the old one.
 """
 
 import json
@@ -36,7 +35,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     audio: tuple[str, ...] = ()  # what the stage splices into the prompt
     optimizer: dict[str, Tensor] = field(default_factory=dict)
-    rng: Tensor | None = None  # state of torch's random number generator
 
 
 def write(path: Path, write_to: Callable[[Path], None]) -> None:
@@ -66,8 +64,6 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint."""
     tensors = dict(checkpoint.model) | {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
-    if checkpoint.rng is not None:
-        tensors["rng"] = checkpoint.rng
     fields = {"config": to_dict(checkpoint.config), "stage": checkpoint.stage, "step": checkpoint.step,
               "done": checkpoint.done, "audio": checkpoint.audio}
     metadata = {"format": FORMAT, "checkpoint": json.dumps(fields)}
@@ -97,7 +93,7 @@ def load(path: Path) -> Checkpoint:
         fields = json.loads(metadata["checkpoint"])
         config, audio = from_dict(fields.pop("config")), tuple(fields.pop("audio"))
         return Checkpoint(
-            config, audio=audio, **fields, rng=tensors.pop("rng", None),
+            config, audio=audio, **fields,
             optimizer={name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)},
             model={name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)},
         )

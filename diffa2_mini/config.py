@@ -35,17 +35,26 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, doc: str):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
+    def parse_args(self, argv: list[str]) -> argparse.Namespace:
+        odd = [word for word in argv if word.endswith("=--")]  # which argparse makes an empty list of
+        return self.error(f"{odd[0]}: expected a value, got --") if odd else super().parse_args(argv)
+
     def error(self, message: str):
         raise UserError(f"{message}; --help lists what there is")
 
 
 def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Run a script's `main`; the exit code is 2, after one line on stderr, where it raises a UserError."""
+    """Run a script's `main`; the exit code is 2, after one line on stderr, where it raises a UserError, or where a file that
+    it was given cannot be used."""
     try:
         main(argv)
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, UnicodeError) as error:
+        name = repr(getattr(error, "filename", None) or "a path")[:200]
+        print(f"error: {name}: expected a file that can be used, got '{getattr(error, 'strerror', error)}'; check it", file=sys.stderr)
         return 2
 
 
@@ -158,6 +167,8 @@ class DecodeConfig:
 
     def __post_init__(self):
         require(self.gen_length > 0 and self.block_length > 0, "--gen-length and --block-length must be positive")
+        require(self.gen_length <= 2**16, f"--gen-length must be at most {2**16}, got {self.gen_length}")
+        require(0 <= self.seed < 2**63, f"--seed must be from 0 to {2**63 - 1}, got {self.seed}")
         require(self.gen_length % self.block_length == 0,
                 f"--gen-length must be a multiple of --block-length, got {self.gen_length} and {self.block_length}")
         n_blocks = self.gen_length // self.block_length

@@ -110,7 +110,11 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
 
 def load_clip(path: Path, config: AudioConfig) -> tuple[Tensor, int]:
     """log-mel [n_mels, M] of a sound file, and how many encoder frames of it hold sound."""
-    samples = load_audio(path, config.sample_rate, config.max_seconds)
+    return clip_of(load_audio(path, config.sample_rate, config.max_seconds), config)
+
+
+def clip_of(samples: np.ndarray, config: AudioConfig) -> tuple[Tensor, int]:
+    """The same of samples, at the config's rate."""
     return log_mel(samples, config), encoder_frames(len(samples), config)
 
 
@@ -134,6 +138,7 @@ class Batch:
     masks: Tensor  # bool [2B, n, R] the masks of n samples for each response
     n_masked: int  # tokens that will be predicted
     audio: Audio | None = None
+    broken: tuple[str, ...] = ()  # what is wrong with clips that are left out: silence is in their place, and nothing masked
 
     def heard(self, ears: Callable, device: torch.device) -> "Batch":
         """The batch on the device, with what `ears` makes of its clips."""
@@ -152,9 +157,10 @@ def tokenize(example: Example, answer: str, stage: StageConfig, text: TextConfig
 class Collate:
     """Makes batches of some data; what the processes that load it are given. `load` has it load the clips too."""
 
-    def __init__(self, data: list[Example], seed: int, stage: StageConfig, config: Config, tokenizer: Tokenizer, load: bool):
+    def __init__(self, data: list[Example], seed: int, stage: StageConfig, config: Config, tokenizer: Tokenizer, load: bool,
+                 skip_broken: bool = False):
         self.data, self.seed, self.stage, self.config, self.tokenizer = data, seed, stage, config, tokenizer
-        self.load, self.known = load, {}
+        self.load, self.skip_broken, self.known = load, skip_broken, {}
 
     def answers(self, number: int) -> list[tuple[Prompt, list[int]]]:
         """The prompt and the tokens of the answer; of a pair, of both."""
@@ -186,20 +192,26 @@ class Collate:
                     t.append(at)
                     uniforms.append(torch.from_numpy(numbers).float())
             prompts.append(prompt)
-        examples = [self.data[number] for _, number in pairs]
-        try:
-            clips = [load_clip(example.path, self.config.audio) for example in examples] if self.load else []
-        except UserError as error:  # raised in a worker, it would come with a trace
-            return error
+        examples, clips, broken = [self.data[number] for _, number in pairs], [], {}
+        for i, example in enumerate(examples if self.load else []):
+            try:
+                clips.append(load_clip(example.path, self.config.audio))
+            except UserError as error:
+                if not self.skip_broken:
+                    return error  # raised in a worker, it would come with a trace
+                broken[i] = str(error)
+                clips.append(clip_of(np.zeros(round(example.seconds * self.config.audio.sample_rate), np.float32), self.config.audio))
         response = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_id)
         real = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
         t, none = torch.tensor(t, dtype=torch.float32), torch.empty(0)
         if stage.preference:
             masks = pad_sequence(masks, batch_first=True).transpose(1, 2)  # [2B, R, n] -> [2B, n, R]
-            return Batch(examples, clips, prompts, response, real, none, none, masks, int(masks.sum()))
+            masks.unflatten(0, (-1, 2))[[*broken]] = False
+            return Batch(examples, clips, prompts, response, real, none, none, masks, int(masks.sum()), None, (*broken.values(),))
         uniforms = pad_sequence(uniforms, batch_first=True, padding_value=2.0)  # 2: never masked
+        uniforms[[*broken]] = 2.0
         n_masked = forward_process(response, t, uniforms, self.tokenizer.mask_id)[1].sum()
-        return Batch(examples, clips, prompts, response, real, t, uniforms, none, int(n_masked))
+        return Batch(examples, clips, prompts, response, real, t, uniforms, none, int(n_masked), None, (*broken.values(),))
 
     def cut(self, pairs: list[tuple[int, int]], at_once: int, rank: int = 0, size: int = 1) -> list[list[tuple[int, int]]]:
         """The share that process `rank` of `size` has of the pairs of a step, in pieces of `at_once`, the longest first, so that

@@ -31,6 +31,11 @@ def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False
     return torch.device(device), DTYPES[dtype], f"device {device} ({why}), {dtype}"
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Has the frozen parts compute in their dtype, and what is trained with them; it is kept in float32 at least."""
+    return torch.autocast(device.type, dtype, enabled=dtype == torch.bfloat16)
+
+
 def glibc() -> ctypes.CDLL | None:
     """The C library of Linux, which decides what becomes of freed memory; None elsewhere."""
     try:

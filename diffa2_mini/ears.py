@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .checkpoint import save_tensors
-from .config import require
+from .config import UserError, require
 from .data import load_clip
 from .model import Audio, Diffa2
+from .parallel import World
 
 NAMES = ("final", "taps", "n_frames")  # fields of Audio
 
@@ -29,6 +30,7 @@ class Ears:
         self.model, self.device, self.dtype, self.keep = model, device, dtype, keep
         self.folder = folder and folder / self.fingerprint()
         self.kept: dict[Path, Audio] = {}
+        self.files: dict[Path, Path] = {}
 
     @property
     def remembers(self) -> bool:
@@ -42,10 +44,12 @@ class Ears:
         return digest.hexdigest()[:16]
 
     def file_of(self, path: Path) -> Path:
-        """Where the hidden states of a clip are kept. A clip that has changed since has another file."""
-        about = path.stat()
-        name = repr((str(path.resolve()), about.st_size, about.st_mtime_ns))
-        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+        """Where the hidden states of a clip are kept. A clip that has changed before this run has another file."""
+        if path not in self.files:
+            about = path.stat()
+            name = repr((str(path.resolve()), about.st_size, about.st_mtime_ns))
+            self.files[path] = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+        return self.files[path]
 
     def encode(self, mel: Tensor, n_frames: int) -> Audio:
         """Hidden states of one clip, log-mel [n_mels, M], without the dimension of the batch."""
@@ -77,16 +81,24 @@ class Ears:
         save_tensors(self.file_of(path), {name: getattr(audio, name).contiguous() for name in NAMES}, {})
         return audio
 
-    def prepare(self, paths: list[Path], progress: Callable) -> None:
-        """Encode ahead of time the clips that are to be kept and are not yet. Raises UserError if the folder's disk has
-        too little space for them."""
+    def prepare(self, paths: list[Path], progress: Callable, skip_broken: bool = False, world: World = World()) -> dict[Path, str]:
+        """Encode ahead of time the clips that are to be kept and are not yet; for a folder, each process its share. Returns
+        what is wrong with those that cannot be heard. Raises UserError if there is one that is not to be skipped, or if
+        the folder's disk has too little space."""
         paths = [path for path in dict.fromkeys(paths) if path not in self.kept] if self.remembers else []
         if self.folder:
             missing = [path for path in paths if not self.file_of(path).exists()]
             self.check_space(len(missing))
-            paths = paths if self.keep else missing
+            paths = (paths if self.keep else missing)[world.rank::world.size]
+        broken = []
         for path in progress(paths):
-            self.listen(path)
+            try:
+                self.listen(path)
+            except UserError as error:
+                if not skip_broken:
+                    raise
+                broken.append((path, str(error)))
+        return dict(world.gather(broken))
 
     def check_space(self, n_clips: int) -> None:
         """Raise UserError unless the hidden states of so many clips fit on the folder's disk."""

@@ -13,12 +13,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import torch
 
 from . import command, reporting, weights
 from .answers import Answer, answer_batch, append, match, read_answers, resume, to_line
 from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
 from .config import Parser, require, run_script
+from .device import autocast
 from .ears import Ears
 
 
@@ -41,7 +41,7 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
     ears, size = Ears(model, device, dtype, keep=True), args.batch_size or (64 if config.from_scratch else 8)
     tally, bar = reporting.Tally(args.benchmark), tqdm(total=len(questions), initial=len(questions) - len(left), unit="question")
     tally.add([question for question in questions if question.id in answers], answers)
-    with bar, torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with bar, autocast(device, dtype):
         for batch in (left[start:start + size] for start in range(0, len(left), size)):
             replies = answer_batch(model, tokenizer, ears, batch, parts, decode)
             append(args.out, "".join(to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)))

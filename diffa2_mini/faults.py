@@ -56,12 +56,13 @@ def load_last(path: Path, load: Callable):
 
 
 def lock(out: Path):
-    """Hold a run's folder until the returned file is closed or the process ends. Raises UserError if another run holds it."""
+    """Hold a run's folder until the returned file is closed or this process ends, whatever becomes of those that load audio for
+    it. Raises UserError if another run holds it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         file = open(out / ".lock", "w")
         if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"{out}: another run is writing here; wait for it, or choose another --out") from None
     except OSError as error:
@@ -76,11 +77,14 @@ def finite(figures: dict[str, float]) -> bool:
     return math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
 
 
-def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], clips: list[str], skip: bool) -> None:
-    """Write the clips of a batch whose loss or gradient is not finite to nonfinite.jsonl. Raises UserError unless `skip`."""
+def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], clips: list[str], skip: bool,
+                   writes: bool = True) -> None:
+    """Write the clips of a batch whose loss or gradient is not finite to nonfinite.jsonl, in the process that `writes`. Raises
+    UserError unless `skip`."""
     row = {"stage": stage, "step": step, "loss": str(figures["loss"]), "grad_norm": str(figures["grad_norm"]), "clips": clips}
-    with open(out / "nonfinite.jsonl", "a") as file:
-        file.write(json.dumps(row) + "\n")
+    if writes:
+        with open(out / "nonfinite.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
     require(skip, f"stage {stage}, step {step}: expected a finite loss and gradient, got {figures['loss']} and "
                   f"{figures['grad_norm']}; the clips are named in {out / 'nonfinite.jsonl'}. Lower --lr, or go on "
                   "without such steps: --resume --skip-nonfinite")

@@ -20,7 +20,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     add("--validation", type=Path, help="a manifest to measure on (default: validation.json beside the data)")
     add("--test", type=Path, nargs="+", default=[], metavar="MANIFEST", help="measure on these too, once all is done")
     add("--parts", default="both", choices=["whisper", "llada", "both"], help="of stage 0: what to pretrain")
-    add("--skip-broken", action="store_true", help="go on without the entries of a manifest that are broken")
+    add("--skip-broken", action="store_true", help="go on without entries of a manifest or clips that are broken, and name them")
     add("--skip-nonfinite", action="store_true", help="go on without steps whose loss or gradient is not finite, and count them")
     add("--out", type=Path, help="where checkpoints and logs go (default: runs/SIZE)")
     add("--init", type=Path, metavar="CHECKPOINT", help="start from this (default: the stage before, in --out)")
@@ -36,6 +36,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     add("--grad-accum", type=int, help="pieces that a process's part of a batch is cut into, to save memory")
     add("--lr", type=float, help="peak learning rate")
     add("--warmup", type=int, help="steps")
+    add("--lora-dropout", type=float, help="of LoRA's inputs, from 0 to below 1")
     add("--eval-every", type=int, default=0, help="steps between measurements (default: at the end of a stage alone)")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
     add("--sample-every", type=int, default=200, help="steps between decoded samples")
@@ -55,7 +56,8 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     for name in ("steps", "epochs", "batch_size", "grad_accum", "lr", "save_every", "sample_every", "threads", "processes"):
         value = getattr(args, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, got {value}")
-    require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
+    require(args.lora_dropout is None or 0 <= args.lora_dropout < 1, f"--lora-dropout must be from 0 to below 1, got {args.lora_dropout}")
+    require(0 <= args.seed < 2**63, f"--seed must be from 0 to {2**63 - 1}, got {args.seed}")
     require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
     started = int(os.environ.get("WORLD_SIZE", 1))
     require(args.processes in (None, started) or args.dry_run,
@@ -64,6 +66,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     require(args.stage != "0" or args.processes == 1, "stage 0 trains in one process; start it without torchrun")
     require(not args.shard or args.processes > 1, "--shard splits among processes; start them with: torchrun --nproc_per_node=N")
     require(not (args.shard and args.compile), "--shard and --compile exclude each other; choose one")
+    require(not args.shard or args.stage != "all" or args.dry_run, "--shard takes one stage at a time; name it: --stage 1")
     args.out = args.out or Path("runs") / args.size
     require(not args.dry_run or args.stage != "0", "--dry-run plans stages 1 to 4; leave out --stage 0")
     stages = SIZES[args.size][1]
@@ -74,7 +77,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
 
 def stage_config(args: argparse.Namespace, number: int) -> StageConfig:
     """The stage's row of the table, with what the command line changes."""
-    names = ("lr", "warmup", "batch_size", "steps", "epochs")
+    names = ("lr", "warmup", "batch_size", "steps", "epochs", "lora_dropout")
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if "epochs" in changes:
         changes.setdefault("steps", None)

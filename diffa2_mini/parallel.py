@@ -53,12 +53,22 @@ class World:
 
     @contextmanager
     def one_first(self) -> Iterator[None]:
-        """The first process of each machine goes through this before the others, which find what it has made."""
-        if self.local_rank:
+        """The first process goes through this before all others, and the first of another machine before the rest of it: they
+        find what it has made."""
+        turn = 0 if self.first else 2 if self.local_rank else 1
+        for _ in range(turn):
             self.wait()
         yield
-        if not self.local_rank:
+        for _ in range(2 - turn):
             self.wait()
+
+    def gather(self, items: list) -> list:
+        """The items of all processes."""
+        if self.size == 1:
+            return items
+        of_each = [None] * self.size
+        distributed.all_gather_object(of_each, items)
+        return [item for items in of_each for item in items]
 
     def total(self, figures: dict[str, float]) -> dict[str, float]:
         """The sum of each figure over the processes."""
@@ -71,8 +81,8 @@ class World:
 
 @contextmanager
 def together(size: int) -> Iterator[World]:
-    """Join the `size` processes that torchrun has started; a World of one if it has not. All but the first are silent. Raises
-    UserError when another process is lost."""
+    """Join the `size` processes that torchrun has started; a World of one if it has not. All but the first are silent, and each ends
+    with the block. Raises UserError when another process is lost."""
     if size == 1:
         yield World()
         return
@@ -82,7 +92,11 @@ def together(size: int) -> Iterator[World]:
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         yield world
+        world.wait()  # or one would hang up while another still listens
         distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # at an ordinary exit torch's threads now and then end the process with an error
     except RuntimeError as error:  # what gloo and NCCL raise
         if not any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL", "Broken pipe")):
             raise
@@ -102,15 +116,15 @@ class Share(nn.Module):
 
 
 class Synchronised:
-    """A function of a model whose loss is a process's part of the sum over all. `last` says that the gradients made since the
-    last time are to be added up over the processes; until then they stay where they are."""
+    """A function of a model whose loss is a process's part of the sum over all."""
 
     def __init__(self, function: Callable, trained: list[nn.Parameter], world: World):
         self.world = world
         self.function = DistributedDataParallel(Share(function, trained)) if world.size > 1 else function
 
     def backward(self, *inputs, autocast: torch.autocast, last: bool) -> dict[str, Tensor]:
-        """Call the function and add the gradient of the "loss" among the figures that it returns."""
+        """Call the function and add the gradient of the "loss" among the figures that it returns. The `last` time in a step the
+        gradients of the step are added up over the processes; until then they stay where they are."""
         alone = last or self.world.size == 1
         with nullcontext() if alone else self.function.no_sync():
             with autocast:
@@ -120,8 +134,10 @@ class Synchronised:
 
 
 def shard(blocks: nn.ModuleList) -> None:
-    """Split the frozen weights of each block among the processes. They come together when the block runs, and part again."""
+    """Split the frozen weights of each block among the processes. They come together when the block runs, and part again.
+    What is trained in it stays whole."""
     require("ignored_params" in inspect.signature(fully_shard).parameters,
             f"--shard: expected torch 2.7 or later, got {torch.__version__}; install a later one")
     for block in blocks:
-        fully_shard(block, ignored_params={parameter for parameter in block.parameters() if parameter.requires_grad})
+        trained = {parameter for parameter in block.parameters() if parameter.requires_grad}
+        fully_shard(block, reshard_after_forward=True, ignored_params=trained)

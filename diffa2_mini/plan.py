@@ -99,10 +99,18 @@ def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: in
     return kept + heard + max(head, again + inner)
 
 
-def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width: int) -> dict[str, int]:
-    """Bytes that are there all the time."""
-    frozen = sum(total for part, (total, _) in counts.items() if part in ("whisper", "llada"))
-    ours = sum(total for total, _ in counts.values()) - frozen
+def split_away(config: Config, processes: int) -> int:
+    """Numbers of the frozen backbone that are not on a device if its blocks are split among `processes`, one of which is whole
+    while it runs."""
+    D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
+    block = 4 * D**2 + 3 * D * H + 2 * D
+    return (layers - 1) * (block - block // processes)
+
+
+def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width: int, away: int = 0) -> dict[str, int]:
+    """Bytes that are there all the time, with so many numbers of the frozen parts `away`."""
+    frozen = sum(total for part, (total, _) in counts.items() if part in ("whisper", "llada")) - away
+    ours = sum(total for total, _ in counts.values()) - frozen - away
     trained = sum(count for _, count in counts.values())
     return {"weights, frozen": frozen * width, "weights of adapters and LoRA, float32": 4 * ours,
             "gradients": 4 * trained, "state of AdamW": 8 * trained,
@@ -183,14 +191,15 @@ def number_of_examples(config: Config, number: int, stage: StageConfig, data: Pa
     return HOURS[number] * 3600 // config.audio.max_seconds, f"the authors' {HOURS[number]:,} hours"
 
 
-def describe(config: Config, number: int, stage: StageConfig, data: Path | None, width: int, recompute: str) -> str:
-    """The plan of one stage, as text."""
+def describe(config: Config, number: int, stage: StageConfig, data: Path | None, width: int, recompute: str,
+             processes: int = 1, shard: bool = False) -> str:
+    """The plan of one stage, as text; memory is that of each of the `processes`."""
     counts = count_parameters(config, stage)
     rows = [("part", "parameters", "trained")]
     rows += [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
     n_trained = sum(trained for _, trained in counts.values())
     piece = shape_of(config, stage, stage.at_once)
-    resident = resident_bytes(counts, stage, width)
+    resident = resident_bytes(counts, stage, width, split_away(config, processes) if shard else 0)
     activations = activation_bytes(config, stage, piece, width, recompute)
     memory = [(name, f"{size / GIB:.2f} GiB") for name, size in resident.items() if size]
     how = f"activations, {stage.at_once} at once" + (f", {recompute} recomputed" if recompute != "nothing" else "")
@@ -203,8 +212,8 @@ def describe(config: Config, number: int, stage: StageConfig, data: Path | None,
     name, peak = gpu()
     work = [("tokens per step", f"{step.tokens:,}"), ("operations per step", f"{flops:.3g}"),
             ("examples per epoch", f"{n_examples:,} ({whence})"), ("steps", f"{n_steps:,} of {stage.batch_size}"),
-            (f"hours on one {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
-             f"{n_steps * flops / (UTILISATION * peak) / 3600:,.2f}")]
+            (f"hours on {'one' if processes == 1 else processes} {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
+             f"{n_steps * flops / (UTILISATION * peak * processes) / 3600:,.2f}")]
     title = f"stage {number}, {stage.title}; clips of {config.audio.max_seconds} s, {RESPONSE} response tokens"
     return (f"\n{title}\n{columns(rows)}\ntrainable parameters: {n_trained:,}\n"
             f"{columns(memory)}\n{columns(work)}")
@@ -216,4 +225,5 @@ def show(args: argparse.Namespace, stages: dict[int, StageConfig]) -> None:
     large = not config.from_scratch
     dtype = args.dtype if args.dtype != "auto" else "bfloat16" if large or torch.cuda.is_available() else "float32"
     for number, stage in stages.items():
-        print(describe(config, number, stage, args.data, DTYPES[dtype].itemsize, args.recompute or recompute(config)))
+        print(describe(config, number, stage, args.data, DTYPES[dtype].itemsize, args.recompute or recompute(config), args.processes,
+                       args.shard))

@@ -46,12 +46,14 @@ def watch(steps, tokenizer: Tokenizer, write, pause: float):
 
 
 class Log:
-    """A run's log.jsonl: a line of JSON for each step, and for each measurement."""
+    """A run's log.jsonl: a line of JSON for each step, and for each measurement. Of several processes one `writes` it."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
 
     def add(self, **row) -> None:
+        if not self.writes:
+            return
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
 

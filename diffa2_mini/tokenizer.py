@@ -23,6 +23,7 @@ Split = Callable[[str], list[str]]  # a text to the pieces that are merged withi
 # The order fixes their ids in the toy vocabulary. `<|mdm_mask|>` is the [MASK] of the papers.
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 WORD_PATTERN = r"[A-Z]\.| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\n|\s"  # `A.`, the letter of a choice, is one word
+PATIENCE = 5  # seconds that a pattern may take: there are some that would take years
 BEFORE_AUDIO = "This is the audio: "
 
 
@@ -40,7 +41,7 @@ def isolate(pattern: str) -> Split:
 
     def split(text: str) -> list[str]:
         pieces, at = [], 0
-        for match in compiled.finditer(text):
+        for match in compiled.finditer(text, timeout=PATIENCE):
             pieces += [text[at:match.start()], match.group()]
             at = match.end()
         return [piece for piece in [*pieces, text[at:]] if piece]
@@ -73,8 +74,14 @@ class Tokenizer:
     def from_ranks(cls, path: str | Path) -> "Tokenizer":
         """Read a rank file: a line per token, base64 of its bytes and its rank."""
         require(Path(path).is_file(), f"{path}: expected a tokenizer's rank file, found none")
-        lines = Path(path).read_text().splitlines()
-        return cls({base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)})
+        try:
+            rows = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
+        except ValueError as error:
+            raise UserError(f"{path}: expected a token in base64 and its rank in each line, got {error}") from None
+        complete = [*ranks.values()] == [*range(len(rows))] and all(bytes([b]) in ranks for b in range(256))
+        require(complete, f"{path}: expected the 256 bytes and what is merged of them, ranked from 0, got another list")
+        return cls(ranks)
 
     @classmethod
     def from_tokenizer_json(cls, path: str | Path) -> "Tokenizer":
@@ -86,7 +93,8 @@ class Tokenizer:
             return cls(**read_tokenizer(data))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, regex.error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError,
+                regex.error) as error:
             what = f"{type(error).__name__}: {error}"
             raise UserError(f"{path}: expected the tokenizer.json of a byte-level BPE, got a broken one ({what})") from None
 
@@ -95,13 +103,16 @@ class Tokenizer:
         return max(self.tokens) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; never a special token."""
+        """Ids of plain text; never a special token. Raises UserError if a pattern of the tokenizer takes too long."""
         ids = []
-        for piece in self.cut(text):
-            if piece in self.words:
-                ids.append(self.words[piece])
-            else:
-                ids += [self.ids[rank] for word in self.split(piece) for rank in self.merges.encode_ordinary(word)]
+        try:
+            for piece in self.cut(text):
+                if piece in self.words:
+                    ids.append(self.words[piece])
+                else:
+                    ids += [self.ids[rank] for word in self.split(piece) for rank in self.merges.encode_ordinary(word)]
+        except TimeoutError:
+            raise UserError(f"expected a tokenizer that splits text in time, got a pattern that takes over {PATIENCE} s") from None
         return ids
 
     def spell(self, ids: list[int]) -> str:
@@ -135,6 +146,7 @@ class Tokenizer:
 # --------------------------------------------------------------------------------------------- Hugging Face's format
 
 BYTE_LEVEL_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+MAX_ID = 2**20
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 # Byte-level BPEs are written in letters: a printable byte is itself, the others are the letters from U+0100 on.
 LETTERS = {chr(b): b for b in PRINTABLE} | {
@@ -154,6 +166,9 @@ def read_tokenizer(data: dict) -> dict:
         require(not flags, f"expected added tokens that match as they are, got {token['content']!r} with {flags}")
     special = {token["content"]: token["id"] for token in added if token["special"]}
     words = {token["content"]: token["id"] for token in added if not token["special"]}
+    every = [*(special | words | model["vocab"]).values()]
+    odd = [i for i in every if type(i) is not int or not 0 <= i < MAX_ID]
+    require(not odd, f"expected ids from 0 to {MAX_ID - 1}, got {odd[:1]}")
     missing = [token for token in SPECIAL_TOKENS if token not in special]
     require(not missing, f"expected LLaDA's special tokens, got none of {', '.join(missing)}")
 
@@ -198,7 +213,7 @@ def read_split(spec: dict | None) -> Split:
     require(spec["behavior"] == "Removed" and spec.get("invert"),
             f"expected the pre_tokenizer Split to isolate, got {spec['behavior']}, invert {spec.get('invert')}")
     compiled = regex.compile(pattern)
-    return lambda text: [match.group() for match in compiled.finditer(text) if match.group()]
+    return lambda text: [match.group() for match in compiled.finditer(text, timeout=PATIENCE) if match.group()]
 
 
 def rank_tokens(ids: dict[bytes, int], merges: list[tuple[bytes, bytes]], ignore_merges: bool) -> dict[bytes, int]:

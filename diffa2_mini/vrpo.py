@@ -25,7 +25,7 @@ def elbo(hidden_of: Callable, head: Callable, response: Tensor, real: Tensor, ma
     """Estimate of the lower bound on log p(response), in nats, for each row of `response` [B, R]: [B].
 
     `masks` [B, n, R] are the samples, False at padding. A sample with k masks among the L tokens of a row counts
-    -(L / k) * sum of their cross-entropies; the estimate is the mean over samples.
+    -(L / k) * sum of their cross-entropies, and nothing without masks; the estimate is the mean over samples.
     `hidden_of(noisy [B * n, R], real, masked)` gives the states of the masked tokens [K, D], and `head` their logits.
     """
     B, n, R = masks.shape
@@ -33,7 +33,7 @@ def elbo(hidden_of: Callable, head: Callable, response: Tensor, real: Tensor, ma
     tiled, tiled_real = response.repeat_interleave(n, 0), real.repeat_interleave(n, 0)
     hidden = hidden_of(tiled.masked_fill(masked, mask_id), tiled_real, masked)
     losses = masked_cross_entropy(head, hidden, tiled, masked).sum(1)  # [B * n]
-    samples = -losses * tiled_real.sum(1) / masked.sum(1)
+    samples = -losses * tiled_real.sum(1) / masked.sum(1).clamp(min=1)
     return samples.view(B, n).mean(1)
 
 

@@ -163,11 +163,11 @@ def unpickle(path: Path, what: str) -> dict[str, Tensor]:
     except pickle.UnpicklingError:
         raise UserError(f"{path}: expected {what}, got a pickle with something else in it, perhaps code; it was not run. "
                         "Get the file from its source, or as safetensors") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path}: expected {what}, got a file that is cut off or damaged ({type(error).__name__}); "
                         "download it again") from None
     found = found.get("model_state_dict", found) if isinstance(found, dict) else found
-    plain = isinstance(found, dict) and all(isinstance(tensor, Tensor) for tensor in found.values())
+    plain = isinstance(found, dict) and all(isinstance(name, str) and isinstance(found[name], Tensor) for name in found)
     require(plain, f"{path}: expected {what}, got a file without named tensors")
     return found
 

@@ -47,22 +47,23 @@ def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
     for _ in range(2):
         step()
     state = saved(tmp_path / "new/a.safetensors", model, audio=("acoustic", "semantic"),
-                  optimizer=optimizer_tensors(optimizer, names), rng=torch.get_rng_state())
+                  optimizer=optimizer_tensors(optimizer, names))
     at_save = copy.deepcopy(state)
+    torch.manual_seed(7)
     step()
 
     found = load(tmp_path / "new/a.safetensors")
     for name in ("config", "stage", "step", "done", "audio"):
         assert getattr(found, name) == getattr(state, name)
     assert same(found.model, at_save.model) and same(found.optimizer, at_save.optimizer)
-    assert torch.equal(found.rng, at_save.rng) and not same(found.model, trained_tensors(model))
+    assert not same(found.model, trained_tensors(model))
     torch.manual_seed(99)
     other = Diffa2(config)
     restore(other, found.model, "a file")
     names, optimizer, step = training(other)
     restore_optimizer(optimizer, names, found.optimizer)
     assert same(optimizer_tensors(optimizer, names), found.optimizer) and len(found.optimizer) == 3 * len(names)
-    torch.set_rng_state(found.rng)
+    torch.manual_seed(7)
     step()
     assert same(trained_tensors(other), trained_tensors(model))
 
@@ -70,7 +71,7 @@ def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
 def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path, model):
     state = saved(tmp_path / "a.safetensors", model)
     found = load(tmp_path / "a.safetensors")
-    assert same(found.model, state.model) and found.optimizer == {} and found.rng is None and found.done is False
+    assert same(found.model, state.model) and found.optimizer == {} and found.done is False
     assert {name.split(".")[0] for name in found.model} == {"semantic_connector", "acoustic_connector",
                                                             "trainable_prompts"}
     save(tmp_path / "a.safetensors", dataclasses.replace(state, done=True))
@@ -177,7 +178,7 @@ def test_a_missing_piece_of_lora_is_listed(model):
 
 def test_200_damaged_variants_never_load_as_something_else(tmp_path, model):
     path, rng = tmp_path / "a.safetensors", random.Random(0)
-    state = saved(path, model, rng=torch.get_rng_state())
+    state = saved(path, model)
     whole, refused = path.read_bytes(), 0
     for variant in range(200):
         if variant % 4 == 0:

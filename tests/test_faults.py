@@ -4,10 +4,10 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
 from diffa2_mini import checkpoint, faults
 from diffa2_mini.checkpoint import Checkpoint, trained_tensors
@@ -67,12 +67,22 @@ def test_a_disk_that_is_full_leaves_the_last_save(tmp_path, model):
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+HOLD = "import sys; from pathlib import Path; from diffa2_mini import faults; held = faults.lock(Path(sys.argv[1])); print('held', flush=True); input()"
+
+
+@contextmanager
+def held(out):
+    """Another process holds the folder."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout.readline() == "held\n"
+        yield
+        other.kill()
+
+
 def test_a_folder_holds_one_run(tmp_path):
     out = tmp_path / "run"
-    held = faults.lock(out)
-    with pytest.raises(UserError, match="another run is writing here"):
+    with held(out), pytest.raises(UserError, match="another run is writing here"):
         faults.lock(out)
-    held.close()
     (out / ".stage1.safetensors.7.tmp").write_text("half of it")
     faults.lock(out).close()
     assert [path.name for path in out.iterdir()] == [".lock"]

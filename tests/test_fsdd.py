@@ -271,6 +271,11 @@ def packed(source):
 def test_download(source, made, serve, tmp_path, monkeypatch):
     serve(packed(source))
     out = tmp_path / "data"
+    monkeypatch.setattr(fsdd, "SPEAKERS", SPEAKERS)
+    with pytest.raises(UserError, match="expected recordings with the SHA-256"):  # they are not the real ones
+        fsdd.make_manifests(None, out, "theo")
+    assert [path.name for path in out.iterdir()] == ["clips"]
+    monkeypatch.setattr(fsdd, "SHA256", fsdd.digest(source / "recordings"))
     fsdd.make_manifests(None, out, "theo")
     assert files(out / "recordings") == {path.relative_to("recordings"): data for path, data in files(source).items()}
     assert (out / "sft.json").read_bytes() == (made[0] / "sft.json").read_bytes()
@@ -295,5 +300,5 @@ def test_an_archive_without_recordings(serve, tmp_path):
     buffer = io.BytesIO()
     tarfile.open(fileobj=buffer, mode="w:gz").close()
     serve(buffer.getvalue())
-    with pytest.raises(UserError, match="got none"):
+    with pytest.raises(UserError, match="nothing was kept"):
         fsdd.make_manifests(None, tmp_path / "data")

@@ -15,7 +15,8 @@ CONCEPTS = {*ROOMS} - {"device", "parallel", "loader", "faults", "ears", "object
                        "reporting"}
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest", "selenium"}
-OURS = {"diffa2_mini", "data", "tutorials", "train", "sample", "golden_inputs", "test_published", "test_data", "check_published"}
+OURS = {"diffa2_mini", "data", "tutorials", "train", "sample", "golden_inputs", "check_published", "hostile_cases", "common",
+        "test_published", "test_data", "test_train", "test_faults"}
 
 
 def imported(path: Path) -> set[str]:

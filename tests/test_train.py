@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 import train
@@ -17,6 +19,7 @@ from diffa2_mini import checkpoint, plan, pretrain, weights
 from diffa2_mini.config import run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.model import part_of
+from test_faults import held
 
 ROOT = Path(__file__).resolve().parent.parent
 MINI = ["--steps", "4", "--batch-size", "6", "--warmup", "1", "--save-every", "2", "--threads", "1", "--sample-every", "3"]
@@ -89,7 +92,7 @@ def test_preference_training_starts_at_log_2_and_a_margin_of_zero(whole):
     assert math.isclose(first["loss"], math.log(2), abs_tol=1e-6) and first["margin"] == 0
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_run_resumes_to_bit_identical_weights_and_log(world, whole, tmp_path, signum):
     process = subprocess.Popen(command(world, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     deadline = time.time() + 120
@@ -101,8 +104,8 @@ def test_a_stopped_run_resumes_to_bit_identical_weights_and_log(world, whole, tm
     process.send_signal(signum)
     printed, _ = process.communicate(timeout=60)
     interrupted = checkpoint.load(path)
-    if signum == signal.SIGINT and not interrupted.done:
-        assert process.returncode == 130 and "--resume" in printed
+    if signum != signal.SIGKILL and not interrupted.done:
+        assert process.returncode == 128 + signum and "--resume" in printed
     resumed = run(world, tmp_path, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert same(tmp_path, whole[0])
@@ -184,6 +187,62 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(arguments, message, 
 def test_a_run_is_never_overwritten(world, whole):
     again = run(world, whole[0])
     assert again.returncode == 2 and "--resume" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_one_seed_gives_one_run(world, whole, tmp_path):
+    done = run(world, tmp_path, "--workers", "2", "--no-cache-audio")
+    assert done.returncode == 0, done.stderr
+    assert same(tmp_path, whole[0])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped_and_counted(world, tmp_path, capsys):
+    flags = ["--stage", "1", "--lr", "1e35", "--data", str(world), "--out", str(tmp_path), *MINI]
+    assert run_script(train.main, flags) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "stage 1, step 2: expected a finite loss" in error and "--skip-nonfinite" in error
+    assert not (tmp_path / "stage1.safetensors").exists()
+    assert run_script(train.main, [*flags, "--skip-nonfinite"]) == 0
+    assert "skipped 3 steps whose loss or gradient was not finite" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 2, 3, 4] and all(len(row["clips"]) == 6 for row in rows)
+
+
+def test_a_second_run_into_a_folder_is_refused(world, tmp_path, capsys):
+    with held(tmp_path):
+        assert run_script(train.main, ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]) == 2
+    assert "another run is writing here" in capsys.readouterr().err
+
+
+@pytest.fixture
+def broken_within(world, tmp_path):
+    """The small world with a clip whose header is whole, and whose sound is not: nothing but decoding it tells."""
+    rows = read_manifest(world / "preference.json")
+    path = tmp_path / "broken.flac"
+    soundfile.write(path, np.random.default_rng(0).standard_normal(32_000) / 10, 16_000)
+    path.write_bytes(path.read_bytes()[:20_000])
+    rows = [row | {"audio_filepath": str(world / row["audio_filepath"])} for row in rows]
+    rows[3]["audio_filepath"] = str(path)
+    for stage in ("stage1", "preference"):
+        (tmp_path / f"{stage}.json").write_text(json.dumps(
+            [row if stage == "preference" else {"audio_filepath": row["audio_filepath"], "transcription": "one"} for row in rows]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("stage, flags", [(1, ["--no-cache-audio", "--workers", "0"]), (1, ["--no-cache-audio", "--workers", "1"]), (1, []),
+                                          (4, ["--no-cache-audio"]), (4, ["--cache-audio", "CACHE"])])
+def test_a_clip_that_turns_out_to_be_broken_is_named_and_left_out(broken_within, tmp_path, capfd, whole, stage, flags):
+    flags = [str(tmp_path / flag) if flag == "CACHE" else flag for flag in flags]
+    init = ["--init", str(whole[0] / "stage3.safetensors")] if stage == 4 else []
+    flags = ["--stage", str(stage), "--data", str(broken_within), "--out", str(tmp_path / "out"), *init, *flags, *MINI]
+    assert run_script(train.main, flags) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "broken.flac: expected intact audio" in error and not (tmp_path / "out" / f"stage{stage}.safetensors").exists()
+    assert run_script(train.main, [*flags, "--skip-broken"]) == 0
+    printed = capfd.readouterr()
+    assert "left out: " in printed.out + printed.err and "broken.flac: expected intact audio" in printed.out + printed.err
+    assert ("clips that were broken" in printed.out) == ("--no-cache-audio" in flags)
+    assert checkpoint.load(tmp_path / "out" / f"stage{stage}.safetensors").done
+    assert all(math.isfinite(row["loss"]) for row in logged(tmp_path / "out") if "loss" in row)
 
 
 def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsys):

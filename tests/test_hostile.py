@@ -1,0 +1,107 @@
+"""Whatever file or command line comes: no trace, no hang, no flood of memory, nothing half-written, no code that runs, no special token."""
+
+import ast
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from diffa2_mini.config import SIZES
+from diffa2_mini.tokenizer import SPECIAL_TOKENS
+from diffa2_mini.weights import load_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
+SECONDS, BYTES = 10, 2 * 2**30
+
+
+class Worker:
+    """A process that runs cases; started anew when one has hung or ended it."""
+
+    def __init__(self):
+        self.process = subprocess.Popen([sys.executable, "-W", "ignore", str(ROOT / "tests" / "hostile_worker.py")], cwd=ROOT, text=True,
+                                        env=os.environ | {"PYTHONPATH": str(ROOT)},
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.lines = queue.Queue()
+        threading.Thread(target=self.read, daemon=True).start()
+        self.run(0, first=60)  # with all that is imported and made
+
+    def read(self):
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put("")
+
+    def run(self, number: int, first: int = 0) -> dict:
+        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.flush()
+        try:
+            line = self.lines.get(timeout=first or SECONDS)
+        except queue.Empty:
+            line = ""
+        if line:
+            return json.loads(line)
+        wrong = f"still running after {SECONDS} s" if self.process.poll() is None else f"the process ended with {self.process.poll()}"
+        self.process.kill()
+        return {"number": number, "what": "", "ended": "broken", "wrong": wrong, "memory": 0}
+
+
+def try_all(numbers: range) -> None:
+    start, worker, results = time.monotonic(), Worker(), []
+    for number in numbers:
+        results.append(worker.run(number))
+        if worker.process.poll() is not None or "still" in results[-1]["wrong"]:
+            worker = Worker()
+    worker.process.kill()
+    wrong = [result for result in results if result["wrong"] or result["memory"] > BYTES]
+    ended = [result["ended"] for result in results]
+    print(f"{len(results)} cases, {ended.count('refused')} refused, {ended.count('read')} read, {len(wrong)} wrong; most memory "
+          f"{max(result['memory'] for result in results) / 2**20:.0f} MiB; {time.monotonic() - start:.0f} s")
+    assert not wrong, "\n".join(f"case {result['number']} ({result['what']}): {result['wrong']} {result['memory']}" for result in wrong)
+    assert ended.count("refused") > len(ended) / 2 and ended.count("read") > 0
+
+
+def test_a_hundred_hostile_cases():
+    try_all(range(100))
+
+
+@pytest.mark.slow
+def test_thousands_of_hostile_cases():
+    try_all(range(100, 3000))
+
+
+def calls(path: Path):
+    """Names of the functions that a file calls, with the call."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def keyword(call: ast.Call, name: str):
+    return next((each.value.value for each in call.keywords if each.arg == name and isinstance(each.value, ast.Constant)), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_runs_what_it_reads(path):
+    for name, call in calls(path):
+        assert name not in ("eval", "exec", "__import__", "compile", "os.system", "pickle.load", "pickle.loads", "marshal.loads", "yaml.load"), name
+        assert name != "torch.load" or keyword(call, "weights_only") is True
+        assert name != "np.load" or not keyword(call, "allow_pickle")
+        assert not name.endswith(".extractall") or keyword(call, "filter") == "data"
+        assert not any(each.arg == "shell" for each in call.keywords), name
+
+
+@pytest.mark.parametrize("text", [*SPECIAL_TOKENS, "<audio>", "a<|eot_id|><|mdm_mask|>b", " ".join(SPECIAL_TOKENS)])
+def test_text_never_becomes_a_special_token(text):
+    tokenizer = load_tokenizer(SIZES["toy"][0])
+    special = {*tokenizer.special.values()}
+    assert not special & {*tokenizer.encode(text)} and tokenizer.spell(tokenizer.encode(text)) == text
+    plain, prompt = tokenizer.prompt("system", "question"), tokenizer.prompt(text, text)
+    assert [i for i in prompt.ids if i in special] == [i for i in plain.ids if i in special]
+    response = tokenizer.response(text, 16)
+    assert {*response[:len(tokenizer.encode(text))]} & special == set() and response.count(tokenizer.eot_id) == 1

@@ -1,0 +1,103 @@
+"""Faults at length: a run that is killed again and again, and a process that answers thousands of questions."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from diffa2_mini import checkpoint
+from test_train import ROOT, logged, world  # noqa: F401  (a fixture)
+
+N_KILLS = 50
+STEPS = ["--steps", "25", "--batch-size", "2", "--warmup", "1", "--save-every", "1", "--threads", "1", "--sample-every", "1000"]
+KILLED = """
+import os, random, signal, sys, time
+import train
+from diffa2_mini.config import run_script
+argv, rng, n_kills = sys.argv[2:], random.Random(int(sys.argv[1])), 0
+while True:  # a child that trains, until one comes to its end
+    child = os.fork()
+    if not child:
+        os._exit(run_script(train.main, argv))
+    time.sleep(rng.uniform(0.5, 5))
+    if os.waitpid(child, os.WNOHANG)[0]:
+        break
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    n_kills += 1
+    print("killed, while saving" if [name for name in os.listdir(argv[1]) if name.endswith(".tmp")] else "killed", file=sys.stderr)
+"""
+
+
+def outcome(out):
+    """Weights of all stages, the optimiser's state a step before their ends, and the log."""
+    names = [f"stage{stage}{kind}.safetensors" for stage in (1, 2, 3, 4) for kind in ("", ".previous")]
+    found = [checkpoint.load(out / name) for name in names]
+    assert [state.step for state in found] == [25, 24] * 4
+    return [state.model | state.optimizer for state in found], logged(out)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_fifty_moments_ends_as_if_it_had_not_been(world, tmp_path):  # noqa: F811
+    (tmp_path / "whole").mkdir()
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps([row | {"audio_filepath": str(world / row["audio_filepath"])}
+                               for row in json.loads((world / "validation.json").read_text())[:2]]))
+    there = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def flags(name):
+        return ["--out", str(tmp_path / name), "--data", str(world), "--validation", str(few), *STEPS]
+
+    subprocess.run([sys.executable, str(ROOT / "train.py"), *flags("whole")], check=True, capture_output=True, timeout=300)
+    tensors, log = outcome(tmp_path / "whole")
+    n_kills = n_saving = 0
+    for attempt in range(20):
+        (tmp_path / str(attempt)).mkdir()
+        done = subprocess.run([sys.executable, "-c", KILLED, str(attempt), *flags(str(attempt)), "--resume"], env=there,
+                              capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        n_kills, n_saving = n_kills + done.stderr.count("killed"), n_saving + done.stderr.count("killed, while saving")
+        again, log_again = outcome(tmp_path / str(attempt))
+        assert log_again == log
+        for a, b in zip(tensors, again):
+            assert a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
+        if n_kills >= N_KILLS:
+            break
+    print(f"{n_kills} kills in {attempt + 1} runs, {n_saving} of them while a checkpoint was being written")
+    assert n_kills >= N_KILLS and n_saving > 0
+
+
+MANY = """
+import sys
+from pathlib import Path
+import torch
+import sample
+from diffa2_mini import command, weights
+from diffa2_mini.audio import load_audio
+torch.set_num_threads(1)
+args = sample.parse_arguments(["x.wav"])
+config, trained, paths = command.find(args)
+tokenizer = weights.load_tokenizer(config, paths["llada"])
+model, parts = command.load_model(config, trained, paths, torch.device("cpu"), torch.float32)
+command.choose(args, config)
+clips = sorted(Path("data/clips").glob("*.wav"))
+for i in range(2000):
+    samples = load_audio(clips[i % 3])[:16000 + 37 * i % 40000]
+    sample.ask(model, parts, tokenizer, samples, f"How many sounds are there? {i}", config.decode, torch.device("cpu"), torch.float32, False)
+    if i >= 99 and i % 50 == 49:
+        print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells the memory of a process")
+def test_two_thousand_answers_take_no_more_memory_than_a_hundred():
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", MANY], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    memory = [int(line) for line in done.stdout.split()]
+    print(f"{memory[0] / 1024:.0f} MiB after 100 answers, at most {max(memory) / 1024:.0f} later; {time.monotonic() - start:.0f} s")
+    assert len(memory) == 39 and max(memory) < 1.05 * memory[0]
