@@ -110,11 +110,7 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
 
 def load_clip(path: Path, config: AudioConfig) -> tuple[Tensor, int]:
     """log-mel [n_mels, M] of a sound file, and how many encoder frames of it hold sound."""
-    return clip_of(load_audio(path, config.sample_rate, config.max_seconds), config)
-
-
-def clip_of(samples: np.ndarray, config: AudioConfig) -> tuple[Tensor, int]:
-    """The same of samples, at the config's rate."""
+    samples = load_audio(path, config.sample_rate, config.max_seconds)
     return log_mel(samples, config), encoder_frames(len(samples), config)
 
 
@@ -200,7 +196,8 @@ class Collate:
                 if not self.skip_broken:
                     return error  # raised in a worker, it would come with a trace
                 broken[i] = str(error)
-                clips.append(clip_of(np.zeros(round(example.seconds * self.config.audio.sample_rate), np.float32), self.config.audio))
+                silence = np.zeros(round(example.seconds * self.config.audio.sample_rate), np.float32)
+                clips.append((log_mel(silence, self.config.audio), encoder_frames(len(silence), self.config.audio)))
         response = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_id)
         real = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
         t, none = torch.tensor(t, dtype=torch.float32), torch.empty(0)

@@ -93,8 +93,7 @@ class Tokenizer:
             return cls(**read_tokenizer(data))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError,
-                regex.error) as error:
+        except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError, regex.error) as error:
             what = f"{type(error).__name__}: {error}"
             raise UserError(f"{path}: expected the tokenizer.json of a byte-level BPE, got a broken one ({what})") from None
 
