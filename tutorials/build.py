@@ -33,7 +33,7 @@ CELL = re.compile(r'^```python(?: tags=\["(?P<tag>\w+)"\])?\n(?P<code>.*?)^```\n
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"")
 MARK = "<<< cell {} >>>"
-SECONDS = 120  # that a chapter may take
+SECONDS = 240  # that a chapter may take
 
 
 @dataclass
