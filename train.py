@@ -319,7 +319,8 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv, __doc__)
     if args.stage == "0":
-        pretrain.run(args)
+        with together(args.processes) as world:
+            pretrain.run(args, world)
     elif args.dry_run:
         plan.show(args, {number: stage_config(args, number) for number in args.stages})
     else:

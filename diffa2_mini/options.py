@@ -63,7 +63,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     require(args.processes in (None, started) or args.dry_run,
             f"--processes {args.processes}: got {started}; start them with: torchrun --nproc_per_node={args.processes} train.py")
     args.processes = args.processes or started
-    require(args.stage != "0" or args.processes == 1, "stage 0 trains in one process; start it without torchrun")
+    require(not args.shard or args.stage != "0", "--shard splits the backbone of stages 1 to 4; leave it out")
     require(not args.shard or args.processes > 1, "--shard splits among processes; start them with: torchrun --nproc_per_node=N")
     require(not (args.shard and args.compile), "--shard and --compile exclude each other; choose one")
     require(not args.shard or args.stage != "all" or args.dry_run, "--shard takes one stage at a time; name it: --stage 1")

@@ -5,6 +5,7 @@ diffusion on text alone: a description of a clip stands where the audio will be,
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Callable
@@ -21,6 +22,7 @@ from .answers import fill_in
 from .config import ASSETS, SIZES, LladaConfig, PretrainConfig, TextConfig, require
 from .llada import Block, Llada, rotary
 from .model import Diffa2
+from .parallel import World
 from .device import choose_device
 from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
 from .tokenizer import Prompt, Tokenizer
@@ -235,16 +237,19 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
 # ----------------------------------------------------------------------------------------------------- the command
 
 
-def run(args) -> None:
+def run(args, world: World) -> None:
     """`train.py --stage 0`: pretrain the parts that `args.parts` names and write them to `args.out`. With `args.data`, a
-    folder with a stage0.json, the encoder alone."""
+    folder with a stage0.json, the encoder alone. The parts do not need each other: of several processes the first makes the
+    encoder and the second the backbone."""
     from data import toy  # its texts and clips; it imports this file
 
     config = SIZES[args.size][0]
     require(config.from_scratch, f"--stage 0 makes parts of --size toy or small; for {args.size} they are published")
     require(args.data is None or args.parts != "llada", "--parts llada learns from texts; leave out --data")
     device, _, why = choose_device(args.device, "float32")
+    device = world.device(device)
     print(why)
+    say = tqdm.write if world.first else partial(tqdm.write, file=sys.stderr)
     whisper = args.whisper and weights.locate(args.whisper, "whisper", args.size)
     llada = args.llada and weights.locate(args.llada, "llada", args.size)
     if args.threads:
@@ -258,25 +263,25 @@ def run(args) -> None:
     torch.manual_seed(args.seed)
     model, tokenizer = Diffa2(config), weights.load_tokenizer(config)
     model.to(device)
-    if args.parts != "llada":
+    if args.parts != "llada" and world.first:
         folder = args.data or toy.make_stage0(ASSETS / "toy")
         if whisper:
             weights.load_part(model.whisper, "whisper", whisper, device)
         clips = LabelledClips.load(folder / "stage0.json", config.audio, partial(progress, desc="reading clips"))
         steps = pretrain_encoder(model.whisper, clips, pre, args.seed, partial(progress, desc="encoder"))
         for step, loss, right in steps:
-            tqdm.write(f"encoder step {step}: loss {loss:.3f}, frames right {right:.3f}")
+            say(f"encoder step {step}: loss {loss:.3f}, frames right {right:.3f}")
         weights.save_part(model.whisper, "whisper", args.out / f"{args.size}_whisper.safetensors", made_by)
-    if args.parts != "whisper" and args.data is None:
+    if args.parts != "whisper" and args.data is None and world.rank == min(1, world.size - 1):
         if llada:
             weights.load_part(model.llada, "llada", llada, device)
         first_step = pre.backbone_steps if llada else 0
         steps = pretrain_backbone(model, tokenizer, toy.text_example, pre, args.seed, first_step, progress)
         for step, loss, accuracy in steps:
-            tqdm.write(f"backbone step {step}: loss {loss:.3f}")
+            say(f"backbone step {step}: loss {loss:.3f}")
             for form, by_type in accuracy.items():
                 plain, lettered = summarize(by_type)
-                tqdm.write(f"  on {form}: open {plain:.3f}, lettered {lettered:.3f}")
+                say(f"  on {form}: open {plain:.3f}, lettered {lettered:.3f}")
         for form, by_type in accuracy.items():
-            print(f"{form}: " + "  ".join(f"{type} {value:.2f}" for type, value in by_type.items()))
+            say(f"{form}: " + "  ".join(f"{type} {value:.2f}" for type, value in by_type.items()))
         weights.save_part(model.llada, "llada", args.out / f"{args.size}_llada.safetensors", made_by)

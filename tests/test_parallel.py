@@ -98,6 +98,14 @@ def test_a_run_goes_on_with_another_number_of_processes(manifests, alone, tmp_pa
     assert apart(alone, tmp_path, 1) < 1e-9
 
 
+def test_stage_0_shares_out_its_parts(world, tmp_path):
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), "--stage", "0"]
+    done = subprocess.run([sys.executable, *start, "--data", str(world), "--out", str(tmp_path), "--steps", "2", "--threads", "1"],
+                          capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "toy_whisper.safetensors").exists() and done.stdout.count("device cpu") == 1
+
+
 def test_a_process_that_dies_ends_the_run(manifests, tmp_path):
     many = command(2, manifests, tmp_path, "--stage", "1", "--steps", "100000", "--sample-every", "100000")
     running = subprocess.Popen(many, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
