@@ -46,10 +46,12 @@ class TokenLosses(torch.autograd.Function):
             with torch.enable_grad():
                 states = states.detach().requires_grad_()
                 logits = head(states)
-            log_p = logits.detach().log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-            losses.append(-log_p.gather(-1, tokens).squeeze(-1))
+            scores = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+            highest, own = scores.max(-1, keepdim=True).values, scores.gather(-1, tokens)
+            total = scores.sub_(highest).exp_().sum(-1, keepdim=True)
+            losses.append((total.log() + highest - own).squeeze(-1))
             if ctx.needs_input_grad[0]:
-                by_logits = log_p.exp_().scatter_add_(-1, tokens, -torch.ones_like(losses[-1][:, None]))
+                by_logits = scores.div_(total).scatter_add_(-1, tokens, -torch.ones_like(total))
                 logits.backward(by_logits.to(logits.dtype))
                 gradients.append(states.grad)
         if gradients:
