@@ -37,15 +37,16 @@ def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int)
 class TokenLosses(torch.autograd.Function):
     """Cross-entropy in nats of each of K tokens, [K], from its hidden state [K, D] and the token that it is. `head` gives
     logits [..., V] and is frozen; they are compared in float32 at least. The gradient of a loss with respect to its logits is p - 1 at the
-    token and p elsewhere, so that it is made with the loss, a few tokens at a time: memory does not grow with K * V."""
+    token and p elsewhere, so that it is made with the loss, where the logits were, a few tokens at a time: memory does not grow
+    with K * V."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, targets: Tensor, head: Callable) -> Tensor:
         losses, gradients = [], []
         for states, tokens in zip(hidden.split(AT_ONCE), targets[:, None].split(AT_ONCE)):
             with torch.enable_grad():
-                states = states.detach().requires_grad_()
-                logits = head(states)
+                states = states.detach().clone().requires_grad_()
+                logits = head(states)  # to be written over, so that their memory is needed once
             scores = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
             highest, own = scores.max(-1, keepdim=True).values, scores.gather(-1, tokens)
             total = scores.sub_(highest).exp_().sum(-1, keepdim=True)
