@@ -130,8 +130,9 @@ def test_seeds_are_paired_and_small_figures_compared_as_ratios():
 
 def test_some_comparisons_are_a_claim_in_part():
     assert together([SHOWS, SHOWS]) == SHOWS
-    assert together([SHOWS, HIDES, OPPOSITE]) == "shows in part (1 of 3)"
-    assert together([HIDES, OPPOSITE]) == HIDES and together([OPPOSITE, OPPOSITE]) == OPPOSITE
+    assert together([HIDES, SHOWS, OPPOSITE, HIDES]) == "shows in 1 of 4, the opposite in 1, neither in 2"
+    assert together([HIDES, OPPOSITE]) == "shows in 0 of 2, the opposite in 1, neither in 1"
+    assert together([OPPOSITE, OPPOSITE]) == OPPOSITE
 
 
 def test_the_fixed_schedule_is_compared_at_as_many_passes():

@@ -16,6 +16,7 @@ SEEDS = (0, 1, 2)
 T95 = 2.92  # of Student's distribution with two degrees of freedom, as three seeds have
 MARGIN = 0.02  # in accuracy
 SHOWS, HIDES, OPPOSITE = "shows", "does not show at this scale", "the opposite shows at this scale"
+PENDING = "not measured yet"
 LOGGED = ("variance", "forward_passes", "seconds")  # compared as ratios
 SAME_PASSES = "fixed schedule with as many passes"  # a setting that is interpolated between those measured
 
@@ -54,6 +55,9 @@ CLAIMS = (
           "(from summaries of the paper)", (
               Comparison("diffusion as good on all clips", "diffusion, all clips", "autoregressive, all clips", margin=MARGIN),
               Comparison("diffusion better on few clips", "diffusion, few clips", "autoregressive, few clips"),
+              Comparison("what more clips bring diffusion in as many steps: all against few", "diffusion, all clips",
+                         "diffusion, few clips"),
+              Comparison("what they bring the autoregressive one", "autoregressive, all clips", "autoregressive, few clips"),
               Comparison("forward passes per answer of the autoregressive one against diffusion", "autoregressive, all clips",
                          "diffusion, all clips", "forward_passes"),
               Comparison("seconds per answer of the autoregressive one against diffusion", "autoregressive, all clips",
@@ -69,8 +73,10 @@ CLAIMS = (
           "and reference share reduce it (LLaDA-1.5)", (
               Comparison("variance with n = 1 against n = 4", "1 x 1, shared", "4 x 1, shared", "variance"),
               Comparison("variance with 1 time x 4 masks against 4 x 1", "1 x 4, shared", "4 x 1, shared", "variance"),
+              Comparison("variance with 2 times x 2 masks against 4 x 1", "2 x 2, shared", "4 x 1, shared", "variance"),
               Comparison("variance with independent masks against shared ones", "4 x 1, independent", "4 x 1, shared", "variance"),
               Comparison("bias of the loss likewise", "4 x 1, independent", "4 x 1, shared", "bias"),
+              Comparison("bias of the loss with n = 1 against n = 4", "1 x 1, shared", "4 x 1, shared", "bias"),
               Comparison("held-out pairs ranked right, trained with n = 4 against n = 1", "trained: 4, shared",
                          "trained: 1, shared", "reward_accuracy"),
               Comparison("likewise, shared masks against independent ones", "trained: 4, shared", "trained: 4, independent",
@@ -80,12 +86,15 @@ CLAIMS = (
     Claim("lora", "about 1 % of the weights suffices",
           "99,047,424 of 8.75 billion weights are trained, 1.13 %: LoRA of rank 8 and the adapters", (
               Comparison("rank 8 against no LoRA", "rank 8", "rank 0"),
+              Comparison("rank 8 against rank 2", "rank 8", "rank 2"),
               Comparison("rank 8 as good as rank 32", "rank 8", "rank 32", margin=MARGIN),
               Comparison("rank 8 as good as the whole backbone", "rank 8", "everything", margin=MARGIN),
               Comparison("likewise, the backbone at the learning rate that ended its pretraining", "rank 8", "everything, slower",
                          margin=MARGIN),
               Comparison("all projections against attention's", "rank 8", "attention"),
-              Comparison("all projections against the feed-forward's", "rank 8", "feed-forward"))),
+              Comparison("all projections against the feed-forward's", "rank 8", "feed-forward"),
+              Comparison("share of the weights that train, with the whole backbone against rank 8", "everything", "rank 8",
+                         "share_trained"))),
 )
 
 
@@ -123,7 +132,7 @@ def numbers(cell: dict) -> dict[str, float]:
 def verdict(differences: list[float], margin: float = 0.0) -> str:
     """Whether what should be positive is so over the seeds: above -margin with 95 % confidence."""
     if len(differences) < len(SEEDS):
-        return "not measured yet"
+        return PENDING
     mean, spread = mean_and_spread(differences)
     error = T95 * spread / math.sqrt(len(differences))
     return SHOWS if mean - error > -margin else OPPOSITE if mean + error < -margin else HIDES
@@ -144,7 +153,9 @@ def together(verdicts: list[str]) -> str:
     """What several comparisons say about a claim."""
     if len({*verdicts}) == 1:
         return verdicts[0]
-    return f"shows in part ({verdicts.count(SHOWS)} of {len(verdicts)})" if SHOWS in verdicts else HIDES
+    counts = [f"{what} in {verdicts.count(kind)}" for kind, what in ((OPPOSITE, "the opposite"), (HIDES, "neither"), (PENDING, PENDING))
+              if kind in verdicts]
+    return ", ".join([f"shows in {verdicts.count(SHOWS)} of {len(verdicts)}", *counts])
 
 
 def summary(cells: list[dict]) -> dict:
@@ -253,10 +264,12 @@ DRAW = {"adapters": draw_types, "curriculum": draw_bars, "autoregressive": draw_
 def draw(cells: list[dict], folder: Path) -> list[Path]:
     """A picture of each experiment that is measured; none if matplotlib is not installed."""
     try:
+        from matplotlib import rcParams
         from matplotlib.figure import Figure
     except ImportError:
         print("matplotlib is not installed: no pictures")
         return []
+    rcParams["svg.hashsalt"] = "diffa2_mini"  # the same picture is the same file
     paths = []
     for experiment, settings in arrange(cells).items():
         figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -272,5 +285,5 @@ def draw(cells: list[dict], folder: Path) -> list[Path]:
         if axes.get_legend_handles_labels()[1]:
             axes.legend(labelcolor=GREY, framealpha=0, fontsize=8)
         paths.append(folder / f"claims_{experiment}.svg")
-        figure.savefig(paths[-1])
+        figure.savefig(paths[-1], metadata={"Date": None})
     return paths
