@@ -207,7 +207,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
               disable=not world.first) as bar:
         for step, pairs, pieces in steps:
             optimizer.param_groups[0]["lr"] = lr = schedule(step, n_steps, stage)
-            began, waited = time.perf_counter(), loader.waited
+            began, waited = time.perf_counter(), loader.waited + run.ears.waited
             lengths = [length for _, i in pairs for length in collate.lengths(i)]  # before and in each answer
             seed = np.random.SeedSequence([args.seed, number, step, world.rank]).generate_state(1)
             torch.manual_seed(int(seed[0]))  # dropout
@@ -225,7 +225,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
             bar.update()
             bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}",
                             tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}")
-            row = {"stage": number, "step": step + 1, "lr": lr, **figures, **speed, "data_wait": loader.waited - waited}
+            row = {"stage": number, "step": step + 1, "lr": lr, **figures, **speed, "data_wait": loader.waited + run.ears.waited - waited}
             row |= {} if faults.finite(figures) else {"skipped": 1}
             if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
                 row |= run.report(stage, run.validation[::8]).figures

@@ -105,7 +105,8 @@ def answer_in(row: dict) -> Answer | None:
     """The answer in a line, under any of the PREDICTIONS; None if there is none."""
     name = next((name for name in PREDICTIONS if row.get(name) is not None), None)
     require(name is None or isinstance(row[name], (str, int, float)), f"expected text under {name}, got another thing")
-    return name and Answer(str(row[name]), str(row.get("error") or ""), bool(row.get("cut")))
+    reply = name and str(row[name])
+    return name and Answer(reply, "" if reply else str(row.get("error") or ""), bool(row.get("cut")))
 
 
 def match(rows: list[dict], questions: list[Question], source: Path) -> dict[str, Answer]:

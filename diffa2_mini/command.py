@@ -29,7 +29,7 @@ def add_decode_flags(add: Callable) -> None:
     add("--gen-length", type=int, help="response tokens")
     add("--block-length", type=int, help="tokens per block")
     add("--steps", type=int, help="a fixed schedule of so many steps, instead of factor-based decoding")
-    add("--factor", type=float, help="of factor-based parallel decoding: larger is faster (default 1)")
+    add("--factor", type=float, help="of factor-based parallel decoding: larger is faster (default: the size's own, full 1, toy 0.5)")
     add("--threshold", type=float, help="commit what is more confident than this, instead of factor-based decoding")
     add("--cache", choices=["none", "prefix", "dual"], help="what to remember of the keys and values outside the block")
     add("--capture", action="store_true", default=None, help="on CUDA: record the cached step as a graph, and replay it")

@@ -181,6 +181,8 @@ class DecodeConfig:
         require(self.cfg >= 0, f"--cfg must not be negative, got {self.cfg}")
         require(self.remasking in ("confidence", "random"),
                 f"--remasking must be confidence or random, got {self.remasking!r}")
+        require(self.remasking == "confidence" or self.is_scheduled,
+                "--remasking random needs a fixed schedule; leave --factor and --threshold out")
         require(self.cache in ("none", "prefix", "dual"), f"--cache must be none, prefix or dual, got {self.cache!r}")
         require(self.refresh is None or self.refresh > 0, f"--refresh must be positive, got {self.refresh}")
 

@@ -163,12 +163,13 @@ def generate(reader: Reader, config: DecodeConfig, eos_id: int, top: int = 0) ->
         for reader in readers:
             if config.capture and device.type == "cuda" and not isinstance(reader.again, Captured):
                 reader.again = Captured(reader.read_slice)
-        n = config.block_length  # masks in a row of the block, at most
+        stop = min(stop, readers[0].response.shape[1])
+        n = stop - start  # masks in a row of the block, at most
         for i in range(config.steps_per_block):
             seen = tokens[going, :readers[0].response.shape[1]]
             masked = seen[:, start:stop] == mask_id
             n = n if config.is_scheduled else int(masked.sum(1).max())
-            if n == 0:
+            if n <= 0:
                 break
             places = masked.int().topk(n).indices.sort().values  # [B, n]; where a row has fewer masks, others too
             here, candidates = (going[:, None], start + places), masked.gather(1, places)

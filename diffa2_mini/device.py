@@ -3,6 +3,7 @@
 import ctypes
 import sys
 import time
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Callable
@@ -95,10 +96,11 @@ def compile_blocks(*stacks: nn.ModuleList) -> None:
 
 class Captured:
     """A function of tensors on CUDA. Its kernels are recorded once for each shape of its inputs, and then replayed without
-    Python, and without a gap, between them. The output is overwritten by the next call."""
+    Python, and without a gap, between them. The output is overwritten by the next call. What cannot be recorded runs as it is,
+    with a warning."""
 
     def __init__(self, function: Callable):
-        self.function, self.recorded = function, {}
+        self.function, self.recorded, self.fails = function, {}, False
 
     def record(self, inputs: list[Tensor]) -> tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]:
         beside = torch.cuda.Stream()
@@ -113,8 +115,14 @@ class Captured:
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         shapes = tuple(tensor.shape for tensor in tensors)
+        if shapes not in self.recorded and not self.fails:
+            try:
+                self.recorded[shapes] = self.record([tensor.clone() for tensor in tensors])
+            except RuntimeError as error:
+                self.fails = True
+                warnings.warn(f"--capture: not recorded, goes on without ({str(error).splitlines()[0]})")
         if shapes not in self.recorded:
-            self.recorded[shapes] = self.record([tensor.clone() for tensor in tensors])
+            return self.function(*tensors)
         inputs, graph, output = self.recorded[shapes]
         for recorded, tensor in zip(inputs, tensors):
             recorded.copy_(tensor)

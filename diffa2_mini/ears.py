@@ -5,6 +5,7 @@ Clips are encoded one at a time, so that what is kept is, bit for bit, what enco
 
 import hashlib
 import shutil
+import time
 from pathlib import Path
 from typing import Callable
 
@@ -31,6 +32,7 @@ class Ears:
         self.folder = folder and folder / self.fingerprint()
         self.kept: dict[Path, Audio] = {}
         self.files: dict[Path, Path] = {}
+        self.waited = 0.0  # seconds for the folder's disk, in all
 
     @property
     def remembers(self) -> bool:
@@ -70,11 +72,14 @@ class Ears:
 
     def remembered(self, file: Path) -> Audio | None:
         """What a file of the folder holds; None if it is not there, or damaged."""
+        began = time.perf_counter()
         try:
             tensors = load_file(file, str(self.device))
             return Audio(*(tensors[name] for name in NAMES))
         except (OSError, SafetensorError, KeyError):
             return None
+        finally:
+            self.waited += time.perf_counter() - began
 
     def write(self, path: Path) -> Audio:
         audio = self.encode(*load_clip(path, self.model.config.audio))

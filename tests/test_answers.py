@@ -83,6 +83,11 @@ def test_predictions_from_elsewhere_go_by_four_names(name):
     assert match([{"id": "q0", name: 3}], QUESTIONS, Path("file")) == {"q0": Answer("3")}
 
 
+def test_an_error_beside_a_reply_is_another_programs_and_does_not_make_it_none():
+    rows = [{"id": "q0", "response": "a dog", "error": "slow"}, {"id": "q1", "response": "", "error": "gone"}]
+    assert match(rows, QUESTIONS, Path("file")) == {"q0": Answer("a dog"), "q1": Answer("", "gone")}
+
+
 @pytest.mark.parametrize("rows, message", [
     ([{"id": "q0", "response": "x"}, {"id": "z", "response": "x"}], "got one to z, which is not asked"),
     ([{"id": "q0", "response": "x"}, {"id": "q0", "response": "y"}], "q0#2"),

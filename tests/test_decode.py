@@ -244,7 +244,7 @@ def random_reader(model, seed):
     n = number(2, 5)
     heard = [torch.randn(number(0, 6), model.config.llada.width, generator=rng) for _ in range(n)]
     prompts = [Prompt([number(6, 22) for _ in range(number(1, 8))], 1) for _ in range(n)]
-    return Reader(model, heard, prompts, [4 * number(1, 4) for _ in range(n)], 22)
+    return Reader(model, heard, prompts, [number(2, 14) for _ in range(n)], 22)
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])

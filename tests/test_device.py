@@ -60,6 +60,17 @@ def test_asking_for_a_capture_does_nothing_on_the_cpu(model):
         assert torch.equal(plain.tokens, captured.tokens) and torch.equal(plain.confidence, captured.confidence)
 
 
+def test_what_cannot_be_captured_runs_as_it_is(monkeypatch):
+    def refuse(self, inputs):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(Captured, "record", refuse)
+    double = Captured(lambda x: 2 * x)
+    with pytest.warns(UserWarning, match="not recorded, goes on without .operation not permitted"):
+        assert double(torch.ones(2)).tolist() == [2, 2]
+    assert double(torch.ones(3)).tolist() == [2, 2, 2]  # and is not tried again
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a CUDA device")
 def test_what_is_captured_is_replayed_on_other_inputs(model):
     model.cuda()

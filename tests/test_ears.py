@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import time
 
 import pytest
 import torch
 from test_data import MICRO, ears_of, examples, model  # noqa: F401  (fixtures)
 
+from diffa2_mini import ears
 from diffa2_mini.config import UserError
 from diffa2_mini.ears import NAMES, Ears
 from diffa2_mini.model import Diffa2
@@ -54,6 +56,16 @@ def test_kept_on_disk_for_the_next_run_too(model, paths, tmp_path):  # noqa: F81
     asked = []
     other.prepare(paths, lambda chunks: asked.append(chunks) or chunks)
     assert asked == [[]]  # all of it is there
+
+
+def test_waiting_for_the_disk_is_counted(model, paths, tmp_path, monkeypatch):  # noqa: F811
+    disk = on_disk(model, tmp_path / "cache")
+    disk(paths)
+    before = disk.waited
+    slow = ears.load_file
+    monkeypatch.setattr(ears, "load_file", lambda *asked: time.sleep(0.05) or slow(*asked))
+    disk(paths)
+    assert 3 * 0.05 <= disk.waited - before
 
 
 def test_what_is_no_longer_true_is_not_taken_from_disk(model, paths, tmp_path):  # noqa: F811
