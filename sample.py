@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     prompt = config.text.instruction if args.prompt is None else args.prompt
     for path in args.clips:
         duration(path)  # an error now, and not after the weights are loaded
-    model, parts = load_model(config, trained, paths, device, dtype)
+    model, parts = load_model(config, trained, paths, device, dtype, args.merge_lora)
     sections = []
     for path in args.clips:
         for samples in parts_of_clip(path, model.config, args.chunk):

@@ -25,7 +25,8 @@ from data import toy_text
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
 from diffa2_mini.config import ASSETS, Parser, TextConfig, run_script
 from diffa2_mini.pretrain import TextExample
-from diffa2_mini.tokenizer import SPECIAL_TOKENS, count_words, save_ranks, train_bpe
+from diffa2_mini.pretrain_tokenizer import count_words, save_ranks, train_bpe
+from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
 KINDS = ("speech", "sound", "music")
 SPLITS = {  # clips of each kind, in the order of KINDS

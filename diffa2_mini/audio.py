@@ -21,7 +21,7 @@ from .config import AudioConfig, UserError, require
 # What a header may claim. Outside of these it is damaged, or not a recording of anything.
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_CHANNELS = 64
-MAX_FRAMES = 2**28  # samples per channel, 1 GiB of float32: 4.6 hours at 16 kHz
+MAX_FRAMES = 2**27  # samples per channel, half a GiB of float32: 2.3 hours at 16 kHz
 MAX_PEAK = 1e6  # full scale is 1; float files may exceed it, but this is not sound any more
 BLOCK = 2**20  # samples decoded at a time, all channels together: 4 MiB
 

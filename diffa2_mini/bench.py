@@ -17,6 +17,7 @@ import platform
 import statistics
 import sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable
@@ -29,9 +30,9 @@ from torch.nn import functional as F
 from . import checkpoint, weights
 from .answers import answer
 from .audio import log_mel, mel_filterbank
-from .config import ASSETS, SIZES, AudioConfig, DecodeConfig, LladaConfig, Parser, require, run_script
+from .config import ASSETS, SIZES, AudioConfig, DecodeConfig, LladaConfig, Parser, require, run_script, to_dict
 from .data import load_examples
-from .decode import generate
+from .decode import HIDDEN, generate
 from .diffusion import diffusion_loss, masked_cross_entropy
 from .ears import Ears
 from .model import Diffa2, Reader
@@ -185,7 +186,7 @@ def front_end(runs: int) -> list[Row]:
     variants = {"naive, in NumPy": lambda: naive_log_mel(x, config)}
     if find_spec("whisper"):  # of the extra `reference`
         reference = importlib.import_module("whisper.audio")
-        variants["openai-whisper"] = lambda: reference.log_mel_spectrogram(x, config.n_mels)
+        variants[f"openai-whisper {version('openai-whisper')}"] = lambda: reference.log_mel_spectrogram(x, config.n_mels)
     variants["ours"] = lambda: log_mel(x, config)
     rows = take_turns("log-mel of 30 s", variants, max(runs, 20), torch.device("cpu"))
     rows[-1].target = "no slower than openai-whisper"
@@ -195,8 +196,9 @@ def front_end(runs: int) -> list[Row]:
 # -------------------------------------------------------------------------------------------------- the toy's caches
 
 
-def toy(device: torch.device) -> list[Row]:
-    """The shipped toy model on its validation questions: every cache at several factors of parallel decoding."""
+def toy(runs: int, device: torch.device) -> list[Row]:
+    """The shipped toy model on its validation questions: every cache at several factors of parallel decoding, 64 questions at
+    once; and on every tenth question one at a time, as the model decodes by default."""
     from data import toy
 
     trained = checkpoint.load(weights.SHIPPED["diffa2"])
@@ -207,16 +209,22 @@ def toy(device: torch.device) -> list[Row]:
     examples = load_examples(toy.make_world(ASSETS / "toy") / "validation.json", SIZES["toy"][1][2], config, False, print)
     ears.prepare([example.path for example in examples], iter)
     rows = []
-    for block in (8, 16):
-        for cache in ("none", "prefix", "dual"):
-            for factor in (0.25, 0.5, 1.0, 2.0):
+    for block, at_once, asked in ((8, 64, examples), (16, 64, examples), (16, 1, examples[::10])):
+        for factor in (0.25, 0.5, 1.0, 2.0) if at_once > 1 else (config.decode.factor,):
+            found = {}
+
+            def ask(cache: str) -> Callable:
                 decode = dataclasses.replace(config.decode, block_length=block, factor=factor, cache=cache)
-                row = Row(f"toy, blocks of {block}", f"{cache}, f = {factor:g}", of="right")
-                start = now(device)
-                replies, n_steps = answer(model, tokenizer, ears, examples, trained.audio, decode)
-                row.seconds.append(now(device) - start)
-                row.ratio, row.more["steps"] = report(examples, replies).figures["overall"], n_steps
-                rows.append(row)
+
+                def run():
+                    found[cache] = answer(model, tokenizer, ears, asked, trained.audio, decode, at_once)
+                return run
+
+            case = f"toy, blocks of {block}, f = {factor:g}, {len(asked)} questions, {at_once} at once"
+            rows += take_turns(case, {cache: ask(cache) for cache in HIDDEN}, runs, device)
+            for row in rows[-len(HIDDEN):]:
+                replies, row.more["forward passes"] = found[row.variant]
+                row.ratio, row.of = report(asked, replies).figures["overall"], f"right, {row.more['forward passes']} forward passes"
     return rows
 
 
@@ -251,12 +259,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--random-weights", action="store_true", help="with --size: instead of downloads")
     add("--compile", action="store_true", help="with --size: have torch.compile fuse operations")
     add("--runs", type=int, default=5)
-    add("--out", type=Path, default=Path("runs/bench.json"), help="a file for the same as JSON")
+    add("--out", type=Path, help="a file for the same as JSON (default: runs/bench.json, bench_toy.json or bench_SIZE.json)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES])
     add("--threads", type=int, help="CPU threads (default: one per core)")
     args = parser.parse_args(argv)
     require(args.runs > 0, f"--runs must be positive, got {args.runs}")
+    require(not (args.toy and args.size), "--toy and --size exclude each other; choose one")
+    args.out = args.out or Path("runs", "_".join(["bench", *["toy"] * args.toy, *[args.size] * bool(args.size)]) + ".json")
     require(args.threads is None or args.threads > 0, f"--threads must be positive, got {args.threads}")
     return args
 
@@ -272,16 +282,17 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(0)
     if args.size:
         from .bench_size import whole_size
-        rows = whole_size(args.size, args.runs, device, dtype, args.compile, args.random_weights)
+        rows, config = whole_size(args.size, args.runs, device, dtype, args.compile, args.random_weights), to_dict(SIZES[args.size][0])
     elif args.toy:
-        rows = toy(device)
+        rows, config = toy(args.runs, device), to_dict(SIZES["toy"][0])
     else:
+        config = {"llada": to_dict(BACKBONE), "audio": AUDIO, "prompt": PROMPT, "response": RESPONSE, "decode": to_dict(SCHEDULE)}
         rows = training(random_backbone(device), args.runs, device)
         keep_freed_memory()  # as sample.py does
         rows += decoding(random_backbone(device), args.runs, device) + front_end(args.runs)
     print(table(rows))
     rows = [dataclasses.asdict(row) | {"median": row.median if row.seconds else None} for row in rows]
-    checkpoint.write(args.out, lambda path: path.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n"))
+    checkpoint.write(args.out, lambda path: path.write_text(json.dumps({"machine": about, "sizes": config, "rows": rows}, indent=2) + "\n"))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from .config import SIZES, DecodeConfig, StageConfig
 from .data import Batch
 from .decode import generate
 from .diffusion import EPSILON
+from .lora import merge_lora
 from .model import Audio, Diffa2, Reader
 from .objective import piece_loss
 from .device import autocast, compile_blocks, copy_bandwidth, matmul_ceiling, memory_above, now
@@ -60,6 +61,7 @@ def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, c
         used = memory_above(train_at(model, stage, 1, device, dtype, tokenizer), device, all_of_it=True)
         rows.append(Row(f"stage {number}, 1 at once, recomputed", "peak memory", ratio=used and used / plan.GIB, of="GiB",
                         target="<= 22"))
+    merge_lora(model.llada)  # decoding and stage 1 have none beside the weights
     if compiled:
         compile_blocks(model.whisper.blocks, model.llada.blocks)
     rows += decode_at(model, runs, device, dtype)
@@ -77,6 +79,7 @@ def best_training(model: Diffa2, number: int, stage: StageConfig, runs: int, dev
             (row,) = take_turns(f"stage {number}, training", {f"{n} at once": train_at(model, stage, n, device, dtype, tokenizer)},
                                 runs, device)
         except torch.OutOfMemoryError:
+            best = best or Row(f"stage {number}, training", "does not fit", of="of the matmul ceiling (MFU)", target=">= 0.5")
             break
         row.more["clips"], row.of, row.target = n, "of the matmul ceiling (MFU)", ">= 0.5"
         row.ratio = plan.throughput(model.config, stage, plan.shape_of(model.config, stage, n), row.median,

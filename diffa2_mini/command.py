@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Callable
 
@@ -9,6 +10,7 @@ import torch
 
 from . import checkpoint, weights
 from .config import SIZES, Config, DecodeConfig, require
+from .lora import merge_lora
 from .model import Diffa2
 from .device import DTYPES, choose_device, keep_freed_memory
 
@@ -20,6 +22,7 @@ def add_model_flags(add: Callable) -> None:
     add("--whisper", help="weights of the encoder: a file, a folder, or a hub name (default: the size's own)")
     add("--llada", help="weights of the backbone, likewise")
     add("--diffa2", help="published adapters and LoRA, likewise, instead of --checkpoint")
+    add("--merge-lora", action="store_true", help="fold LoRA into the backbone's weights: faster, and in bfloat16 rounded once more")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES])
 
@@ -72,12 +75,14 @@ def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None
 
 
 def load_model(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path], device: torch.device,
-               dtype: torch.dtype) -> tuple[Diffa2, tuple[str, ...]]:
-    """The model, and what it splices into the prompt."""
+               dtype: torch.dtype, merge: bool = False) -> tuple[Diffa2, tuple[str, ...]]:
+    """The model, and what it splices into the prompt. `merge` folds its LoRA into the backbone's weights."""
     model = weights.build(config, paths["whisper"], paths["llada"], device, dtype)
     if trained:
         checkpoint.restore(model, trained.model, "the checkpoint")
     parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
+    if merge:
+        merge_lora(model)
     return model.eval().to(device), parts
 
 
@@ -91,7 +96,9 @@ def choose(args: argparse.Namespace, config: Config) -> tuple[torch.device, torc
 
 def describe(args: argparse.Namespace, config: Config, paths: dict[str, Path], decode: DecodeConfig, dtype: torch.dtype) -> str:
     """Which model answers, and how, in one line: answers that differ in it are not to be mixed."""
-    source = args.checkpoint or paths.get("diffa2") or weights.SOURCES[config.size]["diffa2"]
+    source = Path(args.checkpoint or paths.get("diffa2") or weights.SOURCES[config.size]["diffa2"])
+    version = f" {hashlib.sha256(source.read_bytes()).hexdigest()[:8]}" if source.is_file() else ""
     frozen = [f"{part} {getattr(args, part)}" for part in ("whisper", "llada") if getattr(args, part)]
+    frozen += ["LoRA merged"] if args.merge_lora else []
     settings = [f"{name} {value}" for name, value in dataclasses.asdict(decode).items()]
-    return ", ".join([str(source), *frozen, str(dtype).removeprefix("torch."), *settings])
+    return ", ".join([f"{source}{version}", *frozen, str(dtype).removeprefix("torch."), *settings])

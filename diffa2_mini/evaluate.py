@@ -13,7 +13,6 @@ import dataclasses
 import sys
 from pathlib import Path
 
-
 from . import command, reporting, weights
 from .answers import Answer, answer_batch, append, match, read_answers, resume, to_line
 from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
@@ -37,7 +36,7 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
     if not left:
         return answers
     tokenizer = weights.load_tokenizer(config, paths["llada"])
-    model, parts = command.load_model(config, trained, paths, device, dtype)
+    model, parts = command.load_model(config, trained, paths, device, dtype, args.merge_lora)
     ears, size = Ears(model, device, dtype, keep=True), args.batch_size or (64 if config.from_scratch else 8)
     tally, bar = reporting.Tally(args.benchmark), tqdm(total=len(questions), initial=len(questions) - len(left), unit="question")
     tally.add([question for question in questions if question.id in answers], answers)

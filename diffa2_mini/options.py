@@ -56,6 +56,9 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     for name in ("steps", "epochs", "batch_size", "grad_accum", "lr", "save_every", "sample_every", "threads", "processes"):
         value = getattr(args, name)
         require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, got {value}")
+    for name, most in (("workers", 256), ("threads", 1024), ("eval_every", math.inf)):
+        value = getattr(args, name)
+        require(value is None or 0 <= value <= most, f"--{name.replace('_', '-')} must be from 0 to {most}, got {value}")
     require(args.lora_dropout is None or 0 <= args.lora_dropout < 1, f"--lora-dropout must be from 0 to below 1, got {args.lora_dropout}")
     require(0 <= args.seed < 2**63, f"--seed must be from 0 to {2**63 - 1}, got {args.seed}")
     require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")

@@ -191,6 +191,18 @@ def number_of_examples(config: Config, number: int, stage: StageConfig, data: Pa
     return HOURS[number] * 3600 // config.audio.max_seconds, f"the authors' {HOURS[number]:,} hours"
 
 
+def number_of_steps(stage: StageConfig, n_examples: int) -> int:
+    """How many steps a stage has on so many examples."""
+    return stage.steps or math.ceil(stage.epochs * n_examples / stage.batch_size)
+
+
+def hours(config: Config, number: int, stage: StageConfig, data: Path | None, processes: int) -> float:
+    """How long a stage takes, if each process reaches UTILISATION of a GPU's peak."""
+    n_steps = number_of_steps(stage, number_of_examples(config, number, stage, data)[0])
+    flops = step_flops(config, stage, shape_of(config, stage, stage.batch_size))
+    return n_steps * flops / (UTILISATION * gpu()[1] * processes) / 3600
+
+
 def describe(config: Config, number: int, stage: StageConfig, data: Path | None, width: int, recompute: str,
              processes: int = 1, shard: bool = False) -> str:
     """The plan of one stage, as text; memory is that of each of the `processes`."""
@@ -208,12 +220,12 @@ def describe(config: Config, number: int, stage: StageConfig, data: Path | None,
     step = shape_of(config, stage, stage.batch_size)
     flops = step_flops(config, stage, step)
     n_examples, whence = number_of_examples(config, number, stage, data)
-    n_steps = stage.steps or math.ceil(stage.epochs * n_examples / stage.batch_size)
+    n_steps = number_of_steps(stage, n_examples)
     name, peak = gpu()
     work = [("tokens per step", f"{step.tokens:,}"), ("operations per step", f"{flops:.3g}"),
-            ("examples per epoch", f"{n_examples:,} ({whence})"), ("steps", f"{n_steps:,} of {stage.batch_size}"),
+            ("examples per epoch", f"{n_examples:,} ({whence})"), ("steps", f"{n_steps:,} of {stage.batch_size} examples"),
             (f"hours on {'one' if processes == 1 else processes} {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
-             f"{n_steps * flops / (UTILISATION * peak * processes) / 3600:,.2f}")]
+             f"{hours(config, number, stage, data, processes):,.2f}")]
     title = f"stage {number}, {stage.title}; clips of {config.audio.max_seconds} s, {RESPONSE} response tokens"
     return (f"\n{title}\n{columns(rows)}\ntrainable parameters: {n_trained:,}\n"
             f"{columns(memory)}\n{columns(work)}")
@@ -227,3 +239,6 @@ def show(args: argparse.Namespace, stages: dict[int, StageConfig]) -> None:
     for number, stage in stages.items():
         print(describe(config, number, stage, args.data, DTYPES[dtype].itemsize, args.recompute or recompute(config), args.processes,
                        args.shard))
+    if len(stages) > 1:
+        total = sum(hours(config, number, stage, args.data, args.processes) for number, stage in stages.items())
+        print(f"\nhours of all stages: {total:,.2f}")

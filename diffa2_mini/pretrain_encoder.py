@@ -66,7 +66,7 @@ class LabelledClips:
         n_frames = torch.empty(n, dtype=torch.long)
         per_second = config.sample_rate / config.hop_length / 2  # encoder frames
         for i, row in enumerate(progress(rows)):
-            samples = load_audio(manifest.parent / row["audio_filepath"], config.sample_rate)
+            samples = load_audio(manifest.parent / row["audio_filepath"], config.sample_rate, config.max_seconds)
             mel[i], n_frames[i] = log_mel(samples, config), encoder_frames(len(samples), config)
             for segment in row["segments"]:
                 span = slice(round(segment["start"] * per_second), round(segment["end"] * per_second))

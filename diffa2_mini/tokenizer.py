@@ -8,7 +8,6 @@ is LLaDA's chat template with one sentence about the audio. Text from a user is 
 
 import base64
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -172,6 +171,8 @@ def read_tokenizer(data: dict) -> dict:
     require(not missing, f"expected LLaDA's special tokens, got none of {', '.join(missing)}")
 
     vocab = {token: i for token, i in model["vocab"].items() if token not in special and token not in words}
+    shared = {*special.values()} & {*vocab.values(), *words.values()}
+    require(not shared, f"expected special tokens with ids of their own, got {min(shared, default=0)} for ordinary text too")
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     bad = [merge for merge in merges if len(merge) != 2 or not {*merge, "".join(merge)} <= vocab.keys()]
     require(not bad, f"expected merges of two tokens to one, got {bad[:1]}")
@@ -253,41 +254,3 @@ def last_pair(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, ...]:
             break
         parts[at:at + 2] = [parts[at] + parts[at + 1]]
     return tuple(parts)
-
-
-# ---------------------------------------------------------------------------------------------------- train one's own
-
-def train_bpe(words: Counter, n_merges: int) -> dict[bytes, int]:
-    """Ranks of a byte-level BPE: 256 bytes, then up to `n_merges` merges of the most frequent pair.
-
-    `words` counts the pieces that WORD_PATTERN cuts the training text into. Ties go to the smallest pair.
-    """
-    ranks = {bytes([b]): b for b in range(256)}
-    split = {word: [bytes([b]) for b in word.encode()] for word in words}
-    while len(ranks) < 256 + n_merges:
-        pairs = Counter()
-        for word, parts in split.items():
-            for pair in zip(parts, parts[1:]):
-                pairs[pair] += words[word]
-        if not pairs:
-            break
-        left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        ranks[left + right] = len(ranks)
-        for parts in split.values():
-            i = 0
-            while i < len(parts) - 1:
-                if (parts[i], parts[i + 1]) == (left, right):
-                    parts[i:i + 2] = [left + right]
-                i += 1
-    return ranks
-
-
-def count_words(text: str) -> Counter:
-    """How often each piece of WORD_PATTERN occurs in `text`."""
-    return Counter(regex.findall(WORD_PATTERN, text))
-
-
-def save_ranks(ranks: dict[bytes, int], path: str | Path) -> None:
-    """Write the rank file that `Tokenizer.from_ranks` reads."""
-    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
-    Path(path).write_text("".join(lines))

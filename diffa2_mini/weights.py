@@ -251,7 +251,11 @@ def load_tokenizer(config: Config, llada: str | Path | None = None, random_weigh
     if config.text.tokenizer.endswith(".bpe"):
         return Tokenizer.from_ranks(ASSETS / config.text.tokenizer)
     path = locate(llada, "llada", config.size)
-    return Tokenizer.from_tokenizer_json((path if path.is_dir() else path.parent) / "tokenizer.json")
+    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    tokenizer = Tokenizer.from_tokenizer_json(file)
+    require(tokenizer.vocab_size <= config.llada.vocab_size,
+            f"{file}: expected ids below {config.llada.vocab_size:,}, got up to {tokenizer.vocab_size - 1:,}; take the backbone's own")
+    return tokenizer
 
 
 def build(config: Config, whisper: str | Path | None = None, llada: str | Path | None = None,

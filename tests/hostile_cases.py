@@ -116,12 +116,15 @@ def manifest(rng: random.Random, folder: Path) -> Case:
     good = {"audio_filepath": str(CLIP), "transcription": "three one four", "input": "What is said?", "target": "three", "rejected": "four",
             "duration": 1.0, "audio_id": "one", "type": "asr"}
     refused, stage, bad = False, STAGES[rng.choice([1, 2, 4])], dict(good)
-    how = rng.randrange(6)
+    how = rng.randrange(7)
     if how == 0:  # a value of any kind anywhere
         bad[rng.choice([*good])] = rng.choice(VALUES)
     elif how == 1:
-        del bad["audio_filepath"]
-        refused = True
+        missing = rng.choice([*good])
+        del bad[missing]
+        refused = missing == "audio_filepath"
+    elif how == 6:
+        bad["duration"] = rng.choice([float("nan"), float("inf"), -1, 1e308, "long", None])
     elif how == 2:
         bad["audio_filepath"], refused = "../" * rng.randrange(1, 40) + rng.choice(["etc/passwd", "dev/zero", "proc/self/mem"]), True
     elif how == 3:
@@ -247,6 +250,7 @@ def tokenizer(rng: random.Random, folder: Path) -> Case:
         model["merges"], refused = rng.choice([None, ["a"], ["a b c"], [["a"]], [[1, 2]], 3, ["z zz"], ["a b", "a b"]]), True
     elif how == 2:
         model["vocab"][rng.choice(["ab", "abc", "a"])] = rng.choice([-1, 2**70, 1e9, None, "x", [], True, 10**400])
+        refused = True
     elif how == 3:
         model["vocab"] = rng.choice([{}, [], None, 3, {"a": 0}])
         refused = True
@@ -264,6 +268,7 @@ def tokenizer(rng: random.Random, folder: Path) -> Case:
         data["pre_tokenizer"] = deep
     elif how == 7:
         data["added_tokens"][0]["id"] = rng.choice([-5, 2**70, None, "x", 0, 256])
+        refused = True
     elif how == 8:
         slow = rng.choice(["(a+)+$", "(a|a)*$", "(?:a*)*b", ""])
         data["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": slow}, "behavior": "Isolated"}

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from data import toy
 from diffa2_mini import bench, bench_size, device
 from diffa2_mini import config as configs
 from diffa2_mini.audio import log_mel
 from diffa2_mini.config import AudioConfig, LladaConfig, run_script
+from diffa2_mini.data import Example
 from diffa2_mini.decode import generate
 from diffa2_mini.model import Reader
 from diffa2_mini.tokenizer import Prompt
@@ -53,7 +55,7 @@ def test_the_figures_are_medians_and_stand_in_the_table_and_in_the_file(backbone
     monkeypatch.setattr(bench, "naive_log_mel", lambda x, config: None)
     assert run_script(bench.main, ["--runs", "2", "--out", str(tmp_path / "bench.json"), "--device", "cpu"]) == 0
     written, out = json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out
-    assert written["machine"]["torch"] == torch.__version__
+    assert written["machine"]["torch"] == torch.__version__ and written["sizes"]["response"] == 128
     rows = {(row["case"], row["variant"]): row for row in written["rows"]}
     answer = "answer of 128 tokens, blocks of 32 in 8 steps"
     for variant in ("as released", "ours, no cache", "prefix cache", "dual cache"):
@@ -62,6 +64,17 @@ def test_the_figures_are_medians_and_stand_in_the_table_and_in_the_file(backbone
         assert row["ratio"] == pytest.approx(rows[answer, "as released"]["median"] / row["median"])
         assert f"{row['median']:.4g}" in out
     assert {row["target"] for row in rows.values()} >= {">= 4", ">= 6", ">= 2", ">= 3", ">= 1.5"}
+
+
+def test_the_caches_are_measured_on_the_toys_questions(monkeypatch, tmp_path, capsys):
+    few = [Example(configs.ASSETS / "clips" / "three_one_four.wav", "How many digits are there?", "3", "", "n", "speech")] * 11
+    monkeypatch.setattr(bench, "load_examples", lambda *about: few)
+    monkeypatch.setattr(toy, "make_world", lambda folder: folder)
+    assert run_script(bench.main, ["--toy", "--runs", "2", "--out", str(tmp_path / "toy.json"), "--device", "cpu"]) == 0
+    rows = json.loads((tmp_path / "toy.json").read_text())["rows"]
+    assert len(rows) == 3 * (4 + 4 + 1) and all(len(row["seconds"]) == 2 and 0 <= row["ratio"] <= 1 for row in rows)
+    assert rows[-1]["case"].endswith("2 questions, 1 at once") and rows[-1]["more"]["forward passes"] >= 2
+    assert rows[0]["ratio"] == 1 and f"{rows[0]['more']['forward passes']} forward passes" in capsys.readouterr().out
 
 
 def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, capsys):

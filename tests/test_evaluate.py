@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from test_published import CONFIG, published, trained  # noqa: F401, the last two are fixtures
 
-from diffa2_mini import answers, command, evaluate
+from diffa2_mini import answers, checkpoint, command, evaluate, weights
 from diffa2_mini.config import SIZES, run_script
 
 CLIPS = Path(__file__).resolve().parent.parent / "data" / "clips"
@@ -92,8 +92,14 @@ def test_answers_of_another_way_to_ask_are_not_mixed(folder, capfd):
     run(capfd, *flags(folder), "--limit", 1)
     assert result_of(folder)["overall"]["count"] == 1
     for more, message in ((["--factor", 1], "factor 1.0"), (["--benchmark", "mmau"], "holds answers of toy"),
-                          (["--dtype", "bfloat16"], "bfloat16")):
+                          (["--dtype", "bfloat16"], "bfloat16"), (["--merge-lora"], "LoRA merged")):
         assert message in run(capfd, *flags(folder), *more, code=2)
+    other = shutil.copy(weights.SHIPPED["diffa2"], folder / "other.safetensors")
+    trained = checkpoint.load(other)
+    run(capfd, *flags(folder, "other.jsonl"), "--limit", 1, "--checkpoint", other)
+    trained.model["trainable_prompts.weight"] += 1
+    checkpoint.save(other, trained)  # another model under the same name
+    assert "holds answers of" in run(capfd, *flags(folder, "other.jsonl"), "--limit", 1, "--checkpoint", other, code=2)
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 1
     run(capfd, *flags(folder), "--limit", 3)
     run(capfd, *flags(folder), "--limit", 2)  # fewer than are answered

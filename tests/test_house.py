@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ["config", "device", "parallel", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model",
          "decode", "data", "loader", "faults", "checkpoint", "ears", "objective", "weights", "command", "scoring", "benchmarks",
          "answers", "reporting", "evaluate"]  # a file imports only what stands before it
-BESIDE = ["options", "plan", "show", "page", "pretrain_encoder", "pretrain", "autoregressive", "bench", "bench_size"]
+BESIDE = ["options", "plan", "show", "page", "pretrain_tokenizer", "pretrain_encoder", "pretrain", "autoregressive", "bench", "bench_size"]
 CONCEPTS = {*ROOMS} - {"device", "parallel", "loader", "faults", "ears", "objective", "command", "scoring", "benchmarks", "answers",
                        "reporting"}
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]

@@ -44,7 +44,10 @@ def test_the_dry_run_counts_what_is_trained(capsys, stage, trainable):
 def test_the_dry_run_plans_every_stage_of_every_size(capsys):
     for size, (_, stages) in SIZES.items():
         train.main(["--size", size, "--dry-run"])
-        assert capsys.readouterr().out.count("estimated peak memory") == len(stages)
+        out = capsys.readouterr().out
+        assert out.count("estimated peak memory") == len(stages)
+        hours = [float(line.split()[-1]) for line in out.splitlines() if line.strip().startswith("hours")]
+        assert hours[-1] == pytest.approx(sum(hours[:-1]), abs=0.03)
     assert run_script(train.main, ["--size", "diffa1", "--stage", "3", "--dry-run"]) == 2
     assert "has stages 1, 2" in capsys.readouterr().err
 

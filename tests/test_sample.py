@@ -59,6 +59,11 @@ def test_the_flags_reach_the_decoder(capsys):
     assert texts("--remasking", "random", "--seed", "1")[0] != texts("--cfg", "2", "--gen-length", "8")[0]
 
 
+def test_merged_lora_gives_the_same_answer(capsys):
+    (plain,), (merged,) = ask(capsys, CLIP), ask(capsys, CLIP, "--merge-lora")
+    assert plain["text"] == merged["text"] == "three one four"
+
+
 def test_watching_shows_masks_first_and_the_answer_last(capsys):
     assert run_script(sample.main, [str(CLIP), "--watch", "--steps", "16"]) == 0
     frames = capsys.readouterr().out.split("\r")

@@ -1,10 +1,12 @@
 """The frozen parts: written and read under their published names, and a file of something else is told apart."""
 
 import dataclasses
+import json
 import re
 
 import pytest
 import torch
+from hostile_cases import tokenizer_json
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -12,6 +14,7 @@ from diffa2_mini import weights
 from diffa2_mini.config import SIZES, Config, UserError
 from diffa2_mini.model import Diffa2
 from diffa2_mini.checkpoint import read_tensors
+from diffa2_mini.tokenizer import SPECIAL_TOKENS
 from diffa2_mini.weights import build, load_part, load_tokenizer, save_part
 
 PARTS = ("whisper", "llada")
@@ -96,3 +99,11 @@ def test_the_toy_tokenizer_fits_the_toy_vocabulary():
     assert load_tokenizer(toy).vocab_size == toy.llada.vocab_size
     nowhere = Config(text=dataclasses.replace(toy.text, tokenizer="none.bpe"))
     assert "found none" in error_of(load_tokenizer, nowhere)
+
+
+def test_a_tokenizer_with_more_ids_than_the_backbone_has_is_refused(tmp_path):
+    full = SIZES["full"][0]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
+    assert load_tokenizer(full, tmp_path).vocab_size == 258 + len(SPECIAL_TOKENS)
+    small = dataclasses.replace(full, llada=dataclasses.replace(full.llada, vocab_size=260))
+    assert "expected ids below 260, got up to" in error_of(load_tokenizer, small, tmp_path)
