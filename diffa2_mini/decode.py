@@ -8,7 +8,7 @@ c_1 >= c_2 >= ..., token n goes while (n + 1)(1 - c_n) <= f. Either way the most
 is filled in block by block, from left to right, and ends early once its EOS is settled.
 
 Every token looks both ways: when one is committed, the keys and values of all others change, those of prompt and audio too.
-So none can be remembered exactly, as they can in a model that looks back alone. But what is far away changes little
+So none can be remembered exactly, as they can in a model that looks back alone. But from one step to the next they change little
 (Fast-dLLM, section 3.2): the *prefix cache* remembers, from a block's first step on, what stands before the block, the *dual
 cache* what stands behind it too. Share of right answers, forward passes and seconds for the 958 toy questions, 64 at once,
 blocks of 16 (`python -m diffa2_mini.bench --toy`; 2 cores of an Intel Xeon, family 6, model 207; an answer is one block, so that
