@@ -49,7 +49,7 @@ def picture(name: str, width: float = 7, height: float = 3, rows: int = 1, colum
     yield axes
     for axis in figure.axes:
         axis.patch.set_alpha(0)
-        axis.tick_params(colors=GREY)
+        axis.tick_params(which="both", colors=GREY)
         for part in (*axis.spines.values(), axis.title, axis.xaxis.label, axis.yaxis.label):
             part.set_color(GREY)
         if axis.get_legend():
