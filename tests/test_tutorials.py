@@ -1,6 +1,7 @@
 """The chapters run, print what their text says, and link to what is there; and the script that sees to it would notice."""
 
 import re
+import time
 
 import pytest
 
@@ -42,6 +43,16 @@ def double(x):
 """
 
 
+MAKES_A_PICTURE = """
+```python
+import os
+open(os.environ["TUTORIAL_PICTURES"] + "/made.svg", "w").close()
+```
+
+![a picture](pictures/made.svg)
+"""
+
+
 @pytest.fixture
 def chapter(tmp_path):
     (tmp_path / "build.py").touch()
@@ -74,8 +85,34 @@ def test_what_is_not_so_is_noticed(chapter, changed, complaint):
         build.check(chapter)
 
 
+def test_a_check_writes_nothing(chapter):
+    chapter.write_text(CHAPTER + MAKES_A_PICTURE)
+    (chapter.parent / "pictures").mkdir()
+    (chapter.parent / "pictures" / "made.svg").write_text("as it was")
+    before = {path: path.read_bytes() for path in chapter.parent.rglob("*") if path.is_file()}
+    build.check(chapter)
+    assert {path: path.read_bytes() for path in chapter.parent.rglob("*") if path.is_file()} == before
+    build.run(chapter, chapter.parent / "pictures")
+    assert (chapter.parent / "pictures" / "made.svg").read_text() == ""
+
+
+def test_a_picture_that_only_the_run_would_make_is_missing(chapter):
+    chapter.write_text(CHAPTER + MAKES_A_PICTURE)
+    with pytest.raises(UserError, match="pictures/made.svg"):
+        build.check(chapter)
+    assert not (chapter.parent / "pictures").exists()
+
+
+def test_a_chapter_that_does_not_end_is_stopped_and_said_in_one_line(chapter, monkeypatch):
+    monkeypatch.setattr(build, "SECONDS", 0.5)
+    chapter.write_text("```python\nwhile True:\n    pass\n```\n")
+    with pytest.raises(UserError, match="^00_chapter.md: expected to run to its end within 0.5 seconds, got no end$"):
+        build.check(chapter)
+
+
 @pytest.mark.parametrize("said, printed, fence, same", [
-    ("loss 1.00", "loss 1.004", "", True), ("loss 1.00", "loss 1.04", "", False), ("loss 1.00", "loss 1.04", " tolerance=0.1", True),
+    ("loss 0.10", "loss 0.11", "", True), ("loss 1.00", "loss 1.02", "", False), ("loss 1.00", "loss 1.02", " tolerance=0.1", True),
+    ("loss 100.0", "loss 101.0", "", True), ("loss 100.0", "loss 101.1", "", False), ("loss 100", "loss 99", " tolerance=0.1", True),
     ("took 3 s", "took 9 s", "", False), ("took 3 s", "took 9 s", " tolerance=any", True), ("1e-7", "1.5e-7", "", False),
     ("2,810 clips", "2,811 clips", "", False), ("-0.5", "0.5", "", False), ("a b", "a  b", "", True), ("a b", "a c", "", False)])
 def test_numbers_agree_within_the_tolerance_that_is_stated(said, printed, fence, same):
@@ -94,8 +131,56 @@ def test_every_chapter_has_what_a_chapter_needs():
         assert text.count("<details>") == text.count("</details>") == 3, path.name
 
 
+def prose(text):
+    """A chapter without its code."""
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def test_there_are_14_chapters_that_say_how_long_they_take_and_fit_in_8_minutes():
+    texts = [path.read_text(encoding="utf-8") for path in build.chapters()]
+    found = [re.search(r"\*\*Time:\*\* about \d+ minutes to read, (\d+) seconds to run", text) for text in texts]
+    assert len(found) == 14 and all(found), [path.name for path, said in zip(build.chapters(), found) if not said]
+    assert sum(int(said[1]) for said in found) <= build.ALL_SECONDS
+
+
+@pytest.mark.parametrize("path", build.chapters(), ids=lambda path: path.stem)
+def test_github_shows_the_mathematics_as_it_is_meant(path):
+    text = prose(path.read_text(encoding="utf-8"))
+    math = [block or line for block, line in re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", text, re.DOTALL)]
+    assert text.count("$") % 2 == 0
+    lost = [found for part in math for found in re.findall(r"\\[^A-Za-z]", part)]
+    assert not lost, f"GitHub takes the backslash off {lost} in mathematics"
+    for block in re.finditer(r"\$\$.+?\$\$", text, re.DOTALL):
+        around = text[:block.start()][-2:], text[block.end():][:2]
+        assert around == ("\n\n", "\n\n"), f"no blank line before and after {block[0]}"
+
+
+@pytest.mark.parametrize("path", build.chapters(), ids=lambda path: path.stem)
+def test_the_chapter_opens_in_jupyter(path):
+    text = path.read_text(encoding="utf-8")
+    for line in text.splitlines()[:2]:
+        assert not re.search(r"coding[:=]\s*[-\w.]", line), "jupytext takes this for the declaration of an encoding (PEP 263)"
+    jupytext = pytest.importorskip("jupytext")
+    opened = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
+    cells = build.cells_of(text)
+    assert [cell.source + "\n" for cell in opened] == [cell.code for cell in cells]
+    assert ["".join(cell.metadata.get("tags", [])) for cell in opened] == [cell.tag for cell in cells]
+
+
+took = {}  # seconds, of each chapter
+
+
 @pytest.mark.tutorials
 @pytest.mark.parametrize("path", build.chapters(), ids=lambda path: path.stem)
 def test_the_chapter_runs_and_prints_what_its_text_says(path):
     pytest.importorskip("matplotlib", reason="chapters draw with matplotlib")
+    start = time.perf_counter()
     build.check(path)
+    took[path] = time.perf_counter() - start
+
+
+@pytest.mark.tutorials
+def test_all_chapters_together_take_less_than_8_minutes():
+    if len(took) < len(build.chapters()):
+        pytest.skip("not all chapters were run to their end")
+    assert sum(took.values()) < build.ALL_SECONDS

@@ -2,7 +2,7 @@
 
     python tutorials/build.py                # run every chapter, write its outputs and pictures
     python tutorials/build.py 4 6            # these chapters
-    python tutorials/build.py --check        # write nothing: compare instead, and look for dead links
+    python tutorials/build.py --check        # write nothing: look for dead links, and compare
 
 A chapter is Markdown, tutorials/NN_name.md. Its code stands in fences that start with ```python and runs from top to bottom in
 one fresh process; what a cell prints follows it in a fence that starts with ```text. An exercise has three cells, in this order:
@@ -11,15 +11,19 @@ one fresh process; what a cell prints follows it in a fence that starts with ```
     ```python tags=["check"]       asserts; what it prints after the solution follows it
     ```python tags=["solution"]    the check must pass after it
 
-Numbers in an output may differ from those in the text by 1 %, or by what its fence says: ```text tolerance=0.1 allows 10 %,
-```text tolerance=any lets numbers be what they like, for times. Whole numbers must be the same unless the fence says more.
+A number in an output may differ from the one in the text by 1 %, or by one and a half units of its last printed digit where
+that is more; whole numbers must be the same. The fence may say otherwise: ```text tolerance=0.1 allows 10 %, of whole numbers
+too; ```text tolerance=any lets numbers be what they like, for times. So a cell should compute from nothing that changes for
+other reasons, as a README does.
 """
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +37,8 @@ CELL = re.compile(r'^```python(?: tags=\["(?P<tag>\w+)"\])?\n(?P<code>.*?)^```\n
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"")
 MARK = "<<< cell {} >>>"
-SECONDS = 240  # that a chapter may take
+SECONDS = 240  # that a chapter may take before it is stopped
+ALL_SECONDS = 480  # that all of them may take together
 
 
 @dataclass
@@ -71,14 +76,18 @@ def script(cells: list[Cell]) -> str:
     return "\n".join(parts)
 
 
-def run(path: Path) -> list[str]:
-    """What each cell of a chapter prints, in a fresh process. Raises UserError if the chapter does not run to its end."""
+def run(path: Path, pictures: Path | None = None) -> list[str]:
+    """What each cell of a chapter prints, in a fresh process. Its pictures go to the folder `pictures`, or are thrown away.
+    Raises UserError if the chapter does not run to its end."""
     cells = cells_of(path.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / f"{path.stem}.py"
         program.write_text("import sys\nsys.path.insert(0, '.')\n" + script(cells), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-X", "utf8", str(program)], cwd=path.parent, capture_output=True,
-                              encoding="utf-8", timeout=SECONDS)
+        try:
+            done = subprocess.run([sys.executable, "-X", "utf8", str(program)], cwd=path.parent, capture_output=True, encoding="utf-8",
+                                  timeout=SECONDS, env={**os.environ, "TUTORIAL_PICTURES": str(pictures or folder)})
+        except subprocess.TimeoutExpired:
+            raise UserError(f"{path.name}: expected to run to its end within {SECONDS} seconds, got no end") from None
     require(done.returncode == 0, f"{path.name}: expected to run to its end, got:\n{done.stdout[-500:]}{done.stderr[-3000:]}")
     outputs = [""] * len(cells)
     pieces = re.split(r"^<<< cell (\d+) >>>\n", done.stdout, flags=re.MULTILINE)
@@ -106,9 +115,9 @@ def agree(said: str, printed: str, fence: str) -> bool:
     for ours, theirs in zip(NUMBER.findall(said), NUMBER.findall(printed)):
         a, b = (float(number.replace(",", "").rstrip(".")) for number in (ours, theirs))
         whole = "." not in ours + theirs and "e" not in ours + theirs
-        allowed = float(stated[1]) if stated else 0.0 if whole else 0.01
-        last_digit = 0 if whole else 10.0 ** -max(len(number.partition("e")[0].partition(".")[2]) for number in (ours, theirs))
-        if abs(a - b) > allowed * max(abs(a), abs(b)) + (1.5 * last_digit if "e" not in ours + theirs else 0):
+        relative = float(stated[1]) if stated else 0.0 if whole else 0.01
+        digits = 0 if whole or "e" in ours + theirs else 1.5 * 10.0 ** -max(len(n.partition(".")[2]) for n in (ours, theirs))
+        if abs(a - b) > max(relative * max(abs(a), abs(b)), digits):
             return False
     return True
 
@@ -133,12 +142,12 @@ def dead_links(path: Path) -> list[str]:
 
 
 def check(path: Path) -> None:
-    """Raise UserError if the chapter prints anything but what its text says, or has dead links."""
+    """Raise UserError if the chapter has dead links, or prints anything but what its text says. Writes nothing."""
+    dead = dead_links(path)  # first: a picture that only a run would make is missing
+    require(not dead, f"{path.name}: expected links that lead somewhere, got {', '.join(dead)}")
     for cell, printed in zip(cells_of(path.read_text(encoding="utf-8")), run(path)):
         require(agree(cell.output, printed, cell.fence),
                 f"{path.name}: expected\n{cell.output}\ngot\n{printed}\nfrom\n{cell.code}\nrun: python tutorials/build.py")
-    dead = dead_links(path)
-    require(not dead, f"{path.name}: expected links that lead somewhere, got {', '.join(dead)}")
 
 
 def chapters(numbers: list[int] | None = None) -> list[Path]:
@@ -152,17 +161,19 @@ def main(argv: list[str]) -> None:
     parser.add_argument("numbers", nargs="*", type=int, help="of chapters (default: all)")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     args = parser.parse_args(argv)
-    wrong = []
+    wrong, began = [], time.perf_counter()
     for path in chapters(args.numbers):
+        start = time.perf_counter()
         try:
             if args.check:
                 check(path)
             else:
-                path.write_text(with_outputs(path.read_text(encoding="utf-8"), run(path)), encoding="utf-8")
-            print(f"{path.name}: done")
+                path.write_text(with_outputs(path.read_text(encoding="utf-8"), run(path, path.parent / "pictures")), encoding="utf-8")
+            print(f"{path.name}: done in {time.perf_counter() - start:.0f} s")
         except UserError as error:
             wrong.append(path.name)
             print(error)
+    print(f"{time.perf_counter() - began:.0f} s in all; all chapters together may take {ALL_SECONDS}")
     require(not wrong, f"expected every chapter to run as it says, got {len(wrong)} that do not: {', '.join(wrong)}")
 
 
