@@ -14,11 +14,11 @@ import dataclasses
 import itertools
 import json
 import math
-import os
+import shlex
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Iterator
 
 import numpy as np
@@ -30,8 +30,8 @@ from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import SIZES, StageConfig, require, run_script, to_dict
 from diffa2_mini.data import Batch, Collate, load_examples
 from diffa2_mini.device import autocast, choose_device, compile_blocks, matmul_ceiling, peak_memory
-from diffa2_mini.ears import Ears
-from diffa2_mini.loader import Loader, batches
+from diffa2_mini.ears import Attentive, Ears
+from diffa2_mini.loader import Loader, batches, count_workers
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.objective import measure_pairs, piece_loss
 from diffa2_mini.options import parse_arguments, stage_config
@@ -50,7 +50,7 @@ def schedule(step: int, n_steps: int, stage: StageConfig) -> float:
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM; raised between two steps."""
+    """Ctrl-C or SIGTERM; raised between two steps, or two batches of a measurement."""
 
 
 class Run:
@@ -77,6 +77,7 @@ class Run:
             weights.load_diffa2(self.model, diffa2)
         keep = args.size == "toy" and not args.no_cache_audio
         self.ears = Ears(self.model, self.device, self.dtype, keep, args.cache_audio)
+        self.attentive = Attentive(self.ears, self.look_for_stop)
         if args.compile:
             compile_blocks(self.model.whisper.blocks, self.model.llada.blocks)
         self.log = show.Log(args.out / "log.jsonl", world.first)
@@ -84,7 +85,13 @@ class Run:
         self.validation = self.load_validation()
         self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print)
                       for path in args.test}
-        self.stop_signal = None
+        self.signals, self.stopping = faults.Signals(patient=world.size > 1), False  # torchrun repeats a signal
+
+    def look_for_stop(self) -> None:
+        """Raise Stopped, in all processes, if one of them has had a signal."""
+        self.stopping = any(self.world.gather([self.signals.came is not None]))
+        if self.stopping:
+            raise Stopped
 
     def load_validation(self) -> list:
         folder = self.data if self.data.is_dir() else self.data.parent
@@ -101,9 +108,10 @@ class Run:
         self.model.eval()
         batch_size = 64 if self.config.from_scratch else stage.at_once
         with autocast(self.device, self.dtype):
-            texts, _ = answers.answer(self.model, self.tokenizer, self.ears, examples, stage.audio, self.config.decode,
+            texts, _ = answers.answer(self.model, self.tokenizer, self.attentive, examples, stage.audio, self.config.decode,
                                       batch_size)
         self.model.train()
+        self.world.wait()
         return texts
 
     def report(self, stage: StageConfig, examples: list) -> reporting.Report:
@@ -113,7 +121,8 @@ class Run:
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
         """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
         with autocast(self.device, self.dtype):
-            figures = measure_pairs(self.model, reference, self.validation, stage, self.args.seed, self.tokenizer, self.ears)
+            figures = measure_pairs(self.model, reference, self.validation, stage, self.args.seed, self.tokenizer, self.attentive)
+        self.world.wait()
         tqdm.write("  held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}; variance of the score "
                    "{variance_shared:.3g} with shared masks, {variance_independent:.3g} with independent ones".format(**figures)
                    if figures else "  no held-out example has a rejected answer: how pairs are ranked is not measured")
@@ -124,7 +133,7 @@ def step_on(run: Run, stage: StageConfig, synchronised: Synchronised, optimizer:
             n_tokens: int, batches: Iterator[Batch], n_pieces: int) -> dict[str, float]:
     """One step of the optimiser on a batch that has `n_tokens` in its answers, and of which this process has its share, in
     pieces. Returns figures of the whole batch: those to log, `masked` (tokens predicted), `broken` (clips), `stop` (signals)."""
-    figures = {"masked": 0, "broken": 0, "stop": run.stop_signal is not None}
+    figures = {"masked": 0, "broken": 0, "stop": run.signals.came is not None}
     for i, batch in enumerate(batches):
         piece = synchronised.backward(batch.heard(run.ears, run.device), n_tokens, autocast=autocast(run.device, run.dtype),
                                       last=i + 1 == n_pieces)
@@ -153,7 +162,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         checkpoint.restore(model, init.model, "the stage before")
     trained = model.train_only(stage.trains)
     if args.shard:
-        shard(model.llada.blocks)
+        shard(model.llada.blocks, world, run.device)
         model.to(run.device)
     reference = {}
     if stage.preference:
@@ -167,13 +176,16 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     set_dropout(model, stage.lora_dropout)
     model.train()
 
-    deaf = run.ears.prepare([example.path for example in examples + run.validation],
-                            lambda chunks: tqdm(chunks, desc="  listening", leave=False, disable=not world.first),
-                            args.skip_broken, world)
+    def listening(paths: list) -> Iterator:
+        bar = tqdm(paths, desc="  listening", leave=False, disable=not world.first)
+        return itertools.takewhile(lambda path: not run.signals.came, bar)
+    deaf = run.ears.prepare([example.path for example in examples + run.validation], listening, args.skip_broken, world)
+    run.look_for_stop()
     for complaint in deaf.values():
         print(f"  left out: {complaint}")
     examples, run.validation = ([each for each in some if each.path not in deaf] for some in (examples, run.validation))
     require(examples, f"{manifest}: not one of its clips can be heard")
+    world.agree(len(examples), f"{manifest}: the processes see different examples; give all machines the same data")
     n_steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
     stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))  # a short run warms up in its first half
     n_all, n_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained.values())
@@ -184,27 +196,27 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
           f"{stage.warmup} steps of warm-up, {stage.schedule}")
 
     def save(step: int, done: bool) -> Checkpoint:
-        state = Checkpoint(run.config, number, step, done, checkpoint.trained_tensors(model), stage.audio)
+        state = Checkpoint(run.config, number, step, done, checkpoint.trained_tensors(model), stage.audio,
+                           seed=args.seed, batch_size=stage.batch_size)
         if not done:
             state.optimizer = checkpoint.optimizer_tensors(optimizer, list(trained))
         if world.first:
-            path = args.out / f"stage{number}.safetensors"
-            faults.keep_previous(path)
-            checkpoint.save(path, state)
+            checkpoint.save(args.out / f"stage{number}.safetensors", state, keep=True)
+        world.wait()
         return state
 
     collate = Collate(examples, args.seed, stage, run.config, run.tokenizer, not run.ears.remembers, args.skip_broken)
     every_step = batches(len(examples), stage.batch_size, n_steps, first_step, args.seed)
     steps, ahead = itertools.tee((step, pairs, collate.cut(pairs, stage.at_once, world.rank, world.size))
                                  for step, pairs in every_step)
-    n_workers = min(8, (os.cpu_count() or 1) // world.local_size) if args.workers is None and collate.load else args.workers or 0
-    loader = Loader(collate, (piece for *_, pieces in ahead for piece in pieces), n_workers)
+    loader = Loader(collate, (piece for *_, pieces in ahead for piece in pieces),
+                    count_workers(args.workers, collate.load, world.local_size))
     synchronised = Synchronised(lambda batch, n_tokens: piece_loss(model, reference, batch, stage, run.tokenizer, n_tokens),
                                 list(trained.values()), world)
 
     start, n_skipped = time.perf_counter(), {"steps whose loss or gradient was not finite": 0, "clips that were broken": 0}
-    with tqdm(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step", dynamic_ncols=True,
-              disable=not world.first) as bar:
+    with loader, tqdm(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step", dynamic_ncols=True,
+                      disable=not world.first) as bar:
         for step, pairs, pieces in steps:
             optimizer.param_groups[0]["lr"] = lr = schedule(step, n_steps, stage)
             began, waited = time.perf_counter(), loader.waited + run.ears.waited
@@ -227,16 +239,18 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
                             tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}")
             row = {"stage": number, "step": step + 1, "lr": lr, **figures, **speed, "data_wait": loader.waited + run.ears.waited - waited}
             row |= {} if faults.finite(figures) else {"skipped": 1}
-            if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
-                row |= run.report(stage, run.validation[::8]).figures
+            with suppress(Stopped):  # a measurement that is cut short is left out, and the step saved below
+                if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
+                    row |= run.report(stage, run.validation[::8]).figures
             run.log.add(**row, examples_per_second=rate, time=time.time())
-            if (step + 1) % args.sample_every == 0 and run.validation:
-                example = run.validation[step * 7 % len(run.validation)]
-                tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
-                           f"    target {example.answer!r}, answer {run.answers(stage, [example])[0]!r}")
-            if stage.preference and step + 1 == 5 and run.validation:
-                run.log.add(stage=number, step=5, **run.measure_preferences(stage, reference))
-            if stop:
+            with suppress(Stopped):
+                if (step + 1) % args.sample_every == 0 and run.validation:
+                    example = run.validation[step * 7 % len(run.validation)]
+                    tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
+                               f"    target {example.answer!r}, answer {run.answers(stage, [example])[0]!r}")
+                if stage.preference and step + 1 == 5 and run.validation:
+                    run.log.add(stage=number, step=5, **run.measure_preferences(stage, reference))
+            if stop or run.stopping:
                 save(step + 1, done=False)
                 raise Stopped
             if (step + 1) % args.save_every == 0 and step + 1 < n_steps:
@@ -245,9 +259,13 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         if n:
             print(f"  skipped {n} {what}")
     if run.validation:
-        result = run.report(stage, run.validation)
-        print(reporting.table(result))
-        figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
+        try:
+            result = run.report(stage, run.validation)
+            print(reporting.table(result))
+            figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
+        except Stopped:
+            save(n_steps, done=False)  # resumed, it measures anew
+            raise
         run.log.add(stage=number, step=n_steps, **figures, time=time.time())
     print(f"  stage {number} took {time.perf_counter() - start:.0f} s; peak memory {peak_memory(run.device)}")
     return save(n_steps, done=True)
@@ -273,6 +291,9 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
             check_free()
         found = {number: faults.load_last(path, checkpoint.load)
                  for number, path in paths.items() if path.exists() and args.resume}
+    world.agree([(number, state.step, state.done) for number, state in found.items()],
+                f"{args.out}: the processes see different checkpoints; give an --out that all machines share")
+    faults.same_run(found, paths, args.seed, {number: stage_config(args, number).batch_size for number in found})
     init = checkpoint.load(args.init) if args.init else None
     if numbers[0] > 1 and not (init or args.diffa2 or args.random_weights):
         init = checkpoint.load(paths[numbers[0] - 1])
@@ -282,17 +303,11 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         if is_new:
             held.enter_context(faults.lock(args.out))  # not before: a run that is refused leaves no folder behind
         check_free()
-        (args.out / "config.json").write_text(json.dumps(
-            {"arguments": {name: str(value) for name, value in vars(args).items()}, "config": to_dict(run.config),
-             "stages": {number: dataclasses.asdict(stage_config(args, number)) for number in numbers}}, indent=2) + "\n")
+        about = {"arguments": {name: str(value) for name, value in vars(args).items()}, "config": to_dict(run.config),
+                 "stages": {number: dataclasses.asdict(stage_config(args, number)) for number in numbers}}
+        faults.write(args.out / "config.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
 
-    def stop(signum, frame):
-        if run.stop_signal and world.size == 1:  # the second time at once; torchrun repeats the first
-            sys.exit(128 + signum)
-        run.stop_signal = signum
-
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, stop)
+    run.signals.catch()
     try:
         for number in numbers:
             resumed = found.get(number)
@@ -303,12 +318,12 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
             if world.first:
                 run.log.forget_after(number, resumed.step if resumed else 0)
             init = train_stage(run, number, init, resumed)
+        for path, examples in run.tests.items():
+            print(f"\n{path}\n{reporting.table(run.report(run.stages[numbers[-1]], examples))}")
     except Stopped:
-        print(f"stopped and saved; go on with: {' '.join(['python train.py', *sys.argv[1:]])}"
-              + ("" if args.resume else " --resume"))
-        sys.exit(128 + (run.stop_signal or signal.SIGTERM))
-    for path, examples in run.tests.items():
-        print(f"\n{path}\n{reporting.table(run.report(run.stages[numbers[-1]], examples))}")
+        again = shlex.join(["python", "train.py", *sys.argv[1:], *([] if args.resume else ["--resume"])])
+        print("stopped and saved; go on with: " + (again if world.size == 1 else "the same torchrun command and --resume"))
+        sys.exit(128 + (run.signals.came or signal.SIGTERM))
     if not world.first:
         return
     if show.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
@@ -324,7 +339,7 @@ def main(argv: list[str]) -> None:
     elif args.dry_run:
         plan.show(args, {number: stage_config(args, number) for number in args.stages})
     else:
-        with together(args.processes) as world, ExitStack() as held:
+        with together(args.processes, args.compile) as world, ExitStack() as held:
             train(args, world, held)
 
 

@@ -5,12 +5,9 @@ the optimiser have a prefix. It is written to a temporary name and then renamed,
 """
 
 import json
-import os
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import Config, UserError, from_dict, require, run_script, to_dict
-from .faults import digest
+from .faults import digest, write
 from .model import Diffa2, part_of
 
 FORMAT = "diffa2_mini 2"
@@ -35,39 +32,23 @@ class Checkpoint:
     model: dict[str, Tensor]
     audio: tuple[str, ...] = ()  # what the stage splices into the prompt
     optimizer: dict[str, Tensor] = field(default_factory=dict)
+    seed: int | None = None  # of the run, and
+    batch_size: int | None = None  # which decide the order of the examples
 
 
-def write(path: Path, write_to: Callable[[Path], None]) -> None:
-    """Have `write_to` write a file so that either all of it is there or nothing. Raises UserError when the disk is full."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_to(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: what torch.save makes of it
-        error = str(error).splitlines()[0]
-        raise UserError(f"{path}: could not be written ({error}); free some space or choose another place") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, or nothing. Raises UserError when the disk is full."""
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], keep: bool = False) -> None:
+    """Write a safetensors file, or nothing; with `keep`, the one before stays. Raises UserError when the disk is full."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write(path, lambda temporary: save_file(tensors, temporary, metadata))
+    write(path, lambda temporary: save_file(tensors, temporary, metadata), keep)
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint."""
+def save(path: Path, checkpoint: Checkpoint, keep: bool = False) -> None:
+    """Write a checkpoint; with `keep`, the one before stays."""
     tensors = dict(checkpoint.model) | {f"optimizer.{name}": tensor for name, tensor in checkpoint.optimizer.items()}
     fields = {"config": to_dict(checkpoint.config), "stage": checkpoint.stage, "step": checkpoint.step,
-              "done": checkpoint.done, "audio": checkpoint.audio}
+              "done": checkpoint.done, "audio": checkpoint.audio, "seed": checkpoint.seed, "batch_size": checkpoint.batch_size}
     metadata = {"format": FORMAT, "checkpoint": json.dumps(fields)}
-    save_tensors(path, tensors, metadata | {"sha256": digest(tensors, metadata)})
+    save_tensors(path, tensors, metadata | {"sha256": digest(tensors, metadata)}, keep)
 
 
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -90,12 +90,13 @@ class Ears:
         """Encode ahead of time the clips that are to be kept and are not yet; for a folder, each process its share. Returns
         what is wrong with those that cannot be heard. Raises UserError if there is one that is not to be skipped, or if
         the folder's disk has too little space."""
-        paths = [path for path in dict.fromkeys(paths) if path not in self.kept] if self.remembers else []
+        paths = list(dict.fromkeys(paths)) if self.remembers else []
         if self.folder:
+            paths = paths[world.rank::world.size]  # before any look at what is there, which another may be about to change
             missing = [path for path in paths if not self.file_of(path).exists()]
-            self.check_space(len(missing))
-            paths = (paths if self.keep else missing)[world.rank::world.size]
-        broken = []
+            self.check_space(sum(world.gather([len(missing)])))
+            paths = paths if self.keep else missing
+        paths, broken = [path for path in paths if path not in self.kept], []
         for path in progress(paths):
             try:
                 self.listen(path)
@@ -119,3 +120,14 @@ class Ears:
         M] with their numbers of frames, or else from the files."""
         heard = [self.encode(*clip) for clip in clips] if clips else [self.listen(path) for path in paths]
         return Audio(*(torch.stack([getattr(audio, name) for audio in heard]) for name in NAMES))
+
+
+class Attentive:
+    """Ears that call `look` before each batch that they hear: it may raise something that ends a long measurement."""
+
+    def __init__(self, ears: Ears, look: Callable):
+        self.ears, self.look, self.device = ears, look, ears.device
+
+    def __call__(self, *asked) -> Audio:
+        self.look()
+        return self.ears(*asked)

@@ -1,13 +1,18 @@
-"""What keeps a run whole when something breaks: checksums, the save before the last, and one run to a folder."""
+"""What keeps a run whole when something breaks: whole files, checksums, the save before the last, and one run to a folder."""
 
 import hashlib
 import json
 import math
 import os
+import shutil
+import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .config import UserError, require
@@ -33,13 +38,43 @@ def previous(path: Path) -> Path:
 
 
 def keep_previous(path: Path) -> None:
-    """Give the last save a second name, under which it stays when the next one takes its place."""
-    if path.exists():
-        try:
-            previous(path).unlink(missing_ok=True)
-            os.link(path, previous(path))
-        except OSError as error:
-            raise UserError(f"{previous(path)}: could not be written ({error}); choose another --out") from None
+    """Give a save a second name, under which it stays when the next one takes its place; on a disk without second names, copy
+    it."""
+    previous(path).unlink(missing_ok=True)
+    try:
+        os.link(path, previous(path))
+    except OSError:
+        shutil.copyfile(path, previous(path))
+
+
+def write(path: Path, write_to: Callable[[Path], None], keep: bool = False) -> None:
+    """Have `write_to` write a file so that either all of it is there or nothing. With `keep`, what it takes the place of
+    stays under another name. Raises UserError when the disk is full."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_to(temporary)
+        with open(temporary, "r+b") as file:  # Windows can do this to a file that is open for writing alone
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            keep_previous(path)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: what torch.save makes of it
+        error = str(error).splitlines()[0]
+        raise UserError(f"{path}: could not be written ({error}); free some space or choose another place") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def append(path: Path, text: str) -> None:
+    """Write at the end of a file, at once. Raises UserError when the disk is full."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror}); free some space, then go on with --resume") from None
 
 
 def load_last(path: Path, load: Callable):
@@ -53,6 +88,14 @@ def load_last(path: Path, load: Callable):
         print(f"{error}; going on from the save before, step {found.step}")
         os.replace(previous(path), path)
         return found
+
+
+def same_run(found: dict, paths: dict[int, Path], seed: int, batch_sizes: dict[int, int]) -> None:
+    """Raise UserError if a stage was begun with another seed or batch size: its examples came in another order."""
+    for number, state in found.items():
+        for flag, was, now in (("seed", state.seed, seed), ("batch-size", state.batch_size, batch_sizes[number])):
+            require(state.done or was in (None, now), f"{paths[number]}: was begun with --{flag} {was}, got {now}; give it the "
+                                                      "one that it was begun with, or choose another --out")
 
 
 def lock(out: Path):
@@ -72,6 +115,22 @@ def lock(out: Path):
     return file
 
 
+class Signals:
+    """Ctrl-C and SIGTERM, noted so that a run can save before it ends. The second one ends it at once, unless it is `patient`."""
+
+    def __init__(self, patient: bool):
+        self.patient, self.came = patient, None
+
+    def catch(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.note)
+
+    def note(self, number: int, frame) -> None:
+        if self.came and not self.patient:
+            sys.exit(128 + number)
+        self.came = number
+
+
 def finite(figures: dict[str, float]) -> bool:
     """Are the loss and the norm of its gradient numbers that a step can be made with?"""
     return math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
@@ -83,8 +142,7 @@ def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], 
     UserError unless `skip`."""
     row = {"stage": stage, "step": step, "loss": str(figures["loss"]), "grad_norm": str(figures["grad_norm"]), "clips": clips}
     if writes:
-        with open(out / "nonfinite.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(out / "nonfinite.jsonl", json.dumps(row) + "\n")
     require(skip, f"stage {stage}, step {step}: expected a finite loss and gradient, got {figures['loss']} and "
                   f"{figures['grad_norm']}; the clips are named in {out / 'nonfinite.jsonl'}. Lower --lr, or go on "
                   "without such steps: --resume --skip-nonfinite")

@@ -1,5 +1,6 @@
 """Which examples make which step, and the processes that load them ahead of time."""
 
+import os
 import time
 from typing import Iterable, Iterator
 
@@ -11,13 +12,36 @@ from .config import UserError
 from .data import Batch, Collate
 
 
+def count_workers(asked: int | None, loads: bool, n_beside: int) -> int:
+    """How many processes load audio: as many as asked for, or else, if there is any to load, up to 8 of a core each for each of
+    the `n_beside` processes that train on this machine."""
+    return asked or 0 if asked is not None or not loads else min(8, (os.cpu_count() or 1) // n_beside)
+
+
+def leave_group(worker: int) -> None:
+    """Have a signal to the whole process group, as torchrun and a terminal send it, pass this process by: the one that it works
+    for is to finish its step and save. It ends when that one does, however it ends."""
+    if hasattr(os, "setpgrp"):  # Windows has no such groups
+        os.setpgrp()
+
+
 class Loader:
-    """The batches of `pieces`, in order, made ahead of time by `n_workers` processes. Raises UserError."""
+    """The batches of `pieces`, in order, made ahead of time by `n_workers` processes. They end with
+    `with loader`; if one is killed before, a UserError says so."""
 
     def __init__(self, collate: Collate, pieces: Iterable[list[tuple[int, int]]], n_workers: int):
         self.batches = iter(DataLoader(collate, sampler=pieces, batch_size=None, num_workers=n_workers,
-                                       generator=torch.Generator()))
+                                       generator=torch.Generator(), worker_init_fn=leave_group if n_workers else None))
         self.waited = 0.0  # seconds, in all
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.batches = None  # ends them
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # torch raises it wherever we are
+            raise UserError(f"a process that loads audio has ended ({str(error).splitlines()[0].rstrip('. ')}), perhaps for want of "
+                            "memory; go on with --resume, and with fewer of them or none: --workers 0") from None
 
     def take(self, n: int) -> Iterator[Batch]:
         """The next n batches."""

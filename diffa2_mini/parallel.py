@@ -4,6 +4,7 @@ All of them hold the model, draw the same batches, and deal out the examples. Di
 is trained; each process then makes the same step. What is frozen needs no exchange, and can be split among the cards.
 """
 
+import dataclasses
 import inspect
 import os
 import sys
@@ -14,12 +15,16 @@ from typing import Callable, Iterator
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import UserError, require
 
-PATIENCE = timedelta(hours=2)  # with one another: the first may be downloading weights
+PATIENCE = timedelta(days=7)  # with one another: one may be downloading weights, listening or saving for as long as it takes
+HASTE = timedelta(minutes=1)  # within a step, where all do the same; then one of them is lost
+COMPILING = timedelta(hours=1)  # instead, where torch.compile may be at work within a step
+STARTED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # what torchrun tells each process
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    hasty: distributed.ProcessGroup | None = None  # all processes, for what they exchange within a step
 
     @property
     def first(self) -> bool:
@@ -47,7 +53,7 @@ class World:
         return torch.device("cuda", self.local_rank)
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Go on when all processes are here, however long it takes."""
         if self.size > 1:
             distributed.barrier()
 
@@ -63,34 +69,44 @@ class World:
             self.wait()
 
     def gather(self, items: list) -> list:
-        """The items of all processes."""
+        """The items of all processes, however long it takes."""
         if self.size == 1:
             return items
         of_each = [None] * self.size
         distributed.all_gather_object(of_each, items)
         return [item for items in of_each for item in items]
 
+    def agree(self, value, message: str) -> None:
+        """Raise UserError in all processes unless they have the same value."""
+        require(all(other == value for other in self.gather([value])), message)
+
     def total(self, figures: dict[str, float]) -> dict[str, float]:
-        """The sum of each figure over the processes."""
+        """The sum of each figure over the processes, within a step."""
         if self.size == 1:
             return figures
         values = torch.tensor(list(figures.values()), dtype=torch.float64)
-        distributed.all_reduce(values)
+        distributed.all_reduce(values, group=self.hasty)
         return dict(zip(figures, values.tolist()))
 
 
 @contextmanager
-def together(size: int) -> Iterator[World]:
+def together(size: int, compiles: bool = False) -> Iterator[World]:
     """Join the `size` processes that torchrun has started; a World of one if it has not. All but the first are silent, and each ends
     with the block. Raises UserError when another process is lost."""
     if size == 1:
         yield World()
         return
-    world = World(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+    missing = [name for name in STARTED if name not in os.environ]
+    require(not missing, f"expected processes that torchrun has started, got WORLD_SIZE={size} without {', '.join(missing)}; start them "
+                         f"with: torchrun --nproc_per_node={size} train.py, or unset WORLD_SIZE")
+    world = World(*(int(os.environ[name]) for name in STARTED))
     if not world.first:
         sys.stdout = open(os.devnull, "w")
     try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        distributed.init_process_group("gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        hasty = distributed.new_group(backend=backend, timeout=COMPILING if compiles else HASTE)
+        world = dataclasses.replace(world, hasty=hasty)
         yield world
         world.wait()  # or one would hang up while another still listens
         distributed.destroy_process_group()
@@ -100,8 +116,8 @@ def together(size: int) -> Iterator[World]:
     except RuntimeError as error:  # what gloo and NCCL raise
         if not any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL", "Broken pipe")):
             raise
-        raise UserError(f"process {world.rank} of {world.size} has lost another, which has ended or cannot be reached; see its "
-                        "message, and go on with --resume") from None
+        raise UserError(f"process {world.rank} of {world.size} has lost another, which has ended, hangs or cannot be reached; see its "
+                        f"message, and go on with --resume ({str(error).strip().splitlines()[0][:200]})") from None
 
 
 class Share(nn.Module):
@@ -120,7 +136,9 @@ class Synchronised:
 
     def __init__(self, function: Callable, trained: list[nn.Parameter], world: World):
         self.world = world
-        self.function = DistributedDataParallel(Share(function, trained)) if world.size > 1 else function
+        self.function = function
+        if world.size > 1:
+            self.function = DistributedDataParallel(Share(function, trained), process_group=world.hasty)
 
     def backward(self, *inputs, autocast: torch.autocast, last: bool) -> dict[str, Tensor]:
         """Call the function and add the gradient of the "loss" among the figures that it returns. The `last` time in a step the
@@ -133,11 +151,13 @@ class Synchronised:
         return figures
 
 
-def shard(blocks: nn.ModuleList) -> None:
-    """Split the frozen weights of each block among the processes. They come together when the block runs, and part again.
-    What is trained in it stays whole."""
+def shard(blocks: nn.ModuleList, world: World, device: torch.device) -> None:
+    """Split the frozen weights of each block among the processes. They come together on the device when the block runs, and part
+    again. What can be trained in it stays whole, trained or not."""
     require("ignored_params" in inspect.signature(fully_shard).parameters,
             f"--shard: expected torch 2.7 or later, got {torch.__version__}; install a later one")
+    world.wait()
+    mesh = DeviceMesh.from_group(world.hasty, device.type)
     for block in blocks:
-        trained = {parameter for parameter in block.parameters() if parameter.requires_grad}
-        fully_shard(block, reshard_after_forward=True, ignored_params=trained)
+        whole = {parameter for name, parameter in block.named_parameters() if parameter.requires_grad or "lora_" in name}
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=whole)

@@ -4,8 +4,8 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from .checkpoint import write
 from .decode import Step
+from .faults import append, write
 from .tokenizer import Tokenizer
 
 CLEAR_LINE = "\r\x1b[2K"
@@ -52,18 +52,17 @@ class Log:
         self.path, self.writes = path, writes
 
     def add(self, **row) -> None:
-        if not self.writes:
-            return
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        if self.writes:
+            append(self.path, json.dumps(row) + "\n")
 
     def forget_after(self, stage: int, step: int) -> None:
-        """Drop what was logged after a checkpoint: the resumed run will log it again."""
+        """Drop what was logged of a stage after a checkpoint: the resumed run will log it again. What came of later stages stays:
+        they may be done, and this one have gone back to an earlier save."""
         kept = []
         for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
             with suppress(json.JSONDecodeError):  # a line that a killed run wrote half of
                 row = json.loads(line)
-                kept += [line] if (row["stage"], row["step"]) <= (stage, step) else []
+                kept += [line] if row["stage"] != stage or row["step"] <= step else []
         write(self.path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
 
 
@@ -93,6 +92,6 @@ def draw_curves(log: Path, picture: Path) -> bool:
         axis.set(title=f"stage {stage}", xlabel="step")
         figure.legend(*[a + b for a, b in zip(axis.get_legend_handles_labels(), right.get_legend_handles_labels())],
                       loc="outside lower center", ncols=4) if stage == stages[-1] else None
-    figure.savefig(picture, dpi=120)
+    write(picture, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
     pyplot.close(figure)
     return True

@@ -1,7 +1,13 @@
 """What the tests share: one thread, one seed, and a model small enough to build in every test."""
 
+import os
+import sys
+
 import pytest
 import torch
+
+if not any("test_device" in argument for argument in sys.argv):  # `pytest tests/test_device.py` alone has the tests of CUDA run
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is bit-identical is so on the CPU
 
 from diffa2_mini.config import AdapterConfig, AudioConfig, Config, LladaConfig, LoraConfig, WhisperConfig
 from diffa2_mini.model import Diffa2

@@ -12,6 +12,7 @@ from diffa2_mini import ears
 from diffa2_mini.config import UserError
 from diffa2_mini.ears import NAMES, Ears
 from diffa2_mini.model import Diffa2
+from diffa2_mini.parallel import World
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,26 @@ def test_kept_on_disk_for_the_next_run_too(model, paths, tmp_path):  # noqa: F81
     asked = []
     other.prepare(paths, lambda chunks: asked.append(chunks) or chunks)
     assert asked == [[]]  # all of it is there
+
+
+class Beside(World):
+    """One of several processes, told apart from the others by nothing but its number."""
+
+    def gather(self, items):
+        return items * self.size
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_processes_at_their_own_pace_encode_all_clips_between_them(model, paths, tmp_path, keep):  # noqa: F811
+    for rank in range(2):  # the second looks at the folder when the first is done
+        Ears(model, CPU, torch.float32, keep, tmp_path / "cache").prepare(paths, lambda chunks: chunks, world=Beside(rank, 2))
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
+
+
+def test_the_space_of_all_processes_is_asked_for(model, paths, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 3 * 3 * 50 * 8 * 4))
+    with pytest.raises(UserError, match="for 4 clips"):  # each has two of them
+        on_disk(model, tmp_path / "cache").prepare(paths, lambda chunks: chunks, world=Beside(0, 2))
 
 
 def test_waiting_for_the_disk_is_counted(model, paths, tmp_path, monkeypatch):  # noqa: F811

@@ -18,8 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def save(path, model, step):
-    faults.keep_previous(path)
-    checkpoint.save(path, Checkpoint(model.config, 1, step, False, trained_tensors(model)))
+    checkpoint.save(path, Checkpoint(model.config, 1, step, False, trained_tensors(model)), keep=True)
 
 
 def test_a_damaged_save_gives_way_to_the_one_before(tmp_path, model, capsys):
@@ -51,20 +50,55 @@ state = checkpoint.load(path)
 state.step += 1
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2,) * 2)
-faults.keep_previous(path)
-sys.exit(run_script(lambda argv: checkpoint.save(path, state), []))
+sys.exit(run_script(lambda argv: checkpoint.save(path, state, keep=True), []))
 """
 
 
 def test_a_disk_that_is_full_leaves_the_last_save(tmp_path, model):
     path = tmp_path / "stage1.safetensors"
+    save(path, model, 0)
     save(path, model, 1)
     before = path.read_bytes()
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "could not be written" in done.stderr and "free some space" in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
-    assert path.read_bytes() == before and checkpoint.load(path).step == 1
+    assert path.read_bytes() == before and checkpoint.load(path).step == 1 and checkpoint.load(faults.previous(path)).step == 0
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_disk_without_second_names_gets_a_copy(tmp_path, model, monkeypatch):
+    def refuse(*names):
+        raise OSError(1, "Operation not permitted")
+
+    path = tmp_path / "stage1.safetensors"
+    monkeypatch.setattr(faults.os, "link", refuse)
+    for step in (1, 2, 3):
+        save(path, model, step)
+    assert checkpoint.load(path).step == 3 and checkpoint.load(faults.previous(path)).step == 2
+
+
+FULL_LOG = """
+import resource, sys
+from pathlib import Path
+from diffa2_mini import faults
+from diffa2_mini.config import run_script
+from diffa2_mini.show import Log
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+def main(argv):
+    for step in range(100):
+        if argv[1] == "log":
+            Log(Path(argv[0]) / "log.jsonl").add(stage=1, step=step)
+        else:
+            faults.note_nonfinite(Path(argv[0]), 1, step, {"loss": 0, "grad_norm": 0}, ["a.wav"], skip=True)
+sys.exit(run_script(main, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("which", ["log", "nonfinite"])
+def test_a_log_on_a_full_disk_ends_with_one_line(tmp_path, which):
+    done = subprocess.run([sys.executable, "-c", FULL_LOG, str(tmp_path), which], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{which}.jsonl: could not be written" in done.stderr and "free some space" in done.stderr
 
 
 HOLD = "import sys; from pathlib import Path; from diffa2_mini import faults; held = faults.lock(Path(sys.argv[1])); print('held', flush=True); input()"
@@ -110,3 +144,6 @@ def test_the_log_forgets_half_lines_and_what_came_after_a_save(tmp_path):
     log.forget_after(1, 2)
     log.add(stage=1, step=3)
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 2, 3]
+    log.add(stage=2, step=9)  # this stage is done, when the one before goes back to an earlier save
+    log.forget_after(1, 1)
+    assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 9]

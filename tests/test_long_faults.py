@@ -19,7 +19,7 @@ import train
 from diffa2_mini.config import run_script
 argv, rng = sys.argv[2:], random.Random(int(sys.argv[1]))
 def saving():
-    return any(name.endswith(".tmp") for name in os.listdir(argv[1]))
+    return any(name.startswith(".stage") and name.endswith(".tmp") for name in os.listdir(argv[1]))
 while True:  # a child that trains, until one comes to its end
     child = os.fork()
     if not child:

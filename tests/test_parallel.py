@@ -19,6 +19,7 @@ from diffa2_mini.ears import Ears
 from diffa2_mini.loader import batches
 from diffa2_mini.objective import answer_loss
 from diffa2_mini.weights import build, load_tokenizer
+from test_interrupted import processes, started, until
 from test_train import ROOT, world
 
 CONFIG, STAGES = SIZES["toy"]
@@ -124,16 +125,20 @@ def test_a_process_that_dies_ends_the_run(manifests, tmp_path):
 SPLIT = """
 import sys, torch
 from diffa2_mini import parallel
-from diffa2_mini.config import LladaConfig
+from diffa2_mini.config import LladaConfig, LoraConfig
 from diffa2_mini.llada import Llada
+from diffa2_mini.lora import add_lora
 with parallel.together(2) as world:
-    model = Llada(LladaConfig(vocab_size=23, width=12, n_layers=3, n_heads=3, hidden=20)).requires_grad_(False)
+    model = Llada(LladaConfig(vocab_size=23, width=12, n_layers=3, n_heads=3, hidden=20))
+    add_lora(model, LoraConfig(rank=1, alpha=1.0, targets=("q_proj",)))
+    model.requires_grad_(False)
     x = torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
     held = lambda: sum(getattr(p, "to_local", lambda: p)().untyped_storage().nbytes() for p in model.blocks.parameters())
     for p in model.parameters():
         torch.distributed.broadcast(p.data, 0)
     whole, expected = held(), model(x)
-    parallel.shard(model.blocks)
+    parallel.shard(model.blocks, world, torch.device("cpu"))
+    [p.detach().numpy() for name, p in model.named_parameters() if "lora_" in name]  # whole, though it is frozen
     before, y = held(), model(x)
     after = held()
     y.sum().backward()
@@ -149,6 +154,68 @@ def test_split_blocks_hold_half_and_come_together_one_at_a_time(tmp_path):
     assert done.returncode == 0, done.stderr
     whole, *held = map(int, done.stdout.split())
     assert all(each < 0.6 * whole for each in held)  # before, after the forward pass, after the backward pass
+
+
+PATIENT = """
+import sys, time
+from datetime import timedelta
+from diffa2_mini import parallel
+from diffa2_mini.config import run_script
+parallel.HASTE = timedelta(seconds=2)
+def main(argv):
+    with parallel.together(2) as world:
+        time.sleep(0 if world.first else 5)
+        world.wait()
+        assert world.gather([world.rank]) == [0, 1] and world.total({"a": 1.0}) == {"a": 2.0}
+        print("waited", flush=True)
+        time.sleep(0 if world.first else 30)
+        world.total({"a": 1.0})
+start = time.monotonic()
+code = run_script(main, [])
+print("after", time.monotonic() - start, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_processes_wait_for_one_another_but_not_within_a_step(tmp_path):
+    (tmp_path / "patient.py").write_text(PATIENT)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "patient.py")],
+                          capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0 and done.stdout == "waited\n"
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: process 0 of 2 has lost another")]
+    assert "hangs" in line and "Timed out" in line  # what torch says of it
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_told_to_stop_saves_and_leaves_nobody_behind(manifests, tmp_path):
+    many = command(2, manifests, tmp_path, "--stage", "1", "--steps", "100000", "--sample-every", "100000", "--save-every", "100000",
+                   "--workers", "1", "--no-cache-audio")
+    running = started(many, tmp_path)
+    assert len(processes(tmp_path)) == 5  # torchrun, two that train, two that load audio
+    os.kill(running.pid, signal.SIGTERM)
+    printed, error = running.communicate(timeout=60)
+    assert printed.splitlines()[-1] == "stopped and saved; go on with: the same torchrun command and --resume"
+    assert "DataLoader" not in error and running.returncode != 0
+    rows = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert checkpoint.load(tmp_path / "stage1.safetensors").step == len(rows)
+    assert until(lambda: not processes(tmp_path), 10)
+
+
+@pytest.mark.slow
+def test_pieces_and_recomputing_change_nothing(manifests, alone, tmp_path):
+    run(2, manifests, tmp_path, "--stage", "4", "--init", str(alone / "stage3.safetensors"), "--grad-accum", "3", "--recompute", "blocks")
+    assert apart(alone, tmp_path, 4) < 1e-9
+
+
+@pytest.mark.slow
+def test_three_processes_are_followed_by_two(manifests, alone, tmp_path):
+    start = ["--stage", "3", "--init", str(alone / "stage2.safetensors")]
+    run(3, manifests, tmp_path / "three", *start)
+    (tmp_path / "two").mkdir()
+    shutil.copy(tmp_path / "three" / "stage3.previous.safetensors", tmp_path / "two" / "stage3.safetensors")
+    assert checkpoint.load(tmp_path / "two" / "stage3.safetensors").step == 3
+    run(2, manifests, tmp_path / "two", *start, "--resume")
+    assert apart(alone, tmp_path / "two", 3) < 1e-9
 
 
 @pytest.fixture(scope="module")
