@@ -25,7 +25,7 @@ def noise_for(seed: int, epoch: int, example: int, n_response: int) -> tuple[flo
 
 
 def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Hide each token of `response` [B, R] with probability t [B], raised to at least EPSILON.
+    """Hide each token of `response` [B, R] with probability t [B], squeezed from 0 ... 1 into EPSILON ... 1.
 
     Returns the noisy response [B, R], where it is masked (bool [B, R]), and the times used [B].
     """

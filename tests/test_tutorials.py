@@ -156,13 +156,17 @@ def test_github_shows_the_mathematics_as_it_is_meant(path):
 
 
 @pytest.mark.parametrize("path", build.chapters(), ids=lambda path: path.stem)
+def test_no_title_looks_like_the_declaration_of_an_encoding(path):
+    for line in path.read_text(encoding="utf-8").splitlines()[:2]:  # PEP 263; jupytext would obey
+        assert not re.search(r"coding[:=]\s*[-\w.]", line)
+
+
+@pytest.mark.tutorials
+@pytest.mark.parametrize("path", build.chapters(), ids=lambda path: path.stem)
 def test_the_chapter_opens_in_jupyter(path):
-    text = path.read_text(encoding="utf-8")
-    for line in text.splitlines()[:2]:
-        assert not re.search(r"coding[:=]\s*[-\w.]", line), "jupytext takes this for the declaration of an encoding (PEP 263)"
     jupytext = pytest.importorskip("jupytext")
     opened = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
-    cells = build.cells_of(text)
+    cells = build.cells_of(path.read_text(encoding="utf-8"))
     assert [cell.source + "\n" for cell in opened] == [cell.code for cell in cells]
     assert ["".join(cell.metadata.get("tags", [])) for cell in opened] == [cell.tag for cell in cells]
 

@@ -199,7 +199,7 @@ def table(cells: list[dict]) -> str:
 
 # --------------------------------------------------------------------------------------------------- the pictures
 
-GREY, COLOURS = "#808080", ("#3b82c4", "#d9822b", "#4a9c5d")  # to be read on white and on black
+GREY, COLOURS = "#7a7a7a", ("#3b82c4", "#d9822b", "#4a9c5d")  # to be read on white and on black
 
 
 def points(settings: dict, names: list[str], figure: str) -> tuple[list[float], list[float]]:
@@ -214,7 +214,7 @@ def draw_types(axes, settings: dict) -> None:
     for i, (name, by_seed) in enumerate(settings.items()):
         heights = [np.mean([cell["types"][type] for cell in by_seed.values()]) for type in types]
         axes.barh(np.arange(len(types)) - 0.27 * (i - 1), heights, 0.25, label=name, color=COLOURS[i])
-    axes.set_yticks(range(len(types)), types, fontsize=7)
+    axes.set_yticks(range(len(types)), types, fontsize=8)
     axes.set_xlabel("accuracy")
 
 

@@ -26,6 +26,7 @@ GREY = "#7a7a7a"  # for text and lines: a contrast of 4.3 to white, and of 4.4 t
 COLOURS = ("#3b82c4", "#d07b26", "#4a9c5d", "#a05fb4")  # for what is drawn: at least 3 to either
 rcParams["svg.hashsalt"] = "diffa2_mini"  # the same picture is the same file
 torch.manual_seed(0)
+torch.set_num_threads(1)  # sums come out alike, whatever the number of cores
 
 
 def shipped() -> tuple[Diffa2, Tokenizer]:
