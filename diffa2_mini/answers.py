@@ -15,11 +15,11 @@ from torch import Tensor
 
 from .audio import duration
 from .benchmarks import Question, choices_of, id_of, numbered
-from .checkpoint import write
 from .config import DecodeConfig, UserError, require
 from .data import Example, read_manifest
 from .decode import generate
 from .ears import Ears
+from .faults import append, write
 from .model import Diffa2, Reader
 from .tokenizer import Prompt, Tokenizer
 
@@ -89,16 +89,6 @@ def to_line(benchmark: str, by: str, question: Question, answer: Answer) -> str:
     row = {"benchmark": benchmark, "by": by, "id": question.id} | published | {"response": answer.reply}
     row |= ({"error": answer.error} if answer.error else {}) | ({"cut": True} if answer.cut else {})
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def append(path: Path, text: str) -> None:
-    """Write at the end of a file, at once. Raises UserError when the disk is full."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror}); free some space, then start again") from None
 
 
 def answer_in(row: dict) -> Answer | None:

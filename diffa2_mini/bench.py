@@ -35,6 +35,7 @@ from .data import load_examples
 from .decode import HIDDEN, generate
 from .diffusion import diffusion_loss, masked_cross_entropy
 from .ears import Ears
+from .faults import write
 from .model import Diffa2, Reader
 from .device import DTYPES, choose_device, keep_freed_memory, memory_above, now
 from .reporting import columns, report
@@ -292,7 +293,7 @@ def main(argv: list[str]) -> None:
         rows += decoding(random_backbone(device), args.runs, device) + front_end(args.runs)
     print(table(rows))
     rows = [dataclasses.asdict(row) | {"median": row.median if row.seconds else None} for row in rows]
-    checkpoint.write(args.out, lambda path: path.write_text(json.dumps({"machine": about, "sizes": config, "rows": rows}, indent=2) + "\n"))
+    write(args.out, lambda path: path.write_text(json.dumps({"machine": about, "sizes": config, "rows": rows}, indent=2) + "\n"))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 
 from . import command, reporting, weights
-from .answers import Answer, answer_batch, append, match, read_answers, resume, to_line
+from .answers import Answer, answer_batch, match, read_answers, resume, to_line
 from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
 from .config import Parser, require, run_script
 from .device import autocast
 from .ears import Ears
+from .faults import append
 
 
 def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Question]) -> dict[str, Answer]:

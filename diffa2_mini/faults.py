@@ -71,10 +71,11 @@ def write(path: Path, write_to: Callable[[Path], None], keep: bool = False) -> N
 def append(path: Path, text: str) -> None:
     """Write at the end of a file, at once. Raises UserError when the disk is full."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror}); free some space, then go on with --resume") from None
+        raise UserError(f"{path}: could not be written ({error.strerror}); free some space, then start again") from None
 
 
 def load_last(path: Path, load: Callable):

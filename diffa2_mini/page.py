@@ -16,9 +16,9 @@ import numpy as np
 import soundfile
 
 from .audio import log_mel
-from .checkpoint import write
 from .config import ASSETS, AudioConfig, DecodeConfig, require
 from .decode import Step
+from .faults import write
 from .tokenizer import Tokenizer
 
 TEMPLATE = ASSETS / "page.html"

@@ -8,9 +8,9 @@ import numpy as np
 
 from .answers import Answer
 from .benchmarks import BENCHMARKS, Question
-from .checkpoint import write
 from .config import require
 from .data import Example
+from .faults import write
 from .scoring import NORMALISATION, WordErrors, is_bare_letter, is_right, normalise, score_mended, word_errors
 
 SHOWN = 10  # entries of a list; the JSON has all of them

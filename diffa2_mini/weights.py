@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import complain, load, read_tensors, save_tensors, strictly, trained_tensors, write
+from .checkpoint import complain, load, read_tensors, save_tensors, strictly, trained_tensors
 from .config import ASSETS, FEEL, LISTEN, Config, UserError, require, run_script
+from .faults import write
 from .lora import merge_lora
 from .model import Diffa2, part_of
 from .tokenizer import Tokenizer

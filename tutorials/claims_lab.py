@@ -20,6 +20,7 @@ from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import FEEL, SIZES, DecodeConfig, PretrainConfig, StageConfig
 from diffa2_mini.data import Collate, Example, load_examples
 from diffa2_mini.ears import Ears
+from diffa2_mini.faults import write
 from diffa2_mini.loader import batches
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2
@@ -38,7 +39,7 @@ def slug(name: str) -> str:
 
 def write_json(path: Path, value) -> None:
     """Write all of it, or nothing."""
-    checkpoint.write(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+    write(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
 
 
 @dataclass(frozen=True)
