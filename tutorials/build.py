@@ -37,8 +37,8 @@ CELL = re.compile(r'^```python(?: tags=\["(?P<tag>\w+)"\])?\n(?P<code>.*?)^```\n
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"")
 MARK = "<<< cell {} >>>"
-SECONDS = 240  # that a chapter may take before it is stopped
-ALL_SECONDS = 480  # that all of them may take together
+SECONDS = 900  # that a chapter may take before it is stopped
+ALL_SECONDS = 480  # of a core, that all of them may take together
 
 
 @dataclass
