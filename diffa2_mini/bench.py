@@ -102,7 +102,10 @@ def random_backbone(device: torch.device) -> Diffa2:
     return model.eval()
 
 
-def decoding(model: Diffa2, runs: int, device: torch.device) -> list[Row]:
+def decoding(runs: int, device: torch.device) -> list[Row]:
+    """An answer, and eight of them, decoded in several ways."""
+    keep_freed_memory()  # as sample.py does
+    model = random_backbone(device)
     heard, prompts = [*torch.randn(8, AUDIO, BACKBONE.width, device=device)], [Prompt([7] * PROMPT, 20)] * 8
 
     def decode(cache: str, reader: type = Reader, n_batches: int = 1, n: int = 1) -> Callable:
@@ -140,8 +143,9 @@ def losses_from_all_logits(model: Diffa2, heard: list[Tensor], response: Tensor,
     return torch.zeros(response.shape, device=x.device).masked_scatter(masked, losses)
 
 
-def training(model: Diffa2, runs: int, device: torch.device) -> list[Row]:
+def training(runs: int, device: torch.device) -> list[Row]:
     """A step of stage 3 on the backbone: LoRA, and the gradient of the audio's embeddings, which trains the adapters."""
+    model = random_backbone(device)
     model.add_lora()
     optimizer = torch.optim.AdamW(model.train_only(("lora",)).values())
     response = torch.randint(10, BACKBONE.vocab_size, (1, RESPONSE), device=device)
@@ -181,7 +185,8 @@ def naive_log_mel(x: np.ndarray, config: AudioConfig) -> np.ndarray:
     return (np.maximum(log, log.max() - 8) + 4) / 4
 
 
-def front_end(runs: int) -> list[Row]:
+def front_end(runs: int, device: torch.device) -> list[Row]:
+    """The log-mel of 30 s of sound, on the CPU."""
     config = AudioConfig()
     x = np.random.default_rng(0).normal(0, 0.1, config.max_samples).astype(np.float32)
     variants = {"naive, in NumPy": lambda: naive_log_mel(x, config)}
@@ -192,6 +197,9 @@ def front_end(runs: int) -> list[Row]:
     rows = take_turns("log-mel of 30 s", variants, max(runs, 20), torch.device("cpu"))
     rows[-1].target = "no slower than openai-whisper"
     return rows
+
+
+CASES = {"training": training, "decoding": decoding, "log-mel": front_end}  # in this order: decoding keeps freed memory
 
 
 # -------------------------------------------------------------------------------------------------- the toy's caches
@@ -259,6 +267,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--size", choices=list(SIZES), help="measure training and decoding of a whole size")
     add("--random-weights", action="store_true", help="with --size: instead of downloads")
     add("--compile", action="store_true", help="with --size: have torch.compile fuse operations")
+    add("--only", action="append", choices=list(CASES), help="of the cases for a CPU; may be given again")
     add("--runs", type=int, default=5)
     add("--out", type=Path, help="a file for the same as JSON (default: runs/bench.json, bench_toy.json or bench_SIZE.json)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -288,9 +297,7 @@ def main(argv: list[str]) -> None:
         rows, config = toy(args.runs, device), to_dict(SIZES["toy"][0])
     else:
         config = {"llada": to_dict(BACKBONE), "audio": AUDIO, "prompt": PROMPT, "response": RESPONSE, "decode": to_dict(SCHEDULE)}
-        rows = training(random_backbone(device), args.runs, device)
-        keep_freed_memory()  # as sample.py does
-        rows += decoding(random_backbone(device), args.runs, device) + front_end(args.runs)
+        rows = [row for name, case in CASES.items() if not args.only or name in args.only for row in case(args.runs, device)]
     print(table(rows))
     rows = [dataclasses.asdict(row) | {"median": row.median if row.seconds else None} for row in rows]
     write(args.out, lambda path: path.write_text(json.dumps({"machine": about, "sizes": config, "rows": rows}, indent=2) + "\n"))

@@ -64,6 +64,8 @@ def test_the_figures_are_medians_and_stand_in_the_table_and_in_the_file(backbone
         assert row["ratio"] == pytest.approx(rows[answer, "as released"]["median"] / row["median"])
         assert f"{row['median']:.4g}" in out
     assert {row["target"] for row in rows.values()} >= {">= 4", ">= 6", ">= 2", ">= 3", ">= 1.5"}
+    assert run_script(bench.main, ["--only", "log-mel", "--runs", "1", "--out", str(tmp_path / "bench.json"), "--device", "cpu"]) == 0
+    assert {row["case"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]} == {"log-mel of 30 s"}
 
 
 def test_the_caches_are_measured_on_the_toys_questions(monkeypatch, tmp_path, capsys):
