@@ -19,7 +19,8 @@ nothing stands behind it and both caches are the same):
     prefix  0.912  50   4.8 s  0.914  45   4.6 s  0.910  42   4.8 s  0.903  31   4.4 s
     dual    0.912  50   4.6 s  0.914  45   5.1 s  0.910  42   4.3 s  0.903  31   4.5 s
 
-The default is no cache: a toy answer takes 1.5 steps, so that a cache saves time in large batches alone, and it costs accuracy.
+The default is no cache: it costs accuracy, and a toy answer alone takes 1.8 forward passes at f = 0.5 (`python tutorials/claims.py
+--only factor`), the first of which reads everything in any case, so that there is little to save but in large batches.
 Long answers are another matter: there the cache is several times faster (README, "Speed").
 """
 
