@@ -36,7 +36,7 @@ def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int)
 
 class TokenLosses(torch.autograd.Function):
     """Cross-entropy in nats of each of K tokens, [K], from its hidden state [K, D] and the token that it is. `head` gives
-    logits [..., V] and is frozen; they are compared in float32 at least. The gradient of a loss with respect to its logits is p - 1 at the
+    logits [..., V] and gets no gradient itself; they are compared in float32 at least. The gradient of a loss with respect to its logits is p - 1 at the
     token and p elsewhere, so that it is made with the loss, where the logits were, a few tokens at a time: memory does not grow
     with K * V."""
 
@@ -53,8 +53,7 @@ class TokenLosses(torch.autograd.Function):
             losses.append((total.log() + highest - own).squeeze(-1))
             if ctx.needs_input_grad[0]:
                 by_logits = scores.div_(total).scatter_add_(-1, tokens, -torch.ones_like(total))
-                logits.backward(by_logits.to(logits.dtype))
-                gradients.append(states.grad)
+                gradients += torch.autograd.grad(logits, states, by_logits.to(logits.dtype))
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)

@@ -80,6 +80,14 @@ def test_the_gradient_that_is_made_with_the_loss_is_autograds(dtype, monkeypatch
     torch.testing.assert_close(*(torch.autograd.grad(losses @ weight, hidden)[0] for losses in (ours, plain)))
 
 
+def test_the_head_gets_no_gradient_and_neither_it_nor_the_states_are_written_over():
+    head, hidden = nn.Linear(5, 30), torch.randn(10, 5, requires_grad=True)
+    before = head.weight.clone(), hidden.detach().clone()
+    TokenLosses.apply(hidden, torch.randint(30, (10,)), head).sum().backward()
+    assert head.weight.grad is None and hidden.grad.abs().sum() > 0
+    assert torch.equal(head.weight, before[0]) and torch.equal(hidden, before[1])
+
+
 def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():
     table, n = arbitrary_model(), 200_000
     x, u = X.expand(n, R), torch.rand(n, R)

@@ -97,8 +97,7 @@ def experiments(scale: Scale) -> dict[str, dict[str, Callable]]:
             ("1, independent", "1, independent"))},
         "lora": {setting: partial(trained, name) for setting, name in (
             ("rank 0", "1, 2, 2"), ("rank 2", "rank 2"), ("rank 8", "stage 3"), ("rank 32", "rank 32"),
-            ("attention", "attention"), ("feed-forward", "feed-forward"), ("everything", "everything"),
-            ("everything, slower", "everything, slower"))},
+            ("attention", "attention"), ("feed-forward", "feed-forward"))},
         "autoregressive": {f"diffusion, {size}": partial(trained, f"diffusion, {n}") for size, n in learn.items()}
         | {f"autoregressive, {size}": partial(trained, f"causal, {n}") for size, n in learn.items()}
         | {"diffusion, texts": partial(texts, False), "autoregressive, texts": partial(texts, True)},

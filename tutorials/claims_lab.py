@@ -90,8 +90,6 @@ def variants(scale: Scale) -> dict[str, Variant]:
         "2": Variant(None, 2, alone),
         "1, 2, 2": Variant("stage 2", 3, dict(trains=FEEL)),
         "1, 2, 3, 3": Variant("stage 3", 3, dict(steps=scale.steps[4], lr=STAGES[4].lr, warmup=STAGES[4].warmup)),
-        "everything": Variant("stage 2", 3, dict(trains=(*FEEL, "llada"))),
-        "everything, slower": Variant("stage 2", 3, dict(trains=(*FEEL, "llada"), lr=scale.pretrain.silence_lr)),
         "attention": Variant("stage 2", 3, lora=dict(targets=("q_proj", "k_proj", "v_proj"))),
         "feed-forward": Variant("stage 2", 3, lora=dict(targets=("ff_proj", "up_proj"))),
     }
