@@ -227,6 +227,16 @@ def test_the_page_opens_on_the_answers_without_an_error_or_a_request(opened, wri
     assert asked and all(url.startswith(("file:", "data:")) for url in asked)
 
 
+def test_tokens_are_shaded_by_confidence_and_the_work_is_stated(opened, written):
+    (section, browser), found = opened, sections(written.read_text(encoding="utf-8"))[0]
+    confidence = {at: c for frame in found["frames"] for at, _, c, _ in frame}
+    shown = [float(browser.execute_script("return getComputedStyle(arguments[0]).getPropertyValue('--confidence')", token))
+             for token in tokens(section)]
+    assert shown == pytest.approx([confidence[at] for at in range(len(shown))]) and 0 < min(shown)
+    shades = {token.value_of_css_property("background-color") for token in tokens(section)}
+    assert len(shades) > 1 and f"{found['passes']} forward passes, {found['seconds']:.2f} s" in section.text
+
+
 def test_the_slider_goes_through_the_steps_by_keyboard_too(opened):
     section, browser = opened
     Keys, press = keys(browser)
