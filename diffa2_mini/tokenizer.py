@@ -22,7 +22,7 @@ Split = Callable[[str], list[str]]  # a text to the pieces that are merged withi
 # The order fixes their ids in the toy vocabulary. `<|mdm_mask|>` is the [MASK] of the papers.
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 WORD_PATTERN = r"[A-Z]\.| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\n|\s"  # `A.`, the letter of a choice, is one word
-PATIENCE = 5  # seconds that a pattern may take: there are some that would take years
+PATIENCE = 2  # seconds that a pattern may take: there are some that would take years
 BEFORE_AUDIO = "This is the audio: "
 
 
