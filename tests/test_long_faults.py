@@ -24,7 +24,7 @@ while True:  # a child that trains, until one comes to its end
     child = os.fork()
     if not child:
         os._exit(run_script(train.main, argv))
-    time.sleep(rng.uniform(0.05, 0.5) * seconds)
+    time.sleep(rng.uniform(0.05, 0.35) * seconds)
     if rng.random() < 0.3:  # a save is short: some of the kills wait for one
         while not saving() and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             time.sleep(1e-4)
@@ -60,7 +60,7 @@ def test_a_run_killed_at_fifty_moments_ends_as_if_it_had_not_been(world, tmp_pat
     seconds = time.perf_counter() - start  # the moments are shares of it, whatever the machine
     tensors, log = outcome(tmp_path / "whole")
     n_kills = n_saving = 0
-    for attempt in range(20):
+    for attempt in range(40):
         (tmp_path / str(attempt)).mkdir()
         done = subprocess.run([sys.executable, "-c", KILLED, str(attempt), str(seconds), *flags(str(attempt)), "--resume"], env=there,
                               capture_output=True, text=True, timeout=100 * seconds)
