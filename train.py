@@ -186,7 +186,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     examples, run.validation = ([each for each in some if each.path not in deaf] for some in (examples, run.validation))
     require(examples, f"{manifest}: not one of its clips can be heard")
     world.agree(len(examples), f"{manifest}: the processes see different examples; give all machines the same data")
-    n_steps = stage.steps or math.ceil(stage.epochs * len(examples) / stage.batch_size)
+    n_steps = plan.number_of_steps(stage, len(examples))
     stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))  # a short run warms up in its first half
     n_all, n_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained.values())
     print(f"\nstage {number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
