@@ -53,7 +53,8 @@ class TokenLosses(torch.autograd.Function):
             losses.append((total.log() + highest - own).squeeze(-1))
             if ctx.needs_input_grad[0]:
                 by_logits = scores.div_(total).scatter_add_(-1, tokens, -torch.ones_like(total))
-                gradients += torch.autograd.grad(logits, states, by_logits.to(logits.dtype))
+                logits.backward(by_logits.to(logits.dtype), inputs=[states])
+                gradients.append(states.grad)
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(losses)
