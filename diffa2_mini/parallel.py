@@ -16,7 +16,6 @@ from typing import Callable, Iterator
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import UserError, require
@@ -154,6 +153,8 @@ class Synchronised:
 def shard(blocks: nn.ModuleList, world: World, device: torch.device) -> None:
     """Split the frozen weights of each block among the processes. They come together on the device when the block runs, and part
     again. What can be trained in it stays whole, trained or not."""
+    from torch.distributed.fsdp import fully_shard  # here, as it takes a second or two that a single process need not wait
+
     require("ignored_params" in inspect.signature(fully_shard).parameters,
             f"--shard: expected torch 2.7 or later, got {torch.__version__}; install a later one")
     world.wait()

@@ -1,5 +1,6 @@
 """What the tests share: one thread, one seed, and a model small enough to build in every test."""
 
+import json
 import os
 import sys
 
@@ -9,8 +10,11 @@ import torch
 if not any("test_device" in argument for argument in sys.argv):  # `pytest tests/test_device.py` alone has the tests of CUDA run
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is bit-identical is so on the CPU
 
+from data import toy
 from diffa2_mini.config import AdapterConfig, AudioConfig, Config, LladaConfig, LoraConfig, WhisperConfig
+from diffa2_mini.data import read_manifest
 from diffa2_mini.model import Diffa2
+from mini import run
 
 torch.set_num_threads(1)
 
@@ -36,3 +40,25 @@ def config() -> Config:
 @pytest.fixture
 def model(config) -> Diffa2:
     return Diffa2(config).eval()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """The toy world with a handful of clips, and six questions to measure on."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "SPLITS", {"stage0": (4, 3, 3), "train": (8, 4, 4), "evaluation": (2, 2, 2)})
+        patch.setattr(toy, "N_PER_TYPE", 1)
+        patch.setattr(toy, "N_PAIRS", 8)
+        toy.make_stage0(toy.make_world(folder))
+    (folder / "validation.json").write_text(json.dumps(read_manifest(folder / "validation.json")[::6]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(world, tmp_path_factory):
+    """A run of all four stages that nothing disturbs; its folder, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(world, out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout

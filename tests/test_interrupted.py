@@ -20,7 +20,7 @@ from diffa2_mini.config import UserError, run_script
 from diffa2_mini.ears import Ears
 from diffa2_mini.options import parse_arguments
 from diffa2_mini.parallel import World
-from test_train import MINI, command, logged, run, same, whole, world  # noqa: F401  (fixtures)
+from mini import MINI, command, logged, same, train_here
 
 resource = pytest.importorskip("resource")  # Windows has no such limits, nor groups of processes
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux lists processes under /proc")
@@ -55,7 +55,7 @@ LONG = ["--stage", "1", "--steps", "100000", "--save-every", "100000", "--sample
 
 
 @linux
-def test_a_signal_to_the_whole_group_spares_those_that_load_audio_until_it_is_saved(world, tmp_path):  # noqa: F811
+def test_a_signal_to_the_whole_group_spares_those_that_load_audio_until_it_is_saved(world, tmp_path):
     process = started(command(world, tmp_path / "a run", *LONG), tmp_path / "a run")
     os.killpg(process.pid, signal.SIGTERM)
     printed, error = process.communicate(timeout=60)
@@ -69,7 +69,7 @@ def test_a_signal_to_the_whole_group_spares_those_that_load_audio_until_it_is_sa
 
 @linux
 @pytest.mark.slow
-def test_those_that_load_audio_end_with_a_run_that_is_killed(world, tmp_path):  # noqa: F811
+def test_those_that_load_audio_end_with_a_run_that_is_killed(world, tmp_path):
     process = started(command(world, tmp_path, *LONG), tmp_path)
     assert len(processes(tmp_path)) == 2
     process.kill()
@@ -78,7 +78,7 @@ def test_those_that_load_audio_end_with_a_run_that_is_killed(world, tmp_path):  
 
 
 @linux
-def test_a_killed_process_that_loads_audio_is_one_line(world, tmp_path):  # noqa: F811
+def test_a_killed_process_that_loads_audio_is_one_line(world, tmp_path):
     process = started(command(world, tmp_path, *LONG), tmp_path)
     (loads,) = processes(tmp_path) - {process.pid}
     os.kill(loads, signal.SIGKILL)
@@ -96,7 +96,7 @@ def handlers():
 
 
 @pytest.mark.parametrize("during", ["listening", "a sample", "the measurement at the end"])
-def test_a_signal_while_no_step_is_made_is_heeded_and_resuming_is_right(during, world, whole, tmp_path, monkeypatch, handlers):  # noqa: F811
+def test_a_signal_while_no_step_is_made_is_heeded_and_resuming_is_right(during, world, whole, tmp_path, monkeypatch, handlers):
     flags = ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]
     on, name, n = {"listening": (Ears, "listen", 2), "a sample": (train.answers, "answer", 1)}.get(during, (train.answers, "answer", 2))
     function, calls = getattr(on, name), []
@@ -116,19 +116,17 @@ def test_a_signal_while_no_step_is_made_is_heeded_and_resuming_is_right(during, 
     assert during == "listening" or (checkpoint.load(path).step, checkpoint.load(path).done) == (3 if during == "a sample" else 4, False)
     monkeypatch.undo()
     train.main([*flags, "--resume"])
-    a, b = (checkpoint.load(out / "stage1.safetensors") for out in (tmp_path, whole[0]))
-    assert a.done and all(torch.equal(a.model[name], b.model[name]) for name in b.model)
-    assert logged(tmp_path) == [row for row in logged(whole[0]) if row["stage"] == 1]
+    assert same(tmp_path, whole[0], stages=(1,))
 
 
-def begun(whole, out):  # noqa: F811
+def begun(whole, out):
     """A run that was stopped in the middle of stage 1."""
     out.mkdir(exist_ok=True)
     return Path(shutil.copy(whole[0] / "stage1.previous.safetensors", out / "stage1.safetensors"))
 
 
 @pytest.mark.parametrize("limit, what", [(1000, "config.json"), (1_000_000, "stage1.safetensors")])
-def test_a_disk_that_is_full_ends_a_run_with_one_line_and_harms_nothing(limit, what, world, whole, tmp_path):  # noqa: F811
+def test_a_disk_that_is_full_ends_a_run_with_one_line_and_harms_nothing(limit, what, world, whole, tmp_path):
     path = begun(whole, tmp_path)
     before = path.read_bytes()
     done = subprocess.run(command(world, tmp_path, "--stage", "1", "--resume"), capture_output=True, text=True, timeout=300,
@@ -140,23 +138,20 @@ def test_a_disk_that_is_full_ends_a_run_with_one_line_and_harms_nothing(limit, w
     assert what == "config.json" or json.loads((tmp_path / "config.json").read_text())
 
 
-def test_a_resumed_run_falls_back_to_the_save_before(world, whole, tmp_path):  # noqa: F811
+def test_a_resumed_run_falls_back_to_the_save_before(world, whole, tmp_path, capsys):
     out = shutil.copytree(whole[0], tmp_path / "out")
     damaged = bytearray((out / "stage1.safetensors").read_bytes())
     damaged[-1] ^= 1
     (out / "stage1.safetensors").write_bytes(damaged)
-    done = run(world, out, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert "checksum" in done.stdout and "going on from the save before, step 2" in done.stdout and "stage 4 is done" in done.stdout
-    order = sorted(range(len(logged(out))), key=lambda i: logged(out)[i]["stage"])  # stage 1 is logged again, at the end
-    assert [logged(out)[i] for i in order] == logged(whole[0])
-    a, b = (checkpoint.load(folder / "stage1.safetensors") for folder in (out, whole[0]))
-    assert a.done and all(torch.equal(a.model[name], b.model[name]) for name in b.model)
+    train_here(world, out, "--resume")
+    printed = capsys.readouterr().out
+    assert "checksum" in printed and "going on from the save before, step 2" in printed and "stage 4 is done" in printed
+    assert all(same(out, whole[0], stages=(number,)) for number in (1, 2, 3, 4))  # stage 1 is logged again, at the end
 
 
 @pytest.mark.parametrize("flags, message", [(["--seed", "7"], "was begun with --seed 42, got 7"),
-                                            (["--batch-size", "4"], "was begun with --batch-size 6, got 4")])
-def test_a_run_does_not_go_on_with_another_order_of_examples(flags, message, world, whole, tmp_path, capsys):  # noqa: F811
+                                            (["--batch-size", "4"], "was begun with --batch-size 3, got 4")])
+def test_a_run_does_not_go_on_with_another_order_of_examples(flags, message, world, whole, tmp_path, capsys):
     begun(whole, tmp_path)
     arguments = ["--stage", "1", "--resume", "--data", str(world), "--out", str(tmp_path), *MINI, *flags]
     assert run_script(train.main, arguments) == 2
@@ -172,7 +167,7 @@ class Another(World):
 
 
 @pytest.mark.parametrize("type, message", [(list, "the processes see different checkpoints"), (int, "the processes see different examples")])
-def test_processes_that_see_different_things_do_not_train(type, message, world, tmp_path):  # noqa: F811
+def test_processes_that_see_different_things_do_not_train(type, message, world, tmp_path):
     apart = Another()
     object.__setattr__(apart, "apart", type)
     args = parse_arguments(["--stage", "1", "--resume", "--data", str(world), "--out", str(tmp_path), *MINI], "")
@@ -180,7 +175,7 @@ def test_processes_that_see_different_things_do_not_train(type, message, world, 
         train.train(args, apart, held)
 
 
-def test_what_torchrun_has_not_started_is_one_line(world, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_what_torchrun_has_not_started_is_one_line(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run_script(train.main, ["--data", str(world), "--out", str(tmp_path / "out"), *MINI]) == 2
     error = capsys.readouterr().err

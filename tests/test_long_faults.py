@@ -9,7 +9,7 @@ import time
 import pytest
 
 from diffa2_mini import checkpoint
-from test_train import ROOT, logged, world  # noqa: F401  (a fixture)
+from mini import ROOT, logged
 
 N_KILLS = 50
 STEPS = ["--steps", "25", "--batch-size", "2", "--warmup", "1", "--save-every", "1", "--threads", "1", "--sample-every", "1000"]
@@ -45,7 +45,7 @@ def outcome(out):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_fifty_moments_ends_as_if_it_had_not_been(world, tmp_path):  # noqa: F811
+def test_a_run_killed_at_fifty_moments_ends_as_if_it_had_not_been(world, tmp_path):
     (tmp_path / "whole").mkdir()
     few = tmp_path / "few.json"
     few.write_text(json.dumps([row | {"audio_filepath": str(world / row["audio_filepath"])}

@@ -19,11 +19,11 @@ from diffa2_mini.ears import Ears
 from diffa2_mini.loader import batches
 from diffa2_mini.objective import answer_loss
 from diffa2_mini.weights import build, load_tokenizer
+from mini import ROOT
 from test_interrupted import processes, started, until
-from test_train import ROOT, world
 
 CONFIG, STAGES = SIZES["toy"]
-STEPS = ["--steps", "5", "--batch-size", "6", "--warmup", "1", "--threads", "1", "--lora-dropout", "0", "--save-every", "3"]
+STEPS = ["--steps", "5", "--batch-size", "4", "--warmup", "1", "--threads", "1", "--lora-dropout", "0", "--save-every", "3"]
 
 
 @pytest.fixture(scope="session")

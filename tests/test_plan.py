@@ -74,7 +74,10 @@ class PeakMemory(TorchDispatchMode):
         self.now -= self.held.pop(key)
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        output = operation(*args, **(kwargs or {}))
+        if operation is torch.ops.aten.mm.default:  # only sizes count, and a CPU may take a minute for products in bfloat16
+            output = args[0].new_zeros(args[0].shape[0], args[1].shape[1])
+        else:
+            output = operation(*args, **(kwargs or {}))
         for tensor in tree_iter(output):
             if isinstance(tensor, torch.Tensor):
                 self.hold(tensor)
@@ -118,9 +121,8 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
 
 
 @pytest.mark.parametrize("number, dtype, recompute", [
-    *((number, torch.bfloat16, recompute) for number in (1, 2, 3) for recompute in ("nothing", "feed-forward", "blocks")),
-    (3, torch.float32, "blocks"), (3, torch.float32, "nothing"), (4, torch.bfloat16, "blocks"), (4, torch.float32, "nothing"),
-    (4, torch.float32, "feed-forward")])
+    *((number, torch.bfloat16, recompute) for number in (1, 2, 3, 4) for recompute in ("nothing", "feed-forward", "blocks")),
+    (3, torch.float32, "blocks"), (3, torch.float32, "nothing")])
 def test_the_estimate_of_memory_is_within_15_percent(number, dtype, recompute):
     stage, clips = FULL[number], 1 if number == 4 else 2
     counts, shape = plan.count_parameters(SMALLER, stage), plan.shape_of(SMALLER, stage, clips)

@@ -69,7 +69,7 @@ def estimated(times: int, masks: int, shared: bool, lab: Lab, seed: int) -> dict
 def texts(causal: bool, lab: Lab, seed: int) -> dict:
     """A backbone before it hears anything: texts, in which a description stands in the audio's place."""
     rng = np.random.default_rng([seed, 2])
-    examples = [toy.text_example(rng, evaluation=True) for _ in range(960 // lab.scale.every)]
+    examples = [toy.text_example(rng, evaluation=True) for _ in range(lab.scale.n_texts or 960)]
     write = (autoregressive.METHOD if causal else pretrain.Method()).write
     accuracy = pretrain.gate(lab.build(Variant(None, 2, causal=causal)), lab.tokenizer, examples, lab.scale.pretrain.silences, write)
     return dict(zip(("open", "lettered"), pretrain.summarize(accuracy)))

@@ -56,7 +56,7 @@ class Scale:
     pretrain: PretrainConfig = PretrainConfig()
 
 
-QUICK = Scale(steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6), every=4, n_pairs=1, n_masks=2, n_texts=10,
+QUICK = Scale(steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6), every=8, n_pairs=1, n_masks=2, n_texts=10,
               pretrain=PretrainConfig(recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4))
 
 

@@ -1,0 +1,44 @@
+"""train.py in miniature, as several tests run it: a small world, four steps of each stage, and what they leave."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import train
+from diffa2_mini import checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI = ["--steps", "4", "--batch-size", "3", "--warmup", "1", "--save-every", "2", "--threads", "1", "--sample-every", "3"]
+CLOCK = ("time", "examples_per_second", "tokens_per_second", "mfu", "data_wait")  # the only figures that may differ between two equal runs
+
+
+def command(world, out, *extra):
+    return [sys.executable, str(ROOT / "train.py"), "--data", str(world), "--out", str(out), *MINI, *extra]
+
+
+def run(world, out, *extra):
+    """In a process of its own."""
+    return subprocess.run(command(world, out, *extra), capture_output=True, text=True, timeout=300)
+
+
+def train_here(world, out, *extra):
+    """In this process, which has imported torch already."""
+    train.main(command(world, out, *extra)[2:])
+
+
+def logged(out):
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in CLOCK} for row in rows]
+
+
+def same(out, other, stages=(1, 2, 3, 4)):
+    """Do two runs have the same weights, bit by bit, and the same log?"""
+    for number in stages:
+        a, b = (checkpoint.load(folder / f"stage{number}.safetensors") for folder in (out, other))
+        assert a.done and b.done and a.model.keys() == b.model.keys()
+        assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
+    rows, others = ([row for row in logged(folder) if row["stage"] in stages] for folder in (out, other))
+    return rows == others
