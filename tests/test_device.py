@@ -22,7 +22,7 @@ from diffa2_mini.config import LladaConfig
 from diffa2_mini.llada import Llada
 from diffa2_mini.device import compile_blocks
 torch.manual_seed(0)
-model = Llada(LladaConfig(vocab_size=23, width=12, n_layers=2, n_heads=3, hidden=20))
+model = Llada(LladaConfig(vocab_size=23, width=12, n_layers=1, n_heads=3, hidden=20))
 x = torch.randn(2, 7, 12, requires_grad=True)
 plain = model(x)
 (gradient,) = torch.autograd.grad(plain.sum(), x)
