@@ -37,6 +37,7 @@ def cells_in(out):
     return [json.loads(path.read_text()) for path in sorted((out / "cells").iterdir())]
 
 
+@pytest.mark.slow
 def test_every_experiment_yields_its_cells_with_finite_numbers(quick):
     out, printed, _ = quick
     found = {(cell["experiment"], cell["setting"]) for cell in cells_in(out)}
@@ -47,6 +48,7 @@ def test_every_experiment_yields_its_cells_with_finite_numbers(quick):
     assert printed.count(" s)") == len(found)
 
 
+@pytest.mark.slow
 def test_every_comparison_of_a_claim_is_of_settings_and_figures_that_are_measured(quick):
     settings = claims_table.arrange(cells_in(quick[0]))
     for claim in claims_table.CLAIMS:
@@ -55,6 +57,7 @@ def test_every_comparison_of_a_claim_is_of_settings_and_figures_that_are_measure
                 assert comparison.figure in settings[claim.experiment][name][0], (claim.experiment, comparison)
 
 
+@pytest.mark.slow
 def test_what_is_written_sums_the_cells_up_and_one_seed_proves_nothing(quick):
     out, printed, _ = quick
     written = json.loads((out / "claims.json").read_text())
@@ -64,6 +67,7 @@ def test_what_is_written_sums_the_cells_up_and_one_seed_proves_nothing(quick):
     assert all(f"| {claim.claim} |" in printed for claim in claims_table.CLAIMS)
 
 
+@pytest.mark.slow
 def test_a_second_start_measures_nothing_again(quick):
     out, _, command = quick
     before = {path: path.stat().st_mtime_ns for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
@@ -72,6 +76,7 @@ def test_a_second_start_measures_nothing_again(quick):
     assert before == {path: path.stat().st_mtime_ns for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
 
 
+@pytest.mark.slow
 def test_the_variants_differ_in_what_they_say(quick):
     of = {(cell["experiment"], cell["setting"]): cell for cell in cells_in(quick[0])}
     lora = {setting: of["lora", setting]["trained"] for setting in ("rank 0", "rank 2", "rank 8", "rank 32")}

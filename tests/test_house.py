@@ -16,7 +16,7 @@ CONCEPTS = {*ROOMS} - {"device", "parallel", "loader", "faults", "ears", "object
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest", "selenium"}
 OURS = {"diffa2_mini", "data", "tutorials", "train", "sample", "golden_inputs", "check_published", "hostile_cases", "common",
-        "test_published", "test_data", "test_train", "test_faults", "test_interrupted"}
+        "test_published", "test_data", "test_faults", "test_interrupted", "mini"}
 
 
 def imported(path: Path) -> set[str]:

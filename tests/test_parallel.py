@@ -63,7 +63,7 @@ def alone(manifests, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_end_at_the_weights_of_one(n, manifests, alone, tmp_path):
     printed = run(n, manifests, tmp_path)
     assert all(apart(alone, tmp_path, stage) < 1e-9 for stage in (1, 2, 3, 4))
@@ -91,6 +91,7 @@ def test_in_float32_rounding_is_amplified_this_far(manifests, tmp_path, record_p
     assert 0 < drifts[0] < 1e-3 and max(drifts) < 0.02
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(manifests, alone, tmp_path):
     before = alone / "stage1.previous.safetensors"
     assert checkpoint.load(before).step == 3
@@ -99,6 +100,7 @@ def test_a_run_goes_on_with_another_number_of_processes(manifests, alone, tmp_pa
     assert apart(alone, tmp_path, 1) < 1e-9
 
 
+@pytest.mark.slow
 def test_stage_0_shares_out_its_parts(world, tmp_path):
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), "--stage", "0"]
     done = subprocess.run([sys.executable, *start, "--data", str(world), "--out", str(tmp_path), "--steps", "2", "--threads", "1"],
@@ -147,6 +149,7 @@ with parallel.together(2) as world:
 """
 
 
+@pytest.mark.slow
 def test_split_blocks_hold_half_and_come_together_one_at_a_time(tmp_path):
     (tmp_path / "split.py").write_text(SPLIT)
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "split.py")],
@@ -177,6 +180,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_processes_wait_for_one_another_but_not_within_a_step(tmp_path):
     (tmp_path / "patient.py").write_text(PATIENT)
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "patient.py")],

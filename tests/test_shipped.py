@@ -10,7 +10,7 @@ from diffa2_mini.config import SIZES
 from diffa2_mini.data import Example
 from diffa2_mini.ears import Ears
 
-SHARE_RIGHT = 0.90  # of open questions, mean over types; measured: 0.927
+SHARE_RIGHT = 0.90  # of every third open question, mean over types; measured: 0.931, of all 0.927
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def examples(tmp_path_factory):
     patch.undo()
     rng = np.random.default_rng(1)
     return [Example(folder / row["audio_filepath"], question.instruction, question.answer, "", question.type, scene.kind)
-            for scene, row in clips for question in toy_text.questions(scene, rng) if "+" not in question.type]
+            for scene, row in clips for question in toy_text.questions(scene, rng) if "+" not in question.type][::3]
 
 
 def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
@@ -38,7 +38,7 @@ def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
 def test_the_shipped_backbone_answers_from_text_alone():
     config = SIZES["toy"][0]
     model, rng = weights.build(config, None, None, torch.device("cpu"), torch.float32), np.random.default_rng(0)
-    examples = [toy.text_example(rng, evaluation=True) for _ in range(400)]
+    examples = [toy.text_example(rng, evaluation=True) for _ in range(200)]
     plain, lettered = pretrain.summarize(pretrain.gate(model, weights.load_tokenizer(config), examples))
     assert plain >= 0.98 and lettered >= 0.95, (plain, lettered)
 

@@ -45,7 +45,8 @@ def test_preference_training_starts_at_log_2_and_a_margin_of_zero(whole):
     assert math.isclose(first["loss"], math.log(2), abs_tol=1e-6) and first["margin"] == 0
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("signum", [
+    signal.SIGKILL, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGINT, signal.SIGTERM))])
 def test_a_stopped_run_resumes_to_bit_identical_weights_and_log(world, whole, tmp_path, signum):
     process = subprocess.Popen(command(world, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     deadline = time.time() + 120
@@ -219,8 +220,8 @@ def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
     """What stage 3 made, written in the authors' names, is where stage 4 starts: its reference, and step 0."""
     out, _ = whole
     weights.export([str(out / "stage3.safetensors"), str(tmp_path / "pytorch_model.bin")])
-    train_here(world, tmp_path / "run", "--stage", "4", "--diffa2", str(tmp_path / "pytorch_model.bin"))
-    train_here(world, tmp_path / "again", "--stage", "4", "--init", str(out / "stage3.safetensors"))
+    train_here(world, tmp_path / "run", "--stage", "4", "--steps", "2", "--diffa2", str(tmp_path / "pytorch_model.bin"))
+    train_here(world, tmp_path / "again", "--stage", "4", "--steps", "2", "--init", str(out / "stage3.safetensors"))
     assert same(tmp_path / "run", tmp_path / "again", stages=(4,))
 
 
