@@ -1,7 +1,6 @@
 """train.py in miniature, as several tests run it: a small world, four steps of each stage, and what they leave."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,11 +16,6 @@ CLOCK = ("time", "examples_per_second", "tokens_per_second", "mfu", "data_wait")
 
 def command(world, out, *extra):
     return [sys.executable, str(ROOT / "train.py"), "--data", str(world), "--out", str(out), *MINI, *extra]
-
-
-def run(world, out, *extra):
-    """In a process of its own."""
-    return subprocess.run(command(world, out, *extra), capture_output=True, text=True, timeout=300)
 
 
 def train_here(world, out, *extra):

@@ -147,6 +147,7 @@ def test_the_fixed_schedule_is_compared_at_as_many_passes():
     assert found["overall"] == pytest.approx(0.6) and found["forward_passes"] == 1.5
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_of_what_is_there(quick, tmp_path):
     pytest.importorskip("matplotlib")
     paths = claims_table.draw(cells_in(quick[0]), tmp_path)

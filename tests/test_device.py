@@ -35,7 +35,8 @@ print("compiled", torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
-@pytest.mark.parametrize("compiler", [None, pytest.param("/no/such/compiler", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [None, "/no/such/compiler"])
 def test_compiled_blocks_compute_the_same_and_without_a_compiler_run_as_they_are(compiler, tmp_path):
     there = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=there | ({"CXX": compiler} if compiler else {}),

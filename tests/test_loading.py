@@ -45,9 +45,9 @@ print(max(peak) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from Linux's /proc")
-@pytest.mark.parametrize("layout, dtype", [
-    ("model.safetensors", torch.bfloat16), pytest.param("pytorch_model.bin", torch.float16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layout, dtype", [("model.safetensors", torch.bfloat16), ("pytorch_model.bin", torch.float16)])
 def test_loading_needs_little_more_memory_than_the_weights(tmp_path, layout, dtype):
     """1.07 GiB of shards, loaded in bfloat16: as much again in memory, and less than 300 MiB beside it. (1.5 GiB would do.)"""
     numbers = dict(vocab_size=32_000, width=2048, n_layers=10, n_heads=16, hidden=5632)

@@ -136,6 +136,7 @@ def test_a_run_is_never_overwritten(world, whole, capsys):
     assert "--resume" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_run(world, whole, tmp_path):
     train_here(world, tmp_path, "--workers", "2", "--no-cache-audio")
     assert same(tmp_path, whole[0])
@@ -199,6 +200,7 @@ def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsy
     assert checkpoint.load(tmp_path / "stage3.safetensors").done
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_measures_and_shows_samples(whole, world, tmp_path, capsys):
     (world / "few.json").write_text(json.dumps(read_manifest(world / "validation.json")[3:5]))  # bfloat16 is slow on many a CPU
     train.main(["--stage", "4", "--init", str(whole[0] / "stage3.safetensors"), "--data", str(world), "--out", str(tmp_path),
