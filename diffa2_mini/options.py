@@ -62,7 +62,9 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     require(args.lora_dropout is None or 0 <= args.lora_dropout < 1, f"--lora-dropout must be from 0 to below 1, got {args.lora_dropout}")
     require(0 <= args.seed < 2**63, f"--seed must be from 0 to {2**63 - 1}, got {args.seed}")
     require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
-    started = int(os.environ.get("WORLD_SIZE", 1))
+    started = os.environ.get("WORLD_SIZE", "1")
+    require(started.isdecimal() and int(started), f"expected WORLD_SIZE, a number of processes, from torchrun, got {started!r}; unset it")
+    started = int(started)
     require(args.processes in (None, started) or args.dry_run,
             f"--processes {args.processes}: got {started}; start them with: torchrun --nproc_per_node={args.processes} train.py")
     args.processes = args.processes or started
