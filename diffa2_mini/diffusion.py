@@ -36,9 +36,9 @@ def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int)
 
 class TokenLosses(torch.autograd.Function):
     """Cross-entropy in nats of each of K tokens, [K], from its hidden state [K, D] and the token that it is. `head` gives
-    logits [..., V] and gets no gradient itself; they are compared in float32 at least. The gradient of a loss with respect to its logits is p - 1 at the
-    token and p elsewhere, so that it is made with the loss, where the logits were, a few tokens at a time: memory does not grow
-    with K * V."""
+    logits [..., V], which are compared in float32 at least, and gets no gradient itself. The gradient of a loss with respect to
+    its logits is p - 1 at the token and p elsewhere, so that it is made with the loss, where the logits were, a few tokens at a
+    time: memory does not grow with K * V."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, targets: Tensor, head: Callable) -> Tensor:

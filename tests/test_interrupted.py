@@ -12,7 +12,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-import torch
 
 import train
 from diffa2_mini import checkpoint
