@@ -68,6 +68,7 @@ def test_the_figures_are_medians_and_stand_in_the_table_and_in_the_file(backbone
     assert {row["case"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]} == {"log-mel of 30 s"}
 
 
+@pytest.mark.slow
 def test_the_caches_are_measured_on_the_toys_questions(monkeypatch, tmp_path, capsys):
     few = [Example(configs.ASSETS / "clips" / "three_one_four.wav", "How many digits are there?", "3", "", "n", "speech")] * 11
     monkeypatch.setattr(bench, "load_examples", lambda *about: few)

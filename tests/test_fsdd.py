@@ -189,6 +189,7 @@ def test_each_manifest_asks_what_it_should(made):
     assert len(asked) > 1
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(made, source, tmp_path):
     again, other = tmp_path / "again", tmp_path / "other"
     fsdd.make_manifests(source / "recordings", again, "theo")  # the recordings' own folder does as well

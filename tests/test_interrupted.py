@@ -54,6 +54,7 @@ LONG = ["--stage", "1", "--steps", "100000", "--save-every", "100000", "--sample
 
 
 @linux
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_spares_those_that_load_audio_until_it_is_saved(world, tmp_path):
     process = started(command(world, tmp_path / "a run", *LONG), tmp_path / "a run")
     os.killpg(process.pid, signal.SIGTERM)

@@ -130,6 +130,7 @@ def test_a_value_that_no_stage_reads_may_be_odd(folder):
     assert len(load(folder, [ROW | {"duration": float("nan"), "audio_id": [1]}])) == 1
 
 
+@pytest.mark.slow
 def test_three_broken_clips_among_ten_thousand_are_named_and_can_be_skipped(folder, tmp_path):
     clip, rows = (folder / "clips/0.wav").read_bytes(), []
     for i in range(10_000):

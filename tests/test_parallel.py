@@ -24,7 +24,7 @@ from mini import ROOT
 from test_interrupted import processes, started, until
 
 CONFIG, STAGES = SIZES["toy"]
-STEPS = ["--steps", "5", "--batch-size", "4", "--warmup", "1", "--threads", "1", "--lora-dropout", "0", "--save-every", "3"]
+STEPS = ["--steps", "5", "--batch-size", "6", "--warmup", "1", "--threads", "1", "--lora-dropout", "0", "--save-every", "3"]
 
 
 @pytest.fixture(scope="session")
@@ -214,7 +214,7 @@ def test_torchrun_that_is_told_to_stop_saves_and_leaves_nobody_behind(manifests,
 
 @pytest.mark.slow
 def test_pieces_and_recomputing_change_nothing(manifests, alone, tmp_path):
-    run(2, manifests, tmp_path, "--stage", "4", "--init", str(alone / "stage3.safetensors"), "--grad-accum", "2", "--recompute", "blocks")
+    run(2, manifests, tmp_path, "--stage", "4", "--init", str(alone / "stage3.safetensors"), "--grad-accum", "3", "--recompute", "blocks")
     assert apart(alone, tmp_path, 4) < 1e-9
 
 
