@@ -30,7 +30,8 @@ class Worker:
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.lines = queue.Queue()
         threading.Thread(target=self.read, daemon=True).start()
-        self.run(0, first=60)  # with all that is imported and made
+        for number in (0, 11):  # a file, and a command of train.py: with all that is imported and made
+            self.run(number, first=60)
 
     def read(self):
         for line in self.process.stdout:
