@@ -23,8 +23,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def seed(monkeypatch):
+def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def memory_as_it_is(monkeypatch):
     monkeypatch.setattr(device, "glibc", lambda: None)  # how memory is kept is a matter of the whole process
 
 

@@ -65,12 +65,8 @@ def alone(manifests, tmp_path_factory):
 
 
 @pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_several_processes_end_at_the_weights_of_one(n, manifests, tmp_path, request):
-    running = subprocess.Popen(command(n, manifests, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"OMP_NUM_THREADS": "1"})
-    alone = request.getfixturevalue("alone")  # on another core, in the meantime
-    printed, error = running.communicate(timeout=300)
-    assert running.returncode == 0, error
+def test_several_processes_end_at_the_weights_of_one(n, manifests, alone, tmp_path):
+    printed = run(n, manifests, tmp_path)
     assert all(apart(alone, tmp_path, stage) < 1e-9 for stage in (1, 2, 3, 4))
     rows, expected = ([json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (tmp_path, alone))
     assert [(row["stage"], row["step"]) for row in rows] == [(row["stage"], row["step"]) for row in expected]  # each once

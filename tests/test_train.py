@@ -202,12 +202,10 @@ def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsy
 
 @pytest.mark.slow
 def test_bfloat16_trains_measures_and_shows_samples(whole, world, tmp_path, capsys):
-    (world / "few.json").write_text(json.dumps(read_manifest(world / "validation.json")[3:5]))  # bfloat16 is slow on many a CPU
     train.main(["--stage", "4", "--init", str(whole[0] / "stage3.safetensors"), "--data", str(world), "--out", str(tmp_path),
-                "--validation", str(world / "few.json"), "--dtype", "bfloat16", "--recompute", "blocks", "--steps", "2",
-                "--batch-size", "1", "--sample-every", "1", "--threads", "1"])
+                "--dtype", "bfloat16", "--recompute", "blocks", "--steps", "5", "--batch-size", "2", "--sample-every", "2", "--threads", "1"])
     printed = capsys.readouterr().out
-    assert printed.count("target") == 2 and "questions:" in printed and "ranked right" in printed
+    assert printed.count("ranked right") == 2 and printed.count("target") == 2 and "questions:" in printed
 
 
 def test_without_rejected_answers_stage_4_trains_and_says_that_it_cannot_measure_pairs(whole, world, tmp_path, capsys):
