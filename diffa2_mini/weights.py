@@ -9,6 +9,7 @@ filled tensor by tensor from memory-mapped files, in the dtype and on the device
     python -m diffa2_mini.weights runs/full/stage4.safetensors pytorch_model.bin  # in the authors' names, for their code
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -63,6 +64,7 @@ OUT = [  # from our names to those of DIFFA-2
     (r"(layer\.\d+)\.LayerNorm\.", r"\1.output.LayerNorm."),
     (r"^llada\.", "llm_model.base_model.model.model.transformer."), (r"\.(lora_[AB])$", r".\1.default.weight")]
 PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}  # of the parts that stage 0 makes
+ENDS = 2**16  # bytes at each end of a tensor that its fingerprint reads
 WHAT = {"whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA", "diffa2": "weights of DIFFA-2"}
 
 
@@ -197,6 +199,20 @@ def renamed(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
     return {translate(name, rules): tensor for name, tensor in tensors.items() if not re.match(skip, name)}
 
 
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """Tells weights apart by their contents: SHA-256 in hexadecimal over each tensor's name, shape, and
+    first and last 64 KiB, in the order of names. Of 16 GB in memory-mapped files little is read, and a
+    copied or renamed file has the fingerprint of the first."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, list(tensor.shape)]).encode())
+        numbers = tensor.detach().reshape(-1)
+        n = max(1, ENDS // numbers.element_size())
+        for end in (numbers[:n], numbers[-n:]):
+            found.update(end.cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 def fill(module: nn.Module, tensors: dict[str, Tensor], device: torch.device, dtype: torch.dtype, source: str) -> None:
     """Put `tensors` in the place of those of the module, on `device` and in `dtype`. Raises UserError unless names and
     shapes are the same; then nothing has changed."""
@@ -204,20 +220,26 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], device: torch.device, dt
     module.load_state_dict({name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}, assign=True)
 
 
+def read_part(path: Path, part: str) -> dict[str, Tensor]:
+    """The tensors of the encoder (`whisper`), the backbone (`llada`) or what the authors of DIFFA-2
+    trained (`diffa2`), memory-mapped and under our names, from a file or folder in any layout."""
+    tensors = read_weights(path, part)
+    layout = {"llada": "LLaDA", "diffa2": "DIFFA-2", "whisper": "OpenAI's Whisper"}[part]
+    if part == "whisper" and any(".layers." in name for name in tensors):
+        layout = "Hugging Face's Whisper"
+    return renamed(tensors, layout)
+
+
 def load_part(module: nn.Module, part: str, path: Path, device: torch.device = torch.device("cpu"),
               dtype: torch.dtype = torch.float32) -> None:
-    """Fill the encoder (`whisper`) or the backbone (`llada`) from a file or folder in any of its layouts."""
-    tensors = read_weights(path, part)
-    layout = "LLaDA"
-    if part == "whisper":
-        layout = "Hugging Face's Whisper" if any(".layers." in name for name in tensors) else "OpenAI's Whisper"
-    fill(module, renamed(tensors, layout), device, dtype, str(path))
+    """Fill the encoder (`whisper`) or the backbone (`llada`) from a file or folder in any layout."""
+    fill(module, read_part(path, part), device, dtype, str(path))
 
 
 def load_diffa2(model: Diffa2, path: Path) -> tuple[str, ...]:
     """Fill adapters, prompts and LoRA with what the authors published, or with part of it: stage 1 has no LoRA and no
     acoustic adapter, or an untrained one, whose `layer_weights` are zero. Returns what the file's stage splices in."""
-    tensors = renamed(read_weights(path, "diffa2"), "DIFFA-2")
+    tensors = read_part(path, "diffa2")
     parts = {part_of(name) for name in tensors if name.startswith(tuple(dict(model.named_children())))}
     require("semantic" in parts, f"{path}: expected {WHAT['diffa2']}, got a file without a semantic adapter")
     if "lora" in parts:

@@ -107,3 +107,23 @@ def test_a_tokenizer_with_more_ids_than_the_backbone_has_is_refused(tmp_path):
     assert load_tokenizer(full, tmp_path).vocab_size == 258 + len(SPECIAL_TOKENS)
     small = dataclasses.replace(full, llada=dataclasses.replace(full.llada, vocab_size=260))
     assert "expected ids below 260, got up to" in error_of(load_tokenizer, small, tmp_path)
+
+
+def test_a_fingerprint_tells_contents_and_not_names_of_files(tmp_path, model):
+    for name in ("a", "b"):
+        save_part(model.whisper, "whisper", tmp_path / f"{name}.safetensors", made_by="a test")
+    one, copy = (weights.read_part(tmp_path / f"{name}.safetensors", "whisper") for name in "ab")
+    assert weights.fingerprint(one) == weights.fingerprint(copy)
+    name, tensor = next(iter(one.items()))
+    assert weights.fingerprint({**one, name: tensor + 1}) != weights.fingerprint(one)
+    assert weights.fingerprint({**one, name: tensor[None]}) != weights.fingerprint(one)
+    assert weights.fingerprint({"another": tensor}) != weights.fingerprint({name: tensor})
+
+
+def test_a_fingerprint_reads_both_ends_of_a_large_tensor_alone():
+    tensor = torch.zeros(10 * weights.ENDS)
+    was = weights.fingerprint({"w": tensor})
+    for at, is_read in ((0, True), (-1, True), (5 * weights.ENDS, False)):
+        changed = tensor.clone()
+        changed[at] = 1
+        assert (weights.fingerprint({"w": changed}) != was) == is_read
