@@ -21,7 +21,6 @@ import time
 from contextlib import ExitStack, suppress
 from typing import Iterator
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -33,6 +32,7 @@ from diffa2_mini.device import autocast, choose_device, compile_blocks, matmul_c
 from diffa2_mini.ears import Attentive, Ears
 from diffa2_mini.loader import Loader, batches, count_workers
 from diffa2_mini.lora import set_dropout
+from diffa2_mini.noise import seed_of
 from diffa2_mini.objective import measure_pairs, piece_loss
 from diffa2_mini.options import parse_arguments, stage_config
 from diffa2_mini.parallel import Synchronised, World, shard, together
@@ -69,7 +69,7 @@ class Run:
             self.data = args.data or plan.default_data(self.config, args.stages, args.random_weights)
         require(self.data.exists(), f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
         self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
-        torch.manual_seed(args.seed)  # adapters and prompts start at random
+        torch.manual_seed(seed_of("weights", args.seed, 0))  # adapters and prompts start at random
         home = torch.device("cpu") if args.shard else self.device  # what is split need not fit the device
         self.model = weights.build(self.config, args.whisper, args.llada, home, self.dtype, args.random_weights)
         self.model.llada.recompute = args.recompute or plan.recompute(self.config)
@@ -155,7 +155,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     manifest = run.data / f"{stage.data}.json" if run.data.is_dir() else run.data
     examples = load_examples(manifest, stage, run.config, args.skip_broken, print)
 
-    torch.manual_seed(args.seed + number)  # new parts
+    torch.manual_seed(seed_of("weights", args.seed, number))  # new parts
     if "lora" in stage.trains:
         model.add_lora()
     if init:
@@ -206,7 +206,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
         return state
 
     collate = Collate(examples, args.seed, stage, run.config, run.tokenizer, not run.ears.remembers, args.skip_broken)
-    every_step = batches(len(examples), stage.batch_size, n_steps, first_step, args.seed)
+    every_step = batches(len(examples), stage.batch_size, n_steps, first_step, args.seed, number)
     steps, ahead = itertools.tee((step, pairs, collate.cut(pairs, stage.at_once, world.rank, world.size))
                                  for step, pairs in every_step)
     loader = Loader(collate, (piece for *_, pieces in ahead for piece in pieces),
@@ -221,8 +221,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
             optimizer.param_groups[0]["lr"] = lr = schedule(step, n_steps, stage)
             began, waited = time.perf_counter(), loader.waited + run.ears.waited
             lengths = [length for _, i in pairs for length in collate.lengths(i)]  # before and in each answer
-            seed = np.random.SeedSequence([args.seed, number, step, world.rank]).generate_state(1)
-            torch.manual_seed(int(seed[0]))  # dropout
+            torch.manual_seed(seed_of("dropout", args.seed, number, step, world.rank))
             figures = step_on(run, stage, synchronised, optimizer, list(trained.values()), sum(own for _, own in lengths),
                               loader.take(len(pieces)), len(pieces))
             n_masked, n_broken, stop = (figures.pop(name) for name in ("masked", "broken", "stop"))

@@ -192,6 +192,7 @@ class StageConfig:
     """One row of the curriculum (section 3.3). `trains` names parts of the model; all else is frozen."""
 
     title: str
+    number: int  # decides, with the seed, the order of the examples and the noise
     trains: tuple[str, ...]
     data: str  # the manifest's name in a data folder
     audio: tuple[str, ...]  # what is spliced into the prompt, in this order
@@ -281,13 +282,13 @@ def scaled(stages: dict[int, StageConfig], **changes: dict[int, dict]) -> dict[i
 
 LISTEN, FEEL = ("prompts", "semantic"), ("acoustic", "semantic")
 FULL_STAGES = {
-    1: StageConfig("semantic alignment", trains=LISTEN, data="stage1", audio=LISTEN, lr=1e-4, schedule="linear",
+    1: StageConfig("semantic alignment", 1, trains=LISTEN, data="stage1", audio=LISTEN, lr=1e-4, schedule="linear",
                    batch_size=1280, at_once=8, epochs=20),
-    2: StageConfig("joint alignment", trains=FEEL, data="sft", audio=FEEL, lr=5e-5, schedule="cosine", batch_size=192,
+    2: StageConfig("joint alignment", 2, trains=FEEL, data="sft", audio=FEEL, lr=5e-5, schedule="cosine", batch_size=192,
                    at_once=8),
-    3: StageConfig("backbone fine-tuning", trains=(*FEEL, "lora"), data="sft", audio=FEEL, lr=5e-5, schedule="cosine",
+    3: StageConfig("backbone fine-tuning", 3, trains=(*FEEL, "lora"), data="sft", audio=FEEL, lr=5e-5, schedule="cosine",
                    batch_size=192, at_once=4, lora_dropout=0.05),
-    4: StageConfig("preference optimisation", trains=(*FEEL, "lora"), data="preference", audio=FEEL, lr=5e-5,
+    4: StageConfig("preference optimisation", 4, trains=(*FEEL, "lora"), data="preference", audio=FEEL, lr=5e-5,
                    schedule="cosine", batch_size=16, at_once=1, preference=True),
 }
 SMALL_STAGES = scaled(  # for one small GPU; not measured

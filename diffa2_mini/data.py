@@ -20,8 +20,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .audio import duration, encoder_frames, load_audio, log_mel
 from .config import AdapterConfig, AudioConfig, Config, StageConfig, TextConfig, UserError, require
-from .diffusion import forward_process, noise_for
+from .diffusion import draw_noise, forward_process
 from .model import Audio
+from .noise import stream
 from .tokenizer import Prompt, Tokenizer
 from .vrpo import draw_masks
 
@@ -151,12 +152,14 @@ def tokenize(example: Example, answer: str, stage: StageConfig, text: TextConfig
 
 
 class Collate:
-    """Makes batches of some data; what the processes that load it are given. `load` has it load the clips too."""
+    """Makes batches of some data; what the processes that load it are given. `load` has it load the clips too, and
+    `held_out` has the noise be another than that of training."""
 
     def __init__(self, data: list[Example], seed: int, stage: StageConfig, config: Config, tokenizer: Tokenizer, load: bool,
-                 skip_broken: bool = False):
+                 skip_broken: bool = False, held_out: bool = False):
         self.data, self.seed, self.stage, self.config, self.tokenizer = data, seed, stage, config, tokenizer
         self.load, self.skip_broken, self.known = load, skip_broken, {}
+        self.kind = "held-out answers" if held_out else "answers"
 
     def answers(self, number: int) -> list[tuple[Prompt, list[int]]]:
         """The prompt and the tokens of the answer; of a pair, of both."""
@@ -174,17 +177,18 @@ class Collate:
         return self.known[number]
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> "Batch | UserError":
-        """A batch of (epoch, number in the data) pairs, or what is wrong with a clip. The noise is keyed by (seed, epoch,
-        number)."""
+        """A batch of (epoch, number in the data) pairs, or what is wrong with a clip. The noise is keyed by (seed, stage,
+        epoch, number), and by which of its answers it hides."""
         stage, prompts, rows, t, uniforms, masks = self.stage, [], [], [], [], []
         for epoch, number in pairs:
             for which, (prompt, ids) in enumerate(self.answers(number)):
                 rows.append(torch.tensor(ids))
+                rng = stream(self.kind, self.seed, stage.number, epoch, number, which)
                 if stage.preference:
-                    drawn = draw_masks(np.random.default_rng([self.seed, epoch, number, which]), len(ids), stage.vrpo_samples)
+                    drawn = draw_masks(rng, len(ids), stage.vrpo_samples)
                     masks.append(torch.from_numpy(drawn.T))  # [R, n]
                 else:
-                    at, numbers = noise_for(self.seed, epoch, number, len(ids))
+                    at, numbers = draw_noise(rng, len(ids))
                     t.append(at)
                     uniforms.append(torch.from_numpy(numbers).float())
             prompts.append(prompt)

@@ -15,12 +15,8 @@ EPSILON = 1e-3  # the smallest time
 AT_ONCE = 256  # tokens whose logits exist at once
 
 
-def noise_for(seed: int, epoch: int, example: int, n_response: int) -> tuple[float, np.ndarray]:
-    """The time t in (0, 1) and a uniform number per response token [R], float64, that this example gets in this epoch.
-
-    They depend on nothing else, so that batch size, number of processes and resuming change nothing.
-    """
-    rng = np.random.default_rng([seed, epoch, example])
+def draw_noise(rng: np.random.Generator, n_response: int) -> tuple[float, np.ndarray]:
+    """A time t in (0, 1) and a uniform number per response token [R], float64."""
     return rng.random(), rng.random(n_response)
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from .config import UserError
 from .data import Batch, Collate
+from .noise import stream
 
 
 def count_workers(asked: int | None, loads: bool, n_beside: int) -> int:
@@ -54,12 +55,13 @@ class Loader:
             yield batch
 
 
-def epoch_order(n_examples: int, epoch: int, seed: int) -> np.ndarray:
-    """The order in which an epoch goes through the examples."""
-    return np.random.default_rng([seed, epoch]).permutation(n_examples)
+def epoch_order(n_examples: int, epoch: int, seed: int, stage: int) -> np.ndarray:
+    """The order in which an epoch of a stage goes through the examples."""
+    return stream("order", seed, stage, epoch).permutation(n_examples)
 
 
-def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, seed: int) -> Iterator[tuple[int, list]]:
+def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, seed: int, stage: int
+            ) -> Iterator[tuple[int, list]]:
     """For each step from `first_step` on: the step, and its (epoch, number of the example) pairs. One epoch follows the
     other without a gap, so that every example is seen exactly once per epoch, whatever the batch size."""
     orders = {}
@@ -68,6 +70,6 @@ def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, see
         for position in range(step * batch_size, (step + 1) * batch_size):
             epoch, at = divmod(position, n_examples)
             if epoch not in orders:
-                orders = {epoch: epoch_order(n_examples, epoch, seed)}  # epochs only ever go up
+                orders = {epoch: epoch_order(n_examples, epoch, seed, stage)}  # epochs only ever go up
             pairs.append((epoch, int(orders[epoch][at])))
         yield step, pairs

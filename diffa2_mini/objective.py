@@ -12,6 +12,7 @@ from .data import Batch, Collate, Example
 from .diffusion import diffusion_loss, forward_process, masked_cross_entropy
 from .ears import Ears
 from .model import Diffa2
+from .noise import seed_of
 from .tokenizer import Tokenizer
 from .vrpo import elbo, preference_margin, vrpo_loss
 
@@ -70,7 +71,7 @@ def score_variance(model: Diffa2, reference: dict[str, Tensor], batch: Batch, st
                    n_estimates: int = 4) -> tuple[float, float]:
     """Variance of the preference score over the draw of its masks, mean over pairs: with masks shared between policy and
     reference, and with independent ones."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed_of("score", 0, stage.number))
     n_tokens = batch.real.sum(1)[:, None, None]  # [2P, 1, 1]
 
     def draw():
@@ -94,7 +95,7 @@ def measure_pairs(model: Diffa2, reference: dict[str, Tensor], examples: list[Ex
         return {}
 
     def collated(some):
-        collate = Collate(some, seed, stage, model.config, tokenizer, load=False)
+        collate = Collate(some, seed, stage, model.config, tokenizer, load=False, held_out=True)
         for start in range(0, len(some), stage.at_once):
             numbers = [(0, i) for i in range(start, min(start + stage.at_once, len(some)))]
             yield collate[numbers].heard(ears, ears.device)

@@ -22,6 +22,7 @@ from .answers import fill_in
 from .config import ASSETS, SIZES, LladaConfig, PretrainConfig, TextConfig, require
 from .llada import Block, Llada, rotary
 from .model import Diffa2
+from .noise import seed_of, stream
 from .parallel import World
 from .device import choose_device
 from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
@@ -191,14 +192,15 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
     Yields (step, loss, accuracy by type on held-out sentences and on held-out frames) now and then."""
     text: TextConfig = model.config.text
     device = model.llada.wte.weight.device
-    rng, held_out = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    rng, held_out = stream("texts", seed), stream("held-out texts", seed)
     evaluation = [sample(held_out, True) for _ in range(n_evaluation or N_EVALUATION)]
     if first_step == 0:
-        init_backbone(model.llada.cpu(), torch.Generator().manual_seed(seed))
+        init_backbone(model.llada.cpu(), torch.Generator().manual_seed(seed_of("backbone", seed, "weights")))
         model.llada.to(device)
     parameters = list(model.llada.requires_grad_(True).parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.backbone_lr, betas=(0.9, 0.98), weight_decay=0.01)
-    mean, generator = math.log(config.recall_pairs), torch.Generator().manual_seed(seed)
+    mean = math.log(config.recall_pairs)
+    generator = torch.Generator().manual_seed(seed_of("backbone", seed, "recall"))
     words = {token for example in evaluation for word in example.words() for token in tokenizer.encode(f" {word}")}
     words = torch.tensor(sorted(words | {tokenizer.encode(letter)[0] for letter in LETTERS}), device=device)
     separator = tokenizer.encode("\n")[0]
@@ -260,7 +262,7 @@ def run(args, world: World) -> None:
     pre = PretrainConfig(**{name: value for name, value in changes.items() if value is not None})
     made_by = f"python train.py --stage 0 --size {args.size} --seed {args.seed}"
     progress = partial(tqdm, dynamic_ncols=True)
-    torch.manual_seed(args.seed)
+    torch.manual_seed(seed_of("weights", args.seed, 0))
     model, tokenizer = Diffa2(config), weights.load_tokenizer(config)
     model.to(device)
     if args.parts != "llada" and world.first:

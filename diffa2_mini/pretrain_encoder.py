@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .audio import encoder_frames, load_audio, log_mel
 from .config import AudioConfig, PretrainConfig, require
 from .data import read_manifest
+from .noise import seed_of, stream
 from .whisper import WhisperEncoder
 
 N_ORDINALS = 5  # none, first, second, third, fourth
@@ -123,8 +124,8 @@ def blank(mel: Tensor, config: PretrainConfig, rng: np.random.Generator) -> Tens
 
 def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: PretrainConfig, seed: int, progress: Callable):
     """Train the encoder in place. Yields (step, loss, frame accuracy) now and then."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed_of("encoder", seed))
+    rng = stream("encoder", seed)
     device = encoder.conv1.weight.device
     heads = EncoderHeads(encoder.config.width, clips).to(device)
     parameters = [*encoder.requires_grad_(True).parameters(), *heads.parameters()]

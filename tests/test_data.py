@@ -79,14 +79,24 @@ def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stag
 
 
 @pytest.mark.parametrize("stage", [2, 4])
-def test_noise_is_keyed_by_seed_epoch_and_number(model, examples, stage):
-    def noise(seed, epoch, number):
-        batch = batch_of([(epoch, number)], [examples[0]] * 8, model, stage, seed)
+def test_noise_is_keyed_by_seed_stage_epoch_and_number(model, examples, stage):
+    def noise(seed, epoch, number, by=stage, held_out=False):
+        row = replace(STAGES[stage], number=by)
+        maker = Collate([examples[0]] * 8, seed, row, MICRO, load_tokenizer(MICRO), False, held_out=held_out)
+        batch = maker[[(epoch, number)]]
         return batch.masks if stage == 4 else torch.cat([batch.t, batch.uniforms[0]])
 
     assert torch.equal(noise(1, 2, 3), noise(1, 2, 3))
-    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2)):
+    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2), (1, 2, 3, 3), (1, 2, 3, stage, True)):
         assert not torch.equal(noise(1, 2, 3), noise(*other))
+
+
+def test_stage_3_replays_neither_the_noise_nor_the_order_of_stage_2(examples):
+    (_, second), (_, third) = (next(batches(8, 8, 1, 0, 42, stage)) for stage in (2, 3))
+    assert second != third and sorted(second) == sorted(third)
+    second, third = (collate(examples, stage)[sorted(second)] for stage in (2, 3))
+    assert torch.equal(second.response, third.response)
+    assert not (second.t == third.t).any() and not (second.uniforms == third.uniforms)[second.real].any()
 
 
 @pytest.mark.parametrize("stage", [2, 4])
@@ -108,19 +118,19 @@ def test_padding_is_eos_and_never_masked(model, examples, stage):
 @pytest.mark.parametrize("n_examples, batch_size", [(10, 1), (10, 3), (10, 10), (7, 20), (1, 4)])
 def test_every_example_is_seen_once_per_epoch_and_resuming_goes_on(n_examples, batch_size):
     n_steps = -(-3 * n_examples // batch_size)
-    steps = list(batches(n_examples, batch_size, n_steps, 0, seed=5))
+    steps = list(batches(n_examples, batch_size, n_steps, 0, seed=5, stage=2))
     pairs = [pair for _, batch in steps for pair in batch]
     assert [step for step, _ in steps] == list(range(n_steps)) and all(len(batch) == batch_size for _, batch in steps)
     assert Counter(pairs[:3 * n_examples]) == Counter((e, i) for e in range(3) for i in range(n_examples))
     for first in range(n_steps):
-        assert list(batches(n_examples, batch_size, n_steps, first, seed=5)) == steps[first:]
+        assert list(batches(n_examples, batch_size, n_steps, first, seed=5, stage=2)) == steps[first:]
 
 
-def test_each_epoch_and_each_seed_has_an_order_of_its_own():
-    first, second = (batch for _, batch in batches(50, 50, 2, 0, seed=5))
-    [(_, other)] = batches(50, 50, 1, 0, seed=6)
-    orders = [[number for _, number in batch] for batch in (first, second, other)]
-    assert orders[0] != orders[1] and orders[0] != orders[2] and sorted(orders[0]) != orders[0]
+def test_each_epoch_each_seed_and_each_stage_has_an_order_of_its_own():
+    first, second = (batch for _, batch in batches(50, 50, 2, 0, seed=5, stage=2))
+    others = [batch for seed, stage in ((6, 2), (5, 3)) for _, batch in batches(50, 50, 1, 0, seed, stage)]
+    orders = [[number for _, number in batch] for batch in (first, second, *others)]
+    assert len({*map(tuple, orders)}) == 4 and sorted(orders[0]) != orders[0]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 4])

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from diffa2_mini import diffusion
-from diffa2_mini.diffusion import EPSILON, TokenLosses, diffusion_loss, forward_process, masked_cross_entropy, noise_for
+from diffa2_mini.diffusion import EPSILON, TokenLosses, diffusion_loss, draw_noise, forward_process
+from diffa2_mini.diffusion import masked_cross_entropy
+from diffa2_mini.noise import stream
 from diffa2_mini.vrpo import elbo
 
 V, R, MASK = 3, 3, 3  # three words, three positions, and the mask
@@ -151,17 +153,8 @@ def test_the_share_of_masks_is_the_time():
     torch.testing.assert_close(t, times, atol=EPSILON, rtol=0)
 
 
-def test_noise_depends_on_its_key_alone():
-    t, uniforms = noise_for(42, 3, 7, 16)
-    np.random.seed(1), torch.manual_seed(1)
-    again = noise_for(42, 3, 7, 16)
-    assert t == again[0] and (uniforms == again[1]).all() and uniforms.shape == (16,)
-    for other in [(43, 3, 7), (42, 4, 7), (42, 3, 8), (42, 7, 3)]:
-        assert noise_for(*other, 16)[0] != t and not (noise_for(*other, 16)[1] == uniforms).any()
-
-
 def test_times_are_uniform():
-    times = np.sort([noise_for(0, 0, example, 1)[0] for example in range(1000)])
+    times = np.sort([draw_noise(stream("answers", 0, 1, 0, example, 0), 1)[0] for example in range(1000)])
     assert np.abs(times - np.linspace(0, 1, 1000)).max() < 1.63 / 1000 ** 0.5  # Kolmogorov-Smirnov, 1 %
 
 

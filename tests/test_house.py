@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ["config", "device", "parallel", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model",
+ROOMS = ["config", "noise", "device", "parallel", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model",
          "decode", "data", "loader", "faults", "checkpoint", "ears", "objective", "weights", "command", "scoring", "benchmarks",
          "answers", "reporting", "evaluate"]  # a file imports only what stands before it
 BESIDE = ["options", "plan", "show", "page", "pretrain_tokenizer", "pretrain_encoder", "pretrain", "autoregressive", "bench", "bench_size"]

@@ -236,7 +236,7 @@ def test_every_example_is_dealt_out_exactly_once_an_epoch(collate, size):
     n, batch_size = len(collate.data), 7
     assert n % batch_size and batch_size % 2
     n_epochs = 3
-    dealt = [pair for _, pairs in batches(n, batch_size, n * n_epochs // batch_size + 1, 0, 0)
+    dealt = [pair for _, pairs in batches(n, batch_size, n * n_epochs // batch_size + 1, 0, 0, 2)
              for rank in range(size) for piece in collate.cut(pairs, 2, rank, size) for pair in piece]
     counts = {pair: dealt.count(pair) for pair in dealt}
     assert {*counts.values()} == {1} and {(e, i) for e in range(n_epochs) for i in range(n)} <= counts.keys()
@@ -246,7 +246,7 @@ def test_every_example_is_dealt_out_exactly_once_an_epoch(collate, size):
 def test_the_loss_is_normalised_over_the_whole_batch(collate):
     """An average of the processes' averages is another number, as they have different numbers of tokens."""
     model = build(CONFIG, dtype=torch.float64)
-    ears, (_, pairs) = Ears(model, torch.device("cpu"), torch.float64, keep=True), next(batches(len(collate.data), 9, 1, 0, 0))
+    ears, (_, pairs) = Ears(model, torch.device("cpu"), torch.float64, keep=True), next(batches(len(collate.data), 9, 1, 0, 0, 2))
 
     def loss(pairs, n_tokens):
         return float(answer_loss(model, collate[pairs].heard(ears, ears.device), STAGES[2], collate.tokenizer, n_tokens))

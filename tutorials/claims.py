@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # so that this file runs as a script
 from data import toy
 from diffa2_mini import autoregressive, pretrain
 from diffa2_mini.config import ASSETS, Parser, require, run_script
+from diffa2_mini.noise import stream
 from tutorials import claims_table
 from tutorials.claims_lab import CONFIG, QUICK, STAGES, Lab, Scale, Variant, slug, write_json
 from tutorials.claims_table import SEEDS
@@ -51,7 +52,7 @@ def decoded(changes: dict, lab: Lab, seed: int) -> dict:
 def estimated(times: int, masks: int, shared: bool, lab: Lab, seed: int) -> dict:
     """Variance of the score of a pair, and bias of its loss, with `times` numbers of masked tokens and `masks` masks of each."""
     policy, reference = lab.pool(seed)
-    (P, _, K, M), rng = policy.shape, np.random.default_rng(seed)
+    (P, _, K, M), rng = policy.shape, stream("score", seed, "draws")
 
     def draw():
         k, m = rng.integers(K, size=(N_DRAWS, P, 2, times, 1)), rng.integers(M, size=(N_DRAWS, P, 2, times, masks))
@@ -68,7 +69,7 @@ def estimated(times: int, masks: int, shared: bool, lab: Lab, seed: int) -> dict
 
 def texts(causal: bool, lab: Lab, seed: int) -> dict:
     """A backbone before it hears anything: texts, in which a description stands in the audio's place."""
-    rng = np.random.default_rng([seed, 2])
+    rng = stream("held-out texts", seed, "claims")
     examples = [toy.text_example(rng, evaluation=True) for _ in range(lab.scale.n_texts or 960)]
     write = (autoregressive.METHOD if causal else pretrain.Method()).write
     accuracy = pretrain.gate(lab.build(Variant(None, 2, causal=causal)), lab.tokenizer, examples, lab.scale.pretrain.silences, write)

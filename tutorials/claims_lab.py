@@ -24,6 +24,7 @@ from diffa2_mini.faults import write
 from diffa2_mini.loader import batches
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2
+from diffa2_mini.noise import seed_of, stream
 from diffa2_mini.objective import bounds, measure_pairs, piece_loss, preference_bounds
 from diffa2_mini.vrpo import vrpo_loss
 from train import schedule
@@ -89,7 +90,8 @@ def variants(scale: Scale) -> dict[str, Variant]:
         "acoustic": Variant("stage 1", 2, dict(trains=("acoustic",), audio=("acoustic",))),
         "2": Variant(None, 2, alone),
         "1, 2, 2": Variant("stage 2", 3, dict(trains=FEEL)),
-        "1, 2, 3, 3": Variant("stage 3", 3, dict(steps=scale.steps[4], lr=STAGES[4].lr, warmup=STAGES[4].warmup)),
+        "1, 2, 3, 3": Variant("stage 3", 3, dict(number=5, steps=scale.steps[4], lr=STAGES[4].lr,
+                                                warmup=STAGES[4].warmup)),  # 5: noise of its own
         "attention": Variant("stage 2", 3, lora=dict(targets=("q_proj", "k_proj", "v_proj"))),
         "feed-forward": Variant("stage 2", 3, lora=dict(targets=("ff_proj", "up_proj"))),
     }
@@ -112,7 +114,7 @@ def adapt(lab: "Lab", model: Diffa2, variant: Variant, stage: StageConfig, examp
     set_dropout(model, stage.lora_dropout)
     lab.ears.prepare([example.path for example in examples], partial(tqdm, desc="listening", disable=None, leave=False))
     collate, other = (Collate(examples, s, stage, CONFIG, lab.tokenizer, load=False) for s in (seed, seed + 1000))
-    for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed):
+    for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed, stage.number):
         model.train()
         optimizer.param_groups[0]["lr"] = schedule(step, stage.steps, stage)
         batch = collate[pairs].heard(lab.ears, CPU)
@@ -146,7 +148,7 @@ class Lab:
         """The autoregressive backbone: as many steps as the shipped one had, of the same texts."""
         path = self.work / "autoregressive.safetensors"
         if not path.exists():
-            torch.manual_seed(1)
+            torch.manual_seed(seed_of("weights", 1, 0))
             model = Diffa2(CONFIG)
             for _, _, accuracy in pretrain.pretrain_backbone(model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, 0,
                                                              partial(tqdm, disable=None), autoregressive.METHOD, self.scale.n_texts):
@@ -182,7 +184,7 @@ class Lab:
             self.loaded[stage.data] = load_examples(self.data / f"{stage.data}.json", stage, CONFIG, False, print)
         examples = self.loaded[stage.data]
         paths = sorted({example.path for example in examples})
-        chosen = {paths[i] for i in np.random.default_rng(seed).permutation(len(paths))[:variant.n_clips]}
+        chosen = {paths[i] for i in stream("clips", seed).permutation(len(paths))[:variant.n_clips]}
         return [example for example in examples if example.path in chosen]
 
     def figures(self, name: str, seed: int) -> dict:
@@ -202,7 +204,7 @@ class Lab:
         """Train a variant and measure it."""
         start = variant.start and self.restored(variant.start, seed)
         examples, on_the_way = self.examples(variant, stage, seed), []
-        torch.manual_seed(seed + variant.number)  # new adapters, LoRA, dropout
+        torch.manual_seed(seed_of("weights", seed, variant.number))  # new adapters, LoRA, dropout
         model = self.build(variant)
         if "lora" in stage.trains:
             model.add_lora()
@@ -252,7 +254,7 @@ class Lab:
             short = [i for i in range(len(pairs)) if all(own == length for _, own in collate.lengths(i))]
             chosen = short[::max(1, len(short) // self.scale.n_pairs)][:self.scale.n_pairs]
             batch = collate[[(0, i) for i in chosen]].heard(self.ears, CPU)
-            rng = np.random.default_rng(seed)
+            rng = stream("score", seed)
             orders = rng.random((self.scale.n_masks, *batch.response.shape)).argsort(-1).argsort(-1)
             tensors = {}
             for name in ("stage 4", "stage 3"):
