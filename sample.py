@@ -7,6 +7,7 @@
 """
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -54,15 +55,18 @@ def parts_of_clip(path: Path, config: Config, chunk: bool) -> list:
 
 @torch.no_grad()
 def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np.ndarray, prompt: str,
-        decode: DecodeConfig, device: torch.device, dtype: torch.dtype, watch: bool, frames: list | None = None) -> dict:
-    """Answer one question about one clip. What each step did is added to `frames`, as `page.record` tells."""
+        decode: DecodeConfig, device: torch.device, dtype: torch.dtype, watch: bool,
+        frames: list | None = None, number: int = 0) -> dict:
+    """Answer one question about one clip, the `number`-th of all that are asked. What each step did
+    is added to `frames`, as `page.record` tells."""
     start = time.perf_counter()
     mel = log_mel(samples, model.config.audio)[None].to(device, dtype)
     with autocast(device, dtype):
         audio = model.encode(mel, torch.tensor([encoder_frames(len(samples), model.config.audio)], device=device))
         question = tokenizer.prompt(model.config.text.system, prompt)
         reader = Reader(model, model.hear(audio, parts), [question], [decode.gen_length], tokenizer.mask_id)
-        steps = generate(reader, decode, tokenizer.eos_id, top=0 if frames is None else page.TOP)
+        steps = generate(reader, decode, tokenizer.eos_id, 0 if frames is None else page.TOP,
+                         numbers=[number])
         if frames is not None:
             steps = page.record(steps, tokenizer, frames)
         if watch:
@@ -87,11 +91,12 @@ def main(argv: list[str]) -> None:
     for path in args.clips:
         duration(path)  # an error now, and not after the weights are loaded
     model, parts = load_model(config, trained, paths, device, dtype, args.merge_lora)
-    sections = []
+    sections, numbers = [], itertools.count()
     for path in args.clips:
         for samples in parts_of_clip(path, model.config, args.chunk):
             frames = [] if args.html else None
-            answer = ask(model, parts, tokenizer, samples, prompt, decode, device, dtype, args.watch, frames)
+            answer = ask(model, parts, tokenizer, samples, prompt, decode, device, dtype, args.watch,
+                         frames, next(numbers))
             if args.html:
                 sections.append(page.section(str(path), samples, model.config.audio, prompt, answer, frames, decode))
             if args.json:

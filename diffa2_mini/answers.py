@@ -8,7 +8,7 @@ elsewhere are read too.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,45 +37,53 @@ class Answer:
     cut: bool = False
 
 
-def fill_in(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt], decode: DecodeConfig
-            ) -> tuple[Tensor, int]:
-    """Answers [B, R] to prompts with what was heard, decoded together, and how many forward passes they took."""
+def fill_in(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt],
+            decode: DecodeConfig, numbers: Sequence[int] | None = None) -> tuple[Tensor, int]:
+    """Answers [B, R] to prompts with what was heard, decoded together, and how many forward passes
+    they took. `numbers`: see `generate`."""
     reader, n_steps = Reader(model, heard, prompts, [decode.gen_length] * len(prompts), tokenizer.mask_id), 0
-    for step in generate(reader, decode, tokenizer.eos_id):
+    for step in generate(reader, decode, tokenizer.eos_id, numbers=numbers):
         tokens, n_steps = step.tokens, n_steps + 1
     return tokens, n_steps
 
 
 @torch.no_grad()
 def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Example], parts: tuple[str, ...],
-           decode: DecodeConfig, batch_size: int = 64, respond: Callable = fill_in) -> tuple[list[str], int]:
-    """The model's answers, in the order of the examples, and how many forward passes they took in all. `respond` makes them,
-    as `fill_in` does."""
+           decode: DecodeConfig, batch_size: int = 64, respond: Callable = fill_in,
+           numbers: Sequence[int] | None = None) -> tuple[list[str], int]:
+    """The model's answers, in the order of the examples, and how many forward passes they took in
+    all. `respond` makes them, as `fill_in` does. `numbers` tells which of all that are asked each
+    example is (default: its place in the list)."""
     answers, n_steps = [], 0
+    numbers = range(len(examples)) if numbers is None else numbers
     for start in range(0, len(examples), batch_size):
         batch = examples[start:start + batch_size]
         heard = model.hear(ears([example.path for example in batch]), parts)
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
-        tokens, n = respond(model, tokenizer, heard, prompts, decode)
+        tokens, n = respond(model, tokenizer, heard, prompts, decode,
+                            numbers[start:start + batch_size])
         answers += [tokenizer.decode(row) for row in tokens.tolist()]
         n_steps += n
     return answers, n_steps
 
 
 def answer_batch(model: Diffa2, tokenizer: Tokenizer, ears: Ears, questions: list[Question], parts: tuple[str, ...],
-                 decode: DecodeConfig) -> list[Answer]:
-    """Answers to some questions, which are asked together. `ears` keep what they hear; here it is forgotten afterwards."""
-    errors, long, examples = {}, set(), []
-    for question in questions:
+                 decode: DecodeConfig, numbers: Sequence[int]) -> list[Answer]:
+    """Answers to some questions, which are asked together; `numbers` tells which of the benchmark's
+    each is. `ears` keep what they hear; here it is forgotten afterwards."""
+    errors, long, examples, asked = {}, set(), [], []
+    for number, question in zip(numbers, questions, strict=True):
         try:
             require(question.audio is not None, "no clip is named")
             if duration(question.audio) > model.config.audio.max_seconds:
                 long.add(question.id)
             ears.listen(question.audio)
             examples.append(Example(question.audio, question.prompt, question.answer, "", "", ""))
+            asked.append(number)
         except UserError as error:
             errors[question.id] = str(error)
-    texts = iter(answer(model, tokenizer, ears, examples, parts, decode, len(questions))[0])
+    texts = iter(answer(model, tokenizer, ears, examples, parts, decode, len(questions),
+                        numbers=asked)[0])
     ears.kept.clear()  # the clips of a long benchmark would fill the memory
     return [Answer("", errors[q.id]) if q.id in errors else Answer(next(texts), cut=q.id in long) for q in questions]
 

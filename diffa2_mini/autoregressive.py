@@ -5,6 +5,8 @@ cross-entropy of the next one (as in GPT, arXiv 2005.14165). As nothing that com
 keys and values is exact: each step reads one token. And each step writes one token, the diffusion model's several.
 """
 
+from typing import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -58,10 +60,11 @@ def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Toke
 
 
 @torch.no_grad()
-def write(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt], decode: DecodeConfig
-          ) -> tuple[Tensor, int]:
-    """The most probable next token, again and again: answers [B, R], padded with EOS, and how many forward passes they took.
-    The first pass reads the prompts, each of the others one token of each answer."""
+def write(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt],
+          decode: DecodeConfig, numbers: Sequence[int] | None = None) -> tuple[Tensor, int]:
+    """The most probable next token, again and again: answers [B, R], padded with EOS, and how many
+    forward passes they took. The first pass reads the prompts, each of the others one token of each
+    answer. Nothing is drawn, so that the `numbers` of `fill_in` decide nothing."""
     before, lengths = model.splice(heard, prompts)
     (B, P, _), R, device = before.shape, decode.gen_length, before.device
     positions, real = lay_out(lengths, P, torch.ones(B, R, dtype=torch.bool, device=device))

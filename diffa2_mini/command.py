@@ -35,8 +35,10 @@ def add_decode_flags(add: Callable) -> None:
     add("--factor", type=float, help="of factor-based parallel decoding: larger is faster (default: the size's own, full 1, toy 0.5)")
     add("--threshold", type=float, help="commit what is more confident than this, instead of factor-based decoding")
     add("--cache", choices=["none", "prefix", "dual"], help="what to remember of the keys and values outside the block")
-    add("--capture", action="store_true", default=None, help="on CUDA: record the cached step as a graph, and replay it")
-    add("--refresh", type=int, help="steps between readings of the whole sequence (default: once a block)")
+    add("--capture", action="store_true", default=None,
+        help="on CUDA: record the cached step as a graph, and replay it (needs --cache)")
+    add("--refresh", type=int,
+        help="steps between readings of the whole sequence (needs --cache; default: once a block)")
     add("--temperature", type=float, help="0 takes the most probable tokens")
     add("--cfg", type=float, help="scale of classifier-free guidance, 0 is none")
     add("--remasking", choices=["confidence", "random"], help="what a fixed schedule commits first")

@@ -151,8 +151,8 @@ class DecodeConfig:
     cfg: float = 0.0  # classifier-free guidance scale s: uncond + (s + 1)(cond - uncond)
     remasking: str = "confidence"  # what to commit first, or "random" (fixed schedule)
     cache: str = "none"  # of keys and values: "none", "prefix", "dual"
-    refresh: int | None = None  # steps between readings of the whole sequence; None: once a block
-    capture: bool = False  # record the reading of a block as a CUDA graph; has no effect elsewhere
+    refresh: int | None = None  # steps between readings of all; None: once a block (needs a cache)
+    capture: bool = False  # record the cached step as a CUDA graph; has no effect elsewhere
     seed: int = 0
 
     @property
@@ -177,14 +177,18 @@ class DecodeConfig:
         require(self.factor is None or self.factor > 0, f"--factor must be positive, got {self.factor}")
         require(self.threshold is None or 0 <= self.threshold < 1, f"--threshold must be from 0 to below 1, got {self.threshold}")
         require(self.factor is None or self.threshold is None, "--factor and --threshold exclude each other; choose one")
-        require(self.temperature >= 0, f"--temperature must not be negative, got {self.temperature}")
-        require(self.cfg >= 0, f"--cfg must not be negative, got {self.cfg}")
+        require(0 <= self.temperature <= 1e6,
+                f"--temperature must be from 0 to a million, got {self.temperature}")
+        require(0 <= self.cfg <= 1e6, f"--cfg must be from 0 to a million, got {self.cfg}")
         require(self.remasking in ("confidence", "random"),
                 f"--remasking must be confidence or random, got {self.remasking!r}")
         require(self.remasking == "confidence" or self.is_scheduled,
                 "--remasking random needs a fixed schedule; leave --factor and --threshold out")
         require(self.cache in ("none", "prefix", "dual"), f"--cache must be none, prefix or dual, got {self.cache!r}")
         require(self.refresh is None or self.refresh > 0, f"--refresh must be positive, got {self.refresh}")
+        require(self.cache != "none" or not (self.refresh or self.capture),
+                f"--{'refresh' if self.refresh else 'capture'} needs --cache prefix or dual: without a "
+                "cache everything is read in every step")
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,15 @@ Long answers are another matter: there the cache is several times faster (README
 """
 
 from dataclasses import dataclass
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from .config import DecodeConfig
-from .model import Reader
 from .device import Captured
+from .model import Reader
+from .noise import stream
 
 
 @dataclass
@@ -50,15 +51,15 @@ class Step:
 # ------------------------------------------------------------------------------------------------- what to commit
 
 
-def choose(logits: Tensor, temperature: float, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A token for each position and its probability, from logits [..., V]. With a temperature T the token is the largest
-    p / (-log u)^T, u uniform (Gumbel-max, in float64), which samples from p^(1/T); the probability stays that of T = 0."""
+def choose(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A token for each position and its probability, from logits [..., V]. With `gumbel` noise
+    [..., V], float32, the token is drawn; the probability is the same with and without noise."""
     if noise is None:
         best, tokens = logits.max(-1, keepdim=True)
         return tokens.squeeze(-1), 1 / logits.float().sub_(best).exp_().sum(-1)
-    probabilities = logits.double().softmax(-1)
-    tokens = (probabilities / (-noise.log()) ** temperature).argmax(-1)
-    return tokens, probabilities.gather(-1, tokens[..., None]).squeeze(-1)
+    logits = logits.float()
+    tokens = (logits + noise).argmax(-1, keepdim=True)
+    return tokens.squeeze(-1), (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()
 
 
 def most_confident(confidence: Tensor, candidates: Tensor, k: int) -> Tensor:
@@ -115,19 +116,37 @@ def dual_cached(reader: Reader, tokens: Tensor, start: int, stop: int, fresh: bo
 HIDDEN = {"none": uncached, "prefix": prefix_cached, "dual": dual_cached}  # states [B, stop - start, D] of the block
 
 
+# ---------------------------------------------------------------------------------------------------------- chance
+
+
+def gumbel(uniform: Tensor, temperature: float) -> Tensor:
+    """What to add to log p, as float32: -T log(-log u), for u in [0, 1) in float64. The largest sum
+    is then a sample from p^(1/T) (Gumbel-max). As a quotient, p / (-log u)^T would be 0/0 where T
+    is high and p is 0."""
+    return (-temperature * (-uniform.log()).log()).float()
+
+
+def draw(config: DecodeConfig, numbers: list[int], start: int, step: int, places: Tensor,
+         n_tokens: int) -> tuple[Tensor | None, Tensor | None]:
+    """What chance adds in a step to the log probabilities [B, n, V] at `places` [B, n] of a block,
+    of the answers with these `numbers`; and in which order [B, n] it settles them. None where it
+    decides nothing. float32, and made on the CPU, since a Mac's GPU has no float64."""
+    def uniform(kind: str, number: int, *shape: int) -> Tensor:
+        drawn = stream(kind, config.seed, number, start, step).random((config.block_length, *shape))
+        return torch.from_numpy(drawn)  # in [0, 1), float64
+
+    noise = order = None
+    rows = torch.arange(len(numbers), device=places.device)[:, None]
+    if config.temperature > 0:
+        noise = torch.stack([gumbel(uniform("words", number, n_tokens), config.temperature)
+                             for number in numbers]).to(places.device)[rows, places]
+    if config.remasking == "random":
+        order = torch.stack([uniform("places", number).float()
+                             for number in numbers]).to(places.device)[rows, places]
+    return noise, order
+
+
 # -------------------------------------------------------------------------------------------------------- the loop
-
-
-class Noise:
-    """Uniform numbers in float64, the same for every row. They depend on the seed and the block alone, since rows may
-    leave a block at different steps."""
-
-    def __init__(self, config: DecodeConfig, start: int, device: torch.device):
-        self.generator, self.device = torch.Generator().manual_seed(config.seed * config.gen_length + start), device
-
-    def __call__(self, *shape: int) -> Tensor:
-        drawn = torch.rand(1, *shape, generator=self.generator, dtype=torch.float64)
-        return drawn.clamp_min(1e-300).to(self.device)
 
 
 def share(config: DecodeConfig, i: int) -> int:
@@ -145,26 +164,70 @@ def commit(confidence: Tensor, candidates: Tensor, order: Tensor, k: int, config
     return most_confident(order, candidates, k)
 
 
+def logits_at(places: Tensor, reader: Reader, hidden: Tensor) -> Tensor:
+    """Logits [B, n, V] at `places` [B, n] of a block with the states `hidden` [B, block, D]."""
+    return reader.logits(hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])))
+
+
+def predict(readers: list[Reader], config: DecodeConfig, seen: Tensor, places: Tensor, start: int,
+            stop: int, fresh: bool) -> Tensor:
+    """Logits [B, n, V] at `places` [B, n] of the block from `start` to `stop`, where `seen` [B, R]
+    are the tokens so far. With a second reader, which is blind, they are guided. `fresh` has a
+    cache read everything."""
+    logits, *blind = [
+        logits_at(places, reader, HIDDEN[config.cache](reader, seen, start, stop, fresh))
+        for reader in readers]
+    if blind:
+        logits = blind[0] + (config.cfg + 1) * (logits - blind[0])
+    logits[..., readers[0].mask_id] = -torch.inf  # a mask is not an answer
+    return logits
+
+
+def tell(before: Tensor, here: tuple[Tensor, Tensor], predicted: Tensor, confidence: Tensor,
+         committed: Tensor, likely: tuple[Tensor, Tensor] | None) -> Step:
+    """The step that did this to the tokens `before` [B, R]: at `here`, [B, n] rows and columns."""
+    step = Step(before.clone(), before.clone(), torch.zeros_like(before, dtype=confidence.dtype),
+                torch.zeros_like(before, dtype=torch.bool))
+    step.tokens[here] = torch.where(committed, predicted, before[here])
+    step.predicted[here], step.confidence[here] = predicted, confidence
+    step.committed[here] = committed
+    if likely:
+        step.likely = tuple(values.new_zeros(*before.shape, values.shape[-1]) for values in likely)
+        for told, values in zip(step.likely, likely):
+            told[here] = values
+    return step
+
+
+def captured(reader: Reader, config: DecodeConfig) -> Reader:
+    """The reader, which on CUDA records the step that reads from its cache, if that is asked for."""
+    on_cuda = reader.response.device.type == "cuda"
+    if config.capture and on_cuda and not isinstance(reader.again, Captured):
+        reader.again = Captured(reader.read_slice)
+    return reader
+
+
 @torch.no_grad()
-def generate(reader: Reader, config: DecodeConfig, eos_id: int, top: int = 0) -> Iterator[Step]:
-    """Decode the responses that `reader` reads, together, each to its own end; yields each step. An answer does not depend
-    on its neighbours. A fixed schedule waits for the device once a block, the others once a step. With `top`, a step tells the
-    likeliest tokens of each mask too."""
+def generate(reader: Reader, config: DecodeConfig, eos_id: int, top: int = 0,
+             numbers: Sequence[int] | None = None) -> Iterator[Step]:
+    """Decode the responses that `reader` reads, together, each to its own end; yields each step.
+    An answer does not depend on its neighbours: what is drawn for it depends on which of all that
+    are asked it is, as `numbers` tells (default: from 0 on). A fixed schedule waits for the device
+    once a block, the others once a step. With `top`, a step tells the likeliest tokens of each mask
+    too."""
     mask_id, device = reader.mask_id, reader.response.device
-    hidden_states, refresh = HIDDEN[config.cache], config.refresh or config.block_length
+    refresh = config.refresh or config.block_length
     readers = [reader, reader.blind()] if config.cfg > 0 else [reader]
     tokens = torch.where(reader.response, mask_id, eos_id)  # [B, R]
     going = torch.arange(len(tokens), device=device)  # the rows that are not finished
+    numbers = list(range(len(tokens)) if numbers is None else numbers)  # of these rows
     for start in range(0, tokens.shape[1], config.block_length):
-        stop, noise = start + config.block_length, Noise(config, start, device)
         left = (~finished(tokens[going], mask_id, eos_id)).nonzero().squeeze(1)
         if len(left) == 0:
             return
-        going, readers = going[left], [reader.rows(left.tolist()) for reader in readers]
-        for reader in readers:
-            if config.capture and device.type == "cuda" and not isinstance(reader.again, Captured):
-                reader.again = Captured(reader.read_slice)
-        stop = min(stop, readers[0].response.shape[1])
+        kept = left.tolist()
+        going, numbers = going[left], [numbers[i] for i in kept]
+        readers = [captured(reader.rows(kept), config) for reader in readers]
+        stop = min(start + config.block_length, readers[0].response.shape[1])
         n = stop - start  # masks in a row of the block, at most
         for i in range(config.steps_per_block):
             seen = tokens[going, :readers[0].response.shape[1]]
@@ -172,30 +235,16 @@ def generate(reader: Reader, config: DecodeConfig, eos_id: int, top: int = 0) ->
             n = n if config.is_scheduled else int(masked.sum(1).max())
             if n <= 0:
                 break
-            places = masked.int().topk(n).indices.sort().values  # [B, n]; where a row has fewer masks, others too
-            here, candidates = (going[:, None], start + places), masked.gather(1, places)
-            logits, *blind = [logits_at(places, reader, hidden_states(reader, seen, start, stop, fresh=i % refresh == 0))
-                              for reader in readers]  # [B, n, V]
-            if blind:
-                logits = blind[0] + (config.cfg + 1) * (logits - blind[0])
-            logits[..., mask_id] = -torch.inf  # a mask is not an answer
-            likely = logits.float().softmax(-1).topk(top) if top else None  # now, since `choose` writes over the logits
-            drawn = noise(config.block_length, logits.shape[-1])[0, places] if config.temperature > 0 else None
-            predicted, confidence = choose(logits, config.temperature, drawn)
-            order = noise(config.block_length)[0, places] if config.remasking == "random" else confidence
-            committed = commit(confidence, candidates, order, share(config, i), config)
+            places = masked.int().topk(n).indices.sort().values  # [B, n]; others too where fewer
+            logits = predict(readers, config, seen, places, start, stop, fresh=i % refresh == 0)
+            # Now, since `choose` writes over the logits: tokens, and their probabilities.
+            likely = logits.float().softmax(-1).topk(top)[::-1] if top else None
+            noise, order = draw(config, numbers, start, i, places, logits.shape[-1])
+            predicted, confidence = choose(logits, noise)
+            committed = commit(confidence, masked.gather(1, places),
+                               confidence if order is None else order, share(config, i), config)
             n -= share(config, i)
-            step = Step(tokens.clone(), tokens.clone(), torch.zeros_like(tokens, dtype=confidence.dtype),
-                        torch.zeros_like(tokens, dtype=torch.bool))
-            step.tokens[here] = torch.where(committed, predicted, tokens[here])
-            step.predicted[here], step.confidence[here], step.committed[here] = predicted, confidence, committed
-            if top:
-                step.likely = tokens.new_zeros(*tokens.shape, top), likely.values.new_zeros(*tokens.shape, top)
-                step.likely[0][here], step.likely[1][here] = likely.indices, likely.values
+            step = tell(tokens, (going[:, None], start + places), predicted, confidence, committed,
+                        likely)
             tokens = step.tokens
             yield step
-
-
-def logits_at(places: Tensor, reader: Reader, hidden: Tensor) -> Tensor:
-    """Logits [B, n, V] at `places` [B, n] of a block with the states `hidden` [B, block, D]."""
-    return reader.logits(hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1])))

@@ -32,6 +32,7 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
     device, dtype = command.choose(args, config)
     by = command.describe(args, config, paths, decode, dtype)
     answers = resume(args.out, args.benchmark, by, every)
+    place = {question.id: number for number, question in enumerate(every)}  # decides what is drawn
     left = [question for question in questions if question.id not in answers]
     print(f"{len(questions):,} questions, of which {len(questions) - len(left):,} are answered in {args.out}")
     if not left:
@@ -43,7 +44,8 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
     tally.add([question for question in questions if question.id in answers], answers)
     with bar, autocast(device, dtype):
         for batch in (left[start:start + size] for start in range(0, len(left), size)):
-            replies = answer_batch(model, tokenizer, ears, batch, parts, decode)
+            replies = answer_batch(model, tokenizer, ears, batch, parts, decode,
+                                   [place[question.id] for question in batch])
             append(args.out, "".join(to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)))
             answers |= {question.id: reply for question, reply in zip(batch, replies)}
             bar.set_postfix_str(tally.add(batch, answers))

@@ -18,6 +18,8 @@ KINDS = {  # what is drawn, and the key that decides it
     "score": "masks that measure how noisy the score of stage 4 is: seed, stage",
     "dropout": "seed, stage, step, process",
     "weights": "of new adapters (stage 0) and new LoRA: seed, stage",
+    "words": "of an answer, where there is a temperature: seed, answer, start of block, step",
+    "places": "in which order an answer settles them, at random: likewise",
     "clips": "a part of the training clips: seed",
     "encoder": "pretraining: seed",
     "texts": "pretraining of the backbone, texts and noise: seed",

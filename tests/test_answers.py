@@ -129,9 +129,16 @@ def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
         soundfile.write(item.path, np.random.default_rng(i).normal(0, 0.1, 3000 * (i + 1)), 16_000)
     decode = dataclasses.replace(micro.decode, gen_length=4, block_length=4)
 
-    def answers(batch_size):
-        return answer(model, tokenizer, ears, examples, ("acoustic", "semantic"), decode, batch_size)
+    def answers(batch_size, n_skipped=0, **changes):
+        how = dataclasses.replace(decode, **changes)
+        return answer(model, tokenizer, ears, examples[n_skipped:], ("acoustic", "semantic"), how,
+                      batch_size, numbers=range(n_skipped, len(examples)))
 
     texts, n_steps = answers(1)
     assert len(set(texts)) > 2 and 5 <= n_steps <= 20
     assert answers(2)[0] == answers(64)[0] == texts and answers(64)[1] <= 4
+    for changes in (dict(temperature=2.0), dict(factor=None, steps=4, remasking="random")):
+        drawn = answers(1, **changes)[0]
+        assert answers(2, **changes)[0] == answers(64, **changes)[0] == drawn
+        assert answers(64, n_skipped=2, **changes)[0] == drawn[2:]
+    assert answers(64, temperature=2.0)[0] != texts

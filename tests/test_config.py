@@ -92,6 +92,16 @@ def test_from_dict_refuses_missing_fields(part, name):
     dict(factor=0.0),
     dict(factor=float("nan")),
     dict(temperature=-0.1),
+    dict(temperature=float("nan")),
+    dict(temperature=float("inf")),
+    dict(temperature=1e7),
+    dict(cfg=float("nan")),
+    dict(cfg=float("inf")),
+    dict(seed=-1),
+    dict(seed=2**63),
+    dict(refresh=2),
+    dict(capture=True),
+    dict(cache="dual", refresh=0),
     dict(remasking="best"),
 ])
 def test_decoding_settings_that_make_no_sense_are_refused(bad):

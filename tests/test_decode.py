@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from diffa2_mini.config import DecodeConfig
-from diffa2_mini.decode import above_threshold, choose, factor_based, finished, generate, most_confident
+from diffa2_mini.decode import (
+    above_threshold, choose, draw, factor_based, finished, generate, gumbel, most_confident)
 from diffa2_mini.model import Reader
 from diffa2_mini.tokenizer import Prompt
 
@@ -42,8 +43,8 @@ class Guess:
         return hidden
 
 
-def decode(predict, config, n_rows=1):
-    return list(generate(Guess(predict, n_rows), config, EOS))
+def decode(predict, config, n_rows=1, numbers=None):
+    return list(generate(Guess(predict, n_rows), config, EOS, numbers=numbers))
 
 
 def sure(words, confidence):
@@ -167,9 +168,9 @@ def test_with_a_temperature_the_seed_decides():
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_a_temperature_samples_from_p_to_the_one_over_t_and_its_confidence_is_free_of_noise(temperature):
     n, p = 40_000, torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
-    noise = torch.rand(n, 1, 4, dtype=torch.float64)
-    tokens, confidence = choose(p.log().expand(n, 1, 4), temperature, noise)
-    torch.testing.assert_close(confidence, p[tokens])
+    noise = gumbel(torch.rand(n, 1, 4, dtype=torch.float64), temperature)
+    tokens, confidence = choose(p.log().expand(n, 1, 4), noise)
+    torch.testing.assert_close(confidence, p[tokens].float())
     expected = n * p ** (1 / temperature) / (p ** (1 / temperature)).sum()
     assert ((tokens.flatten().bincount(minlength=4) - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3, 0.1 %
 
@@ -201,12 +202,14 @@ def test_random_remasking_commits_anywhere_but_the_same_for_the_same_seed():
     assert all(sorted(order) == list(range(8)) != order for order in orders)
 
 
-@pytest.mark.parametrize("changes", SETTINGS)
-@pytest.mark.parametrize("temperature", [0.0, 3.0])
+@pytest.mark.parametrize("changes", [*SETTINGS, dict(cfg=1e6, steps=8)])
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 3.0, 500.0, 1e6])
 def test_the_mask_is_never_an_answer(changes, temperature):
     logits = torch.zeros(8, V)
     logits[:, MASK] = 50.0
-    run = decode(lambda tokens: logits.clone()[None], settings(temperature=temperature, **changes))
+    config = settings(temperature=temperature, **changes)
+    run = decode(lambda tokens, conditional=True: logits.clone()[None], config)
+    assert all(step.confidence.isfinite().all() for step in run)
     assert all((step.predicted[step.confidence > 0] != MASK).all() for step in run)
     assert run[0].confidence[0, 0].item() == pytest.approx(1 / 5)  # it takes no probability either
 
@@ -217,8 +220,41 @@ def test_the_mask_is_never_an_answer(changes, temperature):
 def test_a_batch_equals_its_rows_one_by_one(changes, temperature, cfg):
     config = settings(temperature=temperature, cfg=cfg, **changes)
     batch = decode(restless(range(10)), config, n_rows=10)[-1].tokens
-    alone = torch.cat([decode(restless([row]), config)[-1].tokens for row in range(10)])
+    alone = torch.cat([decode(restless([row]), config, numbers=[row])[-1].tokens
+                       for row in range(10)])
     assert torch.equal(batch, alone)
+
+
+@pytest.mark.parametrize("changes, n_at_least", [
+    (dict(temperature=1.0), 5), (dict(remasking="random"), 3), (dict(temperature=0.0), 1)])
+def test_copies_of_a_question_are_drawn_each_for_itself(changes, n_at_least):
+    config = settings(**changes)
+    batch = decode(restless([3] * 6, scale=0.5), config, n_rows=6, numbers=[*range(40, 46)])[-1].tokens
+    answers = {tuple(row) for row in batch.tolist()}
+    assert len(answers) >= n_at_least and (len(answers) > 1 or n_at_least == 1)
+    for row, number in enumerate(range(40, 46)):  # asked later, alone, the third gets the same answer
+        alone = decode(restless([3], scale=0.5), config, numbers=[number])[-1].tokens
+        assert torch.equal(batch[row:row + 1], alone)
+
+
+def test_words_and_places_are_drawn_anew_for_each_answer_block_and_step():
+    config = settings(temperature=1.0, remasking="random", seed=1795687535000000000)
+    places = torch.arange(4)[None]
+    drawn = [draw(config, [number], start, step, places, V)
+             for number in (0, 1, 2**31) for start in (0, 4) for step in (0, 1)]
+    words, orders = (torch.stack(each).flatten(1) for each in zip(*drawn))
+    assert len(words.unique(dim=0)) == len(orders.unique(dim=0)) == 12
+    assert words.dtype == orders.dtype == torch.float32
+    both = draw(config, [1, 0], 4, 1, places.flip(1).expand(2, -1), V)  # in other places and rows
+    assert torch.equal(both[0].flip(1), torch.cat([drawn[7][0], drawn[3][0]]))
+    assert torch.equal(both[1].flip(1), torch.cat([drawn[7][1], drawn[3][1]]))
+
+
+def test_noise_is_finite_but_where_a_token_cannot_be_drawn():
+    ends = torch.tensor([0.0, 2.0**-53, 0.5, 1 - 2.0**-53], dtype=torch.float64)  # of a uniform number
+    for temperature in (1e-300, 1.0, 1e6):
+        noise = gumbel(ends, temperature)
+        assert noise.dtype == torch.float32 and noise[0] == -torch.inf and noise[1:].isfinite().all()
 
 
 # ------------------------------------------------------------------------------------------- caches, with a real model
@@ -252,12 +288,13 @@ def test_fifty_random_batches_equal_their_clips_one_by_one(restless_model, cache
     n_ended, answers = 0, set()
     for seed in range(60):
         changes = [dict(factor=1.0), dict(steps=4, factor=None), dict(threshold=0.5, factor=None),
-                   dict(factor=1.0, refresh=2), dict(cfg=0.5), dict(temperature=1.0, seed=seed)][seed % 6]
+                   dict(factor=1.0, refresh=None if cache == "none" else 2), dict(cfg=0.5),
+                   dict(temperature=1.0, seed=seed)][seed % 6]
         config = DecodeConfig(**dict(gen_length=8, block_length=4, steps=8, cache=cache) | changes)
         batch = random_reader(restless_model, seed)
         together = list(generate(batch, config, EOS))[-1].tokens
         for i, length in enumerate(batch.lengths):
-            alone = list(generate(batch.rows([i]), config, EOS))[-1].tokens
+            alone = list(generate(batch.rows([i]), config, EOS, numbers=[i]))[-1].tokens
             assert torch.equal(together[i, :length], alone[0]), (seed, i)
             n_ended += bool((alone == 22).any())
             answers.add(tuple(alone[0].tolist()))
@@ -268,8 +305,8 @@ def test_fifty_random_batches_equal_their_clips_one_by_one(restless_model, cache
 @pytest.mark.parametrize("changes", [*SETTINGS, dict(cfg=1.0), dict(temperature=1.0)])
 def test_a_cache_that_is_refreshed_in_every_step_changes_nothing(restless_model, cache, changes):
     for seed in range(5):
-        runs = [list(generate(random_reader(restless_model, seed), settings(cache=name, refresh=1, **changes), EOS))
-                for name in ("none", cache)]
+        runs = [list(generate(random_reader(restless_model, seed), settings(**named, **changes), EOS))
+                for named in (dict(cache="none"), dict(cache=cache, refresh=1))]
         for plain, cached in zip(*runs, strict=True):
             assert torch.equal(plain.tokens, cached.tokens) and torch.equal(plain.confidence, cached.confidence)
 

@@ -65,11 +65,11 @@ def test_a_stopped_run_goes_on_where_it_was(folder, capfd, monkeypatch):
     whole, figures = (folder / "answers.jsonl").read_text(), result_of(folder)
     asked, ask = [], answers.answer
 
-    def stopping(model, tokenizer, ears, examples, *rest):
+    def stopping(model, tokenizer, ears, examples, *rest, **named):
         asked.extend(example.path.stem for example in examples)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return ask(model, tokenizer, ears, examples, *rest)
+        return ask(model, tokenizer, ears, examples, *rest, **named)
 
     monkeypatch.setattr(answers, "answer", stopping)
     with pytest.raises(SystemExit, match="goes on from"):
@@ -86,6 +86,18 @@ def test_a_stopped_run_goes_on_where_it_was(folder, capfd, monkeypatch):
     assert asked[4:] == ["gone"] and result_of(folder, "stopped")["overall"]["right"] == 4
     monkeypatch.setattr(command, "load_model", None)  # nothing is left to ask
     assert "of which 4 are answered" in run(capfd, *flags(folder, "stopped.jsonl"))
+
+
+def test_what_is_drawn_depends_on_the_question_alone(folder, capfd):
+    copies = [TOY[2] | {"id": f"copy {i}"} for i in range(6)]
+    (folder / "toy.json").write_text(json.dumps([TOY[3], *copies]))  # a clip that is gone, then six
+    hot = ["--temperature", 3, "--seed", 1795687535000000000]
+    run(capfd, *flags(folder, "whole.jsonl"), *hot)
+    run(capfd, *flags(folder), *hot, "--batch-size", 2, "--limit", 4)
+    run(capfd, *flags(folder), *hot, "--batch-size", 1)  # goes on, and tries the first again
+    whole, parts = ({row["id"]: row["response"] for row in map(json.loads, path.read_text().splitlines())}
+                    for path in (folder / "whole.jsonl", folder / "answers.jsonl"))
+    assert whole == parts and len({*whole.values()}) > 3
 
 
 def test_answers_of_another_way_to_ask_are_not_mixed(folder, capfd):

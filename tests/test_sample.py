@@ -59,6 +59,22 @@ def test_the_flags_reach_the_decoder(capsys):
     assert texts("--remasking", "random", "--seed", "1")[0] != texts("--cfg", "2", "--gen-length", "8")[0]
 
 
+def test_each_clip_is_drawn_for_itself_with_any_seed(capsys):
+    for seed in (1795687535000000000, 2**63 - 1):
+        hot = ["--temperature", "3", "--seed", seed]
+        rows = ask(capsys, *[CLIP] * 6, *hot)
+        assert len({tuple(row["tokens"]) for row in rows}) > 3
+        assert rows[0]["tokens"] == ask(capsys, CLIP, *hot)[0]["tokens"]
+
+
+@pytest.mark.parametrize("flags", [("--refresh", "2"), ("--capture",)])
+def test_settings_of_a_cache_without_one_are_refused(flags, capsys):
+    assert run_script(sample.main, [str(CLIP), *flags]) == 2
+    error = capsys.readouterr().err
+    assert f"{flags[0]} needs --cache prefix or dual" in error and error.count("\n") == 1
+    assert len(ask(capsys, CLIP, *flags, "--cache", "dual")) == 1
+
+
 def test_merged_lora_gives_the_same_answer(capsys):
     (plain,), (merged,) = ask(capsys, CLIP), ask(capsys, CLIP, "--merge-lora")
     assert plain["text"] == merged["text"] == "three one four"
