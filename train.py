@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Iterator
 
 import torch
@@ -56,8 +57,9 @@ class Stopped(Exception):
 class Run:
     """What all stages of a run share. Each process of `world` has one."""
 
-    def __init__(self, args: argparse.Namespace, world: World):
-        self.args, self.world = args, world
+    def __init__(self, args: argparse.Namespace, world: World, begun: dict[int, Checkpoint], left: list[int]):
+        """`begun` are the stages as checkpoints before their first step; `left` has the numbers of those to train."""
+        self.args, self.world, self.begun = args, world, begun
         self.config, self.stages = SIZES[args.size]
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -69,6 +71,14 @@ class Run:
             self.data = args.data or plan.default_data(self.config, args.stages, args.random_weights)
         require(self.data.exists(), f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
         self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
+        if not args.random_weights:
+            weights.locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
+        self.manifests = {number: self.data / f"{self.stages[number].data}.json" if self.data.is_dir() else self.data
+                          for number in begun}
+        self.examples = self.load_manifests(left)  # all of them before anything is trained
+        self.validation = self.load_validation()
+        self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print)
+                      for path in args.test}
         torch.manual_seed(seed_of("weights", args.seed, 0))  # adapters and prompts start at random
         home = torch.device("cpu") if args.shard else self.device  # what is split need not fit the device
         self.model = weights.build(self.config, args.whisper, args.llada, home, self.dtype, args.random_weights)
@@ -82,9 +92,7 @@ class Run:
             compile_blocks(self.model.whisper.blocks, self.model.llada.blocks)
         self.log = show.Log(args.out / "log.jsonl", world.first)
         self.ceiling = matmul_ceiling(self.device, self.dtype) * world.size
-        self.validation = self.load_validation()
-        self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print)
-                      for path in args.test}
+        self.note_origins()
         self.signals, self.stopping = faults.Signals(patient=world.size > 1), False  # torchrun repeats a signal
 
     def look_for_stop(self) -> None:
@@ -92,6 +100,29 @@ class Run:
         self.stopping = any(self.world.gather([self.signals.came is not None]))
         if self.stopping:
             raise Stopped
+
+    def load_manifests(self, numbers: list[int]) -> dict[int, list]:
+        """The examples of these stages; what two of them read in the same way is read once."""
+        loaded = {}
+        kinds = {number: (self.manifests[number], self.stages[number].data, self.stages[number].preference) for number in numbers}
+        for number, kind in kinds.items():
+            if kind not in loaded:
+                loaded[kind] = load_examples(kind[0], self.stages[number], self.config, self.args.skip_broken, print)
+        return {number: loaded[kind] for number, kind in kinds.items()}
+
+    def note_origins(self) -> None:
+        """Note in the stages to come what they are trained on."""
+        for number, state in self.begun.items():
+            state.settings["dtype"] = str(self.dtype).removeprefix("torch.")
+            state.fingerprints |= {part: self.model.fingerprints[part] for part in ("whisper", "llada")}
+            if self.manifests[number].is_file():  # of a stage that is done it may be gone
+                state.fingerprints["manifest"] = faults.digest_of(self.manifests[number])
+
+    def starts(self, number: int, init: Checkpoint | None) -> Checkpoint:
+        """The checkpoint of a stage before its first step, which notes the weights that it starts from."""
+        start = weights.fingerprint(init.model) if init else self.model.fingerprints.get("diffa2", "random")
+        self.begun[number].fingerprints["start"] = start
+        return self.begun[number]
 
     def load_validation(self) -> list:
         folder = self.data if self.data.is_dir() else self.data.parent
@@ -152,8 +183,7 @@ def step_on(run: Run, stage: StageConfig, synchronised: Synchronised, optimizer:
 def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpoint | None) -> Checkpoint:
     """Train one stage, from the checkpoint of the stage before (`init`), or on from one of its own (`resumed`)."""
     args, world, model, stage = run.args, run.world, run.model, stage_config(run.args, number)
-    manifest = run.data / f"{stage.data}.json" if run.data.is_dir() else run.data
-    examples = load_examples(manifest, stage, run.config, args.skip_broken, print)
+    manifest, examples, begun = run.manifests[number], run.examples[number], run.begun[number]
 
     torch.manual_seed(seed_of("weights", args.seed, number))  # new parts
     if "lora" in stage.trains:
@@ -186,6 +216,9 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     examples, run.validation = ([each for each in some if each.path not in deaf] for some in (examples, run.validation))
     require(examples, f"{manifest}: not one of its clips can be heard")
     world.agree(len(examples), f"{manifest}: the processes see different examples; give all machines the same data")
+    begun.settings["examples"] = len(examples)
+    if resumed:
+        checkpoint.same_run(args.out / f"stage{number}.safetensors", resumed, begun)
     n_steps = plan.number_of_steps(stage, len(examples))
     stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))  # a short run warms up in its first half
     n_all, n_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained.values())
@@ -196,8 +229,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
           f"{stage.warmup} steps of warm-up, {stage.schedule}")
 
     def save(step: int, done: bool) -> Checkpoint:
-        state = Checkpoint(run.config, number, step, done, checkpoint.trained_tensors(model), stage.audio,
-                           seed=args.seed, batch_size=stage.batch_size)
+        state = dataclasses.replace(begun, step=step, done=done, model=checkpoint.trained_tensors(model))
         if not done:
             state.optimizer = checkpoint.optimizer_tensors(optimizer, list(trained))
         if world.first:
@@ -273,6 +305,13 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
 # ------------------------------------------------------------------------------------------------------- the script
 
 
+def ask_command(args: argparse.Namespace, path: Path) -> str:
+    """The command that asks what was trained, on the parts that it was trained on."""
+    parts = {"--checkpoint": str(path), "--whisper": args.whisper, "--llada": args.llada}
+    words = [word for flag, value in parts.items() if value for word in (flag, value)]
+    return shlex.join(["python", "sample.py", "data/clips/three_one_four.wav", *words])
+
+
 def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     """Stages 1 to 4, or one of them. Of several processes the first checks and writes the folder, and it is `held` meanwhile."""
     numbers = args.stages
@@ -288,20 +327,29 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
             if not is_new:
                 held.enter_context(faults.lock(args.out))
             check_free()
-        found = {number: faults.load_last(path, checkpoint.load)
-                 for number, path in paths.items() if path.exists() and args.resume}
+        found = {number: faults.load_last(paths[number], checkpoint.load)
+                 for number in numbers if paths[number].exists() and args.resume}
     world.agree([(number, state.step, state.done) for number, state in found.items()],
                 f"{args.out}: the processes see different checkpoints; give an --out that all machines share")
-    faults.same_run(found, paths, args.seed, {number: stage_config(args, number).batch_size for number in found})
-    init = checkpoint.load(args.init) if args.init else None
-    if numbers[0] > 1 and not (init or args.diffa2 or args.random_weights):
-        init = checkpoint.load(paths[numbers[0] - 1])
-
-    run = Run(args, world)
+    config, begins_at = SIZES[args.size][0], args.init
+    begun = {number: checkpoint.begin(config, number, stage_config(args, number), args.seed) for number in numbers}
+    for number, state in found.items():
+        checkpoint.same_run(paths[number], state, begun[number])
+    if numbers[0] > 1 and not (args.init or args.diffa2 or args.random_weights):
+        begins_at = paths[numbers[0] - 1]
+    init = checkpoint.load_start(begins_at, config, is_named=bool(args.init)) if begins_at else None
+    left = [number for number in numbers if not (number in found and found[number].done)]
+    run = Run(args, world, begun, left)
+    if init and not args.other_parts:
+        checkpoint.same_parts(begins_at, init, run.model.fingerprints)
+    run.starts(numbers[0], init)  # where the others start is known when they do
+    for number, state in found.items():
+        checkpoint.same_run(paths[number], state, begun[number])
     if world.first:
         if is_new:
             held.enter_context(faults.lock(args.out))  # not before: a run that is refused leaves no folder behind
         check_free()
+    if world.first and left:
         about = {"arguments": {name: str(value) for name, value in vars(args).items()}, "config": to_dict(run.config),
                  "stages": {number: dataclasses.asdict(stage_config(args, number)) for number in numbers}}
         faults.write(args.out / "config.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
@@ -309,9 +357,12 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     run.signals.catch()
     try:
         for number in numbers:
-            resumed = found.get(number)
+            resumed, state = found.get(number), run.starts(number, init)
+            if resumed:
+                checkpoint.same_run(paths[number], resumed, state)
             if resumed and resumed.done:
                 print(f"\nstage {number} is done: {paths[number]}")
+                checkpoint.restore(run.model, resumed.model, str(paths[number]))  # for what --test measures
                 init = resumed
                 continue
             if world.first:
@@ -327,7 +378,8 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         return
     if show.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
         print(f"curves: {args.out / 'curves.png'}")
-    print(f"ask it something: python sample.py data/clips/three_one_four.wav --checkpoint {paths[numbers[-1]]}")
+    if not args.random_weights:  # which nobody could name
+        print("ask it something: " + ask_command(args, paths[numbers[-1]]))
 
 
 def main(argv: list[str]) -> None:

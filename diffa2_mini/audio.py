@@ -16,7 +16,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
-from .config import AudioConfig, UserError, require
+from .config import AudioConfig, UserError, require, require_contents
 
 # What a header may claim. Outside of these it is damaged, or not a recording of anything.
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
@@ -46,6 +46,7 @@ def _open(path: str | Path) -> soundfile.SoundFile:
     except OSError as error:
         raise UserError(f"{path}: expected a readable file, got '{error.strerror}'; check its permissions") from error
     require(not is_empty, f"{path}: expected an audio file, got 0 bytes; copy or download it again")
+    require_contents(path, "an audio file")
     try:
         sound = soundfile.SoundFile(str(path))
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: a .raw file, which has no header

@@ -29,6 +29,15 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def require_contents(path: Path, what: str) -> None:
+    """Raise UserError if a file is a pointer of Git LFS, which stands in its place until the file
+    itself is fetched; `what` names what was expected."""
+    pointer = b"version https://git-lfs.github.com/spec/"
+    with open(path, "rb") as file:
+        require(file.read(len(pointer)) != pointer, f"{path}: expected {what}, got a pointer of Git LFS in its place; "
+                                                    "get the file itself: git lfs pull, or download it again")
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose mistakes are UserErrors, and which shows the script's docstring as its help."""
 

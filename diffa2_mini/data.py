@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .audio import duration, encoder_frames, load_audio, log_mel
-from .config import AdapterConfig, AudioConfig, Config, StageConfig, TextConfig, UserError, require
+from .config import (AdapterConfig, AudioConfig, Config, StageConfig, TextConfig, UserError, require,
+                     require_contents)
 from .diffusion import draw_noise, forward_process
 from .model import Audio
 from .noise import stream
@@ -43,6 +44,7 @@ class Example:
 def read_manifest(path: Path) -> list[dict]:
     """The entries of a manifest. Raises UserError that names the line where it is broken."""
     require(Path(path).is_file(), f"{path}: expected a manifest (JSON list or JSON lines), found no such file")
+    require_contents(path, "a manifest")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")  # with or without the mark that Windows puts first
     except UnicodeDecodeError:

@@ -32,6 +32,11 @@ def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return found.hexdigest()
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 in hexadecimal of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def previous(path: Path) -> Path:
     """Where the save before the last is kept: stage1.previous.safetensors."""
     return path.with_suffix(f".previous{path.suffix}")
@@ -91,14 +96,6 @@ def load_last(path: Path, load: Callable):
         return found
 
 
-def same_run(found: dict, paths: dict[int, Path], seed: int, batch_sizes: dict[int, int]) -> None:
-    """Raise UserError if a stage was begun with another seed or batch size: its examples came in another order."""
-    for number, state in found.items():
-        for flag, was, now in (("seed", state.seed, seed), ("batch-size", state.batch_size, batch_sizes[number])):
-            require(state.done or was in (None, now), f"{paths[number]}: was begun with --{flag} {was}, got {now}; give it the "
-                                                      "one that it was begun with, or choose another --out")
-
-
 def lock(out: Path):
     """Hold a run's folder until the returned file is closed or this process ends, whatever becomes of those that load audio for
     it. Raises UserError if another run holds it."""
@@ -145,5 +142,5 @@ def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], 
     if writes:
         append(out / "nonfinite.jsonl", json.dumps(row) + "\n")
     require(skip, f"stage {stage}, step {step}: expected a finite loss and gradient, got {figures['loss']} and "
-                  f"{figures['grad_norm']}; the clips are named in {out / 'nonfinite.jsonl'}. Lower --lr, or go on "
-                  "without such steps: --resume --skip-nonfinite")
+                  f"{figures['grad_norm']}; the clips are named in {out / 'nonfinite.jsonl'}. Begin again with a "
+                  "lower --lr, or go on without such steps: --resume --skip-nonfinite")

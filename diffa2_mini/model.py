@@ -57,6 +57,7 @@ class Diffa2(nn.Module):
         with frozen:
             self.llada = Llada(config.llada)
         self.requires_grad_(False)
+        self.fingerprints: dict[str, str] = {}  # of the files that its parts were filled from, as weights.py makes them
 
     def add_lora(self) -> None:
         """Give the backbone its LoRA, which starts as the identity. Adding it again changes nothing."""

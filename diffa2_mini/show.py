@@ -1,7 +1,6 @@
 """What a person looks at: the answer forming in the terminal, and the curves of a run."""
 
 import json
-from contextlib import suppress
 from pathlib import Path
 
 from .decode import Step
@@ -45,6 +44,22 @@ def watch(steps, tokenizer: Tokenizer, write, pause: float):
     write("\n")
 
 
+def read_row(line: bytes) -> dict | None:
+    """A line of log.jsonl as `Log` writes it, or None: others may have written there too."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # ValueError: no JSON, no text, or a number of thousands of digits
+        return None
+    ours = isinstance(row, dict) and all(type(row.get(name)) is int for name in ("stage", "step"))
+    return row if ours and max(abs(row["stage"]), abs(row["step"])) < 2**53 else None
+
+
+def points(rows: list[dict], name: str) -> list[tuple[int, float]]:
+    """Steps and values of a figure, where a row has it and it is a number that can be drawn."""
+    return [(row["step"], float(row[name])) for row in rows
+            if type(row.get(name)) in (int, float) and not abs(row[name]) > 1e300]
+
+
 class Log:
     """A run's log.jsonl: a line of JSON for each step, and for each measurement. Of several processes one `writes` it."""
 
@@ -58,16 +73,16 @@ class Log:
     def forget_after(self, stage: int, step: int) -> None:
         """Drop what was logged of a stage after a checkpoint: the resumed run will log it again. What came of later stages stays:
         they may be done, and this one have gone back to an earlier save."""
-        kept = []
-        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
-            with suppress(json.JSONDecodeError):  # a line that a killed run wrote half of
-                row = json.loads(line)
-                kept += [line] if row["stage"] != stage or row["step"] <= step else []
-        write(self.path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
+        *lines, half = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        lines += [half] if read_row(half) else []  # else nothing, or what a killed run wrote half of
+        rows = [(line, read_row(line)) for line in lines]
+        kept = [line for line, row in rows if not row or row["stage"] != stage or row["step"] <= step]
+        write(self.path, lambda temporary: temporary.write_bytes(b"".join(line + b"\n" for line in kept)))
 
 
 def draw_curves(log: Path, picture: Path) -> bool:
-    """Draw the loss and the validation figures of a run's log.jsonl. False where matplotlib is not installed."""
+    """Draw the loss and the validation figures of a run's log.jsonl. False where there are none, or
+    where matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -75,19 +90,22 @@ def draw_curves(log: Path, picture: Path) -> bool:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = log.read_bytes().split(b"\n") if log.exists() else []
+    rows = [row for line in lines if (row := read_row(line))]
     stages = sorted({row["stage"] for row in rows})
+    if not stages:
+        return False
     figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), squeeze=False, layout="constrained")
     for axis, stage in zip(axes[0], stages):
         of_stage = [row for row in rows if row["stage"] == stage]
-        losses = [(row["step"], row["loss"]) for row in of_stage if "loss" in row]
+        losses = points(of_stage, "loss")
         if losses:
             axis.plot(*zip(*losses), color="tab:blue", label="loss")
         right = axis.twinx()
         for name, colour in (("open", "tab:green"), ("lettered", "tab:olive"), ("wer", "tab:red")):
-            points = [(row["step"], row[name]) for row in of_stage if name in row]
-            if points:
-                right.plot(*zip(*points), "o-", color=colour, label=name)
+            measured = points(of_stage, name)
+            if measured:
+                right.plot(*zip(*measured), "o-", color=colour, label=name)
         right.set_ylim(0, 1)
         axis.set(title=f"stage {stage}", xlabel="step")
         figure.legend(*[a + b for a, b in zip(axis.get_legend_handles_labels(), right.get_legend_handles_labels())],

@@ -15,7 +15,7 @@ from typing import Callable
 import regex
 import tiktoken
 
-from .config import UserError, require
+from .config import UserError, require, require_contents
 
 Split = Callable[[str], list[str]]  # a text to the pieces that are merged within
 
@@ -87,6 +87,7 @@ class Tokenizer:
         """Read a byte-level BPE from Hugging Face's tokenizer.json. Raises UserError that names what it does not know,
         and if tiktoken, which ranks merged bytes and not pairs, would merge otherwise."""
         require(Path(path).is_file(), f"{path}: expected a tokenizer.json, found none")
+        require_contents(Path(path), "a tokenizer.json")
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(**read_tokenizer(data))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import complain, load, read_tensors, save_tensors, strictly, trained_tensors
-from .config import ASSETS, FEEL, LISTEN, Config, UserError, require, run_script
+from .config import ASSETS, FEEL, LISTEN, Config, UserError, require, require_contents, run_script
 from .faults import write
 from .lora import merge_lora
 from .model import Diffa2, part_of
@@ -73,8 +73,13 @@ WHAT = {"whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA", 
 
 def hub_folders(name: str) -> list[Path]:
     """Where the files of a repository on the Hugging Face hub are, if they were downloaded: weights/NAME, then the cache."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"), f"models--{name.replace('/', '--')}")
+    def folder(default: Path, *variables: str) -> Path:
+        """That of the first variable that is set, in which ~ and $NAME stand for what they do for hf."""
+        value = next((os.environ[variable] for variable in variables if os.environ.get(variable)), str(default))
+        return Path(os.path.expandvars(os.path.expanduser(value)))
+
+    home = folder(folder(Path("~", ".cache"), "XDG_CACHE_HOME") / "huggingface", "HF_HOME")
+    cache = folder(home / "hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE") / f"models--{name.replace('/', '--')}"
     main = cache / "refs" / "main"  # names the snapshot to prefer
     preferred = cache / "snapshots" / (main.read_text().strip() if main.is_file() else "")
     return [Path("weights", name), preferred, *sorted(cache.glob("snapshots/*"))]
@@ -94,16 +99,19 @@ def locate(source: str | Path | None, part: str, size: str) -> Path:
     the size's own. Raises UserError that says how to get it."""
     source = source or SOURCES.get(size, {}).get(part)
     require(source, f"size {size} has no {WHAT[part]} of its own; name them with --{part}")
-    if Path(source).exists():
-        return Path(source)
-    name = str(source)
-    is_path = name.endswith((".safetensors", ".bin", ".pt")) or Path(name).parent.exists()
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_path:
+    name, here = str(source), Path(source)
+    is_file = here.is_file() or name.endswith((".safetensors", ".bin", ".pt"))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_file and not is_complete(here, part):
         folder = next((folder for folder in hub_folders(name) if is_complete(folder, part)), None)
+        if folder:
+            return folder
         file = " model.safetensors" if part == "whisper" else ""  # Whisper's repositories hold it in many forms
-        require(folder, f"expected {WHAT[part]} in weights/{name} or in the cache of the Hugging Face hub, found them in "
-                        f"neither; get them: hf download {name}{file} --local-dir weights/{name}")
-        return folder
+        published = source in (SOURCES[of].get(part) for of in ("diffa1", "full"))
+        require(here.parent.exists() and not published,  # a path that was mistyped, and no name on the hub
+                f"expected {WHAT[part]} in weights/{name} or in the cache of the Hugging Face hub, found them in "
+                f"neither; get them: hf download {name}{file} --local-dir weights/{name}")
+    if here.exists():
+        return here
     stage = 1 if part == "diffa2" else 0
     how = f"python train.py --stage {stage} --size {size} makes some" if size in ("toy", "small") else f"check --{part}"
     raise UserError(f"{source}: expected {WHAT[part]}, found no such file or folder; {how}")
@@ -128,6 +136,7 @@ def files_in(path: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = path / f"{name}.index.json"
         if index.is_file():
+            require_contents(index, "an index of shards")
             try:
                 shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -150,9 +159,10 @@ def files_in(path: Path) -> list[Path]:
 def unpickle(path: Path, what: str) -> dict[str, Tensor]:
     """The tensors of a .pt or .bin file, memory-mapped. Such a file can hold code: it is refused, and nothing is run."""
     require(path.is_file(), f"{path}: expected {what}, found no such file")
+    require_contents(path, what)
     with open(path, "rb") as file:
         first = file.read(1)
-    require(first in (b"P", b"\x80"), f"{path}: expected {what}, got another kind of file (a pointer of Git LFS? a web page?); "
+    require(first in (b"P", b"\x80"), f"{path}: expected {what}, got another kind of file (a web page?); "
                                       "download it again")
 
     def read(mmap):
@@ -231,9 +241,12 @@ def read_part(path: Path, part: str) -> dict[str, Tensor]:
 
 
 def load_part(module: nn.Module, part: str, path: Path, device: torch.device = torch.device("cpu"),
-              dtype: torch.dtype = torch.float32) -> None:
-    """Fill the encoder (`whisper`) or the backbone (`llada`) from a file or folder in any layout."""
-    fill(module, read_part(path, part), device, dtype, str(path))
+              dtype: torch.dtype = torch.float32) -> str:
+    """Fill the encoder (`whisper`) or the backbone (`llada`) from a file or folder in any layout;
+    returns the fingerprint of what was in it, whatever `device` and `dtype` are."""
+    tensors = read_part(path, part)
+    fill(module, tensors, device, dtype, str(path))
+    return fingerprint(tensors)
 
 
 def load_diffa2(model: Diffa2, path: Path) -> tuple[str, ...]:
@@ -246,6 +259,7 @@ def load_diffa2(model: Diffa2, path: Path) -> tuple[str, ...]:
         model.add_lora()
     targets = {name: tensor for name, tensor in trained_tensors(model).items() if part_of(name) in parts}
     strictly(targets, tensors, str(path))
+    model.fingerprints["diffa2"] = fingerprint(tensors)
     hears_more = "acoustic" in parts and bool(model.acoustic_connector.layer_weights.any())
     return FEEL if hears_more else LISTEN
 
@@ -293,8 +307,9 @@ def build(config: Config, whisper: str | Path | None = None, llada: str | Path |
     for part in ("whisper", "llada"):
         if random_weights:
             fill_at_random(getattr(model, part), device, dtype)
+            model.fingerprints[part] = "random"
         else:
-            load_part(getattr(model, part), part, paths[part], device, dtype)
+            model.fingerprints[part] = load_part(getattr(model, part), part, paths[part], device, dtype)
     ours = torch.promote_types(dtype, torch.float32)
     for module in (model.semantic_connector, model.acoustic_connector, model.trainable_prompts):
         module.to(ours)

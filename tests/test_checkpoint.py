@@ -47,13 +47,14 @@ def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
     for _ in range(2):
         step()
     state = saved(tmp_path / "new/a.safetensors", model, audio=("acoustic", "semantic"),
-                  optimizer=optimizer_tensors(optimizer, names), seed=3, batch_size=5)
+                  optimizer=optimizer_tensors(optimizer, names), settings={"seed": 3, "betas": [0.9, 0.999]},
+                  fingerprints={"whisper": "a"})
     at_save = copy.deepcopy(state)
     torch.manual_seed(7)
     step()
 
     found = load(tmp_path / "new/a.safetensors")
-    for name in ("config", "stage", "step", "done", "audio", "seed", "batch_size"):
+    for name in ("config", "stage", "step", "done", "audio", "settings", "fingerprints"):
         assert getattr(found, name) == getattr(state, name)
     assert same(found.model, at_save.model) and same(found.optimizer, at_save.optimizer)
     assert not same(found.model, trained_tensors(model))
@@ -114,7 +115,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
     save_file({"x": torch.zeros(2)}, path)
     assert "another safetensors file" in error_of(load, path)
     save_file({"x": torch.zeros(2)}, path, {"format": "diffa2_mini 0"})
-    assert "expected a checkpoint of 'diffa2_mini 2', got 'diffa2_mini 0'" in error_of(load, path)
+    assert "expected a checkpoint of 'diffa2_mini 3', got 'diffa2_mini 0'" in error_of(load, path)
 
 
 @pytest.mark.parametrize("function", ["save_file", "replace", "fsync"])

@@ -153,8 +153,8 @@ def test_a_resumed_run_falls_back_to_the_save_before(world, whole, tmp_path, cap
     assert all(same(out, whole[0], stages=(number,)) for number in (1, 2, 3, 4))  # stage 1 is logged again, at the end
 
 
-@pytest.mark.parametrize("flags, message", [(["--seed", "7"], "was begun with --seed 42, got 7"),
-                                            (["--batch-size", "4"], "was begun with --batch-size 3, got 4")])
+@pytest.mark.parametrize("flags, message", [(["--seed", "7"], "was begun with seed 42, got 7"),
+                                            (["--batch-size", "4"], "was begun with batch size 3, got 4")])
 def test_a_run_does_not_go_on_with_another_order_of_examples(flags, message, world, whole, tmp_path, capsys):
     begun(whole, tmp_path)
     arguments = ["--stage", "1", "--resume", "--data", str(world), "--out", str(tmp_path), *MINI, *flags]
