@@ -1,7 +1,8 @@
 """Text to token ids and back, and the prompt that the audio is spliced into.
 
 A byte-level BPE starts from the 256 bytes and merges, again and again, the pair that training saw most often. tiktoken
-runs it; it needs the rank of every merged byte string. Before that, patterns cut the text into words. The prompt
+runs it; it needs the rank of every merged byte string. Before that, patterns cut the text into words; what cuts is a
+function of this file with its arguments bound, so that it can be pickled and sent to processes that load audio. The prompt
 is LLaDA's chat template with one sentence about the audio. Text from a user is always encoded as plain text: typing
 `<|eot_id|>` gives letters, only the template inserts special tokens.
 """
@@ -9,6 +10,7 @@ is LLaDA's chat template with one sentence about the audio. Text from a user is 
 import base64
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -34,18 +36,18 @@ class Prompt:
     audio_at: int
 
 
+def cut(pattern: regex.Pattern, text: str) -> list[str]:
+    """The matches of a pattern and what is between them."""
+    pieces, at = [], 0
+    for match in pattern.finditer(text, timeout=PATIENCE):
+        pieces += [text[at:match.start()], match.group()]
+        at = match.end()
+    return [piece for piece in [*pieces, text[at:]] if piece]
+
+
 def isolate(pattern: str) -> Split:
-    """Cut a text into the matches of a pattern and what is between them."""
-    compiled = regex.compile(pattern)
-
-    def split(text: str) -> list[str]:
-        pieces, at = [], 0
-        for match in compiled.finditer(text, timeout=PATIENCE):
-            pieces += [text[at:match.start()], match.group()]
-            at = match.end()
-        return [piece for piece in [*pieces, text[at:]] if piece]
-
-    return split
+    """Cuts a text into the matches of a pattern and what is between them."""
+    return partial(cut, regex.compile(pattern))
 
 
 class Tokenizer:
@@ -185,27 +187,36 @@ def read_tokenizer(data: dict) -> dict:
             "unreachable": {i: token for token, i in ids.items() if token not in ranks}}
 
 
+def pick(pattern: regex.Pattern, text: str) -> list[str]:
+    """The matches of a pattern, without what is between them."""
+    found = (match.group() for match in pattern.finditer(text, timeout=PATIENCE))
+    return [piece for piece in found if piece]
+
+
+def with_space(split: Split, text: str) -> list[str]:
+    """The pieces of a text that is made to begin with a space."""
+    return split(text if text.startswith(" ") else " " + text)
+
+
+def in_turn(splits: list[Split], text: str) -> list[str]:
+    """Each split cuts the pieces of the one before."""
+    pieces = [text]
+    for split in splits:
+        pieces = [part for piece in pieces for part in split(piece)]
+    return pieces
+
+
 def read_split(spec: dict | None) -> Split:
     """How a `pre_tokenizer` cuts a text. Raises UserError if it does not know how."""
     require(spec is not None, "expected a pre_tokenizer, got none")
     kind = spec["type"]
     if kind == "Sequence":
-        steps = [read_split(step) for step in spec["pretokenizers"]]
-
-        def in_turn(text: str) -> list[str]:
-            pieces = [text]
-            for step in steps:
-                pieces = [part for piece in pieces for part in step(piece)]
-            return pieces
-
-        return in_turn
+        return partial(in_turn, [read_split(step) for step in spec["pretokenizers"]])
     if kind == "Digits":
         return isolate(r"\p{N}" if spec["individual_digits"] else r"\p{N}+")
     if kind == "ByteLevel":
         split = isolate(BYTE_LEVEL_PATTERN) if spec.get("use_regex", True) else isolate("(?!)")
-        if spec["add_prefix_space"]:
-            return lambda text: split(text if text.startswith(" ") else " " + text)
-        return split
+        return partial(with_space, split) if spec["add_prefix_space"] else split
     require(kind == "Split", f"expected the pre_tokenizer Split, ByteLevel, Digits or Sequence, got {kind}")
     (form, pattern), = spec["pattern"].items()
     pattern = regex.escape(pattern) if form == "String" else pattern
@@ -213,8 +224,7 @@ def read_split(spec: dict | None) -> Split:
         return isolate(pattern)
     require(spec["behavior"] == "Removed" and spec.get("invert"),
             f"expected the pre_tokenizer Split to isolate, got {spec['behavior']}, invert {spec.get('invert')}")
-    compiled = regex.compile(pattern)
-    return lambda text: [match.group() for match in compiled.finditer(text, timeout=PATIENCE) if match.group()]
+    return partial(pick, regex.compile(pattern))
 
 
 def rank_tokens(ids: dict[bytes, int], merges: list[tuple[bytes, bytes]], ignore_merges: bool) -> dict[bytes, int]:

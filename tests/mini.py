@@ -1,6 +1,7 @@
 """train.py in miniature, as several tests run it: a small world, four steps of each stage, and what they leave."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,13 @@ CLOCK = ("time", "examples_per_second", "tokens_per_second", "mfu", "data_wait")
 
 def command(world, out, *extra):
     return [sys.executable, str(ROOT / "train.py"), "--data", str(world), "--out", str(out), *MINI, *extra]
+
+
+def started_by(method: str, folder: Path) -> dict[str, str]:
+    """An environment in which Python's own default is to start processes by `method`."""
+    (folder / "sitecustomize.py").write_text(
+        f"import multiprocessing\nmultiprocessing.set_start_method({method!r})\n")
+    return os.environ | {"PYTHONPATH": str(folder)}
 
 
 def train_here(world, out, *extra):

@@ -1,7 +1,9 @@
 """Batches: what an example gets depends on itself alone, and every epoch sees every example once."""
 
+import multiprocessing
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from diffa2_mini.loader import Loader, batches
 from diffa2_mini.diffusion import EPSILON
 from diffa2_mini.ears import Ears
 from diffa2_mini.model import Diffa2
+from diffa2_mini.tokenizer import Tokenizer
 from diffa2_mini.weights import load_tokenizer
 
 TOY, STAGES = SIZES["toy"]
@@ -170,6 +173,26 @@ def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
         assert len(batch.clips) == len(batch.examples)
     assert not pieces and loader.waited > 0
     assert torch.equal(torch.get_rng_state(), state)  # or dropout would depend on the loader
+
+
+@pytest.fixture(params=multiprocessing.get_all_start_methods())
+def start_method(request):
+    """How processes are started meanwhile: by fork, spawn or forkserver."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
+def test_workers_load_clips_however_they_are_started(start_method, examples):
+    path = Path(__file__).parent / "golden" / "tokenizer_odd.json"  # with splits of every kind
+    maker = Collate(examples, 42, STAGES[2], MICRO, Tokenizer.from_tokenizer_json(path), load=True)
+    with Loader(maker, iter([[(0, 1), (0, 2)]]), 1) as loader:
+        (batch,) = loader.take(1)
+    expected = maker[[(0, 1), (0, 2)]]
+    assert batch.prompts == expected.prompts and torch.equal(batch.response, expected.response)
+    for (mel, frames), (known, n_known) in zip(batch.clips, expected.clips, strict=True):
+        assert torch.equal(mel, known) and frames == n_known
 
 
 @pytest.mark.parametrize("n_workers", [0, 1])

@@ -1,6 +1,8 @@
 """Text to ids and back; what a user types stays text; the audio has its place; a response has its length."""
 
+import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer
 BYTES = Tokenizer({bytes([b]): b for b in range(256)})
 TOY = Tokenizer.from_ranks(ASSETS / "toy.bpe")
 TOKENIZERS = pytest.mark.parametrize("tokenizer", [BYTES, TOY], ids=["bytes", "toy"])
+GOLDEN = Path(__file__).parent / "golden"
 STARTS = [0x00, 0x20, 0x370, 0x4E00, 0x1F300]  # control, Latin, Greek, Chinese, emoji
 
 
@@ -28,6 +31,18 @@ def test_a_special_token_typed_by_a_user_stays_text(tokenizer, special):
 def test_special_tokens_follow_the_ranks_in_order():
     assert [TOY.special[token] for token in SPECIAL_TOKENS] == list(range(TOY.vocab_size - 6, TOY.vocab_size))
     assert (TOY.eos_id, TOY.mask_id, TOY.eot_id) == tuple(TOY.vocab_size - i for i in (5, 4, 1))
+
+
+@TOKENIZERS
+def test_it_can_be_sent_to_another_process(tokenizer):
+    again, text = pickle.loads(pickle.dumps(tokenizer)), "<audio>. A. 12 one's  snake_case é\n\n日本"
+    assert again.prompt("Be kind.", text) == tokenizer.prompt("Be kind.", text)
+    assert again.spell(again.encode(text)) == tokenizer.spell(tokenizer.encode(text))
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("tokenizer_*.json")), ids=lambda path: path.stem)
+def test_one_from_a_tokenizer_json_can_be_sent_to_another_process(path):
+    test_it_can_be_sent_to_another_process(Tokenizer.from_tokenizer_json(path))
 
 
 @TOKENIZERS

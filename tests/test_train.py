@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import signal
 import subprocess
 import time
@@ -17,7 +18,7 @@ from diffa2_mini import checkpoint, plan, pretrain, weights
 from diffa2_mini.config import run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.model import part_of
-from mini import MINI, ROOT, command, logged, same, train_here
+from mini import MINI, ROOT, command, logged, same, started_by, train_here
 from test_faults import held
 
 
@@ -43,6 +44,17 @@ def test_each_stage_trains_its_parts_and_no_other(whole):
 def test_preference_training_starts_at_log_2_and_a_margin_of_zero(whole):
     first = next(row for row in logged(whole[0]) if row["stage"] == 4)
     assert math.isclose(first["loss"], math.log(2), abs_tol=1e-6) and first["margin"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_workers_change_nothing_however_they_are_started(world, whole, tmp_path, method):
+    out = tmp_path / "out"
+    arguments = command(world, out, "--stage", "1", "--workers", "2", "--no-cache-audio")
+    done = subprocess.run(arguments, env=started_by(method, tmp_path), capture_output=True, text=True,
+                          timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert same(out, whole[0], stages=(1,))
 
 
 @pytest.mark.parametrize("signum", [
