@@ -152,8 +152,9 @@ def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str], tensors: d
 
 def begin(config: Config, number: int, stage: StageConfig, seed: int) -> Checkpoint:
     """A checkpoint of a stage before its first step: no tensors, and the settings that its flags
-    decide. In which pieces a batch is computed is none of them."""
-    settings = {name: value for name, value in dataclasses.asdict(stage).items() if name not in ("title", "data", "at_once")}
+    decide. In which pieces a batch is computed is none of them, nor are epochs where steps decide."""
+    idle = {"title", "data", "at_once"} | ({"epochs"} if stage.steps else set())
+    settings = {name: value for name, value in dataclasses.asdict(stage).items() if name not in idle}
     return Checkpoint(config, number, 0, False, {}, stage.audio,
                       settings=json.loads(json.dumps({"seed": seed} | settings)))
 

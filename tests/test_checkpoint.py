@@ -2,7 +2,10 @@
 
 import copy
 import dataclasses
+import json
 import random
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +13,8 @@ from safetensors.torch import save_file
 
 from diffa2_mini import checkpoint, faults
 from diffa2_mini.checkpoint import Checkpoint, load, restore, save, trained_tensors
-from diffa2_mini.checkpoint import optimizer_tensors, restore_optimizer
-from diffa2_mini.config import UserError
+from diffa2_mini.checkpoint import begin, load_start, optimizer_tensors, restore_optimizer, same_parts, same_run, share
+from diffa2_mini.config import SIZES, UserError
 from diffa2_mini.model import Diffa2
 
 TRAINS = ("semantic", "acoustic", "lora")
@@ -197,3 +200,100 @@ def test_200_damaged_variants_never_load_as_something_else(tmp_path, model):
             assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
             refused += 1
     assert refused == 200
+
+
+def as_before(path, done):
+    """Turn a file into what the earlier format would have been: no settings, no fingerprints."""
+    tensors, metadata = checkpoint.read_tensors(path, "a checkpoint")
+    fields = json.loads(metadata["checkpoint"])
+    fields = {name: value for name, value in fields.items() if name not in ("settings", "fingerprints")}
+    fields |= {"done": done, "seed": 42, "batch_size": 3}
+    metadata = {"format": checkpoint.BEFORE, "checkpoint": json.dumps(fields)}
+    checkpoint.save_tensors(path, tensors, metadata | {"sha256": faults.digest(tensors, metadata)})
+
+
+def test_a_checkpoint_of_the_earlier_format_is_adopted_if_it_is_done(tmp_path, config, model):
+    path, now = tmp_path / "a.safetensors", begin(config, 3, SIZES["toy"][1][3], seed=7)
+    now.fingerprints = {"whisper": "a", "llada": "b", "start": "c", "manifest": "d"}
+    state = saved(path, model)
+    for done in (True, False):
+        as_before(path, done)
+        found = load(path)
+        assert same(found.model, state.model) and found.done == done and found.step == 7
+        assert found.settings == {} and found.fingerprints == {}
+        same_parts(path, found, now.fingerprints)
+        if done:
+            same_run(path, found, now)
+    assert "was begun by an earlier version, whose noise was another" in error_of(same_run, path, found, now)
+
+
+def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
+    stage = dataclasses.replace(SIZES["toy"][1][3], steps=None)
+    begun = begin(config, 3, stage, seed=7)
+    begun.fingerprints = {"whisper": "a", "llada": "b", "start": "c", "manifest": "d"}
+    same_run(tmp_path, begun, copy.deepcopy(begun))
+    in_pieces = begin(config, 3, dataclasses.replace(stage, at_once=2, title="another"), seed=7)
+    same_run(tmp_path, begun, in_pieces)  # which decides nothing; and its fingerprints are not known yet
+    steps, epochs = (begin(config, 3, dataclasses.replace(stage, steps=4, epochs=n), seed=7) for n in (1, 2))
+    same_run(tmp_path, steps, epochs)  # likewise
+    for done in (True, False):
+        found = dataclasses.replace(begun, done=done)
+        for field in dataclasses.fields(stage):
+            if field.name not in ("title", "data", "at_once"):
+                other = begin(config, 3, dataclasses.replace(stage, **{field.name: 12345}), seed=7)
+                name = field.name.replace("_", " ")
+                assert f"was begun with {name} " in error_of(same_run, tmp_path, found, other)
+        assert "seed 7, got 8" in error_of(same_run, tmp_path, found, begin(config, 3, stage, seed=8))
+        for name, what in checkpoint.BELONGS.items():
+            other = dataclasses.replace(begun, fingerprints=begun.fingerprints | {name: "e"})
+            assert f"was begun with {what}; " in error_of(same_run, tmp_path, found, other)
+    narrow = dataclasses.replace(config, whisper=dataclasses.replace(config.whisper, taps=(1, 2, 3)))
+    message = error_of(same_run, tmp_path, begun, begin(narrow, 3, dataclasses.replace(stage, lr=1.0), seed=7))
+    assert "whisper.taps (0, 2, 3), got (1, 2, 3); lr 0.001, got 1.0" in message
+
+
+@pytest.mark.parametrize("part, change", [("whisper", {"taps": (1, 2, 3)}), ("llada", {"rope_theta": 1e4}), ("lora", {"alpha": 1.0}),
+                                          ("llada", {"norm_eps": 1e-6}), ("text", {"train_system": "Listen."}), ("size", "toy")])
+def test_a_start_of_another_model_is_refused_though_all_shapes_fit(tmp_path, config, model, part, change):
+    path = tmp_path / "a.safetensors"
+    saved(path, model)
+    assert load_start(path, config, is_named=True).step == 7
+    changed = change if part == "size" else dataclasses.replace(getattr(config, part), **change)
+    message = error_of(load_start, path, dataclasses.replace(config, **{part: changed}), True)
+    assert f"was trained with {part}" in message and "got" in message
+    assert load_start(path, dataclasses.replace(config, decode=SIZES["toy"][0].decode), is_named=True)
+
+
+def test_the_stage_before_is_no_start_before_it_is_done(tmp_path, config, model):
+    path = tmp_path / "a.safetensors"
+    state = saved(path, model)
+    assert "expected a stage that is done, got 7 steps" in error_of(load_start, path, config, False)
+    save(path, dataclasses.replace(state, done=True))
+    assert load_start(path, config, is_named=False).done
+
+
+def test_other_parts_than_a_checkpoint_was_trained_on_are_named(tmp_path, config, model):
+    found = saved(tmp_path / "a.safetensors", model, fingerprints={"whisper": "a", "llada": "b", "start": "c"})
+    same_parts(tmp_path, found, {"whisper": "a", "llada": "b"})
+    message = error_of(same_parts, tmp_path, found, {"whisper": "a", "llada": "c"})
+    assert "other weights than those of --llada; " in message and "--other-parts" in message and "whisper" not in message
+
+
+def test_a_shared_copy_still_knows_what_it_belongs_to(tmp_path, model):
+    state = saved(tmp_path / "a.safetensors", model, settings={"seed": 3}, fingerprints={"whisper": "a"},
+                  optimizer={"step.x": torch.zeros(())})
+    share([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")])
+    found = load(tmp_path / "b.safetensors")
+    assert (found.settings, found.fingerprints, found.done, found.optimizer) == ({"seed": 3}, {"whisper": "a"}, True, {})
+    assert all(torch.equal(found.model[name], tensor.half()) for name, tensor in state.model.items())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells what is mapped")
+def test_a_checkpoint_that_was_read_is_not_mapped(tmp_path, model):
+    path = tmp_path / "a.safetensors"
+    saved(path, model, optimizer={"step.x": torch.ones(())})
+    tensors, _ = checkpoint.read_tensors(path, "a checkpoint")
+    assert str(path) in Path("/proc/self/maps").read_text()  # as weights are, which no run writes
+    del tensors
+    found = load(path)
+    assert found.model and str(path) not in Path("/proc/self/maps").read_text()

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import train
-from diffa2_mini import checkpoint
+from diffa2_mini import checkpoint, faults, weights
 from diffa2_mini.config import UserError, run_script
+from diffa2_mini.data import read_manifest
 from diffa2_mini.ears import Ears
 from diffa2_mini.options import parse_arguments
 from diffa2_mini.parallel import World
@@ -153,14 +154,121 @@ def test_a_resumed_run_falls_back_to_the_save_before(world, whole, tmp_path, cap
     assert all(same(out, whole[0], stages=(number,)) for number in (1, 2, 3, 4))  # stage 1 is logged again, at the end
 
 
-@pytest.mark.parametrize("flags, message", [(["--seed", "7"], "was begun with seed 42, got 7"),
-                                            (["--batch-size", "4"], "was begun with batch size 3, got 4")])
-def test_a_run_does_not_go_on_with_another_order_of_examples(flags, message, world, whole, tmp_path, capsys):
-    begun(whole, tmp_path)
-    arguments = ["--stage", "1", "--resume", "--data", str(world), "--out", str(tmp_path), *MINI, *flags]
-    assert run_script(train.main, arguments) == 2
+def refused(capsys, *arguments):
+    """The one line with which a command is refused."""
+    assert run_script(train.main, [*map(str, arguments)]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert error.count("\n") == 1
+    return error
+
+
+def other_part(part, path):
+    """The shipped encoder or backbone with one number changed."""
+    tensors, metadata = checkpoint.read_tensors(weights.SHIPPED[part], "weights")
+    next(iter(tensors.values())).view(-1)[0] += 1
+    checkpoint.save_tensors(path, tensors, metadata)
+    return path
+
+
+def other_manifest(world, folder):
+    """The small world with one word changed; its clips are where they were."""
+    rows = [row | {"audio_filepath": str(world / row["audio_filepath"])} for row in read_manifest(world / "stage1.json")]
+    rows[0]["transcription"] += " nine"
+    (folder / "stage1.json").write_text(json.dumps(rows))
+    return folder
+
+
+SETTINGS = [(["--seed", "7"], "was begun with seed 42, got 7"),
+            (["--batch-size", "4"], "was begun with batch size 3, got 4"),
+            (["--lr", "0.5"], "was begun with lr 0.003, got 0.5"), (["--steps", "8"], "was begun with steps 4, got 8"),
+            (["--warmup", "2"], "was begun with warmup 1, got 2"),
+            (["--lora-dropout", "0.5"], "was begun with lora dropout 0.0, got 0.5"),
+            (["--dtype", "bfloat16"], "was begun with dtype float32, got bfloat16"),
+            (["--whisper", "OTHER"], "was begun with other weights than those of --whisper"),
+            (["--llada", "OTHER"], "was begun with other weights than those of --llada"),
+            (["--data", "OTHER"], "was begun with another manifest (--data)"),
+            (["--init", "OTHER"], "was begun with another start than these weights (--init")]
+
+
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("flags, message", SETTINGS)
+def test_a_run_does_not_go_on_as_another(flags, message, done, world, whole, tmp_path, capsys):
+    out, other = tmp_path / "out", {"--data": lambda: other_manifest(world, tmp_path),
+                                    "--init": lambda: whole[0] / "stage2.safetensors"}
+    path = begun(whole, out)
+    if done:
+        shutil.copy(whole[0] / "stage1.safetensors", path)
+    if flags[1] == "OTHER":
+        made = other.get(flags[0], lambda: other_part(flags[0][2:], tmp_path / "part.safetensors"))()
+        flags = [flags[0], str(made)]
+    assert message in refused(capsys, "--stage", 1, "--resume", "--data", world, "--out", out, *MINI, *flags)
+    assert {file.name for file in out.iterdir()} <= {".lock", path.name}  # no config.json above all
+
+
+def test_a_copy_of_data_and_parts_elsewhere_is_the_same(world, whole, tmp_path):
+    begun(whole, tmp_path / "out")
+    shutil.copy(whole[0] / "log.jsonl", tmp_path / "out")
+    shutil.copytree(world, tmp_path / "moved")
+    parts = {part: shutil.copy(weights.SHIPPED[part], tmp_path / f"my_{part}.safetensors") for part in ("whisper", "llada")}
+    train_here(tmp_path / "moved", tmp_path / "out", "--stage", "1", "--resume", "--whisper", str(parts["whisper"]),
+               "--llada", str(parts["llada"]), "--grad-accum", "1")
+    assert same(tmp_path / "out", whole[0], stages=(1,))
+
+
+def test_preferences_go_on_against_the_reference_that_they_began_from(world, whole, tmp_path, capsys):
+    shutil.copy(whole[0] / "log.jsonl", tmp_path)
+    shutil.copy(whole[0] / "stage4.previous.safetensors", tmp_path / "stage4.safetensors")
+    arguments = ["--stage", "4", "--resume"]
+    assert "no such file" in refused(capsys, *command(world, tmp_path, *arguments)[2:])
+    before = checkpoint.load(whole[0] / "stage3.safetensors")
+    next(iter(before.model.values())).view(-1)[0] += 1
+    checkpoint.save(tmp_path / "stage3.safetensors", before)  # another stage 3, that --out would name
+    assert "another start than these weights" in refused(capsys, *command(world, tmp_path, *arguments)[2:])
+    train_here(world, tmp_path, *arguments, "--init", str(whole[0] / "stage3.safetensors"))
+    assert same(tmp_path, whole[0], stages=(4,))
+
+
+def test_a_run_that_is_done_keeps_its_config_and_is_tested_as_it_is(world, whole, tmp_path, capsys):
+    out = shutil.copytree(whole[0], tmp_path / "out")
+    before = (out / "config.json").read_bytes()
+    for number in (1, 2, 3, 4):
+        (out / f"stage{number}.previous.safetensors").unlink()
+    train_here(world, out, "--resume", "--test", str(world / "validation.json"))
+    table = capsys.readouterr().out.partition("validation.json\n")[2].partition("curves")[0]
+    assert "questions: open" in table and table.partition("ask it")[0] in whole[1]
+    assert (out / "config.json").read_bytes() == before
+    (out / "log.jsonl").unlink()
+    train_here(world, out, "--resume")  # has nothing to draw
+
+
+@linux
+@pytest.mark.parametrize("start", ["stage2.safetensors", "published.bin",
+                                   pytest.param("published.safetensors", marks=pytest.mark.slow)])
+def test_nothing_that_a_run_replaces_is_mapped_at_that_moment(start, world, whole, tmp_path, monkeypatch):
+    """Windows replaces no such file."""
+    replaced, replace = set(), os.replace
+
+    def watched(source, target):
+        maps = Path("/proc/self/maps").read_text()
+        for path in (source, target):
+            assert str(path) not in maps, path
+        replaced.add(Path(target).name)
+        return replace(source, target)
+
+    path = tmp_path / start
+    if start.startswith("published"):
+        weights.export([str(whole[0] / "stage2.safetensors"), str(path)])
+    else:
+        shutil.copy(whole[0] / start, path)
+    shutil.copy(whole[0] / "stage3.previous.safetensors", tmp_path / "stage3.safetensors")
+    monkeypatch.setattr(faults.os, "replace", watched)
+    flags = [] if start == "stage2.safetensors" else ["--diffa2", str(path)]
+    if flags:
+        (tmp_path / "stage3.safetensors").unlink()
+    train_here(world, tmp_path, "--stage", "3", *flags, *([] if flags else ["--resume"]))
+    assert {"stage3.safetensors", "config.json", "log.jsonl"} <= replaced
+    maps = Path("/proc/self/maps").read_text()
+    assert str(tmp_path) not in maps and str(weights.SHIPPED["whisper"].parent) not in maps  # stage 0 may write there
 
 
 class Another(World):
