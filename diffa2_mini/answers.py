@@ -5,6 +5,7 @@ the order in which they were shown, and the reply under `response`: what the ben
 elsewhere are read too.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ from .tokenizer import Prompt, Tokenizer
 
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
 START = '{"benchmark": '  # of a line that we wrote
-OURS = ("benchmark", "by", "id", "error", "cut")  # what a line tells beside the published fields
+ASKED = ("prompt_sha256", "clip_sha256")  # what was asked, by its contents
+OURS = ("benchmark", "by", *ASKED, "id", "error", "cut")  # beside the published fields
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ def fill_in(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: l
     reader, n_steps = Reader(model, heard, prompts, [decode.gen_length] * len(prompts), tokenizer.mask_id), 0
     for step in generate(reader, decode, tokenizer.eos_id, numbers=numbers):
         tokens, n_steps = step.tokens, n_steps + 1
-    return tokens, n_steps
+    return tokens, n_steps * decode.passes_per_step
 
 
 @torch.no_grad()
@@ -54,7 +56,7 @@ def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Examp
     """The model's answers, in the order of the examples, and how many forward passes they took in
     all. `respond` makes them, as `fill_in` does. `numbers` tells which of all that are asked each
     example is (default: its place in the list)."""
-    answers, n_steps = [], 0
+    answers, n_passes = [], 0
     numbers = range(len(examples)) if numbers is None else numbers
     for start in range(0, len(examples), batch_size):
         batch = examples[start:start + batch_size]
@@ -63,8 +65,35 @@ def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Examp
         tokens, n = respond(model, tokenizer, heard, prompts, decode,
                             numbers[start:start + batch_size])
         answers += [tokenizer.decode(row) for row in tokens.tolist()]
-        n_steps += n
-    return answers, n_steps
+        n_passes += n
+    return answers, n_passes
+
+
+def seconds_of(question: Question) -> float:
+    """How long the clip is. Raises UserError if there is none, or none that can be read."""
+    require(question.audio is not None, "no clip is named")
+    return duration(question.audio)
+
+
+def expect_clips(questions: list[Question]) -> None:
+    """Raise UserError if not one clip is there: then nothing about the model would be measured."""
+    errors = []
+    for question in questions:
+        try:
+            seconds_of(question)
+            return
+        except UserError as error:
+            errors.append(" ".join(str(error).split()))  # one line, whatever is in the names
+    raise UserError(f"expected the clips of {len(errors)} questions, found not one that can be "
+                    f"heard ({errors[0]}); check --audio-root and --file")
+
+
+def expect_replies(questions: list[Question], answers: dict[str, Answer]) -> None:
+    """Raise UserError if not one question has a reply: then there is nothing to score."""
+    found = [answers[question.id] for question in questions if question.id in answers]
+    errors = [" ".join(answer.error.split()) for answer in found if answer.error]
+    require(len(errors) < len(found), f"expected replies to {len(questions)} questions, got none"
+                                      + (f" ({errors[0]})" if errors else ""))
 
 
 def answer_batch(model: Diffa2, tokenizer: Tokenizer, ears: Ears, questions: list[Question], parts: tuple[str, ...],
@@ -74,8 +103,7 @@ def answer_batch(model: Diffa2, tokenizer: Tokenizer, ears: Ears, questions: lis
     errors, long, examples, asked = {}, set(), [], []
     for number, question in zip(numbers, questions, strict=True):
         try:
-            require(question.audio is not None, "no clip is named")
-            if duration(question.audio) > model.config.audio.max_seconds:
+            if seconds_of(question) > model.config.audio.max_seconds:
                 long.add(question.id)
             ears.listen(question.audio)
             examples.append(Example(question.audio, question.prompt, question.answer, "", "", ""))
@@ -91,10 +119,30 @@ def answer_batch(model: Diffa2, tokenizer: Tokenizer, ears: Ears, questions: lis
 # ------------------------------------------------------------------------------------------------------- the file
 
 
+def contents(path: Path | None) -> str | None:
+    """SHA-256 of a file; None where there is none to read."""
+    found = hashlib.sha256()
+    try:
+        if path is None or not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            while piece := file.read(2**20):
+                found.update(piece)
+    except OSError:
+        return None
+    return found.hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def to_line(benchmark: str, by: str, question: Question, answer: Answer) -> str:
-    """A line of the file. `by` tells which model answered, and how."""
+    """A line of the file. `by` tells which model answered, and how; the ASKED tell what."""
     published = {name: value for name, value in question.row.items() if name not in OURS}
-    row = {"benchmark": benchmark, "by": by, "id": question.id} | published | {"response": answer.reply}
+    row = {"benchmark": benchmark, "by": by, "id": question.id} | published
+    row |= {"response": answer.reply}
+    row |= dict(zip(ASKED, (text_sha256(question.prompt), contents(question.audio))))
     row |= ({"error": answer.error} if answer.error else {}) | ({"cut": True} if answer.cut else {})
     return json.dumps(row, ensure_ascii=False) + "\n"
 
@@ -108,8 +156,9 @@ def answer_in(row: dict) -> Answer | None:
 
 
 def match(rows: list[dict], questions: list[Question], source: Path) -> dict[str, Answer]:
-    """The answers in `rows` by the id of their question. Raises UserError if one answers no question, one that has been
-    answered already, or one that had its choices in another order."""
+    """The answers in `rows` by the id of their question. Raises UserError if one answers no
+    question, one that has been answered already, or one that had another text or its choices in
+    another order."""
     known, answers, seen, strange = {question.id: question for question in questions}, {}, {}, []
     for i, row in enumerate(rows, start=1):
         try:
@@ -120,7 +169,12 @@ def match(rows: list[dict], questions: list[Question], source: Path) -> dict[str
         answers |= {id: found} if found else {}
         if id not in known:
             strange.append(id)
-        elif choices_of(row):
+            continue
+        question = known[id].row.get("question")
+        require(question is None or str(question).strip() in str(row.get("question", question)),
+                f"{source}: entry {i} ({id}) was asked another question than it is now; check "
+                "--benchmark and --file")
+        if choices_of(row):
             same = sorted(choices_of(row)) == sorted(known[id].choices)
             require(same, f"{source}: entry {i} ({id}) was asked with other choices; check --benchmark and --file")
             require(tuple(choices_of(row)) == known[id].choices, f"{source}: entry {i} ({id}) was asked with its choices in "
@@ -132,10 +186,42 @@ def match(rows: list[dict], questions: list[Question], source: Path) -> dict[str
     return answers
 
 
+def expect_same_run(rows: list[dict], benchmark: str, by: str, path: Path) -> None:
+    """Raise UserError unless all lines of a file are answers to this benchmark, by this model."""
+    old = any(name not in row for row in rows for name in ASKED)
+    require(not old, f"{path}: holds answers of an earlier version, which did not note the contents "
+                     "of what was asked; choose another --out")
+    for name, now in (("benchmark", benchmark), ("by", by)):
+        other = next((str(row.get(name)) for row in rows if row.get(name) != now), now)
+        then, here = other.split(", "), now.split(", ")
+        differing = ", ".join(word for word in then if word not in here) or other
+        require(other == now, f"{path}: holds answers of {differing}, this run is "
+                              f"{', '.join(word for word in here if word not in then) or now}; "
+                              "choose another --out")
+
+
+def expect_same_questions(rows: list[dict], questions: list[Question], path: Path) -> None:
+    """Raise UserError unless the lines of a file were asked what their questions ask now, about the
+    same clips. A clip that is gone since was heard, and is not another."""
+    known, clips, changed = {question.id: question for question in questions}, {}, []
+    for row in rows:
+        question = known[row["id"]]
+        if question.audio not in clips:
+            clips[question.audio] = contents(question.audio)
+        if row["prompt_sha256"] != text_sha256(question.prompt):
+            changed.append(f"{question.id} (another prompt)")
+        elif clips[question.audio] not in (None, row["clip_sha256"]):
+            changed.append(f"{question.id} (another clip under the same name)")
+    listed = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+    require(not changed, f"{path}: what was asked has changed since: {listed}; delete these lines "
+                         "to ask anew, or choose another --out")
+
+
 def resume(path: Path, benchmark: str, by: str, questions: list[Question]) -> dict[str, Answer]:
-    """The answers that a run that was stopped has left in `path`. A line that was not finished is taken out of the file, and so
-    are clips that could not be heard: they are tried again. Raises UserError if the file is another run's, and leaves it; and
-    now, not after the first answers, if it cannot be written."""
+    """The answers that a run that was stopped has left in `path`. A line that was not finished is
+    taken out of the file, and so are clips that could not be heard: they are tried again. Raises
+    UserError if the file is another run's, or was asked other things under the same ids, and leaves
+    it; and now, not after the first answers, if it cannot be written."""
     append(path, "")
     try:
         *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a line may end within a letter
@@ -147,10 +233,9 @@ def resume(path: Path, benchmark: str, by: str, questions: list[Question]) -> di
         rows = [json.loads(line) for line in lines]
     except ValueError:
         raise UserError(f"{path}: a line of it is damaged; delete that line, or choose another --out") from None
-    for name, now in (("benchmark", benchmark), ("by", by)):
-        other = next((row.get(name) for row in rows if row.get(name) != now), now)
-        require(other == now, f"{path}: holds answers of {other}, this run is {now}; choose another --out")
+    expect_same_run(rows, benchmark, by, path)
     answers = match(rows, questions, path) if rows else {}
+    expect_same_questions([row for row in rows if "error" not in row], questions, path)
     kept = [line for line, row in zip(lines, rows) if "error" not in row]
     if rest or len(kept) < len(lines):
         write(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))

@@ -24,7 +24,7 @@ import numpy as np
 
 from .config import ASSETS, TextConfig, UserError, require
 from .data import read_manifest
-from .scoring import mmsu_letter, names_a_choice, score_by_words, score_mmsu
+from .scoring import mmsu_letter, names_a_choice, same, score_by_words, score_mmsu, words
 
 FREE = "free"  # in ToyBench the "difficulty" of a question that is asked without its choices
 MMSU_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
@@ -32,7 +32,8 @@ MMSU_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 @dataclass(frozen=True)
 class Question:
-    """A question of a benchmark, its choices in the order in which they are shown; a transcript has none."""
+    """A question of a benchmark, its choices in the order in which they are shown; a transcript has
+    none. The answer is one of the choices, or what the file has in its place, perhaps nothing."""
 
     id: str
     audio: Path | None
@@ -75,7 +76,7 @@ def is_right_mmau(reply: str, question: Question) -> bool:
 
 def is_right_toy(reply: str, question: Question) -> bool:
     if question.row.get("difficulty") == FREE:
-        return reply.strip() == question.answer
+        return same(reply, question.answer)
     return dict(zip(ascii_uppercase, question.choices)).get(reply.strip()[:1]) == question.answer
 
 
@@ -119,6 +120,15 @@ BENCHMARKS = {
 }
 
 
+def can_be_scored(name: str, question: Question) -> bool:
+    """Whether a question can be told right from wrong: its answer is one of its choices and, where
+    words are counted, has one. Test sets are published with blank answers, which MMAU's rule would
+    find in any reply. A transcript can be compared in any case."""
+    by_words = BENCHMARKS[name].is_right is is_right_mmau
+    return name == "asr" or (question.answer in question.choices and bool(question.answer.strip())
+                             and bool(words(question.answer) or not by_words))
+
+
 # --------------------------------------------------------------------------------------------------------- reading
 
 
@@ -148,6 +158,16 @@ def choices_of(row: dict) -> list[str]:
     return [str(choice) for choice in listed if choice is not None]
 
 
+def answer_of(name: str, row: dict, choices: tuple[str, ...]) -> str:
+    """The choice that the row has as its answer, but for white space around it; else what stands
+    there, which is blank in a test set. Raises UserError if the row is of another benchmark."""
+    benchmark = BENCHMARKS[name]
+    if row.get(benchmark.answer) is None and (benchmark.answer in row or benchmark.audio in row):
+        return ""
+    answer = text_of(row, benchmark.answer)
+    return next((choice for choice in choices if same(choice, answer)), answer)
+
+
 def with_choices(row: dict, choices: tuple[str, ...]) -> dict:
     """The published fields with these choices in place of theirs."""
     if isinstance(row.get("choices"), list):
@@ -170,7 +190,8 @@ def read_question(name: str, row: dict, id: str, root: Path, shuffle: int | None
     groups = {" / ".join(fields): tuple(" / ".join(values) for values in product(*(values_of(row, name) for name in fields)))
               for fields in benchmark.tables}
     prompt = benchmark.ask(text_of(row, "question"), choices, row)
-    return Question(id, audio, prompt, choices, text_of(row, benchmark.answer), groups, with_choices(row, choices))
+    return Question(id, audio, prompt, choices, answer_of(name, row, choices), groups,
+                    with_choices(row, choices))
 
 
 def read_kaldi(file: Path) -> list[dict]:

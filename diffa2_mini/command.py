@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Callable
@@ -104,11 +105,21 @@ def choose(args: argparse.Namespace, config: Config) -> tuple[torch.device, torc
     return device, dtype
 
 
-def describe(args: argparse.Namespace, config: Config, paths: dict[str, Path], decode: DecodeConfig, dtype: torch.dtype) -> str:
-    """Which model answers, and how, in one line: answers that differ in it are not to be mixed."""
-    source = Path(args.checkpoint or paths.get("diffa2") or weights.SOURCES[config.size]["diffa2"])
-    version = f" {hashlib.sha256(source.read_bytes()).hexdigest()[:8]}" if source.is_file() else ""
-    frozen = [f"{part} {getattr(args, part)}" for part in ("whisper", "llada") if getattr(args, part)]
-    frozen += ["LoRA merged"] if args.merge_lora else []
+def describe(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path],
+             decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
+    """Which model answers, and how, in one line: answers that differ in it are not to be mixed.
+    Weights, tokenizer and config count by what they hold, not by where they are."""
+    prints = {part: weights.fingerprint(weights.read_part(path, part))
+              for part, path in paths.items()}
+    about = dataclasses.asdict(config) | {"decode": None}  # how to decode is told below
+    if trained:
+        prints["diffa2"] = weights.fingerprint(trained.model)
+        about["audio of the prompt"] = trained.audio
+    file = weights.tokenizer_file(config, paths["llada"])
+    require(file.is_file(), f"{file}: expected a tokenizer, found none")
+    prints["tokenizer"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    prints["config"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     settings = [f"{name} {value}" for name, value in dataclasses.asdict(decode).items()]
-    return ", ".join([f"{source}{version}", *frozen, str(dtype).removeprefix("torch."), *settings])
+    return ", ".join([config.size, *(f"{part} {prints[part][:16]}" for part in sorted(prints)),
+                      "LoRA merged" if merge else "LoRA apart",
+                      str(dtype).removeprefix("torch."), *settings])

@@ -153,7 +153,7 @@ class DecodeConfig:
 
     gen_length: int = 128  # response tokens
     block_length: int = 32  # tokens per block, filled in from left to right
-    steps: int = 128  # forward passes in all, shared equally between the blocks (fixed schedule)
+    steps: int = 128  # in all, shared equally between the blocks (fixed schedule)
     factor: float | None = 1.0  # f: commit while (n + 1)(1 - c_n) <= f
     threshold: float | None = None  # commit what is more confident than this
     temperature: float = 0.0
@@ -173,6 +173,11 @@ class DecodeConfig:
         """Of a fixed schedule; else how many there are at most."""
         scheduled = self.steps * self.block_length // self.gen_length
         return min(scheduled, self.block_length) if self.is_scheduled else self.block_length
+
+    @property
+    def passes_per_step(self) -> int:
+        """Forward passes that a step takes: guidance reads everything a second time."""
+        return 2 if self.cfg > 0 else 1
 
     def __post_init__(self):
         require(self.gen_length > 0 and self.block_length > 0, "--gen-length and --block-length must be positive")

@@ -4,33 +4,40 @@
     python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --audio-root MMAU --size full --out mmau.jsonl
     python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --score made_elsewhere.json
 
-Each answer is written to --out when it is there; started again, the same command goes on where it was. The result is
-printed, and written as JSON beside the answers. A clip that cannot be heard counts as a wrong answer.
+Each answer is written to --out when it is there; started again, the same command goes on where it
+was, unless weights, settings, questions or clips have changed since, whatever their names. The
+result is printed, and written as JSON beside the answers. A clip that cannot be heard counts as a
+wrong answer; a question whose answer is blank or none of its choices is asked, and not scored.
 """
 
 import argparse
 import dataclasses
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
-from . import command, reporting, weights
-from .answers import Answer, answer_batch, match, read_answers, resume, to_line
+from . import command, faults, reporting, weights
+from .answers import (Answer, answer_batch, expect_clips, expect_replies, match, read_answers,
+                      resume, to_line)
 from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
 from .config import Parser, require, run_script
 from .device import autocast
 from .ears import Ears
-from .faults import append
 
 
-def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Question]) -> dict[str, Answer]:
-    """Ask those of `every` question that are asked for and not answered yet. Returns all answers by id."""
+def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Question],
+            held: ExitStack) -> dict[str, Answer]:
+    """Ask those of `every` question that are asked for and not answered yet. Returns all answers by
+    id; the file that they are in is locked as long as `held` is open."""
     from tqdm import tqdm
 
+    expect_clips(questions)
     config, trained, paths = command.find(args)
     as_authors = {} if config.from_scratch else BENCHMARKS[args.benchmark].decode
     decode = command.decode_config(args, dataclasses.replace(config.decode, **as_authors))
     device, dtype = command.choose(args, config)
-    by = command.describe(args, config, paths, decode, dtype)
+    by = command.describe(config, trained, paths, decode, dtype, args.merge_lora)
+    held.enter_context(faults.lock(args.out.parent, args.out.name))
     answers = resume(args.out, args.benchmark, by, every)
     place = {question.id: number for number, question in enumerate(every)}  # decides what is drawn
     left = [question for question in questions if question.id not in answers]
@@ -46,7 +53,8 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
         for batch in (left[start:start + size] for start in range(0, len(left), size)):
             replies = answer_batch(model, tokenizer, ears, batch, parts, decode,
                                    [place[question.id] for question in batch])
-            append(args.out, "".join(to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)))
+            lines = [to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)]
+            faults.append(args.out, "".join(lines))
             answers |= {question.id: reply for question, reply in zip(batch, replies)}
             bar.set_postfix_str(tally.add(batch, answers))
             bar.update(len(batch))
@@ -84,11 +92,15 @@ def main(argv: list[str]) -> None:
     else:
         every = load_questions(args.benchmark, args.file, args.audio_root, args.shuffle_options)
     questions = every[:args.limit]
-    try:
-        answers = match(rows, every, args.score) if args.score else ask_all(args, questions, every)
-    except KeyboardInterrupt:
-        sys.exit(f"stopped; the same command goes on from {args.out}")
-    reporting.publish(reporting.score(args.benchmark, questions, answers), (args.score or args.out).with_suffix(".result.json"))
+    with ExitStack() as held:
+        try:
+            answers = (match(rows, every, args.score) if args.score
+                       else ask_all(args, questions, every, held))
+        except KeyboardInterrupt:
+            sys.exit(f"stopped; the same command goes on from {args.out}")
+        expect_replies(questions, answers)
+        result = reporting.score(args.benchmark, questions, answers)
+        reporting.publish(result, (args.score or args.out).with_suffix(".result.json"))
 
 
 if __name__ == "__main__":

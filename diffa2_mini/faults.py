@@ -1,5 +1,6 @@
 """What keeps a run whole when something breaks: whole files, checksums, the save before the last, and one run to a folder."""
 
+import glob
 import hashlib
 import json
 import math
@@ -96,19 +97,22 @@ def load_last(path: Path, load: Callable):
         return found
 
 
-def lock(out: Path):
-    """Hold a run's folder until the returned file is closed or this process ends, whatever becomes of those that load audio for
-    it. Raises UserError if another run holds it."""
+def lock(out: Path, name: str = ""):
+    """Hold a run's folder, or the file of this name in it, until the returned file is closed or
+    this process ends, whatever becomes of those that load audio for it. Raises UserError if another
+    run holds it."""
+    what = out / name
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = open(out / ".lock", "w")
+        file = open(out / (f".{name}.lock" if name else ".lock"), "w")
         if fcntl:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{out}: another run is writing here; wait for it, or choose another --out") from None
+        raise UserError(f"{what}: another run is writing here; wait for it, or choose another --out"
+                        ) from None
     except OSError as error:
-        raise UserError(f"{out}: cannot be written to ({error}); choose another --out") from None
-    for path in out.glob(".*.tmp"):  # what a killed run was writing
+        raise UserError(f"{what}: cannot be written to ({error}); choose another --out") from None
+    for path in out.glob(f".{glob.escape(name)}*.tmp"):  # what a killed run was writing
         path.unlink()
     return file
 

@@ -107,7 +107,7 @@ def section(clip: str, samples: np.ndarray, audio: AudioConfig, prompt: str, ans
     n_frames = min(audio.max_frames, -(-len(samples) // audio.hop_length))  # without the silence behind the clip
     return {
         "clip": clip, "prompt": prompt, "text": answer["text"], "length": len(answer["tokens"]), "frames": frames,
-        "passes": answer["steps"] * (2 if decode.cfg > 0 else 1),  # guidance reads everything a second time
+        "passes": answer["steps"] * decode.passes_per_step,
         "seconds": answer["seconds"],
         "heard": len(samples) / audio.sample_rate, "highest": audio.sample_rate / 2, "bands": audio.n_mels,  # s, Hz
         "picture": data_url("image/png", png(picture(log_mel(samples, audio)[:, :n_frames].numpy()))),

@@ -26,6 +26,7 @@ from .noise import seed_of, stream
 from .parallel import World
 from .device import choose_device
 from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
+from .scoring import same
 from .tokenizer import Prompt, Tokenizer
 
 LETTERS = ("A.", "B.", "C.", "D.")  # of lettered choices
@@ -175,7 +176,8 @@ def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], silen
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
         tokens, _ = write(model, tokenizer, heard, prompts, model.config.decode)
         for example, row in zip(batch, tokens.tolist()):
-            right.setdefault(example.type, []).append(tokenizer.decode(row) == example.answer)
+            hits = right.setdefault(example.type, [])
+            hits.append(same(tokenizer.decode(row), example.answer))
     return {type: float(np.mean(hits)) for type, hits in sorted(right.items())}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .answers import Answer
-from .benchmarks import BENCHMARKS, Question
+from .benchmarks import BENCHMARKS, Question, can_be_scored
 from .config import require
 from .data import Example
 from .faults import write
@@ -91,7 +91,10 @@ def bootstrap(errors: list[WordErrors]) -> list[float]:
     return np.percentile(edits[drawn].sum(1) / np.maximum(n_words[drawn].sum(1), 1), [2.5, 97.5]).tolist()
 
 
-def share(right: list[bool], mended: list[bool]) -> dict:
+def share(right: list[bool], mended: list[bool]) -> dict | None:
+    """How many are right, and the shares; None of no questions."""
+    if not right:
+        return None
     return {"count": len(right), "right": sum(right), "accuracy": sum(right) / len(right),
             "interval": wilson(sum(right), len(right)), "mended": sum(mended) / len(mended)}
 
@@ -101,6 +104,7 @@ def common(name: str, questions: list[Question], answers: dict[str, Answer]) -> 
     answered = {q.id: answers[q.id] for q in questions if q.id in answers}
     return {"benchmark": name, "broken_audio": {id: answer.error for id, answer in answered.items() if answer.error},
             "unanswered": [q.id for q in questions if q.id not in answered],
+            "unscored": [q.id for q in questions if not can_be_scored(name, q)],
             "cut": sum(answer.cut for answer in answered.values())}
 
 
@@ -110,13 +114,15 @@ def reply_to(question: Question, answers: dict[str, Answer]) -> str:
 
 
 def score_choices(name: str, questions: list[Question], answers: dict[str, Answer]) -> dict:
-    """The result of a benchmark of multiple choice. A question without an answer is wrong, and no malformed reply."""
+    """The result of a benchmark of multiple choice. A question that was not answered is wrong, and
+    no malformed reply; one that cannot be scored is in no table; `overall` is None if none can."""
     benchmark, result = BENCHMARKS[name], common(name, questions, answers)
+    scored = [q for q in questions if can_be_scored(name, q)]
     replies = [reply_to(q, answers) for q in questions]
-    right = [benchmark.is_right(reply, q) for reply, q in zip(replies, questions)]
-    mended = [score_mended(reply, q.answer, q.choices) for reply, q in zip(replies, questions)]
+    right = [benchmark.is_right(reply_to(q, answers), q) for q in scored]
+    mended = [score_mended(reply_to(q, answers), q.answer, q.choices) for q in scored]
     tables = {}
-    for i, question in enumerate(questions):
+    for i, question in enumerate(scored):
         for title, rows in question.groups.items():
             for row in rows:
                 tables.setdefault(title, {}).setdefault(row, []).append(i)
@@ -157,13 +163,16 @@ class Tally:
         """Count more answers; returns the figure of all."""
         for question in questions:
             reply = answers[question.id].reply
+            if not can_be_scored(self.benchmark, question):
+                continue
             if self.benchmark == "asr":
                 self.errors.append(word_errors(normalise(question.answer), normalise(reply)))
             else:
                 self.right.append(BENCHMARKS[self.benchmark].is_right(reply, question))
         if self.benchmark == "asr":
             return f"word error rate {word_error_rate(self.errors):.3f}"
-        return f"accuracy {sum(self.right) / max(1, len(self.right)):.3f}"
+        figure = f"{sum(self.right) / len(self.right):.3f}" if self.right else "not known"
+        return f"accuracy {figure}"
 
 
 def percent(shares: list[float]) -> str:
@@ -176,32 +185,54 @@ def listed(what: str, entries: list[str]) -> list[str]:
     return [f"{what}: {len(entries)}", *(f"  {entry}" for entry in entries[:SHOWN]), *more]
 
 
+def transcripts_as_text(result: dict) -> list[str]:
+    """The lines on a corpus of transcripts."""
+    edits = [f"{result[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions")]
+    lines = [f"word error rate {percent([result['wer']])} % "
+             f"(95 % interval {percent(result['interval'])}): {', '.join(edits)} "
+             f"in {result['words']} words of {result['clips']} clips",
+             f"compared in {result['normalisation']}",
+             f"transcripts that are empty or missing: {result['empty']}", "worst clips:"]
+    for clip in result["worst"]:
+        n_edits = clip["substitutions"] + clip["deletions"] + clip["insertions"]
+        lines += [f"  {clip['id']}: {n_edits} errors in {clip['words']} words",
+                  f"    said:  {clip['reference']}", f"    heard: {clip['hypothesis']}"]
+    return lines
+
+
+def choices_as_text(result: dict) -> list[str]:
+    """The lines on questions with choices: the tables, and the share of right answers, if any."""
+    lines, name, overall = [], result["benchmark"], result["overall"]
+    for title, rows in result["tables"].items():
+        cells = [(title, "questions", "right", "accuracy %", "95 % interval",
+                  "by words, letters mended %")]
+        cells += [(row, str(s["count"]), str(s["right"]), percent([s["accuracy"]]),
+                   percent(s["interval"]), percent([s["mended"]])) for row, s in rows.items()]
+        lines += [columns(cells), ""]
+    if overall:
+        lines += [f"{name}: {overall['right']} of {overall['count']} right by its rule, "
+                  f"{percent([overall['accuracy']])} % (95 % interval "
+                  f"{percent(overall['interval'])}); by words, with letters mended: "
+                  f"{percent([overall['mended']])} %", ""]
+    else:
+        lines += [f"{name}: no question can be scored, as none has an answer among its choices", ""]
+    malformed = [f"{id}: {reply!r}" for id, reply in result["malformed"].items()]
+    return [*lines, f"replies that are only a letter: {result['bare_letters']}",
+            *listed("malformed replies", malformed),
+            *listed("questions whose answer is blank or none of their choices, not scored",
+                    result["unscored"])]
+
+
 def as_text(result: dict) -> str:
     """The result for people."""
-    if result["benchmark"] == "asr":
-        lines = [f"word error rate {percent([result['wer']])} % (95 % interval {percent(result['interval'])}): "
-                 f"{result['substitutions']} substitutions, {result['deletions']} deletions, {result['insertions']} insertions "
-                 f"in {result['words']} words of {result['clips']} clips", f"compared in {result['normalisation']}",
-                 f"transcripts that are empty or missing: {result['empty']}", "worst clips:"]
-        for clip in result["worst"]:
-            edits = clip["substitutions"] + clip["deletions"] + clip["insertions"]
-            lines += [f"  {clip['id']}: {edits} errors in {clip['words']} words", f"    said:  {clip['reference']}",
-                      f"    heard: {clip['hypothesis']}"]
-    else:
-        lines = []
-        for title, rows in result["tables"].items():
-            cells = [(title, "questions", "right", "accuracy %", "95 % interval", "by words, letters mended %")]
-            cells += [(row, str(s["count"]), str(s["right"]), percent([s["accuracy"]]), percent(s["interval"]),
-                       percent([s["mended"]])) for row, s in rows.items()]
-            lines += [columns(cells), ""]
-        s = result["overall"]
-        lines += [f"{result['benchmark']}: {s['right']} of {s['count']} right by its rule, {percent([s['accuracy']])} % "
-                  f"(95 % interval {percent(s['interval'])}); by words, with letters mended: {percent([s['mended']])} %", "",
-                  f"replies that are only a letter: {result['bare_letters']}"]
-        lines += listed("malformed replies", [f"{id}: {reply!r}" for id, reply in result["malformed"].items()])
-    lines += listed("clips that could not be heard, counted as wrong", [f"{id}: {e}" for id, e in result["broken_audio"].items()])
-    lines += listed("questions without an answer, counted as wrong", result["unanswered"])
-    return "\n".join([*lines, f"clips longer than the model hears, of which it heard the beginning: {result['cut']}"])
+    is_asr = result["benchmark"] == "asr"
+    lines = transcripts_as_text(result) if is_asr else choices_as_text(result)
+    wrong = "counted as wrong" + (" where they are scored" if result["unscored"] else "")
+    unheard = [f"{id}: {error}" for id, error in result["broken_audio"].items()]
+    lines += listed(f"clips that could not be heard, {wrong}", unheard)
+    lines += listed(f"questions without a reply, {wrong}", result["unanswered"])
+    return "\n".join([*lines, "clips longer than the model hears, of which it heard the beginning: "
+                              f"{result['cut']}"])
 
 
 def publish(result: dict, path: Path) -> None:

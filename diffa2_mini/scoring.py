@@ -13,11 +13,16 @@ from string import ascii_uppercase
 from .data import Example
 
 
+def same(text: str, other: str) -> bool:
+    """Whether two texts are the same to a reader: white space around them does not count."""
+    return text.strip() == other.strip()
+
+
 def is_right(example: Example, answer: str) -> bool:
     """Of a manifest: whether the answer is the target; of a lettered question, whether its letter is."""
     if example.type.endswith("+abcd"):
-        return answer[:1] == example.answer[:1]
-    return answer == example.answer
+        return answer.strip()[:1] == example.answer.strip()[:1]
+    return same(answer, example.answer)
 
 
 # ------------------------------------------------------------------------------------------------- multiple choice
@@ -53,14 +58,16 @@ def is_bare_letter(reply: str) -> bool:
 def mend_letter(reply: str, choices: tuple[str, ...]) -> str:
     """The reply, or the choice's text where the reply is only its letter. Where the choices are letters themselves, as keys of
     music are, it is a text already."""
-    if reply.strip() in choices or not is_bare_letter(reply):
+    if any(same(reply, choice) for choice in choices) or not is_bare_letter(reply):
         return reply
     return dict(zip(ascii_uppercase, choices)).get(reply.strip().strip("()."), reply)
 
 
 def score_mended(reply: str, answer: str, choices: tuple[str, ...]) -> bool:
-    """The word rule, after a bare letter has become its choice's text."""
-    return score_by_words(mend_letter(reply, choices), answer, choices)
+    """The word rule, after a bare letter has become its choice's text. An answer without a word, to
+    which the rule would take anything for right, must be said as it is."""
+    reply = mend_letter(reply, choices)
+    return score_by_words(reply, answer, choices) if words(answer) else same(reply, answer)
 
 
 def names_a_choice(reply: str, choices: tuple[str, ...]) -> bool:

@@ -280,15 +280,22 @@ def fill_at_random(module: nn.Module, device: torch.device, dtype: torch.dtype) 
 # ----------------------------------------------------------------------------------------------- all of it together
 
 
+def tokenizer_file(config: Config, llada: str | Path | None = None) -> Path:
+    """Where the tokenizer of a size is: with us, or beside the backbone's weights."""
+    if config.text.tokenizer.endswith(".bpe"):
+        return ASSETS / config.text.tokenizer
+    path = locate(llada, "llada", config.size)
+    return (path if path.is_dir() else path.parent) / config.text.tokenizer
+
+
 def load_tokenizer(config: Config, llada: str | Path | None = None, random_weights: bool = False) -> Tokenizer:
     """The tokenizer of a size: a rank file that we ship, or the tokenizer.json beside the backbone's weights; with random
     weights, to which all tokens are alike, that of the toy."""
     if random_weights and not config.from_scratch:
         return Tokenizer.from_ranks(ASSETS / "toy.bpe")
-    if config.text.tokenizer.endswith(".bpe"):
-        return Tokenizer.from_ranks(ASSETS / config.text.tokenizer)
-    path = locate(llada, "llada", config.size)
-    file = (path if path.is_dir() else path.parent) / "tokenizer.json"
+    file = tokenizer_file(config, llada)
+    if file.suffix == ".bpe":
+        return Tokenizer.from_ranks(file)
     tokenizer = Tokenizer.from_tokenizer_json(file)
     require(tokenizer.vocab_size <= config.llada.vocab_size,
             f"{file}: expected ids below {config.llada.vocab_size:,}, got up to {tokenizer.vocab_size - 1:,}; take the backbone's own")

@@ -1,6 +1,7 @@
 """The file of answers: stopped anywhere, continued, and made elsewhere."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -33,7 +34,20 @@ def test_what_is_written_is_read_again(tmp_path):
     assert path.read_text(encoding="utf-8").count("\n") == 3
     assert match(read_answers(path, "mmau", alone=True), QUESTIONS, path) == HEARD
     row = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
-    assert row == {"benchmark": "mmau", "by": "a model", "response": "a cat"} | ROWS[0]
+    prompt = hashlib.sha256(QUESTIONS[0].prompt.encode()).hexdigest()
+    assert row == ROWS[0] | {"benchmark": "mmau", "by": "a model", "response": "a cat",
+                             "prompt_sha256": prompt, "clip_sha256": None}
+
+
+def test_a_line_tells_the_contents_of_its_clip(tmp_path):
+    clip = tmp_path / "clip.wav"
+    clip.write_bytes(bytes(3 * 2**20 + 1))
+    question = dataclasses.replace(QUESTIONS[0], audio=clip)
+    row = json.loads(to_line("mmau", "a model", question, REPLIES[0]))
+    assert row["clip_sha256"] == hashlib.sha256(clip.read_bytes()).hexdigest()
+    for audio in (None, tmp_path, tmp_path / "gone.wav"):
+        question = dataclasses.replace(QUESTIONS[0], audio=audio)
+        assert json.loads(to_line("mmau", "a model", question, REPLIES[0]))["clip_sha256"] is None
 
 
 def test_a_run_may_stop_at_any_byte(tmp_path):
@@ -81,6 +95,8 @@ def test_predictions_from_elsewhere_go_by_four_names(name):
     rows = [{"id": "q1", name: "a dog"}, {"id": "q0", name: "a cat", "more": 1}, {"id": "q3", name: None}, {"id": "q2"}]
     assert match(rows, QUESTIONS, Path("file")) == {"q1": Answer("a dog"), "q0": Answer("a cat")}
     assert match([{"id": "q0", name: 3}], QUESTIONS, Path("file")) == {"q0": Answer("3")}
+    asked = [{"id": "q0", name: "x", "question": f"Listen.\n{ROWS[0]['question']} A. a dog"}]
+    assert match(asked, QUESTIONS, Path("file")) == {"q0": Answer("x")}  # within their own words
 
 
 def test_an_error_beside_a_reply_is_another_programs_and_does_not_make_it_none():
@@ -94,6 +110,7 @@ def test_an_error_beside_a_reply_is_another_programs_and_does_not_make_it_none()
     ([{"id": "q0", "prediction": "x"}], "under response, model_prediction, model_output or answer_prediction, got none"),
     ([{"id": "q0", "response": ["x"]}], "entry 1 is no answer: expected text under response"),
     ([{"response": "x"}], "entry 1 is no answer: the field id"),
+    ([{"id": "q0", "response": "x", "question": "Which of 7?"}], "q0. was asked another question"),
 ])
 def test_answers_that_do_not_fit_are_named(rows, message):
     with pytest.raises(UserError, match=message):
@@ -142,3 +159,6 @@ def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
         assert answers(2, **changes)[0] == answers(64, **changes)[0] == drawn
         assert answers(64, n_skipped=2, **changes)[0] == drawn[2:]
     assert answers(64, temperature=2.0)[0] != texts
+    scheduled = dict(factor=None, steps=4)
+    assert answers(64, **scheduled)[1] == 4
+    assert answers(64, **scheduled, cfg=1.0)[1] == 8  # guidance reads everything a second time

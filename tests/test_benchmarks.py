@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffa2_mini.benchmarks import BENCHMARKS, load_questions, with_choices
+from diffa2_mini.benchmarks import BENCHMARKS, can_be_scored, load_questions, with_choices
 from diffa2_mini.config import UserError
 
 MMSU = {"id": "long_speech_1", "audio_path": "audio/a.wav", "question": "What is said?", "choice_a": "one", "choice_b": "two",
@@ -23,6 +23,10 @@ MMAR = {"id": "x_00-01", "audio_path": "./audio/x_00-01.wav", "question": "Who?"
 def write(path: Path, rows: list[dict], lines: bool = False) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) if lines else json.dumps(rows), encoding="utf-8")
     return path
+
+
+def without(row, *names):
+    return {name: value for name, value in row.items() if name not in names}
 
 
 def load(name, path, root=None, shuffle=None):
@@ -79,6 +83,32 @@ def test_odd_fields_are_read(tmp_path):
     assert [q.id for q in questions] == ["3fe64f3d", "3fe64f3d#2", "7", "3fe64f3d#3"]  # asked more than once about a clip
 
 
+def test_an_answer_is_one_of_the_choices_but_for_white_space(tmp_path):
+    """Then the released rule, which compares texts as they are, finds it."""
+    changes = {"answer_gt": " two\n"}, {"choice_b": "two "}, {"answer_gt": "Two"}
+    rows = [MMSU | change for change in changes]
+    questions = load("mmsu", write(tmp_path / "mmsu.jsonl", rows, lines=True))
+    assert [can_be_scored("mmsu", q) for q in questions] == [True, True, False]
+    assert [BENCHMARKS["mmsu"].is_right("B. two", q) for q in questions] == [True, True, False]
+    assert questions[0].row == rows[0]  # what is written is what was read
+
+
+@pytest.mark.parametrize("row, scored", [
+    (MMAU, True), (MMAU | {"answer": ""}, False), (MMAU | {"answer": " \n"}, False),
+    (MMAU | {"answer": None}, False), (without(MMAU, "answer"), False),
+    (MMAU | {"answer": "a dog"}, False), (MMAU | {"answer": "", "choices": ["", "a bell"]}, False),
+    (MMAU | {"answer": "?", "choices": ["?", "!"]}, False)])  # the rule looks for words
+def test_questions_without_an_answer_among_their_choices_cannot_be_scored(tmp_path, row, scored):
+    (question,) = load("mmau", write(tmp_path / "mmau.json", [row]))
+    assert can_be_scored("mmau", question) is scored
+
+
+def test_a_transcript_can_be_compared_even_if_nothing_is_said(tmp_path):
+    row = {"audio_filepath": "a.wav", "transcription": ""}
+    (question,) = load("asr", write(tmp_path / "manifest.json", [row]))
+    assert can_be_scored("asr", question)
+
+
 def test_the_order_of_the_choices_follows_seed_and_id(tmp_path):
     path = write(tmp_path / "mmar.json", [MMAR | {"id": f"q{i}"} for i in range(20)])
     once, again, other, plain = (load("mmar", path, shuffle=seed) for seed in (1, 1, 2, None))
@@ -93,7 +123,9 @@ def test_the_order_of_the_choices_follows_seed_and_id(tmp_path):
 
 
 @pytest.mark.parametrize("name, rows, message", [
-    ("mmau", [MMAU, MMAU | {"answer": None}], "entry 2 is no question of mmau: the field answer is missing"),
+    ("mmau", [MMAU, without(MMAU, "answer", "audio_id")],
+     "entry 2 is no question of mmau: the field answer is missing"),
+    ("mmau", [MMAU | {"answer": ["a bell"]}], "expected text in answer, got list"),
     ("mmau", [{k: v for k, v in MMAU.items() if k != "question"}], "question is missing"),
     ("mmau", [MMSU | {"answer": "x", "choice_a": None, "choice_b": None, "choice_c": None, "choice_d": None}], "choices, got 0"),
     ("mmsu", [MMAU], "answer_gt is missing"), ("mmar", ["text"], "expected an object, got str"),

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from test_faults import held
 from test_published import CONFIG, published, trained  # noqa: F401, the last two are fixtures
 
 from diffa2_mini import answers, checkpoint, command, evaluate, weights
@@ -118,6 +122,137 @@ def test_answers_of_another_way_to_ask_are_not_mixed(folder, capfd):
     assert result_of(folder)["overall"]["count"] == 2
 
 
+def changed_weights(path):
+    """Another tensor in the place of one in a file."""
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+    name = max(tensors, key=lambda name: tensors[name].numel())
+    save_file(tensors | {name: tensors[name] + 1}, path, metadata)
+
+
+@pytest.mark.parametrize("part", ["whisper", "llada"])
+def test_weights_are_known_by_what_they_hold_and_not_by_their_name(folder, capfd, part):
+    path = Path(shutil.copy(weights.SHIPPED[part], folder / "mine.safetensors"))
+    run(capfd, *flags(folder))
+    answered = "4 questions, of which 3 are answered"
+    assert answered in run(capfd, *flags(folder), f"--{part}", path)  # a copy
+    changed_weights(path)
+    error = run(capfd, *flags(folder), f"--{part}", path, code=2)
+    assert f"holds answers of {part} " in error and f"this run is {part} " in error
+    assert error.count("\n") == 1
+    assert error.count(part) == 2 and "float32" not in error  # it tells what differs
+    assert answered in run(capfd, *flags(folder))
+
+
+def test_published_weights_are_known_by_what_they_hold(
+        folder, published, capfd, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(SIZES, "full", (dataclasses.replace(CONFIG, size="full"), {}))
+
+    def ask(where, code=0):
+        parts = [word for part in published for word in (f"--{part}", where / part)]
+        return run(capfd, *flags(folder), "--size", "full", "--device", "cpu", *parts, code=code)
+
+    ask(published["llada"].parent)
+    copy = shutil.copytree(published["llada"].parent, folder / "copy")
+    assert "of which 3 are answered" in ask(copy)
+    changes = {"whisper": "whisper/model.safetensors",
+               "llada": "llada/model-00002-of-00002.safetensors"}
+    for part, file in changes.items():
+        kept = shutil.copy(copy / file, folder / "kept")
+        changed_weights(copy / file)
+        assert f"this run is {part} " in ask(copy, code=2)
+        shutil.copy(kept, copy / file)
+    tensors = torch.load(copy / "diffa2" / "pytorch_model.bin")
+    tensors["trainable_prompts.weight"] += 1
+    torch.save(tensors, copy / "diffa2" / "pytorch_model.bin")
+    with open(copy / "llada" / "tokenizer.json", "a") as file:
+        file.write("\n")
+    error = ask(copy, code=2)
+    assert "this run is diffa2 " in error and "tokenizer " in error and "whisper" not in error
+
+
+def test_what_was_asked_otherwise_under_the_same_id_is_not_reused(folder, capfd, monkeypatch):
+    run(capfd, *flags(folder))
+    answers_, figures = (folder / "answers.jsonl").read_bytes(), result_of(folder)
+
+    def refused(message, *more):
+        error = run(capfd, *flags(folder), *more, code=2)
+        assert message in error and error.count("\n") == 1
+        assert (folder / "answers.jsonl").read_bytes() == answers_ and result_of(folder) == figures
+
+    for change, message in [
+            ({"question": "Which digit is last?"}, "(a) was asked another question"),
+            ({"difficulty": "lettered"}, "changed since: a (another prompt)"),
+            ({"choices": ["three one four", "one"]}, "other choices")]:
+        (folder / "toy.json").write_text(json.dumps([TOY[0] | change, *TOY[1:]]))
+        refused(message)
+    (folder / "toy.json").write_text(json.dumps(TOY))
+    clip = folder / "audio" / "three_one_four.wav"
+    kept = shutil.copy(clip, folder / "kept.wav")
+    shutil.copy(folder / "audio" / "minor_arpeggio.wav", clip)
+    refused("changed since: a (another clip under the same name)")
+    clip.unlink()  # it was heard while it was there
+    assert "of which 3 are answered" in run(capfd, *flags(folder)) and result_of(folder) == figures
+    shutil.copy(kept, clip)
+    (folder / "toy.json").write_text(json.dumps([TOY[0] | {"answer": "three one five"}, *TOY[1:]]))
+    run(capfd, *flags(folder))  # a key that was mended: the replies stand, and are scored anew
+    assert result_of(folder)["overall"]["right"] == figures["overall"]["right"] - 1
+
+
+def test_answers_of_a_version_that_did_not_note_what_was_asked_are_refused(folder, capfd):
+    run(capfd, *flags(folder))
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["prompt_sha256"], row["clip_sha256"]
+        row["by"] = "data/toy_diffa2.safetensors 0123abcd, float32, gen_length 16"
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "holds answers of an earlier version" in run(capfd, *flags(folder), code=2)
+    run(capfd, "--benchmark", "toy", "--score", folder / "answers.jsonl")  # which mixes nothing
+    assert result_of(folder)["overall"]["right"] == 3
+
+
+def test_questions_without_an_answer_are_asked_written_named_and_not_scored(folder, capfd):
+    unknown = [TOY[0] | {"answer": ""}, TOY[1] | {"answer": None}, TOY[2] | {"answer": "a harp"}]
+    known = [row | {"id": row["id"] * 2} for row in TOY]
+    (folder / "toy.json").write_text(json.dumps([*unknown, *known]))
+    printed = run(capfd, *flags(folder))
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert [row["response"] for row in rows[:3]] == ["three one four", "B. 3", "flute"]
+    result = result_of(folder)
+    assert (result["overall"]["right"], result["overall"]["count"]) == (3, 4)
+    assert result["unscored"] == ["a", "b", "c"]
+    assert result["tables"]["task"]["speech"]["count"] == 1
+    assert "answer is blank or none of their choices, not scored: 3\n  a\n  b\n  c\n" in printed
+    assert "could not be heard, counted as wrong where they are scored: 1\n  dd: " in printed
+    (folder / "toy.json").write_text(json.dumps([row | {"answer": " "} for row in TOY]))
+    printed = run(capfd, *flags(folder, "blank.jsonl"))  # as MMAU's full test set
+    assert "toy: no question can be scored" in printed and "%," not in printed
+    assert len((folder / "blank.jsonl").read_text().splitlines()) == 4
+    result = result_of(folder, "blank")
+    assert result["overall"] is None and result["tables"] == {}
+    run(capfd, "--benchmark", "toy", "--score", folder / "blank.jsonl")
+    assert result_of(folder, "blank")["unscored"] == ["a", "b", "c", "d"]
+
+
+def test_white_space_around_answers_and_choices_does_not_count(folder, capfd):
+    rows = [TOY[0] | {"answer": "three one four \n"}, TOY[1] | {"answer": "\t3"},
+            TOY[2] | {"choices": ["organ", " flute"]}]
+    (folder / "toy.json").write_text(json.dumps(rows))
+    run(capfd, *flags(folder))
+    assert result_of(folder)["overall"]["right"] == 3 and result_of(folder)["unscored"] == []
+
+
+def test_two_runs_do_not_write_into_one_file(folder, capfd):
+    run(capfd, *flags(folder), "--limit", 1)
+    before = (folder / "answers.jsonl").read_bytes()
+    with held(folder, "answers.jsonl"):
+        error = run(capfd, *flags(folder), code=2)
+        assert f"{folder / 'answers.jsonl'}: another run is writing here" in error
+        assert (folder / "answers.jsonl").read_bytes() == before
+        run(capfd, *flags(folder, "others.jsonl"), "--limit", 1)  # another file of the same folder
+    assert "of which 1 are answered" in run(capfd, *flags(folder))
+
+
 def test_choices_in_another_order_have_other_letters(folder, capfd):
     run(capfd, *flags(folder), "--shuffle-options", 5)
     row = json.loads((folder / "answers.jsonl").read_text().splitlines()[1])
@@ -139,10 +274,36 @@ def test_a_long_clip_is_cut_and_counted(folder, capfd):
     assert result_of(folder)["cut"] == 1 and [*result_of(folder)["broken_audio"]] == ["c"]
 
 
-def test_a_run_in_which_no_clip_can_be_heard(folder, capfd):
-    shutil.rmtree(folder / "audio")
-    run(capfd, *flags(folder))
-    assert result_of(folder)["overall"]["right"] == 0 and len(result_of(folder)["broken_audio"]) == 4
+@pytest.mark.parametrize("broken", ["gone", "elsewhere", "no sound", "unnamed"])
+def test_a_run_in_which_no_clip_is_there_ends_before_weights_are_read(
+        folder, capfd, monkeypatch, broken):
+    before, more = sorted(folder.iterdir()), []
+    if broken == "gone":
+        shutil.rmtree(folder / "audio")
+        before.remove(folder / "audio")
+    elif broken == "elsewhere":
+        more = ["--audio-root", folder / "no"]
+    elif broken == "no sound":
+        for clip in (folder / "audio").iterdir():
+            clip.write_text("version https://git-lfs.github.com/spec/v1")
+    else:
+        (folder / "toy.json").write_text(json.dumps([row | {"audio_id": None} for row in TOY]))
+    monkeypatch.setattr(command, "find", None)
+    error = run(capfd, *flags(folder), *more, code=2)
+    assert "expected the clips of 4 questions, found not one" in error and error.count("\n") == 1
+    assert "check --audio-root" in error and sorted(folder.iterdir()) == before
+
+
+def test_clips_that_all_turn_out_to_be_broken_are_no_score(folder, capfd):
+    """Their headers are whole, so that it shows only when they are heard."""
+    sound, rate = soundfile.read(CLIPS / "three_one_four.wav")
+    soundfile.write(folder / "audio" / "gone.wav", sound * np.nan, rate, subtype="FLOAT")
+    (folder / "toy.json").write_text(json.dumps(TOY[3:]))
+    assert "expected replies to 1 questions, got none" in run(capfd, *flags(folder), code=2)
+    rows = [row | {"response": "", "error": "not there"} for row in TOY]
+    (folder / "theirs.json").write_text(json.dumps(rows))
+    error = run(capfd, "--benchmark", "toy", "--score", folder / "theirs.json", code=2)
+    assert "got none (not there)" in error and not list(folder.glob("*.result.json"))
 
 
 @pytest.mark.parametrize("name", ["mmsu", "mmau", "mmar"])

@@ -101,13 +101,21 @@ def test_a_log_on_a_full_disk_ends_with_one_line(tmp_path, which):
     assert f"{which}.jsonl: could not be written" in done.stderr and "free some space" in done.stderr
 
 
-HOLD = "import sys; from pathlib import Path; from diffa2_mini import faults; held = faults.lock(Path(sys.argv[1])); print('held', flush=True); input()"
+HOLD = """
+import sys
+from pathlib import Path
+from diffa2_mini import faults
+held = faults.lock(Path(sys.argv[1]), *sys.argv[2:])
+print("held", flush=True)
+input()
+"""
 
 
 @contextmanager
-def held(out):
-    """Another process holds the folder."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+def held(out, *name):
+    """Another process holds the folder, or a file of this name in it."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out), *name], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
         assert other.stdout.readline() == "held\n"
         yield
         other.kill()
@@ -120,6 +128,17 @@ def test_a_folder_holds_one_run(tmp_path):
     (out / ".stage1.safetensors.7.tmp").write_text("half of it")
     faults.lock(out).close()
     assert [path.name for path in out.iterdir()] == [".lock"]
+
+
+def test_a_file_holds_one_run_and_its_neighbours_others(tmp_path):
+    with held(tmp_path, "a[1].jsonl"):
+        with pytest.raises(UserError, match="jsonl: another run is writing here"):
+            faults.lock(tmp_path, "a[1].jsonl")
+        (tmp_path / ".a[1].jsonl.7.tmp").write_text("half of it")
+        faults.lock(tmp_path, "b.jsonl").close()
+        assert (tmp_path / ".a[1].jsonl.7.tmp").exists()  # the other run may be writing it
+    faults.lock(tmp_path, "a[1].jsonl").close()
+    assert not (tmp_path / ".a[1].jsonl.7.tmp").exists()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

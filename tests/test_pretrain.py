@@ -71,6 +71,12 @@ def test_the_gate_counts_right_answers_by_type(model):
     assert sum(gate(model, tokenizer, empty).values()) + sum(one.values()) <= len(one) * 1.0001
     assert summarize({"asr": 1.0, "count": 0.5, "count+abcd": 0.2}) == (0.75, 0.2)
 
+    def says_two(model, tokenizer, heard, prompts, decode):
+        return torch.tensor([tokenizer.response("two", 16)] * len(prompts)), 1
+
+    spaced = [replace(examples[0], answer=answer) for answer in (" two\n", "two", "tw o", "three")]
+    assert gate(model, tokenizer, spaced, write=says_two) == {examples[0].type: 0.5}
+
 
 def test_labels_stand_where_the_segments_are(tmp_path):
     with pytest.MonkeyPatch.context() as patch:

@@ -90,7 +90,8 @@ def test_the_text_and_the_json_tell_the_same(tmp_path, capsys):
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert "1 of 6 right by its rule, 16.7 % (95 % interval 3.0 to 56.4)" in printed and "letters mended: 33.3 %" in printed
     assert "sound" in printed and "q3: 'I hear nothing'" in printed and "q4: 4.wav: not there" in printed
-    assert "malformed replies: 1" in printed and "without an answer, counted as wrong: 1\n  q5" in printed
+    assert "malformed replies: 1" in printed
+    assert "without a reply, counted as wrong: 1\n  q5" in printed
 
 
 def test_long_lists_are_cut_in_the_text_alone():
@@ -143,4 +144,22 @@ def test_the_tally_is_what_the_result_will_be():
     questions = read_questions("mmau", ROWS[:5], Path("file"), Path(), None)
     tally = reporting.Tally("mmau")
     assert tally.add(questions[:1], ANSWERS) == "accuracy 1.000" and tally.add(questions[1:], ANSWERS) == "accuracy 0.200"
-    assert reporting.Tally("mmau").add([], {}) == "accuracy 0.000"
+    assert reporting.Tally("mmau").add([], {}) == "accuracy not known"
+
+
+def test_what_cannot_be_scored_is_counted_and_named():
+    """MMAU's rule would find a blank answer in any reply without a word of the choices."""
+    blank = [ROWS[0] | {"id": "q6", "answer": ""}, ROWS[0] | {"id": "q7", "answer": "a bird"},
+             ROWS[0] | {"id": "q8", "answer": "?", "choices": ["?", "!"]}]
+    questions = read_questions("mmau", ROWS[:2] + blank, Path("file"), Path(), None)
+    answers = ANSWERS | {f"q{i}": Answer("I hear nothing") for i in (6, 7, 8)}
+    assert reporting.Tally("mmau").add(questions, answers) == "accuracy 0.500"
+    assert reporting.Tally("mmau").add(questions[2:], answers) == "accuracy not known"
+    result = reporting.score("mmau", questions, answers)
+    assert (result["overall"]["right"], result["overall"]["count"]) == (1, 2)
+    assert result["unscored"] == ["q6", "q7", "q8"]
+    assert "not scored: 3\n  q6" in reporting.as_text(result)
+    assert {row["count"] for row in result["tables"]["task"].values()} == {2}
+    result = reporting.score("mmau", questions[2:], answers)
+    assert result["overall"] is None and result["tables"] == {}
+    assert "mmau: no question can be scored" in reporting.as_text(result)

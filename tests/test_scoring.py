@@ -78,6 +78,12 @@ def test_only_a_letter_is_mended():
     assert [is_bare_letter(reply) for reply in ("C", "(C)", "E", "C)", "")] == [True, True, True, False, False]
     assert mend_letter("A", ("C", "D", "A")) == "A"  # keys of music: a text already
     assert score_mended("A", "A", ("C", "D", "A"))
+    assert mend_letter("A", ("C ", "D ", "A ")) == "A"
+
+
+def test_an_answer_without_a_word_must_be_said_as_it_is():
+    assert score_mended("A", "?", ("?", "!")) and score_mended(" ?\n", "?", ("?", "!"))
+    assert not any(score_mended(reply, "?", ("?", "!")) for reply in ("I hear nothing", "B", ""))
 
 
 def test_a_reply_that_names_no_choice_is_malformed():
@@ -148,6 +154,9 @@ def example(type, answer, domain="speech", path="clip.wav"):
     ("first+abcd", "B. siren", "B. siren", True), ("first+abcd", "B. siren", "B", True),
     ("first+abcd", "B. siren", "B. beep", True), ("first+abcd", "B. siren", "A. siren", False),
     ("first+abcd", "B. siren", "siren", False), ("first+abcd", "B. siren", "", False),
+    ("first", "three one four ", "three one four", True), ("first", "nine", "nine\n", True),
+    ("first", "three one", "threeone", False),  # white space within a text counts
+    ("first+abcd", " B. siren", "B", True), ("first+abcd", "\nB. siren", "A", False),
 ])
 def test_an_open_answer_counts_as_a_whole_and_a_lettered_one_by_its_letter(type, target, text, right):
     assert is_right(example(type, target), text) is right
