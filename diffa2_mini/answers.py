@@ -189,8 +189,8 @@ def match(rows: list[dict], questions: list[Question], source: Path) -> dict[str
 def expect_same_run(rows: list[dict], benchmark: str, by: str, path: Path) -> None:
     """Raise UserError unless all lines of a file are answers to this benchmark, by this model."""
     old = any(name not in row for row in rows for name in ASKED)
-    require(not old, f"{path}: holds answers of an earlier version, which did not note the contents "
-                     "of what was asked; choose another --out")
+    require(not old, f"{path}: holds answers of an earlier version, which did not note the "
+                     "contents of prompts and clips; choose another --out")
     for name, now in (("benchmark", benchmark), ("by", by)):
         other = next((str(row.get(name)) for row in rows if row.get(name) != now), now)
         then, here = other.split(", "), now.split(", ")

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_faults import held
@@ -145,7 +144,7 @@ def test_weights_are_known_by_what_they_hold_and_not_by_their_name(folder, capfd
 
 
 def test_published_weights_are_known_by_what_they_hold(
-        folder, published, capfd, monkeypatch):  # noqa: F811
+        folder, published, trained, capfd, monkeypatch):  # noqa: F811
     monkeypatch.setitem(SIZES, "full", (dataclasses.replace(CONFIG, size="full"), {}))
 
     def ask(where, code=0):
@@ -162,9 +161,9 @@ def test_published_weights_are_known_by_what_they_hold(
         changed_weights(copy / file)
         assert f"this run is {part} " in ask(copy, code=2)
         shutil.copy(kept, copy / file)
-    tensors = torch.load(copy / "diffa2" / "pytorch_model.bin")
-    tensors["trainable_prompts.weight"] += 1
-    torch.save(tensors, copy / "diffa2" / "pytorch_model.bin")
+    tensors = checkpoint.trained_tensors(trained)
+    tensors["trainable_prompts.weight"] = tensors["trainable_prompts.weight"] + 1
+    weights.save_diffa2(tensors, copy / "diffa2" / "pytorch_model.bin")
     with open(copy / "llada" / "tokenizer.json", "a") as file:
         file.write("\n")
     error = ask(copy, code=2)
