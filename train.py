@@ -36,7 +36,7 @@ from diffa2_mini.lora import set_dropout
 from diffa2_mini.noise import seed_of
 from diffa2_mini.objective import measure_pairs, piece_loss
 from diffa2_mini.options import parse_arguments, stage_config
-from diffa2_mini.parallel import Synchronised, World, shard, together
+from diffa2_mini.parallel import World, shard, together
 
 
 # -------------------------------------------------------------------------------------------------------- one stage
@@ -160,19 +160,22 @@ class Run:
         return figures
 
 
-def step_on(run: Run, stage: StageConfig, synchronised: Synchronised, optimizer: torch.optim.Optimizer, parameters: list,
-            n_tokens: int, batches: Iterator[Batch], n_pieces: int) -> dict[str, float]:
+def step_on(run: Run, stage: StageConfig, reference: dict, optimizer: torch.optim.Optimizer,
+            parameters: list, n_tokens: int, batches: Iterator[Batch]) -> dict[str, float]:
     """One step of the optimiser on a batch that has `n_tokens` in its answers, and of which this process has its share, in
     pieces. Returns figures of the whole batch: those to log, `masked` (tokens predicted), `broken` (clips), `stop` (signals)."""
     figures = {"masked": 0, "broken": 0, "stop": run.signals.came is not None}
-    for i, batch in enumerate(batches):
-        piece = synchronised.backward(batch.heard(run.ears, run.device), n_tokens, autocast=autocast(run.device, run.dtype),
-                                      last=i + 1 == n_pieces)
+    for batch in batches:
+        heard = batch.heard(run.ears, run.device)
+        with autocast(run.device, run.dtype):
+            piece = piece_loss(run.model, reference, heard, stage, run.tokenizer, n_tokens)
+        piece["loss"].backward()
         figures |= {name: figures.get(name, 0) + value.detach() for name, value in piece.items()}
         figures |= {"masked": figures["masked"] + batch.n_masked, "broken": figures["broken"] + len(batch.broken)}
         for complaint in batch.broken:
             tqdm.write(f"  left out: {complaint}", file=sys.stderr)
     figures = run.world.total({name: float(value) for name, value in figures.items()})
+    run.world.add_up(parameters)
     figures["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, stage.grad_clip))
     if faults.finite(figures):
         optimizer.step()
@@ -194,6 +197,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     if args.shard:
         shard(model.llada.blocks, world, run.device)
         model.to(run.device)
+    world.start_alike(list(trained.values()))
     reference = {}
     if stage.preference:
         reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()}
@@ -243,8 +247,6 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
                                  for step, pairs in every_step)
     loader = Loader(collate, (piece for *_, pieces in ahead for piece in pieces),
                     count_workers(args.workers, collate.load, world.local_size))
-    synchronised = Synchronised(lambda batch, n_tokens: piece_loss(model, reference, batch, stage, run.tokenizer, n_tokens),
-                                list(trained.values()), world)
 
     start, n_skipped = time.perf_counter(), {"steps whose loss or gradient was not finite": 0, "clips that were broken": 0}
     with loader, tqdm(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step", dynamic_ncols=True,
@@ -254,8 +256,8 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
             began, waited = time.perf_counter(), loader.waited + run.ears.waited
             lengths = [length for _, i in pairs for length in collate.lengths(i)]  # before and in each answer
             torch.manual_seed(seed_of("dropout", args.seed, number, step, world.rank))
-            figures = step_on(run, stage, synchronised, optimizer, list(trained.values()), sum(own for _, own in lengths),
-                              loader.take(len(pieces)), len(pieces))
+            figures = step_on(run, stage, reference, optimizer, list(trained.values()),
+                              sum(own for _, own in lengths), loader.take(len(pieces)))
             n_masked, n_broken, stop = (figures.pop(name) for name in ("masked", "broken", "stop"))
             if not faults.finite(figures):
                 clips = [str(examples[i].path) for _, i in pairs]

@@ -1,22 +1,22 @@
 """Several processes that train one model, each on its share of every batch: what `torchrun` starts.
 
-All of them hold the model, draw the same batches, and deal out the examples. DistributedDataParallel adds up the gradients of what
-is trained; each process then makes the same step. What is frozen needs no exchange, and can be split among the cards.
+All of them hold the model, draw the same batches, and deal out the examples. Once a step the
+gradients of what is trained are added up over the processes, and each makes the same step. What is
+frozen needs no exchange, and can be split among the cards.
 """
 
 import dataclasses
 import inspect
 import os
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Callable, Iterator
+from typing import Iterator
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.parallel import DistributedDataParallel
 
 from .config import UserError, require
 
@@ -87,6 +87,30 @@ class World:
         distributed.all_reduce(values, group=self.hasty)
         return dict(zip(figures, values.tolist()))
 
+    @torch.no_grad()
+    def start_alike(self, parameters: list[nn.Parameter]) -> None:
+        """Give all processes the values that the first has: what starts at random may differ
+        between two machines."""
+        self.wait()
+        for parameter in parameters if self.size > 1 else []:
+            distributed.broadcast(parameter, 0, group=self.hasty)
+
+    def add_up(self, parameters: list[nn.Parameter]) -> None:
+        """Make each gradient its sum over the processes, within a step. A missing one becomes
+        zeros: clips too short for a semantic embedding do not reach the semantic adapter. So it
+        does in a single process, whose optimiser makes the step that it would make among several.
+        """
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.size == 1:
+            return
+        flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        distributed.all_reduce(flat, group=self.hasty)
+        sizes = [parameter.numel() for parameter in parameters]
+        for parameter, total in zip(parameters, flat.split(sizes)):
+            parameter.grad.copy_(total.view_as(parameter))
+
 
 @contextmanager
 def together(size: int, compiles: bool = False) -> Iterator[World]:
@@ -117,37 +141,6 @@ def together(size: int, compiles: bool = False) -> Iterator[World]:
             raise
         raise UserError(f"process {world.rank} of {world.size} has lost another, which has ended, hangs or cannot be reached; see its "
                         f"message, and go on with --resume ({str(error).strip().splitlines()[0][:200]})") from None
-
-
-class Share(nn.Module):
-    """A function of a model as a module of what is trained, which is all that DistributedDataParallel needs to know."""
-
-    def __init__(self, function: Callable, trained: list[nn.Parameter]):
-        super().__init__()
-        self.function, self.trained = function, nn.ParameterList(trained)
-
-    def forward(self, *inputs) -> dict[str, Tensor]:
-        return self.function(*inputs)
-
-
-class Synchronised:
-    """A function of a model whose loss is a process's part of the sum over all."""
-
-    def __init__(self, function: Callable, trained: list[nn.Parameter], world: World):
-        self.world = world
-        self.function = function
-        if world.size > 1:
-            self.function = DistributedDataParallel(Share(function, trained), process_group=world.hasty)
-
-    def backward(self, *inputs, autocast: torch.autocast, last: bool) -> dict[str, Tensor]:
-        """Call the function and add the gradient of the "loss" among the figures that it returns. The `last` time in a step the
-        gradients of the step are added up over the processes; until then they stay where they are."""
-        alone = last or self.world.size == 1
-        with nullcontext() if alone else self.function.no_sync():
-            with autocast:
-                figures = self.function(*inputs)
-            (figures["loss"] * self.world.size).backward()  # as DistributedDataParallel takes the mean
-        return figures
 
 
 def shard(blocks: nn.ModuleList, world: World, device: torch.device) -> None:
