@@ -31,6 +31,7 @@ from diffa2_mini.config import SIZES, StageConfig, require, run_script, to_dict
 from diffa2_mini.data import Batch, Collate, load_examples
 from diffa2_mini.device import autocast, choose_device, compile_blocks, matmul_ceiling, peak_memory
 from diffa2_mini.ears import Attentive, Ears
+from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.loader import Loader, batches, count_workers
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.noise import seed_of
@@ -81,7 +82,7 @@ class Run:
                       for path in args.test}
         torch.manual_seed(seed_of("weights", args.seed, 0))  # adapters and prompts start at random
         home = torch.device("cpu") if args.shard else self.device  # what is split need not fit the device
-        self.model = weights.build(self.config, args.whisper, args.llada, home, self.dtype, args.random_weights)
+        self.model = weights.build(self.config, args.whisper, args.llada, home, self.dtype, args.random_weights, FastLlada)
         self.model.llada.recompute = args.recompute or plan.recompute(self.config)
         if diffa2:
             weights.load_diffa2(self.model, diffa2)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from .config import DecodeConfig, PretrainConfig, StageConfig
 from .data import Batch
+from .fast.cache import empty_caches, place
 from .llada import Llada
 from .model import Diffa2, lay_out
 from .pretrain import Method, draw_recall, read_texts
@@ -69,8 +70,8 @@ def write(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: lis
     (B, P, _), R, device = before.shape, decode.gen_length, before.device
     positions, real = lay_out(lengths, P, torch.ones(B, R, dtype=torch.bool, device=device))
     seen, columns = look_back(real), torch.arange(P + R, device=device)
-    cache = model.llada.empty_cache(B, P + R)
-    hidden = model.llada(before, seen[:, :P], positions[:, :P], cache, columns[:P])
+    caches = empty_caches(model.llada, B, P + R)
+    hidden = model.llada(before, seen[:, :P], positions[:, :P], place(caches, columns[:P]))
     hidden = hidden[torch.arange(B, device=device), lengths - 1]  # [B, D]
     tokens = torch.full((B, R), tokenizer.eos_id, device=device)
     ends = torch.tensor([tokenizer.eot_id, tokenizer.eos_id], device=device)
@@ -83,7 +84,8 @@ def write(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: lis
         if ended.all() or j + 1 == R:
             return tokens, j + 1
         at = slice(P + j, P + j + 1)
-        hidden = model.llada(model.llada.wte(tokens[:, j:j + 1]), seen[:, at], positions[:, at], cache, columns[at])[:, 0]
+        hidden = model.llada(model.llada.wte(tokens[:, j:j + 1]), seen[:, at], positions[:, at],
+                             place(caches, columns[at]))[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------------- pretraining

@@ -35,6 +35,7 @@ from .data import load_examples
 from .decode import HIDDEN, generate
 from .diffusion import diffusion_loss, masked_cross_entropy
 from .ears import Ears
+from .fast.llada import FastLlada
 from .faults import write
 from .model import Diffa2, Reader
 from .device import DTYPES, choose_device, keep_freed_memory, memory_above, now
@@ -95,7 +96,7 @@ class Released(Reader):
 def random_backbone(device: torch.device) -> Diffa2:
     """A model of which no more than the backbone is used, of BACKBONE's size."""
     tiny = SIZES["toy"][0]
-    model = Diffa2(dataclasses.replace(tiny, llada=BACKBONE, decode=SCHEDULE)).to(device)
+    model = Diffa2(dataclasses.replace(tiny, llada=BACKBONE, decode=SCHEDULE), llada=FastLlada).to(device)
     for parameter in model.llada.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -212,7 +213,7 @@ def toy(runs: int, device: torch.device) -> list[Row]:
 
     trained = checkpoint.load(weights.SHIPPED["diffa2"])
     config = trained.config
-    model = weights.build(config, None, None, device, torch.float32).eval()
+    model = weights.build(config, None, None, device, torch.float32, llada_class=FastLlada).eval()
     checkpoint.restore(model, trained.model, "the shipped checkpoint")
     tokenizer, ears = weights.load_tokenizer(config), Ears(model, device, torch.float32, keep=True)
     examples = load_examples(toy.make_world(ASSETS / "toy") / "validation.json", SIZES["toy"][1][2], config, False, print)

@@ -15,6 +15,7 @@ from .config import SIZES, DecodeConfig, StageConfig
 from .data import Batch
 from .decode import generate
 from .diffusion import EPSILON
+from .fast.llada import FastLlada
 from .lora import merge_lora
 from .model import Audio, Diffa2, Reader
 from .objective import piece_loss
@@ -54,7 +55,7 @@ def train_at(model: Diffa2, stage: StageConfig, n: int, device: torch.device, dt
 
 def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, compiled: bool, random: bool) -> list[Row]:
     config, stages = SIZES[size]
-    model = weights.build(config, None, None, device, dtype, random).to(device).eval()
+    model = weights.build(config, None, None, device, dtype, random, FastLlada).to(device).eval()
     tokenizer, rows = weights.load_tokenizer(config, None, random), []
     for number, stage in stages.items():  # at batch 1
         model.llada.recompute = "blocks"

@@ -12,6 +12,7 @@ import torch
 
 from . import checkpoint, weights
 from .config import SIZES, Config, DecodeConfig, require
+from .fast.llada import FastLlada
 from .lora import merge_lora
 from .model import Diffa2
 from .device import DTYPES, choose_device, keep_freed_memory
@@ -88,7 +89,7 @@ def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None
 def load_model(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path], device: torch.device,
                dtype: torch.dtype, merge: bool = False) -> tuple[Diffa2, tuple[str, ...]]:
     """The model, and what it splices into the prompt. `merge` folds its LoRA into the backbone's weights."""
-    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype)
+    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype, llada_class=FastLlada)
     if trained:
         checkpoint.restore(model, trained.model, "the checkpoint")
     parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .adapters import AcousticAdapter, SemanticAdapter
 from .config import Config
+from .fast.cache import KeyValueCache, empty_caches, place
 from .llada import Llada
 from .lora import add_lora
 from .tokenizer import Prompt
@@ -42,9 +43,9 @@ class Audio:
 
 class Diffa2(nn.Module):
     """The whole model. All of it is frozen until `train_only` names the parts to train. The parts that are never trained may be
-    made on the device `frozen_on`: on `meta`, they take no memory until they are filled."""
+    made on the device `frozen_on`: on `meta`, they take no memory until they are filled. `llada` is the backbone's class."""
 
-    def __init__(self, config: Config, frozen_on: str | None = None):
+    def __init__(self, config: Config, frozen_on: str | None = None, llada: type[Llada] = Llada):
         super().__init__()
         self.config = config
         width = config.llada.width
@@ -55,7 +56,7 @@ class Diffa2(nn.Module):
         self.acoustic_connector = AcousticAdapter(config.adapter, config.whisper, width)
         self.trainable_prompts = nn.Embedding(config.adapter.n_prompts, width)
         with frozen:
-            self.llada = Llada(config.llada)
+            self.llada = llada(config.llada)
         self.requires_grad_(False)
         self.fingerprints: dict[str, str] = {}  # of the files that its parts were filled from, as weights.py makes them
 
@@ -135,7 +136,7 @@ class Reader:
         self.positions, self.real = lay_out(n_before, self.n_columns, self.response)
         if len({*lengths}) == 1 and int(n_before.min()) == self.n_columns:
             self.real = None  # attention is faster if it has nothing to leave out
-        self.cache: list[Tensor] = []
+        self.caches: list[KeyValueCache] = []
         self.again: Callable = self.read_slice  # or one that is faster, on CUDA
 
     def rows(self, keep: list[int]) -> "Reader":
@@ -155,9 +156,9 @@ class Reader:
         x = torch.cat([self.before, self.model.llada.wte(tokens)], dim=1)
         if not remember:
             return self.model.llada(x, self.real, self.positions, first=self.n_columns)
-        self.cache = self.cache or self.model.llada.empty_cache(*x.shape[:2])
+        self.caches = self.caches or empty_caches(self.model.llada, *x.shape[:2])
         everywhere = torch.arange(x.shape[1], device=x.device)
-        return self.model.llada(x, self.real, self.positions, self.cache, everywhere, first=self.n_columns)
+        return self.model.llada(x, self.real, self.positions, place(self.caches, everywhere), self.n_columns)
 
     def reread(self, tokens: Tensor, start: int, stop: int) -> Tensor:
         """Read the tokens from `start` to `stop` again, and take all else from memory: [B, stop - start, D]."""
@@ -166,7 +167,7 @@ class Reader:
 
     def read_slice(self, x: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
         """Hidden states of embeddings x [B, S, D] at `columns` [S] of the sequence, whose keys and values are renewed."""
-        return self.model.llada(x, self.real, positions, self.cache, columns)
+        return self.model.llada(x, self.real, positions, place(self.caches, columns))
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.llada.logits(hidden)

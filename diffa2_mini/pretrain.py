@@ -20,6 +20,7 @@ from tqdm import tqdm
 from . import weights
 from .answers import fill_in
 from .config import ASSETS, SIZES, LladaConfig, PretrainConfig, TextConfig, require
+from .fast.llada import FastLlada
 from .llada import Block, Llada, rotary
 from .model import Diffa2
 from .noise import seed_of, stream
@@ -266,6 +267,8 @@ def run(args, world: World) -> None:
     progress = partial(tqdm, dynamic_ncols=True)
     torch.manual_seed(seed_of("weights", args.seed, 0))
     model, tokenizer = Diffa2(config), weights.load_tokenizer(config)
+    torch.manual_seed(args.seed)
+    model, tokenizer = Diffa2(config, llada=FastLlada), weights.load_tokenizer(config)
     model.to(device)
     if args.parts != "llada" and world.first:
         folder = args.data or toy.make_stage0(ASSETS / "toy")

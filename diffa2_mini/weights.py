@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .checkpoint import complain, load, read_tensors, save_tensors, strictly, trained_tensors
 from .config import ASSETS, FEEL, LISTEN, Config, UserError, require, require_contents, run_script
 from .faults import write
+from .llada import Llada
 from .lora import merge_lora
 from .model import Diffa2, part_of
 from .tokenizer import Tokenizer
@@ -304,13 +305,13 @@ def load_tokenizer(config: Config, llada: str | Path | None = None, random_weigh
 
 def build(config: Config, whisper: str | Path | None = None, llada: str | Path | None = None,
           device: torch.device = torch.device("cpu"), dtype: torch.dtype = torch.float32,
-          random_weights: bool = False) -> Diffa2:
+          random_weights: bool = False, llada_class: type[Llada] = Llada) -> Diffa2:
     """The model with its frozen parts loaded, in `dtype`; adapters and prompts are new, and in float32 at least.
 
     Sources default to SOURCES. With `random_weights` nothing is read. Raises UserError before anything slow.
     """
     paths = {} if random_weights else locate_all({"whisper": whisper, "llada": llada}, config.size)
-    model = Diffa2(config, frozen_on="cpu" if config.size == "toy" else "meta")
+    model = Diffa2(config, "cpu" if config.size == "toy" else "meta", llada_class)
     for part in ("whisper", "llada"):
         if random_weights:
             fill_at_random(getattr(model, part), device, dtype)

@@ -173,5 +173,5 @@ def test_the_cache_is_in_the_dtype_of_the_computation(model, audio):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             again = reader(model, model.hear(audio, PARTS[1]))
             again.read(RESPONSE, remember=True)
-            assert again.cache[0].dtype == (torch.bfloat16 if autocast else torch.float32)
+            assert again.caches[0].keys.dtype == (torch.bfloat16 if autocast else torch.float32)
             assert again.reread(RESPONSE, 1, 3).shape == (3, 2, 12)

@@ -16,6 +16,7 @@ import train
 from diffa2_mini import checkpoint, plan
 from diffa2_mini.config import SIZES, AdapterConfig, AudioConfig, LladaConfig, WhisperConfig, run_script
 from diffa2_mini.data import Batch
+from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2
 from diffa2_mini.objective import answer_loss, preference_bounds
 from diffa2_mini.tokenizer import Prompt
@@ -90,7 +91,7 @@ class Mask:
 
 def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: Callable) -> None:
     """Two steps of a stage on `clips` full-length clips, or pairs, under the context that `watch` gives for a model."""
-    model = Diffa2(SMALLER)
+    model = Diffa2(SMALLER, llada=FastLlada)
     if "lora" in stage.trains:
         model.add_lora()
     model.whisper.to(dtype)
