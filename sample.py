@@ -20,9 +20,10 @@ from diffa2_mini import page, show, weights
 from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel
 from diffa2_mini.command import add_decode_flags, add_model_flags, choose, decode_config, find, load_model
 from diffa2_mini.config import Config, DecodeConfig, Parser, run_script
-from diffa2_mini.decode import generate
+from diffa2_mini.fast.generate import generate
+from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.device import autocast
-from diffa2_mini.model import Diffa2, Reader
+from diffa2_mini.model import Diffa2
 from diffa2_mini.tokenizer import Tokenizer
 
 
@@ -64,8 +65,8 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
     with autocast(device, dtype):
         audio = model.encode(mel, torch.tensor([encoder_frames(len(samples), model.config.audio)], device=device))
         question = tokenizer.prompt(model.config.text.system, prompt)
-        reader = Reader(model, model.hear(audio, parts), [question], [decode.gen_length], tokenizer.mask_id)
-        steps = generate(reader, decode, tokenizer.eos_id, 0 if frames is None else page.TOP,
+        state = DecodingState(model, model.hear(audio, parts), [question], [decode.gen_length], tokenizer.mask_id)
+        steps = generate(state, decode, tokenizer.eos_id, 0 if frames is None else page.TOP,
                          numbers=[number])
         if frames is not None:
             steps = page.record(steps, tokenizer, frames)

@@ -18,10 +18,11 @@ from .audio import duration
 from .benchmarks import Question, choices_of, id_of, numbered
 from .config import DecodeConfig, UserError, require
 from .data import Example, read_manifest
-from .decode import generate
+from .fast.generate import generate
+from .fast.state import DecodingState
 from .ears import Ears
 from .faults import append, write
-from .model import Diffa2, Reader
+from .model import Diffa2
 from .tokenizer import Prompt, Tokenizer
 
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
@@ -43,8 +44,8 @@ def fill_in(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: l
             decode: DecodeConfig, numbers: Sequence[int] | None = None) -> tuple[Tensor, int]:
     """Answers [B, R] to prompts with what was heard, decoded together, and how many forward passes
     they took. `numbers`: see `generate`."""
-    reader, n_steps = Reader(model, heard, prompts, [decode.gen_length] * len(prompts), tokenizer.mask_id), 0
-    for step in generate(reader, decode, tokenizer.eos_id, numbers=numbers):
+    state, n_steps = DecodingState(model, heard, prompts, [decode.gen_length] * len(prompts), tokenizer.mask_id), 0
+    for step in generate(state, decode, tokenizer.eos_id, numbers=numbers):
         tokens, n_steps = step.tokens, n_steps + 1
     return tokens, n_steps * decode.passes_per_step
 

@@ -32,12 +32,13 @@ from .answers import answer
 from .audio import log_mel, mel_filterbank
 from .config import ASSETS, SIZES, AudioConfig, DecodeConfig, LladaConfig, Parser, require, run_script, to_dict
 from .data import load_examples
-from .decode import HIDDEN, generate
 from .diffusion import diffusion_loss, masked_cross_entropy
 from .ears import Ears
+from .fast.generate import generate
+from .fast.state import BLOCK_STATES, DecodingState
 from .fast.llada import FastLlada
 from .faults import write
-from .model import Diffa2, Reader
+from .model import Diffa2
 from .device import DTYPES, choose_device, keep_freed_memory, memory_above, now
 from .reporting import columns, report
 from .tokenizer import Prompt
@@ -81,13 +82,13 @@ def take_turns(case: str, variants: dict[str, Callable], runs: int, device: torc
 # ------------------------------------------------------------------------------------- the cases, on random weights
 
 
-class Released(Reader):
+class Released(DecodingState):
     """Reads as the authors' decoder does: everything in every step, and logits at all positions."""
 
-    def read(self, tokens: Tensor, remember: bool = False) -> Tensor:
-        before, _ = self.model.splice(self.heard, self.prompts)
+    def forward_all(self, tokens: Tensor, keep: bool = False) -> Tensor:
+        before, _ = self.model.splice(self.audio_embeddings, self.prompts)
         x = torch.cat([before, self.model.llada.wte(tokens)], dim=1)
-        return self.model.llada.logits(self.model.llada(x, self.real, self.positions))[:, self.n_columns:]
+        return self.model.llada.logits(self.model.llada(x, self.valid, self.positions))[:, self.n_before:]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
@@ -109,12 +110,12 @@ def decoding(runs: int, device: torch.device) -> list[Row]:
     model = random_backbone(device)
     heard, prompts = [*torch.randn(8, AUDIO, BACKBONE.width, device=device)], [Prompt([7] * PROMPT, 20)] * 8
 
-    def decode(cache: str, reader: type = Reader, n_batches: int = 1, n: int = 1) -> Callable:
+    def decode(cache: str, state: type = DecodingState, n_batches: int = 1, n: int = 1) -> Callable:
         config = dataclasses.replace(SCHEDULE, cache=cache)
 
         def run():
             for _ in range(n_batches):
-                for _ in generate(reader(model, heard[:n], prompts[:n], [RESPONSE] * n, MASK), config, NO_EOS):
+                for _ in generate(state(model, heard[:n], prompts[:n], [RESPONSE] * n, MASK), config, NO_EOS):
                     pass
         return run
 
@@ -131,7 +132,7 @@ def decoding(runs: int, device: torch.device) -> list[Row]:
 def losses_at_masks(model: Diffa2, heard: list[Tensor], response: Tensor, masked: Tensor) -> Tensor:
     """Cross-entropies [1, R] of an answer, as training makes them."""
     noisy, real = response.masked_fill(masked, MASK), torch.ones_like(masked)
-    hidden = model.read(heard, [Prompt([7] * PROMPT, 20)], noisy, real, masked)
+    hidden = model.hidden_states(heard, [Prompt([7] * PROMPT, 20)], noisy, real)[masked]
     return masked_cross_entropy(model.llada.logits, hidden, response, masked)
 
 
@@ -231,8 +232,8 @@ def toy(runs: int, device: torch.device) -> list[Row]:
                 return run
 
             case = f"toy, blocks of {block}, f = {factor:g}, {len(asked)} questions, {at_once} at once"
-            rows += take_turns(case, {cache: ask(cache) for cache in HIDDEN}, runs, device)
-            for row in rows[-len(HIDDEN):]:
+            rows += take_turns(case, {cache: ask(cache) for cache in BLOCK_STATES}, runs, device)
+            for row in rows[-len(BLOCK_STATES):]:
                 replies, row.more["forward passes"] = found[row.variant]
                 row.ratio, row.of = report(asked, replies).figures["overall"], f"right, {row.more['forward passes']} forward passes"
     return rows

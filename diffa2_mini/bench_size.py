@@ -13,11 +13,12 @@ from . import checkpoint, plan, weights
 from .bench import MASK, NO_EOS, PROMPT, Row, take_turns
 from .config import SIZES, DecodeConfig, StageConfig
 from .data import Batch
-from .decode import generate
 from .diffusion import EPSILON
+from .fast.generate import generate
+from .fast.state import DecodingState
 from .fast.llada import FastLlada
 from .lora import merge_lora
-from .model import Audio, Diffa2, Reader
+from .model import Audio, Diffa2
 from .objective import piece_loss
 from .device import autocast, compile_blocks, copy_bandwidth, matmul_ceiling, memory_above, now
 from .tokenizer import Prompt, Tokenizer
@@ -99,9 +100,9 @@ def decode_at(model: Diffa2, runs: int, device: torch.device, dtype: torch.dtype
     def whole():
         with torch.no_grad(), autocast(device, dtype):
             heard = model.hear(clips_of(model, 1, device, dtype), ("acoustic", "semantic"))
-            reader = Reader(model, heard, [Prompt([7] * PROMPT, 20)], [2 * block], MASK)
+            state = DecodingState(model, heard, [Prompt([7] * PROMPT, 20)], [2 * block], MASK)
             times = []
-            for _ in generate(reader, decode, NO_EOS):
+            for _ in generate(state, decode, NO_EOS):
                 times.append(now(device))
             return times
 

@@ -6,7 +6,6 @@ and nothing attends to it, so a batch gives what each clip gives alone.
 """
 
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .adapters import AcousticAdapter, SemanticAdapter
 from .config import Config
-from .fast.cache import KeyValueCache, empty_caches, place
 from .llada import Llada
 from .lora import add_lora
 from .tokenizer import Prompt
@@ -98,21 +96,23 @@ class Diffa2(nn.Module):
             rows.append(torch.cat([text[:prompt.audio_at], audio.to(text.dtype), text[prompt.audio_at:]]))
         return pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows], device=heard[0].device)
 
-    def read(self, heard: list[Tensor], prompts: list[Prompt], response: Tensor, real: Tensor, select: Tensor) -> Tensor:
-        """Final hidden states [K, D] of the K tokens of `response` [B, R] that `select` [B, R] marks. `real` [B, R] is False
-        at padding."""
+    def hidden_states(self, heard: list[Tensor], prompts: list[Prompt], response: Tensor,
+                      real: Tensor) -> Tensor:
+        """Final hidden states [B, R, D] of `response` [B, R] behind its prompt; `real` [B, R] is
+        False at padding. The head makes logits of them: `llada.logits`."""
         before, lengths = self.splice(heard, prompts)
         positions, real = lay_out(lengths, before.shape[1], real)
         x = torch.cat([before, self.llada.wte(response)], dim=1)  # [B, P + R, D]
-        return self.llada(x, real, positions, first=before.shape[1])[select]
+        return self.llada(x, real, positions, first=before.shape[1])
 
     def forward(self, audio: Audio, parts: tuple[str, ...], prompts: list[Prompt], response: Tensor, real: Tensor,
                 select: Tensor) -> Tensor:
-        """Hear, then read. With n responses to each of B clips, `response` has B * n rows, those of a clip together."""
+        """Hidden states [K, D] of the K tokens that `select` [B * n, R] marks, of n responses
+        [B * n, R] to each of B clips, those of a clip together. See `hear` and `hidden_states`."""
         heard = self.hear(audio, parts)
         n = len(response) // len(heard)
         heard, prompts = [h for h in heard for _ in range(n)], [p for p in prompts for _ in range(n)]
-        return self.read(heard, prompts, response, real, select)
+        return self.hidden_states(heard, prompts, response, real)[select]
 
 
 def lay_out(lengths: Tensor, n_columns: int, real: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,53 +121,3 @@ def lay_out(lengths: Tensor, n_columns: int, real: Tensor) -> tuple[Tensor, Tens
     columns = torch.arange(n_columns, device=real.device).expand(len(lengths), -1)  # [B, P]
     after = lengths[:, None] + torch.arange(real.shape[1], device=real.device)  # [B, R]
     return torch.cat([columns, after], dim=1), torch.cat([columns < lengths[:, None], real], dim=1)
-
-
-class Reader:
-    """Reads B responses of R tokens behind their prompts, step after step as decoding fills them in, and remembers keys and
-    values. `lengths` are those of the responses; what is behind is padding. Tokens are [B, R], hidden states [B, ..., D]."""
-
-    def __init__(self, model: Diffa2, heard: list[Tensor], prompts: list[Prompt], lengths: list[int], mask_id: int):
-        self.model, self.heard, self.prompts, self.lengths, self.mask_id = model, heard, prompts, lengths, mask_id
-        self.before, n_before = model.splice(heard, prompts)
-        self.n_columns = self.before.shape[1]
-        until = torch.tensor(lengths, device=self.before.device)[:, None]
-        self.response = torch.arange(max(lengths), device=self.before.device) < until  # which tokens are no padding
-        self.positions, self.real = lay_out(n_before, self.n_columns, self.response)
-        if len({*lengths}) == 1 and int(n_before.min()) == self.n_columns:
-            self.real = None  # attention is faster if it has nothing to leave out
-        self.caches: list[KeyValueCache] = []
-        self.again: Callable = self.read_slice  # or one that is faster, on CUDA
-
-    def rows(self, keep: list[int]) -> "Reader":
-        """A reader of these rows alone, with nothing remembered."""
-        if len(keep) == len(self.lengths):
-            return self
-        heard, prompts, lengths = ([values[i] for i in keep] for values in (self.heard, self.prompts, self.lengths))
-        return Reader(self.model, heard, prompts, lengths, self.mask_id)
-
-    def blind(self) -> "Reader":
-        """A reader that hears the audio and sees no prompt, for classifier-free guidance."""
-        prompts = [Prompt([self.mask_id] * len(prompt.ids), prompt.audio_at) for prompt in self.prompts]
-        return Reader(self.model, self.heard, prompts, self.lengths, self.mask_id)
-
-    def read(self, tokens: Tensor, remember: bool = False) -> Tensor:
-        """Read prompt, audio and response: [B, R, D]."""
-        x = torch.cat([self.before, self.model.llada.wte(tokens)], dim=1)
-        if not remember:
-            return self.model.llada(x, self.real, self.positions, first=self.n_columns)
-        self.caches = self.caches or empty_caches(self.model.llada, *x.shape[:2])
-        everywhere = torch.arange(x.shape[1], device=x.device)
-        return self.model.llada(x, self.real, self.positions, place(self.caches, everywhere), self.n_columns)
-
-    def reread(self, tokens: Tensor, start: int, stop: int) -> Tensor:
-        """Read the tokens from `start` to `stop` again, and take all else from memory: [B, stop - start, D]."""
-        columns = torch.arange(self.n_columns + start, self.n_columns + stop, device=tokens.device)
-        return self.again(self.model.llada.wte(tokens[:, start:stop]), self.positions[:, columns], columns)
-
-    def read_slice(self, x: Tensor, positions: Tensor, columns: Tensor) -> Tensor:
-        """Hidden states of embeddings x [B, S, D] at `columns` [S] of the sequence, whose keys and values are renewed."""
-        return self.model.llada(x, self.real, positions, place(self.caches, columns))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.model.llada.logits(hidden)

@@ -17,7 +17,7 @@ import soundfile
 
 from .audio import log_mel
 from .config import ASSETS, AudioConfig, DecodeConfig, require
-from .decode import Step
+from .fast.generate import Step
 from .faults import write
 from .tokenizer import Tokenizer
 

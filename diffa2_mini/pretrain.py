@@ -127,7 +127,7 @@ def backbone_loss(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExampl
     heard, prompts, response, real, weight = read_texts(model, tokenizer, examples, system, silences, config, rng)
     t = torch.from_numpy(rng.uniform(config.shortest_time, 1, size=(len(examples), 1)))
     masked = (torch.from_numpy(rng.random(response.shape)) < t).to(real.device) & real
-    hidden = model.read(heard, prompts, response.masked_fill(masked, tokenizer.mask_id), real, masked)
+    hidden = model.hidden_states(heard, prompts, response.masked_fill(masked, tokenizer.mask_id), real)[masked]
     losses = F.cross_entropy(model.llada.logits(hidden), response[masked], reduction="none")  # [K]
     return (losses * weight[masked]).sum() / weight[masked].sum()
 
@@ -266,8 +266,6 @@ def run(args, world: World) -> None:
     made_by = f"python train.py --stage 0 --size {args.size} --seed {args.seed}"
     progress = partial(tqdm, dynamic_ncols=True)
     torch.manual_seed(seed_of("weights", args.seed, 0))
-    model, tokenizer = Diffa2(config), weights.load_tokenizer(config)
-    torch.manual_seed(args.seed)
     model, tokenizer = Diffa2(config, llada=FastLlada), weights.load_tokenizer(config)
     model.to(device)
     if args.parts != "llada" and world.first:

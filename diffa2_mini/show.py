@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from .decode import Step
+from .fast.generate import Step
 from .faults import append, write
 from .tokenizer import Tokenizer
 

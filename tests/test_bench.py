@@ -14,8 +14,8 @@ from diffa2_mini import config as configs
 from diffa2_mini.audio import log_mel
 from diffa2_mini.config import AudioConfig, LladaConfig, run_script
 from diffa2_mini.data import Example
-from diffa2_mini.decode import generate
-from diffa2_mini.model import Reader
+from diffa2_mini.fast.generate import generate
+from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.tokenizer import Prompt
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def test_the_released_way_and_ours_without_a_cache_give_the_same_answer(backbone
         torch.nn.init.normal_(parameter)
     config = dataclasses.replace(bench.SCHEDULE, cache="none")
     runs = [list(generate(reader(backbone, [torch.ones(9, 16)], [Prompt([7] * 6, 2)], [128], 5), config, -1))
-            for reader in (bench.Released, Reader)]
+            for reader in (bench.Released, DecodingState)]
     assert len(runs[0]) == 32 and len(set(runs[0][-1].tokens[0].tolist())) > 5
     assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(*runs, strict=True))
 

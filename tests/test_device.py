@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from diffa2_mini.config import DecodeConfig
-from diffa2_mini.decode import generate
-from diffa2_mini.model import Reader
+from diffa2_mini.fast.generate import generate
+from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.device import Captured, choose_device
 from diffa2_mini.tokenizer import Prompt
 
@@ -53,7 +53,7 @@ def test_a_device_that_is_not_there_is_refused_and_the_choice_is_explained():
 def answer(model, device, capture):
     config = DecodeConfig(gen_length=8, block_length=4, steps=8, factor=None, cache="dual", capture=capture)
     heard = [torch.ones(5, model.config.llada.width, device=device)]
-    return list(generate(Reader(model, heard, [Prompt([7] * 6, 2)], [8], 22), config, eos_id=-1))
+    return list(generate(DecodingState(model, heard, [Prompt([7] * 6, 2)], [8], 22), config, eos_id=-1))
 
 
 def test_asking_for_a_capture_does_nothing_on_the_cpu(model):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffa2_mini.model import Reader, lay_out, part_of
+from diffa2_mini.fast.state import DecodingState
+from diffa2_mini.model import lay_out, part_of
 from diffa2_mini.tokenizer import Prompt
 
 MASK = 22
@@ -126,44 +127,44 @@ def test_everything_is_frozen_at_first_and_lora_starts_as_the_identity(model, au
     assert torch.equal(model(audio, PARTS[1], PROMPTS, RESPONSE, REAL, REAL), before)
 
 
-def reader(model, heard, prompts=PROMPTS, lengths=(4, 2, 3)):
-    return Reader(model, heard, prompts, list(lengths), MASK)
+def state(model, heard, prompts=PROMPTS, lengths=(4, 2, 3)):
+    return DecodingState(model, heard, prompts, list(lengths), MASK)
 
 
-def test_a_blind_reader_hears_the_audio_and_sees_no_prompt(model, audio):
+def test_the_unconditional_state_has_the_audio_and_no_prompt(model, audio):
     heard = model.hear(audio, PARTS[1])
     others = [Prompt([21] * len(p.ids), p.audio_at) for p in PROMPTS]
     deaf = [torch.zeros_like(row) for row in heard]
-    assert not torch.allclose(reader(model, heard).read(RESPONSE), reader(model, heard, others).read(RESPONSE), atol=1e-4)
-    blind = reader(model, heard).blind().read(RESPONSE)
-    assert torch.equal(blind, reader(model, heard, others).blind().read(RESPONSE))
-    assert not torch.allclose(blind, reader(model, deaf).blind().read(RESPONSE), atol=1e-4)
+    assert not torch.allclose(state(model, heard).forward_all(RESPONSE), state(model, heard, others).forward_all(RESPONSE), atol=1e-4)
+    blind = state(model, heard).unconditional().forward_all(RESPONSE)
+    assert torch.equal(blind, state(model, heard, others).unconditional().forward_all(RESPONSE))
+    assert not torch.allclose(blind, state(model, deaf).unconditional().forward_all(RESPONSE), atol=1e-4)
 
 
-def test_a_reader_reads_as_training_does_and_its_rows_as_if_alone(model, audio):
+def test_decoding_computes_what_training_does_and_its_rows_as_if_alone(model, audio):
     heard = model.hear(audio, PARTS[1])
-    read = reader(model, heard).read(RESPONSE)
-    torch.testing.assert_close(read[REAL], model.read(heard, PROMPTS, RESPONSE, REAL, REAL))
+    read = state(model, heard).forward_all(RESPONSE)
+    torch.testing.assert_close(read[REAL], model.hidden_states(heard, PROMPTS, RESPONSE, REAL)[REAL])
     for i in range(3):
         n = int(REAL[i].sum())
-        alone = reader(model, heard).rows([i])
-        assert (alone.real is None) and alone.response.shape == (1, n)
-        torch.testing.assert_close(alone.read(RESPONSE[i:i + 1, :n])[0], read[i, :n], atol=1e-5, rtol=0)
+        alone = state(model, heard).rows([i])
+        assert (alone.valid is None) and alone.response.shape == (1, n)
+        torch.testing.assert_close(alone.forward_all(RESPONSE[i:i + 1, :n])[0], read[i, :n], atol=1e-5, rtol=0)
 
 
 def test_what_is_read_again_is_exact_if_nothing_else_has_changed_and_sees_what_was(model, audio):
     other = RESPONSE.clone()
     other[:, 1] = 5
-    again = reader(model, model.hear(audio, PARTS[1]))
-    before = again.read(RESPONSE, remember=True)
-    torch.testing.assert_close(again.reread(RESPONSE, 1, 3), before[:, 1:3], atol=1e-5, rtol=0)
-    changed = again.reread(other, 1, 2)  # the others, remembered, have not seen the change
+    again = state(model, model.hear(audio, PARTS[1]))
+    before = again.forward_all(RESPONSE, keep=True)
+    torch.testing.assert_close(again.forward_block(RESPONSE, 1, 3), before[:, 1:3], atol=1e-5, rtol=0)
+    changed = again.forward_block(other, 1, 2)  # the others, remembered, have not seen the change
     assert not torch.allclose(changed, before[:, 1:2], atol=1e-4)
-    assert not torch.allclose(changed, again.read(other)[:, 1:2], atol=1e-6)
-    first = again.reread(RESPONSE, 0, 1)  # and what is remembered of the changed one is new
+    assert not torch.allclose(changed, again.forward_all(other)[:, 1:2], atol=1e-6)
+    first = again.forward_block(RESPONSE, 0, 1)  # and what is remembered of the changed one is new
     assert not torch.allclose(first, before[:, :1], atol=1e-6)
-    again.read(other, remember=True)
-    torch.testing.assert_close(again.reread(other, 1, 2), again.read(other)[:, 1:2], atol=1e-5, rtol=0)
+    again.forward_all(other, keep=True)
+    torch.testing.assert_close(again.forward_block(other, 1, 2), again.forward_all(other)[:, 1:2], atol=1e-5, rtol=0)
 
 
 def test_the_cache_is_in_the_dtype_of_the_computation(model, audio):
@@ -171,7 +172,7 @@ def test_the_cache_is_in_the_dtype_of_the_computation(model, audio):
     for dtype, autocast in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, True)):
         model.llada.to(dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            again = reader(model, model.hear(audio, PARTS[1]))
-            again.read(RESPONSE, remember=True)
+            again = state(model, model.hear(audio, PARTS[1]))
+            again.forward_all(RESPONSE, keep=True)
             assert again.caches[0].keys.dtype == (torch.bfloat16 if autocast else torch.float32)
-            assert again.reread(RESPONSE, 1, 3).shape == (3, 2, 12)
+            assert again.forward_block(RESPONSE, 1, 3).shape == (3, 2, 12)

@@ -18,7 +18,7 @@ import torch
 import sample
 from diffa2_mini import page
 from diffa2_mini.config import SIZES, run_script
-from diffa2_mini.decode import Step
+from diffa2_mini.fast.generate import Step
 from diffa2_mini.weights import SHIPPED, load_tokenizer
 
 CLIP = Path(__file__).resolve().parent.parent / "data" / "clips" / "three_one_four.wav"

@@ -19,8 +19,9 @@ from diffa2_mini import weights
 from diffa2_mini.audio import encoder_frames, load_audio, log_mel
 from diffa2_mini.checkpoint import trained_tensors
 from diffa2_mini.config import ASSETS, AdapterConfig, AudioConfig, Config, DecodeConfig, LladaConfig, UserError
-from diffa2_mini.decode import generate
-from diffa2_mini.model import Diffa2, Reader
+from diffa2_mini.fast.generate import generate
+from diffa2_mini.fast.state import DecodingState
+from diffa2_mini.model import Diffa2
 from diffa2_mini.weights import load_diffa2, load_part, load_pretrained, locate, save_diffa2
 from diffa2_mini.whisper import WhisperEncoder
 
@@ -168,8 +169,8 @@ def test_all_three_load_in_one_call_and_answer(published, trained):
     audio = model.encode(log_mel(samples, CONFIG.audio)[None], torch.tensor([encoder_frames(len(samples), CONFIG.audio)]))
     tokenizer = weights.load_tokenizer(CONFIG, published["llada"])
     question = tokenizer.prompt(CONFIG.text.system, "Who speaks?")
-    reader = Reader(model, model.hear(audio, ("acoustic", "semantic")), [question], [8], tokenizer.mask_id)
-    *_, step = generate(reader, CONFIG.decode, tokenizer.eos_id)
+    state = DecodingState(model, model.hear(audio, ("acoustic", "semantic")), [question], [8], tokenizer.mask_id)
+    *_, step = generate(state, CONFIG.decode, tokenizer.eos_id)
     response = step.tokens[0].tolist()
     assert len(response) == 8 and tokenizer.mask_id not in response[:(response + [tokenizer.eos_id]).index(tokenizer.eos_id)]
 
