@@ -149,13 +149,8 @@ class Lab:
         """The autoregressive backbone: as many steps as the shipped one had, of the same texts."""
         path = self.work / "autoregressive.safetensors"
         if not path.exists():
-<<<<<<< HEAD
             torch.manual_seed(seed_of("weights", 1, 0))
-            model = Diffa2(CONFIG)
-=======
-            torch.manual_seed(1)
             model = Diffa2(CONFIG, llada=FastLlada)
->>>>>>> 73128a2 (Put what makes the mask predictor fast beside it, tested equal)
             for _, _, accuracy in pretrain.pretrain_backbone(model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, 0,
                                                              partial(tqdm, disable=None), autoregressive.METHOD, self.scale.n_texts):
                 tqdm.write(f"autoregressive backbone, open and lettered questions on frames: {pretrain.summarize(accuracy['frames'])}")
