@@ -12,7 +12,7 @@ import pytest
 from diffa2_mini import checkpoint, faults
 from diffa2_mini.checkpoint import Checkpoint, trained_tensors
 from diffa2_mini.config import UserError
-from diffa2_mini.show import Log
+from diffa2_mini.show import Log, draw_curves
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -82,7 +82,7 @@ import resource, sys
 from pathlib import Path
 from diffa2_mini import faults
 from diffa2_mini.config import run_script
-from diffa2_mini.show import Log
+from diffa2_mini.show import Log, draw_curves
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 def main(argv):
     for step in range(100):
@@ -166,3 +166,31 @@ def test_the_log_forgets_half_lines_and_what_came_after_a_save(tmp_path):
     log.add(stage=2, step=9)  # this stage is done, when the one before goes back to an earlier save
     log.forget_after(1, 1)
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [1, 9]
+
+
+FOREIGN = ["", "note to self: worked", "[]", "null", "7", '"stage"', "{}", '{"stage": 1}', '{"step": 2}', '{"stage": "1", "step": 2}',
+           '{"stage": [1], "step": {}}', '{"stage": true, "step": 1}', '{"stage": 1, "step": 1.5}', '{"stage": null, "step": null}',
+           "[" * 100_000, "9" * 10_000, '{"stage": 1, "step": 1' + "0" * 400 + "}", "\u2028\x85"]
+ODD = ['{"stage": 1, "step": 2, "loss": "low"}', '{"stage": 1, "step": 2, "loss": {}, "open": [1], "wer": null}',
+       '{"stage": 1, "step": 2, "loss": 1' + "0" * 400 + ', "open": NaN, "wer": -Infinity}', '{"stage": 7, "step": -1}']
+
+
+def test_foreign_lines_of_the_log_stay_and_are_no_traceback(tmp_path):
+    log, foreign = Log(tmp_path / "log.jsonl"), "\n".join(FOREIGN).encode() + b"\n\xff\xfe no text\n"
+    log.add(stage=1, step=1, loss=2.0, open=0.5)
+    with open(log.path, "ab") as file:
+        file.write(foreign + "\n".join(ODD).encode() + b"\n")
+    drawn = draw_curves(log.path, tmp_path / "curves.png")
+    assert drawn == (tmp_path / "curves.png").exists()
+    log.add(stage=1, step=5, loss=1.0)
+    log.forget_after(1, 1)
+    kept = log.path.read_bytes()
+    assert kept.count(b'"step": 1,') == 1 and b'"step": 5' not in kept and b'"loss": "low"' not in kept
+    assert foreign in kept and kept.endswith(ODD[-1].encode() + b"\n")
+    for text in (foreign, b"", None):
+        log.path.unlink()
+        if text is not None:
+            log.path.write_bytes(text)
+        assert not draw_curves(log.path, tmp_path / "none.png")
+        log.forget_after(1, 1)
+        assert log.path.read_bytes() == (text or b"")

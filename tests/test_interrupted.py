@@ -21,6 +21,7 @@ from diffa2_mini.ears import Ears
 from diffa2_mini.options import parse_arguments
 from diffa2_mini.parallel import World
 from mini import MINI, command, logged, same, train_here
+from test_weights import other_part
 
 resource = pytest.importorskip("resource")  # Windows has no such limits, nor groups of processes
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux lists processes under /proc")
@@ -160,14 +161,6 @@ def refused(capsys, *arguments):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     return error
-
-
-def other_part(part, path):
-    """The shipped encoder or backbone with one number changed."""
-    tensors, metadata = checkpoint.read_tensors(weights.SHIPPED[part], "weights")
-    next(iter(tensors.values())).view(-1)[0] += 1
-    checkpoint.save_tensors(path, tensors, metadata)
-    return path
 
 
 def other_manifest(world, folder):

@@ -297,7 +297,7 @@ def test_damaged_and_incomplete_downloads_are_one_clear_line(tmp_path):
 
 def test_a_hub_name_is_looked_up_here_and_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("HF_HUB_CACHE", "HF_HOME"):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     name = "openai/whisper-large-v3"
@@ -333,4 +333,27 @@ def test_a_hub_name_is_looked_up_here_and_in_the_cache(tmp_path, monkeypatch):
     assert "hf download" in error_of(locate, "GSAI-ML/LLaDA-8B-Instruct", "llada", "full")
     (tmp_path / "runs").mkdir()
     assert "no such file or folder" in error_of(locate, "runs/mine", "whisper", "full")
+    (tmp_path / "openai").mkdir()  # hides no download of that name
+    assert locate(name, "whisper", "full") == locate(None, "whisper", "full") == Path("weights", name)
+    assert "hf download openai/whisper-small" in error_of(locate, None, "whisper", "diffa1")
+    (tmp_path / name).mkdir()
+    assert locate(name, "whisper", "full") == Path("weights", name)  # as nothing is in it
+    complete(tmp_path / name)
+    assert locate(name, "whisper", "full") == Path(name)
     assert "no such file or folder" in error_of(locate, "nowhere.safetensors", "whisper", "full")
+
+
+@pytest.mark.parametrize("variables, folder", [
+    ({}, "home/.cache/huggingface/hub"), ({"XDG_CACHE_HOME": "~/xdg"}, "home/xdg/huggingface/hub"),
+    ({"HF_HOME": "~/hf"}, "home/hf/hub"), ({"HF_HOME": "$PLACE/hf"}, "place/hf/hub"),
+    ({"HF_HOME": "~/hf", "HUGGINGFACE_HUB_CACHE": "~/old"}, "home/old"),
+    ({"HUGGINGFACE_HUB_CACHE": "~/old", "HF_HUB_CACHE": "${PLACE}/new"}, "place/new"), ({"HF_HUB_CACHE": ""}, "home/.cache/huggingface/hub")])
+def test_the_hubs_cache_is_where_hf_keeps_it(variables, folder, tmp_path, monkeypatch):
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": str(tmp_path / "home"), "USERPROFILE": str(tmp_path / "home"), "PLACE": str(tmp_path / "place")} | variables).items():
+        monkeypatch.setenv(name, value)
+    snapshot = tmp_path / folder / "models--openai--whisper-tiny" / "snapshots" / "a1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").touch()
+    assert locate("openai/whisper-tiny", "whisper", "full") == snapshot
