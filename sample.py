@@ -62,8 +62,8 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
     is added to `frames`, as `page.record` tells."""
     start = time.perf_counter()
     mel = log_mel(samples, model.config.audio)[None].to(device, dtype)
+    audio = model.encode(mel, torch.tensor([encoder_frames(len(samples), model.config.audio)], device=device))
     with autocast(device, dtype):
-        audio = model.encode(mel, torch.tensor([encoder_frames(len(samples), model.config.audio)], device=device))
         question = tokenizer.prompt(model.config.text.system, prompt)
         state = DecodingState(model, model.hear(audio, parts), [question], [decode.gen_length], tokenizer.mask_id)
         steps = generate(state, decode, tokenizer.eos_id, 0 if frames is None else page.TOP,

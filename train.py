@@ -35,7 +35,7 @@ from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.loader import Loader, batches, count_workers
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.noise import seed_of
-from diffa2_mini.objective import measure_pairs, piece_loss
+from diffa2_mini.objective import adamw, measure_pairs, names_of, piece_loss
 from diffa2_mini.options import parse_arguments, stage_config
 from diffa2_mini.parallel import World, shard, together
 
@@ -139,9 +139,8 @@ class Run:
         """What the model answers now, decoded with the defaults."""
         self.model.eval()
         batch_size = 64 if self.config.from_scratch else stage.at_once
-        with autocast(self.device, self.dtype):
-            texts, _ = answers.answer(self.model, self.tokenizer, self.attentive, examples, stage.audio, self.config.decode,
-                                      batch_size)
+        texts, _ = answers.answer(self.model, self.tokenizer, self.attentive, examples, stage.audio, self.config.decode,
+                                  batch_size)
         self.model.train()
         self.world.wait()
         return texts
@@ -152,8 +151,8 @@ class Run:
 
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
         """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
-        with autocast(self.device, self.dtype):
-            figures = measure_pairs(self.model, reference, self.validation, stage, self.args.seed, self.tokenizer, self.attentive)
+        figures = measure_pairs(self.model, reference, self.validation, stage, self.args.seed, self.tokenizer,
+                                self.attentive)
         self.world.wait()
         tqdm.write("  held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}; variance of the score "
                    "{variance_shared:.3g} with shared masks, {variance_independent:.3g} with independent ones".format(**figures)
@@ -202,13 +201,14 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     reference = {}
     if stage.preference:
         reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()}
-    optimizer = torch.optim.AdamW(trained.values(), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay)
+    optimizer = adamw(trained, stage.lr, stage.betas, stage.weight_decay)
     first_step = 0
     if resumed:
         checkpoint.restore(model, resumed.model, "the checkpoint")
-        checkpoint.restore_optimizer(optimizer, list(trained), resumed.optimizer)
+        checkpoint.restore_optimizer(optimizer, names_of(optimizer), resumed.optimizer)
         first_step = resumed.step
-    set_dropout(model, stage.lora_dropout)
+    set_dropout(model.llada, stage.lora_dropout)
+    set_dropout(model.acoustic_connector, stage.adapter_dropout)
     model.train()
 
     def listening(paths: list) -> Iterator:
@@ -236,7 +236,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     def save(step: int, done: bool) -> Checkpoint:
         state = dataclasses.replace(begun, step=step, done=done, model=checkpoint.trained_tensors(model))
         if not done:
-            state.optimizer = checkpoint.optimizer_tensors(optimizer, list(trained))
+            state.optimizer = checkpoint.optimizer_tensors(optimizer, names_of(optimizer))
         if world.first:
             checkpoint.save(args.out / f"stage{number}.safetensors", state, keep=True)
         world.wait()
@@ -253,7 +253,9 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     with loader, tqdm(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step", dynamic_ncols=True,
                       disable=not world.first) as bar:
         for step, pairs, pieces in steps:
-            optimizer.param_groups[0]["lr"] = lr = schedule(step, n_steps, stage)
+            lr = schedule(step, n_steps, stage)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
             began, waited = time.perf_counter(), loader.waited + run.ears.waited
             lengths = [length for _, i in pairs for length in collate.lengths(i)]  # before and in each answer
             torch.manual_seed(seed_of("dropout", args.seed, number, step, world.rank))

@@ -39,7 +39,8 @@ class SemanticAdapter(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from x to memory, added to x and normalised after (post-norm, as in BERT). Self-attention if memory is x."""
+    """Attention from x to memory, added to x and normalised after (post-norm, as in BERT). Self-attention if memory is x.
+    Dropout acts where BERT has it: on the attention weights, and on what is added to x."""
 
     def __init__(self, width: int, n_heads: int):
         super().__init__()
@@ -48,15 +49,17 @@ class CrossAttention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.dense = nn.Linear(width, width)
+        self.dropout = nn.Dropout(0.0)
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         def heads(y):  # [B, positions, E] -> [B, H, positions, E/H]
             return y.view(y.shape[0], y.shape[1], self.n_heads, -1).transpose(1, 2)
 
-        y = F.scaled_dot_product_attention(heads(self.query(x)), heads(self.key(memory)), heads(self.value(memory)))
+        y = F.scaled_dot_product_attention(heads(self.query(x)), heads(self.key(memory)), heads(self.value(memory)),
+                                           dropout_p=self.dropout.p if self.training else 0.0)
         y = y.transpose(1, 2).reshape(x.shape)
-        return self.LayerNorm(x + self.dense(y))
+        return self.LayerNorm(x + self.dropout(self.dense(y)))
 
 
 class QFormerLayer(nn.Module):
@@ -68,18 +71,20 @@ class QFormerLayer(nn.Module):
         self.crossattention = CrossAttention(width, n_heads)
         self.intermediate = nn.Linear(width, config.qformer_hidden)
         self.output = nn.Linear(config.qformer_hidden, width)
+        self.dropout = nn.Dropout(0.0)
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, queries: Tensor, frames: Tensor) -> Tensor:
         x = self.crossattention(self.attention(queries, queries), frames)
-        return self.LayerNorm(x + self.output(F.gelu(self.intermediate(x))))
+        return self.LayerNorm(x + self.dropout(self.output(F.gelu(self.intermediate(x)))))
 
 
 class AcousticAdapter(nn.Module):
     """Hidden states of N taps [B, N, T, E] -> Q embeddings [B, Q, D].
 
     Each tap has its own queries; one decoder serves all taps, and sees all T frames, those of padding too. The outputs
-    are averaged over taps with weights learned per query.
+    are averaged over taps with weights learned per query. The queries themselves are not dropped: the released code
+    gives them to BERT's encoder past its embeddings, whose dropout they so never meet.
     """
 
     def __init__(self, config: AdapterConfig, whisper: WhisperConfig, out_width: int):

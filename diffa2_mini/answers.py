@@ -18,6 +18,7 @@ from .audio import duration
 from .benchmarks import Question, choices_of, id_of, numbered
 from .config import DecodeConfig, UserError, require
 from .data import Example, read_manifest
+from .device import autocast
 from .fast.generate import generate
 from .fast.state import DecodingState
 from .ears import Ears
@@ -56,15 +57,17 @@ def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Examp
            numbers: Sequence[int] | None = None) -> tuple[list[str], int]:
     """The model's answers, in the order of the examples, and how many forward passes they took in
     all. `respond` makes them, as `fill_in` does. `numbers` tells which of all that are asked each
-    example is (default: its place in the list)."""
+    example is (default: its place in the list). The model computes in the precision of the `ears`,
+    and the log-mel in float32 whatever that is."""
     answers, n_passes = [], 0
     numbers = range(len(examples)) if numbers is None else numbers
     for start in range(0, len(examples), batch_size):
         batch = examples[start:start + batch_size]
-        heard = model.hear(ears([example.path for example in batch]), parts)
+        audio = ears([example.path for example in batch])
         prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
-        tokens, n = respond(model, tokenizer, heard, prompts, decode,
-                            numbers[start:start + batch_size])
+        with autocast(ears.device, ears.dtype):
+            tokens, n = respond(model, tokenizer, model.hear(audio, parts), prompts, decode,
+                                numbers[start:start + batch_size])
         answers += [tokenizer.decode(row) for row in tokens.tolist()]
         n_passes += n
     return answers, n_passes

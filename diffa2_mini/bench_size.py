@@ -98,8 +98,9 @@ def decode_at(model: Diffa2, runs: int, device: torch.device, dtype: torch.dtype
                           capture=True)
 
     def whole():
+        clip = clips_of(model, 1, device, dtype)
         with torch.no_grad(), autocast(device, dtype):
-            heard = model.hear(clips_of(model, 1, device, dtype), ("acoustic", "semantic"))
+            heard = model.hear(clip, ("acoustic", "semantic"))
             state = DecodingState(model, heard, [Prompt([7] * PROMPT, 20)], [2 * block], MASK)
             times = []
             for _ in generate(state, decode, NO_EOS):

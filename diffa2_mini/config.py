@@ -221,7 +221,8 @@ class StageConfig:
     steps: int | None = None  # None: `epochs` decides
     epochs: int = 10
     preference: bool = False  # VRPO instead of the masked diffusion loss
-    lora_dropout: float = 0.0
+    lora_dropout: float = 0.0  # of LoRA's inputs
+    adapter_dropout: float = 0.0  # of the Q-Former's hidden states and attention weights; the release: BERT's default, 0.1
     warmup: int = 1000  # steps
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
@@ -229,6 +230,10 @@ class StageConfig:
     max_tokens: int = 2048  # of text in an example: prompt and answer, without the audio
     vrpo_beta: float = 0.2
     vrpo_samples: int = 4
+
+    def __post_init__(self):
+        require(not self.preference or self.lora_dropout == self.adapter_dropout == 0,
+                "preference optimisation has no dropout: it would change the policy and not the reference")
 
 
 @dataclass(frozen=True)
@@ -303,24 +308,24 @@ FULL_STAGES = {
     1: StageConfig("semantic alignment", 1, trains=LISTEN, data="stage1", audio=LISTEN, lr=1e-4, schedule="linear",
                    batch_size=1280, at_once=8, epochs=20),
     2: StageConfig("joint alignment", 2, trains=FEEL, data="sft", audio=FEEL, lr=5e-5, schedule="cosine", batch_size=192,
-                   at_once=8),
+                   at_once=8, adapter_dropout=0.1),
     3: StageConfig("backbone fine-tuning", 3, trains=(*FEEL, "lora"), data="sft", audio=FEEL, lr=5e-5, schedule="cosine",
-                   batch_size=192, at_once=4, lora_dropout=0.05),
+                   batch_size=192, at_once=4, lora_dropout=0.05, adapter_dropout=0.1),
     4: StageConfig("preference optimisation", 4, trains=(*FEEL, "lora"), data="preference", audio=FEEL, lr=5e-5,
                    schedule="cosine", batch_size=16, at_once=1, preference=True),
 }
 SMALL_STAGES = scaled(  # for one small GPU; not measured
     FULL_STAGES,
     stage1=dict(lr=1e-3, batch_size=64, steps=2000, warmup=200),
-    stage2=dict(lr=5e-4, batch_size=32, steps=4000, warmup=200),
-    stage3=dict(lr=3e-4, batch_size=32, steps=4000, warmup=200),
+    stage2=dict(lr=5e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
+    stage3=dict(lr=3e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
     stage4=dict(lr=1e-4, batch_size=16, steps=400, warmup=50),
 )
 TOY_STAGES = scaled(
     FULL_STAGES,
     stage1=dict(lr=3e-3, batch_size=32, at_once=None, steps=200, warmup=30),
-    stage2=dict(lr=2e-3, batch_size=16, at_once=None, steps=800, warmup=30),
-    stage3=dict(lr=1e-3, batch_size=16, at_once=None, steps=560, warmup=30),
+    stage2=dict(lr=2e-3, batch_size=16, at_once=None, steps=800, warmup=30, adapter_dropout=0.0),
+    stage3=dict(lr=1e-3, batch_size=16, at_once=None, steps=560, warmup=30, adapter_dropout=0.0),
     stage4=dict(lr=2e-4, batch_size=16, at_once=None, steps=60, warmup=5, vrpo_samples=2),
 )
 DIFFA1_STAGES = {n: FULL_STAGES[n] for n in (1, 2)}  # the first DIFFA has no LoRA

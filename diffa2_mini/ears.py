@@ -126,7 +126,7 @@ class Attentive:
     """Ears that call `look` before each batch that they hear: it may raise something that ends a long measurement."""
 
     def __init__(self, ears: Ears, look: Callable):
-        self.ears, self.look, self.device = ears, look, ears.device
+        self.ears, self.look, self.device, self.dtype = ears, look, ears.device, ears.dtype
 
     def __call__(self, *asked) -> Audio:
         self.look()

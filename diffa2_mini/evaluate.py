@@ -21,7 +21,6 @@ from .answers import (Answer, answer_batch, expect_clips, expect_replies, match,
                       resume, to_line)
 from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
 from .config import Parser, require, run_script
-from .device import autocast
 from .ears import Ears
 
 
@@ -49,7 +48,7 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
     ears, size = Ears(model, device, dtype, keep=True), args.batch_size or (64 if config.from_scratch else 8)
     tally, bar = reporting.Tally(args.benchmark), tqdm(total=len(questions), initial=len(questions) - len(left), unit="question")
     tally.add([question for question in questions if question.id in answers], answers)
-    with bar, autocast(device, dtype):
+    with bar:
         for batch in (left[start:start + size] for start in range(0, len(left), size)):
             replies = answer_batch(model, tokenizer, ears, batch, parts, decode,
                                    [place[question.id] for question in batch])

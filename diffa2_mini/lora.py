@@ -54,8 +54,9 @@ def merge_lora(model: nn.Module) -> None:
                 setattr(module, name, child.merged())
 
 
-def set_dropout(model: nn.Module, p: float) -> None:
-    """Set the dropout of every LoraLinear. It acts in training mode alone."""
-    for module in model.modules():
-        if isinstance(module, LoraLinear):
-            module.dropout.p = p
+def set_dropout(part: nn.Module, p: float) -> None:
+    """Set the dropout of a part of the model: of LoRA in the backbone, or of the acoustic adapter. It acts in training
+    mode alone."""
+    for module in part.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p

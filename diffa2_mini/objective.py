@@ -1,4 +1,4 @@
-"""What a stage minimises, and how well stage 4 ranks: the model, the noise and the loss put together."""
+"""What a stage minimises, what with, and how well stage 4 ranks: model, noise and loss put together."""
 
 import dataclasses
 from typing import Callable, Iterable
@@ -9,12 +9,27 @@ from torch.func import functional_call
 
 from .config import StageConfig
 from .data import Batch, Collate, Example
+from .device import autocast
 from .diffusion import diffusion_loss, forward_process, masked_cross_entropy
 from .ears import Ears
 from .model import Diffa2
 from .noise import seed_of
 from .tokenizer import Tokenizer
 from .vrpo import elbo, preference_margin, vrpo_loss
+
+
+def adamw(trained: dict[str, Tensor], lr: float, betas: tuple[float, float], weight_decay: float
+          ) -> torch.optim.AdamW:
+    """AdamW on tensors by name. Vectors do not decay: they are biases, or what a norm multiplies by,
+    which has no reason to be near 0. The release's trainer leaves them out likewise."""
+    groups = [{"params": [(name, tensor) for name, tensor in trained.items() if (tensor.dim() > 1) == decays],
+               "weight_decay": weight_decay * decays} for decays in (True, False)]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
+
+
+def names_of(optimizer: torch.optim.Optimizer) -> list[str]:
+    """The names of the optimiser's tensors, in its order."""
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
 def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Tokenizer, n_tokens: int) -> Tensor:
@@ -57,20 +72,17 @@ def preference_bounds(model: Diffa2, reference: dict[str, Tensor], batch: Batch,
         return policy, bounds(frozen, head, batch, masks, stage, tokenizer)
 
 
-@torch.no_grad()
-def reward_accuracy(model: Diffa2, reference: dict[str, Tensor], batches: Iterable[Batch], stage: StageConfig,
-                    tokenizer: Tokenizer) -> dict[str, float]:
-    """How often the implicit reward ranks the chosen answer first, and the mean margin."""
-    margins = torch.cat([preference_margin(*preference_bounds(model, reference, batch, stage, tokenizer))
-                         for batch in batches])
+def reward_accuracy(margins_of: Callable, batches: Iterable[Batch]) -> dict[str, float]:
+    """How often the implicit reward ranks the chosen answer first, and the mean margin. `margins_of` gives the margins [P]
+    of a batch of pairs."""
+    margins = torch.cat([margins_of(batch) for batch in batches])
     return {"reward_accuracy": float((margins > 0).float().mean()), "margin": float(margins.mean())}
 
 
-@torch.no_grad()
-def score_variance(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
-                   n_estimates: int = 4) -> tuple[float, float]:
+def score_variance(margins_of: Callable, batch: Batch, stage: StageConfig, n_estimates: int = 4) -> tuple[float, float]:
     """Variance of the preference score over the draw of its masks, mean over pairs: with masks shared between policy and
-    reference, and with independent ones."""
+    reference, and with independent ones. `margins_of` gives the margins [P] of a batch; its second argument is other masks
+    for the reference."""
     generator = torch.Generator().manual_seed(seed_of("score", 0, stage.number))
     n_tokens = batch.real.sum(1)[:, None, None]  # [2P, 1, 1]
 
@@ -83,13 +95,15 @@ def score_variance(model: Diffa2, reference: dict[str, Tensor], batch: Batch, st
     for _ in range(n_estimates):
         drawn = dataclasses.replace(batch, masks=draw())
         for shared, others in ((True, None), (False, draw())):
-            margins[shared].append(preference_margin(*preference_bounds(model, reference, drawn, stage, tokenizer, others)))
+            margins[shared].append(margins_of(drawn, others))
     return tuple(float(torch.stack(margins[shared]).var(0).mean()) for shared in (True, False))
 
 
+@torch.no_grad()
 def measure_pairs(model: Diffa2, reference: dict[str, Tensor], examples: list[Example], stage: StageConfig, seed: int,
                   tokenizer: Tokenizer, ears: Ears) -> dict[str, float]:
-    """Both of the above, on some of the examples that have a rejected answer; nothing if there are none."""
+    """Both of the above, on some of the examples that have a rejected answer; nothing if there are none. Measured in
+    evaluation mode, whatever mode the model is in and stays in."""
     pairs = [example for example in examples if example.rejected]
     if not pairs:
         return {}
@@ -100,6 +114,15 @@ def measure_pairs(model: Diffa2, reference: dict[str, Tensor], examples: list[Ex
             numbers = [(0, i) for i in range(start, min(start + stage.at_once, len(some)))]
             yield collate[numbers].heard(ears, ears.device)
 
-    figures = reward_accuracy(model, reference, collated(pairs[::6]), stage, tokenizer)
-    shared, independent = score_variance(model, reference, next(collated(pairs[::64])), stage, tokenizer)
+    def margins_of(batch, reference_masks=None):
+        with autocast(ears.device, ears.dtype):
+            return preference_margin(*preference_bounds(model, reference, batch, stage, tokenizer, reference_masks))
+
+    was_training = model.training
+    model.eval()
+    try:
+        figures = reward_accuracy(margins_of, collated(pairs[::6]))
+        shared, independent = score_variance(margins_of, next(collated(pairs[::64])), stage)
+    finally:
+        model.train(was_training)
     return figures | {"variance_shared": shared, "variance_independent": independent}

@@ -9,6 +9,8 @@ from pathlib import Path
 from .config import SIZES, Parser, StageConfig, require
 from .device import DTYPES
 
+DROPOUTS = {"lora_dropout": "lora", "adapter_dropout": "acoustic"}  # and the part that each is of
+
 
 def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     """The flags of train.py. Raises UserError where they contradict each other."""
@@ -37,7 +39,8 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     add("--grad-accum", type=int, help="pieces that a process's part of a batch is cut into, to save memory")
     add("--lr", type=float, help="peak learning rate")
     add("--warmup", type=int, help="steps")
-    add("--lora-dropout", type=float, help="of LoRA's inputs, from 0 to below 1")
+    add("--lora-dropout", type=float, help="of LoRA's inputs in stage 3, from 0 to below 1")
+    add("--adapter-dropout", type=float, help="of the acoustic adapter in stages 2 and 3, likewise")
     add("--eval-every", type=int, default=0, help="steps between measurements (default: at the end of a stage alone)")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
     add("--sample-every", type=int, default=200, help="steps between decoded samples")
@@ -60,7 +63,9 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     for name, most in (("workers", 256), ("threads", 1024), ("eval_every", math.inf)):
         value = getattr(args, name)
         require(value is None or 0 <= value <= most, f"--{name.replace('_', '-')} must be from 0 to {most}, got {value}")
-    require(args.lora_dropout is None or 0 <= args.lora_dropout < 1, f"--lora-dropout must be from 0 to below 1, got {args.lora_dropout}")
+    for name in DROPOUTS:
+        value = getattr(args, name)
+        require(value is None or 0 <= value < 1, f"--{name.replace('_', '-')} must be from 0 to below 1, got {value}")
     require(0 <= args.seed < 2**63, f"--seed must be from 0 to {2**63 - 1}, got {args.seed}")
     require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
     started = os.environ.get("WORLD_SIZE", "1")
@@ -78,16 +83,24 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     stages = SIZES[args.size][1]
     args.stages = list(stages) if args.stage == "all" else [int(args.stage)]
     require(args.stage == "0" or args.stages[0] in stages, f"--size {args.size} has stages {', '.join(map(str, stages))}")
+    for number in args.stages if args.stage != "0" else ():
+        stage_config(args, number)  # what cannot be is refused now
     return args
 
 
 def stage_config(args: argparse.Namespace, number: int) -> StageConfig:
     """The stage's row of the table, with what the command line changes."""
-    names = ("lr", "warmup", "batch_size", "steps", "epochs", "lora_dropout")
+    names, row = ("lr", "warmup", "batch_size", "steps", "epochs", *DROPOUTS), SIZES[args.size][1][number]
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    for name in DROPOUTS.keys() & changes.keys():
+        if row.preference or DROPOUTS[name] not in row.trains:
+            flag, why = f"--{name.replace('_', '-')}", f"does not train the {DROPOUTS[name]} part"
+            why = "compares with a reference that has none" if row.preference else why
+            require(args.stage == "all" or not changes[name], f"{flag}: stage {number} {why}; leave it out")
+            del changes[name]
     if "epochs" in changes:
         changes.setdefault("steps", None)
-    stage = dataclasses.replace(SIZES[args.size][1][number], **changes)
+    stage = dataclasses.replace(row, **changes)
     require(stage.batch_size >= args.processes, f"--batch-size {stage.batch_size}: expected an example for each of "
                                                 f"{args.processes} processes; raise it")
     require(not args.shard or stage.batch_size % args.processes == 0,

@@ -24,6 +24,7 @@ from .fast.llada import FastLlada
 from .llada import Block, Llada, rotary
 from .model import Diffa2
 from .noise import seed_of, stream
+from .objective import adamw
 from .parallel import World
 from .device import choose_device
 from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
@@ -200,8 +201,9 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
     if first_step == 0:
         init_backbone(model.llada.cpu(), torch.Generator().manual_seed(seed_of("backbone", seed, "weights")))
         model.llada.to(device)
-    parameters = list(model.llada.requires_grad_(True).parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=config.backbone_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    parameters = dict(model.llada.requires_grad_(True).named_parameters())
+    optimizer = adamw(parameters, config.backbone_lr, (0.9, 0.98), weight_decay=0.01)
+    parameters = list(parameters.values())
     mean = math.log(config.recall_pairs)
     generator = torch.Generator().manual_seed(seed_of("backbone", seed, "recall"))
     words = {token for example in evaluation for word in example.words() for token in tokenizer.encode(f" {word}")}

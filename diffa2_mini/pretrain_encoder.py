@@ -19,6 +19,7 @@ from .audio import encoder_frames, load_audio, log_mel
 from .config import AudioConfig, PretrainConfig, require
 from .data import read_manifest
 from .noise import seed_of, stream
+from .objective import adamw
 from .whisper import WhisperEncoder
 
 N_ORDINALS = 5  # none, first, second, third, fourth
@@ -128,8 +129,9 @@ def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: Pret
     rng = stream("encoder", seed)
     device = encoder.conv1.weight.device
     heads = EncoderHeads(encoder.config.width, clips).to(device)
-    parameters = [*encoder.requires_grad_(True).parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.encoder_lr, betas=(0.9, 0.98), weight_decay=0.01)
+    both = nn.ModuleDict({"encoder": encoder.requires_grad_(True), "heads": heads})
+    optimizer = adamw(dict(both.named_parameters()), config.encoder_lr, (0.9, 0.98), weight_decay=0.01)
+    parameters = list(both.parameters())
     order, loss_mean, right_mean = [], 0.0, 0.0
     for step in progress(range(config.encoder_steps)):
         while len(order) < config.encoder_batch:

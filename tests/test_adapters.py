@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from diffa2_mini.adapters import AcousticAdapter, QFormerLayer, SemanticAdapter
+from diffa2_mini.lora import set_dropout
 
 LENGTHS = list(range(14))
 
@@ -125,6 +127,37 @@ def test_a_qformer_layer_equals_torchs_post_norm_decoder_layer(config):
     torchs.norm3 = layer.LayerNorm
     queries, frames = torch.randn(2, 3, 8).double(), torch.randn(2, 9, 8).double()
     torch.testing.assert_close(layer(queries, frames), torchs(queries, frames))
+
+
+def test_dropout_acts_where_bert_has_it(config):
+    """On the attention weights and on what each part adds to its input, with the draws in that order; nowhere else, the
+    queries themselves included."""
+    layer, p = QFormerLayer(config.adapter, width=8, n_heads=2).double(), 0.4
+    queries, frames = torch.randn(2, 3, 8).double(), torch.randn(2, 9, 8).double()
+    set_dropout(layer, p)
+
+    def bert(attend, x, memory):
+        def heads(y):
+            return y.unflatten(-1, (2, 4)).transpose(1, 2)
+        scores = heads(attend.query(x)) @ heads(attend.key(memory)).mT / 2
+        mixed = F.dropout(scores.softmax(-1), p) @ heads(attend.value(memory))
+        return attend.LayerNorm(x + F.dropout(attend.dense(mixed.transpose(1, 2).flatten(2)), p))
+
+    torch.manual_seed(3)
+    x = bert(layer.crossattention, bert(layer.attention, queries, queries), frames)
+    expected = layer.LayerNorm(x + F.dropout(layer.output(F.gelu(layer.intermediate(x))), p))
+    torch.manual_seed(3)
+    torch.testing.assert_close(layer.train()(queries, frames), expected)
+
+
+def test_dropout_is_off_in_evaluation_and_leaves_no_weights(config):
+    plain, dropped = acoustic(config), acoustic(config)
+    dropped.load_state_dict(plain.state_dict())
+    set_dropout(dropped, 0.5)
+    taps = torch.randn(2, 3, 16, 8)
+    assert torch.equal(dropped.eval()(taps), plain(taps))
+    assert not torch.allclose(dropped.train()(taps), plain(taps))
+    assert dropped.state_dict().keys() == plain.state_dict().keys()
 
 
 def test_layer_norms_have_eps_1e_12_in_the_qformer_and_1e_5_elsewhere(config):

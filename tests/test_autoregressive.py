@@ -133,6 +133,7 @@ def test_answers_come_in_order_whatever_the_batch(heard):
         audio = [Audio(torch.full((1, 200, 96), 0.1 * int(path)), torch.zeros(1, 4, 200, 96), torch.tensor([40])) for path in paths]
         return Audio(*(torch.cat([getattr(a, name) for a in audio]) for name in ("final", "taps", "n_frames")))
 
+    ears.device, ears.dtype = torch.device("cpu"), torch.float32
     examples = [Example(str(i), question, "", "", "", "") for i, question in enumerate(["What is said?", "Who speaks?", "How many?"])]
     alone, passes = answer(model, tokenizer, ears, examples, FEEL, config.decode, 1, write)
     together, fewer = answer(model, tokenizer, ears, examples, FEEL, config.decode, respond=write)

@@ -16,6 +16,7 @@ from diffa2_mini.checkpoint import Checkpoint, load, restore, save, trained_tens
 from diffa2_mini.checkpoint import begin, load_start, optimizer_tensors, restore_optimizer, same_parts, same_run, share
 from diffa2_mini.config import SIZES, UserError
 from diffa2_mini.model import Diffa2
+from diffa2_mini.objective import adamw, names_of
 
 TRAINS = ("semantic", "acoustic", "lora")
 
@@ -34,14 +35,14 @@ def saved(path, model, **changes):
 def training(model):
     """An optimiser of the model's trained parameters, and the function that does a step on noise."""
     trained = model.train_only(TRAINS)
-    optimizer = torch.optim.AdamW(trained.values(), lr=0.01)
+    optimizer = adamw(trained, 0.01, (0.9, 0.999), 0.05)
 
     def step():
         optimizer.zero_grad()
         sum((p * torch.randn(p.shape)).sum() for p in trained.values()).backward()
         optimizer.step()
 
-    return list(trained), optimizer, step
+    return names_of(optimizer), optimizer, step
 
 
 def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):

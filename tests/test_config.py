@@ -116,6 +116,17 @@ def test_toy_and_full_curricula_differ_in_numbers_alone(stage):
         assert getattr(toy, field) == getattr(full, field)
 
 
+def test_dropout_is_that_of_the_release_where_the_weights_are_and_never_in_preference_optimisation():
+    dropouts = {size: [(stage.lora_dropout, stage.adapter_dropout) for stage in stages.values()]
+                for size, (_, stages) in SIZES.items()}
+    assert dropouts["full"] == [(0, 0), (0, 0.1), (0.05, 0.1), (0, 0)]
+    assert dropouts["diffa1"] == [(0, 0), (0, 0.1)]
+    assert dropouts["toy"] == dropouts["small"] == [(0, 0), (0, 0), (0.05, 0), (0, 0)]
+    for name in ("lora_dropout", "adapter_dropout"):
+        with pytest.raises(UserError, match="no dropout"):
+            dataclasses.replace(SIZES["full"][1][4], **{name: 0.1})
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_taps_positions_and_frames_fit_together(size):
     config = SIZES[size][0]

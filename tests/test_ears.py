@@ -1,18 +1,26 @@
 """What is kept of the encoder's work is, bit for bit, what it would do again."""
 
+import json
 import os
 import shutil
 import time
+from dataclasses import replace
 
 import pytest
 import torch
-from test_data import MICRO, ears_of, examples, model  # noqa: F401  (fixtures)
+from test_data import MICRO, STAGES, ears_of, examples, model  # noqa: F401  (fixtures)
 
-from diffa2_mini import ears
-from diffa2_mini.config import UserError
+import sample
+import train
+from diffa2_mini import data, ears, evaluate
+from diffa2_mini.audio import log_mel
+from diffa2_mini.checkpoint import trained_tensors
+from diffa2_mini.config import ASSETS, UserError, run_script
 from diffa2_mini.ears import NAMES, Ears
 from diffa2_mini.model import Diffa2
+from diffa2_mini.objective import measure_pairs
 from diffa2_mini.parallel import World
+from diffa2_mini.weights import load_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -119,3 +127,44 @@ def test_too_little_space_is_refused_before_anything_is_written(model, paths, tm
             with pytest.raises(UserError, match="--cache-audio .*expected 0.0 GiB free for 3 clips"):
                 ears.prepare(paths, lambda chunks: chunks)
             assert not (tmp_path / "cacheFalse").exists()
+
+
+@pytest.fixture
+def front_end(monkeypatch):
+    """What every log-mel was computed in: its dtype, and whether autocast was on."""
+    seen, plain = [], log_mel
+
+    def watched(samples, config):
+        mel = plain(samples, config)
+        seen.append((mel.dtype, torch.is_autocast_enabled("cpu")))
+        return mel
+
+    for module in (data, sample):
+        monkeypatch.setattr(module, "log_mel", watched)
+    return seen
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate", "train"])
+def test_the_log_mel_is_in_float32_though_the_network_is_in_bfloat16(command, front_end, world, tmp_path):
+    out, clip = str(tmp_path / "out.jsonl"), ASSETS / "clips" / "three_one_four.wav"
+    rows = [{"audio_filepath": str(clip), "transcription": "three one four"}]
+    (tmp_path / "asr.json").write_text(json.dumps(rows))
+    main, flags = {
+        "sample": (sample.main, [str(clip)]),
+        "evaluate": (evaluate.main, ["--benchmark", "asr", "--file", str(tmp_path / "asr.json"), "--out", out]),
+        "train": (train.main, ["--stage", "1", "--data", str(world), "--no-cache-audio", "--out", out, "--steps", "1",
+                               "--batch-size", "2", "--sample-every", "1", "--threads", "1", "--workers", "0"]),
+    }[command]
+    assert run_script(main, [*flags, "--dtype", "bfloat16"]) == 0
+    assert len(front_end) >= (6 if command == "train" else 1)  # those that are measured, too
+    assert {*front_end} == {(torch.float32, False)}
+
+
+def test_measured_pairs_are_heard_in_float32_too(front_end, model, examples):  # noqa: F811
+    ears = Ears(model.bfloat16(), torch.device("cpu"), torch.bfloat16)
+    try:
+        stage = replace(STAGES[4], at_once=2)
+        measure_pairs(model, trained_tensors(model), examples, stage, 0, load_tokenizer(MICRO), ears)
+    finally:
+        model.float()
+    assert {*front_end} == {(torch.float32, False)}

@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_data import MICRO, STAGES, batch_of, examples, model  # noqa: F401  (fixtures)
+from test_data import MICRO, STAGES, batch_of, ears_of, examples, model  # noqa: F401  (fixtures)
 
 from diffa2_mini.checkpoint import trained_tensors
-from diffa2_mini.objective import piece_loss, preference_bounds
+from diffa2_mini.config import FEEL
+from diffa2_mini.lora import set_dropout
+from diffa2_mini.model import Diffa2
+from diffa2_mini.objective import adamw, measure_pairs, names_of, piece_loss, preference_bounds
 from diffa2_mini.weights import load_tokenizer
 
 
@@ -34,3 +37,31 @@ def test_both_answers_of_a_pair_are_bounded_as_if_alone(model, examples):  # noq
     for i, number in enumerate((2, 0)):
         alone, _ = preference_bounds(model, {}, batch_of([(0, number)], examples, model, 4), stage, tokenizer)
         torch.testing.assert_close(alone[0], policy[i])
+
+
+def test_pairs_are_measured_without_dropout_whatever_mode_the_model_is_in(model, examples):  # noqa: F811
+    stage, reference = replace(STAGES[4], at_once=8), trained_tensors(model)
+    ears = ears_of(model, keep=True)
+    set_dropout(model.acoustic_connector, 0.5)
+    try:
+        figures = measure_pairs(model.train(), reference, examples * 2, stage, 0, load_tokenizer(MICRO), ears)
+        assert model.training and figures["margin"] == 0  # the reference is the model itself
+        assert figures["variance_shared"] == 0 < figures["variance_independent"]
+    finally:
+        set_dropout(model.eval().acoustic_connector, 0)
+
+
+def test_matrices_decay_and_biases_and_norms_do_not():
+    model = Diffa2(MICRO)  # noqa: F811
+    model.add_lora()
+    trained = model.train_only((*FEEL, "prompts", "lora"))
+    optimizer = adamw(trained, lr=0.1, betas=(0.9, 0.999), weight_decay=0.5)
+    assert sorted(names_of(optimizer)) == sorted(trained)
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    for p in trained.values():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for name, p in trained.items():
+        still = name.endswith("bias") or "norm" in name.lower() or "proj.0" in name
+        torch.testing.assert_close(p.detach(), before[name] * (1 if still else 0.95))
+        assert not still or p.dim() == 1

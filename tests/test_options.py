@@ -4,6 +4,7 @@ import pytest
 
 import train
 from diffa2_mini.config import run_script
+from diffa2_mini.options import parse_arguments, stage_config
 
 
 @pytest.mark.parametrize("flag, message", [
@@ -16,3 +17,25 @@ def test_a_number_that_cannot_be_is_one_line(flag, message, tmp_path, capsys):
     assert run_script(train.main, ["--out", str(out), flag]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize("stage, flag, message", [
+    (4, "--lora-dropout", "stage 4 compares with a reference that has none"),
+    (4, "--adapter-dropout", "stage 4 compares with a reference that has none"),
+    (2, "--lora-dropout", "stage 2 does not train the lora part"),
+    (1, "--adapter-dropout", "stage 1 does not train the acoustic part")])
+def test_a_stage_without_a_dropout_refuses_it(stage, flag, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run_script(train.main, ["--out", str(out), "--stage", str(stage), flag, "0.3"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_of_all_stages_those_that_have_a_dropout_get_it():
+    flags = ["--lora-dropout", "0.3", "--adapter-dropout", "0.2"]
+    args = parse_arguments(flags, "")
+    stages = [stage_config(args, number) for number in (1, 2, 3, 4)]
+    assert [stage.lora_dropout for stage in stages] == [0, 0, 0.3, 0]
+    assert [stage.adapter_dropout for stage in stages] == [0, 0.2, 0.2, 0]
+    zero = parse_arguments(["--stage", "4", "--lora-dropout", "0"], "")  # is what it has
+    assert stage_config(zero, 4).lora_dropout == 0

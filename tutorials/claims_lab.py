@@ -26,7 +26,7 @@ from diffa2_mini.lora import set_dropout
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2
 from diffa2_mini.noise import seed_of, stream
-from diffa2_mini.objective import bounds, measure_pairs, piece_loss, preference_bounds
+from diffa2_mini.objective import adamw, bounds, measure_pairs, piece_loss, preference_bounds
 from diffa2_mini.vrpo import vrpo_loss
 from train import schedule
 
@@ -111,13 +111,15 @@ def adapt(lab: "Lab", model: Diffa2, variant: Variant, stage: StageConfig, examp
           reference: dict[str, Tensor], watch: Callable) -> None:
     """Train the parts that the stage names, in place, as train.py does. `watch` is called with the number of each step."""
     trained = model.train_only(stage.trains)
-    optimizer = torch.optim.AdamW(trained.values(), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay)
-    set_dropout(model, stage.lora_dropout)
+    optimizer = adamw(trained, stage.lr, stage.betas, stage.weight_decay)
+    set_dropout(model.llada, stage.lora_dropout)
+    set_dropout(model.acoustic_connector, stage.adapter_dropout)
     lab.ears.prepare([example.path for example in examples], partial(tqdm, desc="listening", disable=None, leave=False))
     collate, other = (Collate(examples, s, stage, CONFIG, lab.tokenizer, load=False) for s in (seed, seed + 1000))
     for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed, stage.number):
         model.train()
-        optimizer.param_groups[0]["lr"] = schedule(step, stage.steps, stage)
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(step, stage.steps, stage)
         batch = collate[pairs].heard(lab.ears, CPU)
         if variant.causal:
             loss = autoregressive.answer_loss(model, batch, stage, lab.tokenizer)
