@@ -62,7 +62,8 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
     is added to `frames`, as `page.record` tells."""
     start = time.perf_counter()
     mel = log_mel(samples, model.config.audio)[None].to(device, dtype)
-    audio = model.encode(mel, torch.tensor([encoder_frames(len(samples), model.config.audio)], device=device))
+    n_frames = torch.tensor([encoder_frames(len(samples), model.config.audio)], device=device)
+    audio = model.encode(mel, n_frames)
     with autocast(device, dtype):
         question = tokenizer.prompt(model.config.text.system, prompt)
         state = DecodingState(model, model.hear(audio, parts), [question], [decode.gen_length], tokenizer.mask_id)

@@ -139,8 +139,8 @@ class Run:
         """What the model answers now, decoded with the defaults."""
         self.model.eval()
         batch_size = 64 if self.config.from_scratch else stage.at_once
-        texts, _ = answers.answer(self.model, self.tokenizer, self.attentive, examples, stage.audio, self.config.decode,
-                                  batch_size)
+        texts, _ = answers.answer(self.model, self.tokenizer, self.attentive, examples, stage.audio,
+                                  self.config.decode, batch_size)
         self.model.train()
         self.world.wait()
         return texts
@@ -151,8 +151,8 @@ class Run:
 
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
         """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
-        figures = measure_pairs(self.model, reference, self.validation, stage, self.args.seed, self.tokenizer,
-                                self.attentive)
+        figures = measure_pairs(self.model, reference, self.validation, stage, self.args.seed,
+                                self.tokenizer, self.attentive)
         self.world.wait()
         tqdm.write("  held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}; variance of the score "
                    "{variance_shared:.3g} with shared masks, {variance_independent:.3g} with independent ones".format(**figures)

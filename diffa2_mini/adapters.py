@@ -39,8 +39,9 @@ class SemanticAdapter(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from x to memory, added to x and normalised after (post-norm, as in BERT). Self-attention if memory is x.
-    Dropout acts where BERT has it: on the attention weights, and on what is added to x."""
+    """Attention from x to memory, added to x and normalised after (post-norm, as in BERT).
+    Self-attention if memory is x. Dropout acts where BERT has it: on the attention weights, and on
+    what is added to x."""
 
     def __init__(self, width: int, n_heads: int):
         super().__init__()
@@ -56,8 +57,9 @@ class CrossAttention(nn.Module):
         def heads(y):  # [B, positions, E] -> [B, H, positions, E/H]
             return y.view(y.shape[0], y.shape[1], self.n_heads, -1).transpose(1, 2)
 
-        y = F.scaled_dot_product_attention(heads(self.query(x)), heads(self.key(memory)), heads(self.value(memory)),
-                                           dropout_p=self.dropout.p if self.training else 0.0)
+        q, k, v = heads(self.query(x)), heads(self.key(memory)), heads(self.value(memory))
+        p = self.dropout.p if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
         y = y.transpose(1, 2).reshape(x.shape)
         return self.LayerNorm(x + self.dropout(self.dense(y)))
 
@@ -83,8 +85,8 @@ class AcousticAdapter(nn.Module):
     """Hidden states of N taps [B, N, T, E] -> Q embeddings [B, Q, D].
 
     Each tap has its own queries; one decoder serves all taps, and sees all T frames, those of padding too. The outputs
-    are averaged over taps with weights learned per query. The queries themselves are not dropped: the released code
-    gives them to BERT's encoder past its embeddings, whose dropout they so never meet.
+    are averaged over taps with weights learned per query. The queries themselves are not dropped:
+    the released code gives them to BERT's encoder directly, past the dropout of its embeddings.
     """
 
     def __init__(self, config: AdapterConfig, whisper: WhisperConfig, out_width: int):

@@ -222,7 +222,7 @@ class StageConfig:
     epochs: int = 10
     preference: bool = False  # VRPO instead of the masked diffusion loss
     lora_dropout: float = 0.0  # of LoRA's inputs
-    adapter_dropout: float = 0.0  # of the Q-Former's hidden states and attention weights; the release: BERT's default, 0.1
+    adapter_dropout: float = 0.0  # of the Q-Former; the release has BERT's default, 0.1
     warmup: int = 1000  # steps
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
@@ -233,7 +233,7 @@ class StageConfig:
 
     def __post_init__(self):
         require(not self.preference or self.lora_dropout == self.adapter_dropout == 0,
-                "preference optimisation has no dropout: it would change the policy and not the reference")
+                "preference optimisation has no dropout: the reference would not share it")
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def set_dropout(part: nn.Module, p: float) -> None:
-    """Set the dropout of a part of the model: of LoRA in the backbone, or of the acoustic adapter. It acts in training
-    mode alone."""
+    """Set the dropout of a part of the model: of LoRA in the backbone, or of the acoustic adapter.
+    It acts in training mode alone."""
     for module in part.modules():
         if isinstance(module, nn.Dropout):
             module.p = p

@@ -1,4 +1,4 @@
-"""What a stage minimises, what with, and how well stage 4 ranks: model, noise and loss put together."""
+"""What a stage minimises, with which optimiser, and how well stage 4 ranks: all put together."""
 
 import dataclasses
 from typing import Callable, Iterable
@@ -20,9 +20,10 @@ from .vrpo import elbo, preference_margin, vrpo_loss
 
 def adamw(trained: dict[str, Tensor], lr: float, betas: tuple[float, float], weight_decay: float
           ) -> torch.optim.AdamW:
-    """AdamW on tensors by name. Vectors do not decay: they are biases, or what a norm multiplies by,
-    which has no reason to be near 0. The release's trainer leaves them out likewise."""
-    groups = [{"params": [(name, tensor) for name, tensor in trained.items() if (tensor.dim() > 1) == decays],
+    """AdamW on tensors by name. Vectors do not decay: they are biases, or what a norm multiplies
+    by, which has no reason to be near 0. The release's trainer leaves them out likewise."""
+    groups = [{"params": [(name, tensor) for name, tensor in trained.items()
+                          if (tensor.dim() > 1) == decays],
                "weight_decay": weight_decay * decays} for decays in (True, False)]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
 
@@ -73,16 +74,17 @@ def preference_bounds(model: Diffa2, reference: dict[str, Tensor], batch: Batch,
 
 
 def reward_accuracy(margins_of: Callable, batches: Iterable[Batch]) -> dict[str, float]:
-    """How often the implicit reward ranks the chosen answer first, and the mean margin. `margins_of` gives the margins [P]
-    of a batch of pairs."""
+    """How often the implicit reward ranks the chosen answer first, and the mean margin.
+    `margins_of` gives the margins [P] of a batch of pairs."""
     margins = torch.cat([margins_of(batch) for batch in batches])
     return {"reward_accuracy": float((margins > 0).float().mean()), "margin": float(margins.mean())}
 
 
-def score_variance(margins_of: Callable, batch: Batch, stage: StageConfig, n_estimates: int = 4) -> tuple[float, float]:
-    """Variance of the preference score over the draw of its masks, mean over pairs: with masks shared between policy and
-    reference, and with independent ones. `margins_of` gives the margins [P] of a batch; its second argument is other masks
-    for the reference."""
+def score_variance(margins_of: Callable, batch: Batch, stage: StageConfig, n_estimates: int = 4
+                   ) -> tuple[float, float]:
+    """Variance of the preference score over the draw of its masks, mean over pairs: with masks
+    shared between policy and reference, and with independent ones. `margins_of` gives the margins
+    [P] of a batch; its second argument is other masks for the reference."""
     generator = torch.Generator().manual_seed(seed_of("score", 0, stage.number))
     n_tokens = batch.real.sum(1)[:, None, None]  # [2P, 1, 1]
 
@@ -102,21 +104,23 @@ def score_variance(margins_of: Callable, batch: Batch, stage: StageConfig, n_est
 @torch.no_grad()
 def measure_pairs(model: Diffa2, reference: dict[str, Tensor], examples: list[Example], stage: StageConfig, seed: int,
                   tokenizer: Tokenizer, ears: Ears) -> dict[str, float]:
-    """Both of the above, on some of the examples that have a rejected answer; nothing if there are none. Measured in
-    evaluation mode, whatever mode the model is in and stays in."""
+    """Both of the above, on some of the examples that have a rejected answer; nothing if there are
+    none. Measured in evaluation mode, whatever mode the model is in and stays in."""
     pairs = [example for example in examples if example.rejected]
     if not pairs:
         return {}
 
     def collated(some):
-        collate = Collate(some, seed, stage, model.config, tokenizer, load=False, held_out=True)
+        collate = Collate(some, seed, stage, model.config, tokenizer, load=False,
+                          held_out=True)
         for start in range(0, len(some), stage.at_once):
             numbers = [(0, i) for i in range(start, min(start + stage.at_once, len(some)))]
             yield collate[numbers].heard(ears, ears.device)
 
     def margins_of(batch, reference_masks=None):
         with autocast(ears.device, ears.dtype):
-            return preference_margin(*preference_bounds(model, reference, batch, stage, tokenizer, reference_masks))
+            return preference_margin(*preference_bounds(model, reference, batch, stage, tokenizer,
+                                                        reference_masks))
 
     was_training = model.training
     model.eval()

@@ -64,8 +64,8 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
         value = getattr(args, name)
         require(value is None or 0 <= value <= most, f"--{name.replace('_', '-')} must be from 0 to {most}, got {value}")
     for name in DROPOUTS:
-        value = getattr(args, name)
-        require(value is None or 0 <= value < 1, f"--{name.replace('_', '-')} must be from 0 to below 1, got {value}")
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        require(value is None or 0 <= value < 1, f"{flag} must be from 0 to below 1, got {value}")
     require(0 <= args.seed < 2**63, f"--seed must be from 0 to {2**63 - 1}, got {args.seed}")
     require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
     started = os.environ.get("WORLD_SIZE", "1")
@@ -90,13 +90,15 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
 
 def stage_config(args: argparse.Namespace, number: int) -> StageConfig:
     """The stage's row of the table, with what the command line changes."""
-    names, row = ("lr", "warmup", "batch_size", "steps", "epochs", *DROPOUTS), SIZES[args.size][1][number]
+    row = SIZES[args.size][1][number]
+    names = ("lr", "warmup", "batch_size", "steps", "epochs", *DROPOUTS)
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     for name in DROPOUTS.keys() & changes.keys():
         if row.preference or DROPOUTS[name] not in row.trains:
             flag, why = f"--{name.replace('_', '-')}", f"does not train the {DROPOUTS[name]} part"
             why = "compares with a reference that has none" if row.preference else why
-            require(args.stage == "all" or not changes[name], f"{flag}: stage {number} {why}; leave it out")
+            require(args.stage == "all" or not changes[name],
+                    f"{flag}: stage {number} {why}; leave it out")
             del changes[name]
     if "epochs" in changes:
         changes.setdefault("steps", None)

@@ -130,7 +130,7 @@ def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: Pret
     device = encoder.conv1.weight.device
     heads = EncoderHeads(encoder.config.width, clips).to(device)
     both = nn.ModuleDict({"encoder": encoder.requires_grad_(True), "heads": heads})
-    optimizer = adamw(dict(both.named_parameters()), config.encoder_lr, (0.9, 0.98), weight_decay=0.01)
+    optimizer = adamw(dict(both.named_parameters()), config.encoder_lr, (0.9, 0.98), 0.01)
     parameters = list(both.parameters())
     order, loss_mean, right_mean = [], 0.0, 0.0
     for step in progress(range(config.encoder_steps)):

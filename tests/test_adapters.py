@@ -130,8 +130,8 @@ def test_a_qformer_layer_equals_torchs_post_norm_decoder_layer(config):
 
 
 def test_dropout_acts_where_bert_has_it(config):
-    """On the attention weights and on what each part adds to its input, with the draws in that order; nowhere else, the
-    queries themselves included."""
+    """On the attention weights and on what each part adds to its input, with the draws in that
+    order; nowhere else, and not on the queries themselves."""
     layer, p = QFormerLayer(config.adapter, width=8, n_heads=2).double(), 0.4
     queries, frames = torch.randn(2, 3, 8).double(), torch.randn(2, 9, 8).double()
     set_dropout(layer, p)

@@ -241,7 +241,8 @@ def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
         found = dataclasses.replace(begun, done=done)
         for field in dataclasses.fields(stage):
             if field.name not in ("title", "data", "at_once"):
-                other = begin(config, 3, dataclasses.replace(stage, **{field.name: 12345}), seed=7)
+                other = begin(config, 3, stage, seed=7)
+                other.settings[field.name] = "another"
                 name = field.name.replace("_", " ")
                 assert f"was begun with {name} " in error_of(same_run, tmp_path, found, other)
         assert "seed 7, got 8" in error_of(same_run, tmp_path, found, begin(config, 3, stage, seed=8))

@@ -116,7 +116,7 @@ def test_toy_and_full_curricula_differ_in_numbers_alone(stage):
         assert getattr(toy, field) == getattr(full, field)
 
 
-def test_dropout_is_that_of_the_release_where_the_weights_are_and_never_in_preference_optimisation():
+def test_dropout_is_the_releases_at_its_sizes_and_never_in_preference_optimisation():
     dropouts = {size: [(stage.lora_dropout, stage.adapter_dropout) for stage in stages.values()]
                 for size, (_, stages) in SIZES.items()}
     assert dropouts["full"] == [(0, 0), (0, 0.1), (0.05, 0.1), (0, 0)]

@@ -145,15 +145,17 @@ def front_end(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "train"])
-def test_the_log_mel_is_in_float32_though_the_network_is_in_bfloat16(command, front_end, world, tmp_path):
+def test_the_log_mel_is_in_float32_in_bfloat16_too(command, front_end, world, tmp_path):
     out, clip = str(tmp_path / "out.jsonl"), ASSETS / "clips" / "three_one_four.wav"
     rows = [{"audio_filepath": str(clip), "transcription": "three one four"}]
     (tmp_path / "asr.json").write_text(json.dumps(rows))
     main, flags = {
         "sample": (sample.main, [str(clip)]),
-        "evaluate": (evaluate.main, ["--benchmark", "asr", "--file", str(tmp_path / "asr.json"), "--out", out]),
-        "train": (train.main, ["--stage", "1", "--data", str(world), "--no-cache-audio", "--out", out, "--steps", "1",
-                               "--batch-size", "2", "--sample-every", "1", "--threads", "1", "--workers", "0"]),
+        "evaluate": (evaluate.main, ["--benchmark", "asr", "--file", str(tmp_path / "asr.json"),
+                                     "--out", out]),
+        "train": (train.main, ["--stage", "1", "--data", str(world), "--no-cache-audio",
+                               "--out", out, "--steps", "1", "--batch-size", "2",
+                               "--sample-every", "1", "--threads", "1", "--workers", "0"]),
     }[command]
     assert run_script(main, [*flags, "--dtype", "bfloat16"]) == 0
     assert len(front_end) >= (6 if command == "train" else 1)  # those that are measured, too
@@ -164,7 +166,8 @@ def test_measured_pairs_are_heard_in_float32_too(front_end, model, examples):  #
     ears = Ears(model.bfloat16(), torch.device("cpu"), torch.bfloat16)
     try:
         stage = replace(STAGES[4], at_once=2)
-        measure_pairs(model, trained_tensors(model), examples, stage, 0, load_tokenizer(MICRO), ears)
+        reference, tokenizer = trained_tensors(model), load_tokenizer(MICRO)
+        measure_pairs(model, reference, examples, stage, 0, tokenizer, ears)
     finally:
         model.float()
     assert {*front_end} == {(torch.float32, False)}

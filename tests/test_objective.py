@@ -39,12 +39,13 @@ def test_both_answers_of_a_pair_are_bounded_as_if_alone(model, examples):  # noq
         torch.testing.assert_close(alone[0], policy[i])
 
 
-def test_pairs_are_measured_without_dropout_whatever_mode_the_model_is_in(model, examples):  # noqa: F811
+def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):  # noqa: F811
     stage, reference = replace(STAGES[4], at_once=8), trained_tensors(model)
     ears = ears_of(model, keep=True)
     set_dropout(model.acoustic_connector, 0.5)
     try:
-        figures = measure_pairs(model.train(), reference, examples * 2, stage, 0, load_tokenizer(MICRO), ears)
+        figures = measure_pairs(model.train(), reference, examples * 2, stage, 0,
+                                load_tokenizer(MICRO), ears)
         assert model.training and figures["margin"] == 0  # the reference is the model itself
         assert figures["variance_shared"] == 0 < figures["variance_independent"]
     finally:
