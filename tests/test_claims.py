@@ -2,14 +2,17 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data import toy
+from diffa2_mini import checkpoint, weights
 from diffa2_mini.config import run_script
 from tutorials import claims, claims_table
 from tutorials.claims_lab import QUICK
@@ -154,6 +157,45 @@ def test_pictures_are_drawn_of_what_is_there(quick, tmp_path):
     assert {path.name for path in paths} == {f"claims_{claim.experiment}.svg" for claim in claims_table.CLAIMS}
     assert all("<svg" in path.read_text()[:2000] for path in paths)
     assert claims_table.draw(made_up([0.8], [0.6])[:0], tmp_path) == []
+
+
+@pytest.fixture
+def two_cells(monkeypatch):
+    """Two experiments that measure nothing."""
+    cells = {"vrpo": {name: lambda lab, seed: {"variance": 1.0} for name in ("a", "b")}}
+    monkeypatch.setattr(claims, "experiments", lambda scale: cells)
+    monkeypatch.setattr(claims_table, "draw", lambda found, out: [])
+
+
+@pytest.mark.parametrize("change", ["data", "weights", "settings", "an earlier version"])
+def test_what_was_made_of_other_things_is_not_mixed_in(
+        change, world, two_cells, tmp_path, monkeypatch, capsys):
+    data, out = shutil.copytree(world, tmp_path / "world"), tmp_path / "out"
+    arguments = ["--quick", "--data", str(data), "--out", str(out)]
+    assert run_script(claims.main, arguments) == 0
+    (out / "cells" / "vrpo-b-0.json").unlink()
+    assert run_script(claims.main, arguments) == 0 and "1 of 2 cells" in capsys.readouterr().out
+    (out / "cells" / "vrpo-b-0.json").unlink()
+    if change == "data":
+        rows = json.loads((data / "sft.json").read_text())
+        (data / "sft.json").write_text(json.dumps(rows[1:]))
+    elif change == "weights":
+        tensors = checkpoint.read_tensors(weights.SHIPPED["llada"], "a backbone")[0]
+        checkpoint.save_tensors(tmp_path / "other", {n: t + 1 for n, t in tensors.items()}, {})
+        monkeypatch.setitem(weights.SHIPPED, "llada", tmp_path / "other")
+    elif change == "settings":
+        monkeypatch.setattr(claims, "QUICK", replace(QUICK, batch_size=3))
+    else:
+        (out / "work" / "stage_1-0.safetensors").write_text("a model")
+        (out / "work" / "made_of").unlink()
+    assert run_script(claims.main, arguments) == 2
+    assert "work: holds models of another version, world or scale" in capsys.readouterr().err
+    if change != "an earlier version":
+        work = ["--work", str(tmp_path / "work")]
+        assert run_script(claims.main, [*arguments, *work]) == 2
+        error = capsys.readouterr().err
+        assert "vrpo-a-0.json: was measured with another" in error and error.count("\n") == 1
+    assert not (out / "cells" / "vrpo-b-0.json").exists()
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -6,8 +6,10 @@
 
 A cell is one experiment in one setting with one seed. What it measured is written to tutorials/results/cells when it is
 done. Many cells need the same training, so a *variant*, a model trained in one way, is made once for each seed, in
-runs/claims. Encoder and backbone are the shipped ones for all seeds, the autoregressive backbone is pretrained here once; the
-seed decides adapters, LoRA, order of the data and noise. Questions are those of the toy's validation set.
+runs/claims. What was made of other settings, data or weights is refused, and not mixed in. Encoder
+and backbone are the shipped ones for all seeds, the autoregressive backbone is pretrained here
+once; the seed decides adapters, LoRA, order of the data and noise. Questions are those of the toy's
+validation set.
 """
 
 import dataclasses
@@ -137,12 +139,17 @@ def main(argv: list[str]) -> None:
     missing = {cell: found for cell, found in wanted.items() if not found[0].exists()}
     print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there")
     lab = Lab(toy.make_world(args.data), args.work, scale) if missing else None
+    there = [path for path, _ in cells.values() if lab and path.exists()]
+    others = [path for path in there if json.loads(path.read_text()).get("made_of") != lab.made_of]
+    require(not others, f"{', '.join(map(str, others[:1]))}: was measured with another version, "
+                        "world or scale; choose another --out")
     for (experiment, setting, seed), (path, measure) in missing.items():
         if path.exists():  # by now: a second process may be at work with another --only
             continue
         began = time.perf_counter()
         figures = measure(lab, seed)
-        write_json(path, {"experiment": experiment, "setting": setting, "seed": seed, **figures})
+        write_json(path, {"experiment": experiment, "setting": setting, "seed": seed,
+                          "made_of": lab.made_of, **figures})
         shown = ", ".join(f"{name} {figures[name]:.3g}" for name in ("overall", "variance", "bias", "open") if name in figures)
         print(f"{experiment} / {setting} / seed {seed}: {shown} ({time.perf_counter() - began:.0f} s)", flush=True)
     found = [json.loads(path.read_text()) for path, _ in cells.values() if path.exists()]

@@ -1,6 +1,7 @@
 """What the experiments of claims.py share: how much is done, the variants that are trained, and the lab that trains and keeps them."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import time
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from data import toy
 from diffa2_mini import answers, autoregressive, checkpoint, pretrain, reporting, weights
 from diffa2_mini.checkpoint import Checkpoint
-from diffa2_mini.config import FEEL, SIZES, DecodeConfig, PretrainConfig, StageConfig
+from diffa2_mini.config import FEEL, SIZES, DecodeConfig, PretrainConfig, StageConfig, require
 from diffa2_mini.data import Collate, Example, load_examples
 from diffa2_mini.ears import Ears
 from diffa2_mini.faults import write
@@ -135,11 +136,29 @@ def adapt(lab: "Lab", model: Diffa2, variant: Variant, stage: StageConfig, examp
         watch(step + 1)
 
 
+def made_of(data: Path, scale: Scale) -> str:
+    """Tells apart what all figures depend on: settings, the shipped encoder and backbone, and the
+    manifests of the world in `data`; SHA-256 in hexadecimal."""
+    found = hashlib.sha256(repr((scale, CONFIG, STAGES, variants(scale))).encode())
+    for part in ("whisper", "llada"):
+        tensors = weights.read_part(weights.SHIPPED[part], part)
+        found.update(weights.fingerprint(tensors).encode())
+    for name in sorted({stage.data for stage in STAGES.values()} | {"validation"}):
+        found.update((data / f"{name}.json").read_bytes())
+    return found.hexdigest()
+
+
 class Lab:
-    """What all cells share: the encoder's hidden states, the questions, and the variants made so far, in the folder `work`."""
+    """What all cells share: the encoder's hidden states, the questions, and the variants made so
+    far, in the folder `work`. Raises UserError if those were made of other things."""
 
     def __init__(self, data: Path, work: Path, scale: Scale):
         self.data, self.work, self.scale, self.variants = data, work, scale, variants(scale)
+        self.made_of, note = made_of(data, scale), work / "made_of"
+        found = note.read_text().strip() if note.exists() else None
+        require(found == self.made_of or not found and not any(work.glob("*.safetensors")),
+                f"{work}: holds models of another version, world or scale; choose another --work")
+        write(note, lambda temporary: temporary.write_text(self.made_of + "\n"))
         self.tokenizer = weights.load_tokenizer(CONFIG)
         self.ears = Ears(weights.build(CONFIG), CPU, torch.float32, keep=True)
         self.questions = load_examples(data / "validation.json", STAGES[2], CONFIG, False, print)[::scale.every]
