@@ -7,9 +7,12 @@ What differs: nothing in the numbers of `log_mel`. Whisper ships its filterbank 
 resample; here the filterbank is computed, libsndfile decodes, and the resampler is ours.
 """
 
+import io
 import math
+import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import soundfile
@@ -25,10 +28,21 @@ MAX_FRAMES = 2**27  # samples per channel, half a GiB of float32: 2.3 hours at 1
 MAX_PEAK = 1e6  # full scale is 1; float files may exceed it, but this is not sound any more
 BLOCK = 2**20  # samples decoded at a time, all channels together: 4 MiB
 
+# Whether a file holds what its header promises. Less than a hop of the log-mel is no matter; and
+# the header of an mp3 is a frame itself, which some encoders count.
+HOP = 0.01  # seconds
+MP3_FRAME = 1152  # samples, at most
+UNKNOWN_SIZE = 0x7F00_0000  # bytes: what a recorder writes that cannot know the size (sox), or more
+UNKNOWN_FRAMES = 2**62  # samples: what libsndfile says of a stream without a length, or more
+TOO_SHORT = re.compile(  # bytes of a chunk in libsndfile's log: "data : 128000 (should be 95989)"
+    r"(?:data|SSND|BODY|riff|Riff size|Data Size|Data length)[ :]+(\d+) \(?should be (\d+)")
+ENDLESS = re.compile("lacks an end-of-stream bit|Junk after the last page|reports a hole|truncated")
+
 # The resampler's low-pass filter. Frequencies are relative to the lower of the two Nyquist frequencies.
 CUTOFF = 0.95  # the middle of the transition, which runs from 0.9 (flat) to 1 (silenced)
 KAISER_BETA = 7.86  # -80 dB in the stop band: 0.1102 (80 - 8.7), Kaiser's formula
 HALF_WIDTH = 51  # samples at the lower rate, each side: (80 - 8) / (2.285 pi 0.1) / 2, Kaiser's formula too
+PHASES = 640  # filters computed at most: what 11,025 Hz needs, and no usual rate needs more
 
 
 # ---------------------------------------------------------------------------------------------------------- files
@@ -47,62 +61,143 @@ def _open(path: str | Path) -> soundfile.SoundFile:
         raise UserError(f"{path}: expected a readable file, got '{error.strerror}'; check its permissions") from error
     require(not is_empty, f"{path}: expected an audio file, got 0 bytes; copy or download it again")
     require_contents(path, "an audio file")
-    try:
-        sound = soundfile.SoundFile(str(path))
-    except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: a .raw file, which has no header
-        raise UserError(f"{path}: expected audio (wav, flac, ogg, mp3), got another format or a damaged header; "
-                        "convert it with 'ffmpeg -i INPUT OUTPUT.wav'") from error
+    sound = _decoder(path, str(path))
+    if sound.format == "WAV" and sound.frames == 0:
+        sound = _decoder(path, _Unclosed(path))
     require(MIN_RATE <= sound.samplerate <= MAX_RATE,
             f"{path}: expected a sample rate of {MIN_RATE} to {MAX_RATE} Hz, got {sound.samplerate}; export it again")
     require(sound.channels <= MAX_CHANNELS,
             f"{path}: expected at most {MAX_CHANNELS} channels, got {sound.channels}; mix them down first")
+    require(sound.frames > 0,
+            f"{path}: expected sound, got a header and no samples that it tells of; record or copy it "
+            "again, or, if the file is not small, try 'ffmpeg -i INPUT OUTPUT.wav'")
     return sound
 
 
+def _decoder(path: Path, file: str | io.FileIO) -> soundfile.SoundFile:
+    """A decoder of the file at `path`, by its name or opened. Raises UserError if there is none."""
+    try:
+        return soundfile.SoundFile(file)
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: a .raw file
+        raise UserError(f"{path}: expected audio (wav, flac, ogg, mp3), got another format, a "
+                        "damaged header or a file that was cut off; convert it with "
+                        "'ffmpeg -i INPUT OUTPUT.wav'") from error
+
+
+class _Unclosed(io.FileIO):
+    """A wav file whose recorder was killed before it wrote the sizes: its header says that no
+    samples follow, nor anything else, yet they do. Read through this, it says that they go on to
+    the end of the file. Any other file reads as it is.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        head = self.read(4096)
+        self.seek(0)
+        at, size = head.find(b"data\0\0\0\0"), int.from_bytes(head[4:8], "little")
+        ends_there = size <= at or size >= UNKNOWN_SIZE  # else there are no samples, but other data
+        self.to_end = range(at + 4, at + 8) if at > 0 and ends_there else range(0)
+
+    def readinto(self, buffer) -> int:
+        start, n = self.tell(), super().readinto(buffer)
+        bytes_read = memoryview(buffer).cast("B")
+        for at in self.to_end:
+            if start <= at < start + n:
+                bytes_read[at - start] = 0xFF
+        return n
+
+
 def duration(path: str | Path) -> float:
-    """Length of a sound file in seconds, as its header claims; nothing is decoded. Raises UserError as `load_audio`."""
+    """Length of a sound file in seconds, as its header claims; nothing is decoded.
+    Raises UserError as `load_audio`."""
     with _open(path) as sound:
-        require(sound.frames > 0, f"{path}: expected sound, got a header and no samples; record it again")
-        require(sound.frames < 2**62,  # libsndfile's way to say that a stream was written without its length
+        require(sound.frames < UNKNOWN_FRAMES,
                 f"{path}: expected a header that tells the length, got none; convert it to wav")
         return sound.frames / sound.samplerate
 
 
-def load_audio(path: str | Path, sample_rate: int = 16_000, max_seconds: float | None = None) -> np.ndarray:
+def load_audio(path: str | Path, sample_rate: int = 16_000, max_seconds: float | None = None,
+               note: Callable[[str], None] | None = None) -> np.ndarray:
     """Load a sound file of any format, rate and number of channels that libsndfile reads.
 
     Args:
         sample_rate: of the result, in Hz.
         max_seconds: read no further than this, so that a long file costs no more than a short one.
+        note: is called with a line that says so where the file holds less than its header promises,
+            and what could be read is returned. Without it, such a file is refused.
 
     Returns float32 [samples]: the mean of the channels, full scale at -1 ... 1.
-    Raises UserError, one line that starts with the path, if there is no sound to be had from the file.
+    Raises UserError, one line that starts with the path, if there is no sound to be had from the
+    file, or if the decoder stops where it is damaged.
     """
     assert max_seconds is None or max_seconds > 0, f"expected a positive max_seconds, got {max_seconds}"
     with _open(path) as sound:
-        rate, block = sound.samplerate, BLOCK // sound.channels
-        wanted = MAX_FRAMES + 1
+        rate, promised, wanted = sound.samplerate, _promised(sound, path), MAX_FRAMES + 1
+        slack = MP3_FRAME if sound.format == "MP3" else HOP * rate
         if max_seconds is not None:
             wanted = min(wanted, math.ceil(max_seconds * rate) + _half_width(rate, sample_rate) + 1)
-        blocks, n_read = [], 0
-        try:
-            while n_read < wanted:  # in blocks, since a header may claim more than there is, or than memory holds
-                samples = sound.read(min(block, wanted - n_read), dtype="float32", always_2d=True)
-                if len(samples) == 0:
-                    break
-                blocks.append(samples.mean(axis=1))  # [samples, channels] -> [samples]
-                n_read += len(samples)
-        except soundfile.SoundFileError as error:
-            raise UserError(f"{path}: expected intact audio, got data that is cut off or damaged after "
-                            f"{n_read / rate:.1f} s; copy it again or convert it to wav") from error
-    require(n_read > 0, f"{path}: expected sound, got a header and no samples; record it again")
-    require(n_read <= MAX_FRAMES, f"{path}: expected at most {MAX_FRAMES / rate / 3600:.1f} hours at {rate} Hz, "
-                                  "got more; cut it into shorter files")
-    mono = np.concatenate(blocks)
+        mono, intact = _decode(sound, min(wanted, sound.frames))
+    require(intact, f"{path}: expected intact audio, got data that is cut off or damaged after "
+                    f"{len(mono) / rate:.1f} s; copy it again or convert it to wav")
+    require(len(mono) > 0, f"{path}: expected sound, got a header and no samples; record it again")
+    require(len(mono) <= MAX_FRAMES,
+            f"{path}: expected at most {MAX_FRAMES / rate / 3600:.1f} hours at {rate} Hz, got "
+            "more; cut it into shorter files")
+    if len(mono) + slack < min(wanted, promised):
+        whole = f"{promised / rate:.2f} s" if promised < math.inf else "a stream that has its end"
+        line = f"{path}: expected {whole}, got {len(mono) / rate:.2f} s, cut off or damaged"
+        require(note is not None, f"{line}; copy it again")
+        note(line)
     peak = np.abs(mono).max()  # NaN if any sample is
     require(peak < MAX_PEAK, f"{path}: expected samples of about -1 to 1, got {peak}; export the file again")
     n_samples = None if max_seconds is None else round(max_seconds * sample_rate)
     return resample(mono, rate, sample_rate)[:n_samples]
+
+
+def _decode(sound: soundfile.SoundFile, wanted: int) -> tuple[np.ndarray, bool]:
+    """Up to `wanted` samples, float32 [samples], the mean of the channels; and whether the decoder
+    met no damage in them."""
+    blocks, n_read, intact = [np.empty(0, np.float32)], 0, True
+    while n_read < wanted and intact:  # in blocks: a header may claim more than memory holds
+        size = min(BLOCK // sound.channels, wanted - n_read)
+        samples = np.full((size, sound.channels), np.nan, np.float32)
+        try:
+            samples = sound.read(out=samples)
+        except soundfile.SoundFileError:
+            intact = False
+            samples = samples[: size - np.isnan(samples[:, 0]).sum()]  # what is before the damage
+        if len(samples) == 0:
+            break
+        blocks.append(samples.mean(axis=1))  # [samples, channels] -> [samples]
+        n_read += len(samples)
+    return np.concatenate(blocks), intact
+
+
+def _promised(sound: soundfile.SoundFile, path: str | Path) -> float:
+    """How many samples the header promises: infinity if the end is missing and nothing tells where
+    it would be, and 0 if there is no promise. `sound.frames` alone does not tell, as libsndfile
+    lowers it where a file is too short; but its log does. In wav and other formats without
+    checksums, samples that are damaged show nowhere.
+    """
+    if sound.format == "MP3" and not _tells_length(path):
+        return 0  # libsndfile has guessed from the size of the file
+    log = sound.extra_info
+    if sizes := TOO_SHORT.findall(log):
+        promised, there = map(int, sizes[-1])  # bytes
+        return 0 if promised >= UNKNOWN_SIZE else sound.frames * promised / max(1, there)
+    if ENDLESS.search(log):
+        return math.inf
+    return sound.frames if sound.frames < UNKNOWN_FRAMES else 0
+
+
+def _tells_length(path: str | Path) -> bool:
+    """Whether the first frame of an mp3 holds no sound, but tells how many frames follow."""
+    with open(path, "rb") as file:
+        start = file.read(10)
+        if start.startswith(b"ID3"):  # titles and pictures, their size in 4 bytes of 7 bits
+            file.seek(sum(byte << 7 * i for i, byte in enumerate(reversed(start[6:]))), io.SEEK_CUR)
+            start = b""
+        return re.search(b"Xing|Info|VBRI", start + file.read(4096)) is not None
 
 
 # ----------------------------------------------------------------------------------------------------- resampling
@@ -126,16 +221,45 @@ def resample(x: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
         return x
     common = math.gcd(rate_in, rate_out)
     up, down = rate_out // common, rate_in // common
-    n_out = math.ceil(len(x) * up / down)
     half = _half_width(rate_in, rate_out)
     padded = np.pad(x, half)  # input i is padded[i + half]
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half)  # a view; row i: inputs i-half ... i+half-1
-    y = np.empty(n_out, dtype=np.float32)
-    for phase in range(min(up, n_out)):
+    y = np.empty(math.ceil(len(x) * up / down), dtype=np.float32)
+    if min(up, len(y)) > PHASES:
+        return _between_phases(y, windows, rate_in, rate_out)
+    for phase in range(min(up, len(y))):
         whole, fraction = divmod(phase * down, up)  # position of output `phase`, in input samples
         weights = _low_pass(np.arange(1 - half, half + 1) - fraction / up, rate_in, rate_out)
         rows = windows[whole + 1 :: down]  # + 1: the window around position `whole` begins at input whole + 1 - half
         y[phase::up] = rows[: len(y[phase::up])] @ weights
+    return y
+
+
+def _between_phases(y: np.ndarray, windows: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
+    """Fill y as `resample` does, for rates of which almost every output has a phase of its own.
+
+    The filter is computed at PHASES phases, and an output interpolated between what the two around
+    its phase give. As a function of the phase, what a filter gives is the low-passed signal. It has
+    frequencies up to the Nyquist, so its second derivative is at most pi^2 times its amplitude, and
+    a line between points 1 / PHASES apart misses it by at most pi^2 / (8 PHASES^2) of that: 3e-6.
+    An input at either edge of the window, which only one of the two filters may reach, adds its
+    weight there: at most 1 / (pi HALF_WIDTH i0(KAISER_BETA)), 1.7e-5. Together that is less than
+    4e-5 of full scale, or -88 dB, below the filter's own -80 dB.
+    """
+    common, half = math.gcd(rate_in, rate_out), windows.shape[1] // 2
+    up, down = rate_out // common, rate_in // common
+    near, repeats = np.arange(1 - half, half + 1), np.arange(0, len(y), up)
+    right = _low_pass(near, rate_in, rate_out)
+    for phase in range(PHASES):
+        left, right = right, _low_pass(near - (phase + 1) / PHASES, rate_in, rate_out)
+        first, last = (-(-edge * up // PHASES) for edge in (phase, phase + 1))
+        between = np.arange(first, last)  # fractions, in units of 1 / up
+        n = (between * pow(down, -1, up) % up)[:, None] + repeats  # n * down % up is between
+        n = n[n < len(y)]
+        whole, fraction = np.divmod(n * down, up)
+        sums = windows[whole + 1] @ np.stack([left, right], axis=1)  # [outputs, 2]
+        share = (fraction * PHASES / up - phase).astype(np.float32)  # of the way from left to right
+        y[n] = sums[:, 0] + share * (sums[:, 1] - sums[:, 0])
     return y
 
 

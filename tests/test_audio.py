@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import struct
 import tracemalloc
 
@@ -128,7 +129,10 @@ def test_encoder_frames(n_samples, frames):
     assert encoder_frames(n_samples, AudioConfig()) == frames
 
 
-PAIRS = [(rate, 16_000) for rate in (8000, 11_025, 16_000, 22_050, 44_100, 48_000, 192_000)] + [(16_000, 44_100)]
+USUAL = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000)
+ODD = (8001, 44_056, 44_101)  # almost every output has a phase of its own
+PAIRS = [(rate, 16_000) for rate in (8000, 11_025, 16_000, 22_050, 44_100, 48_000, 192_000)]
+PAIRS += [(16_000, 44_100), (44_101, 16_000)]
 
 
 @pytest.mark.parametrize("rate_in, rate_out", PAIRS)
@@ -159,6 +163,43 @@ def test_rates_without_a_common_divisor_are_right_and_need_little_memory():
     y, peak = peak_memory(resample, x, 1103, 400)
     np.testing.assert_allclose(y[500:-500], sine(44, 400, seconds=10)[500:-500], atol=1e-3)
     assert peak < 5 * x.nbytes  # a table of all filters would take 10 times as much
+
+
+def both_ways(monkeypatch, x, rate_in, rate_out):
+    """x resampled as it is, and with the filter of each phase computed, however many there are."""
+    y = resample(x, rate_in, rate_out)
+    with monkeypatch.context() as patch:
+        patch.setattr(audio, "PHASES", rate_out)
+        return y, resample(x, rate_in, rate_out)
+
+
+def test_odd_rates_are_interpolated_as_closely_as_is_derived(monkeypatch):
+    line = math.pi**2 / 8 / audio.PHASES**2
+    edges = 2 / (math.pi * audio.HALF_WIDTH * np.i0(audio.KAISER_BETA))
+    assert line + edges < 4e-5 < 10 ** (-80 / 20)  # the stop band
+    for rate in ODD:
+        click = np.zeros(rate // 20)
+        click[rate // 40] = 1
+        for x in (click, sine(0.45 * min(rate, 16_000), rate, 0.05, 1)):  # both of amplitude 1
+            y, exact = both_ways(monkeypatch, x, rate, 16_000)
+            rounding = 1e-6  # float32: a few 6e-8, and less of the many small products
+            assert 0 < np.abs(y - exact).max() < line + edges + rounding, rate
+
+
+def test_usual_rates_and_tiny_clips_are_not_interpolated(monkeypatch):
+    monkeypatch.setattr(audio, "_between_phases", None)
+    for rate in USUAL:
+        assert len(resample(np.ones(rate), rate, 16_000)) == 16_000
+    assert len(resample(np.ones(1700), 44_101, 16_000)) == 617  # a filter each is less work
+
+
+@pytest.mark.parametrize("rate", ODD)
+def test_odd_rates_take_no_more_filters_than_usual_ones(monkeypatch, rate):
+    n_computed, low_pass = [], audio._low_pass
+    monkeypatch.setattr(audio, "_low_pass", lambda *asked: n_computed.append(1) or low_pass(*asked))
+    x = np.zeros(10 * rate, np.float32)
+    _, peak = peak_memory(resample, x, rate, 16_000)
+    assert len(n_computed) <= audio.PHASES + 1 and peak < 5 * max(x.nbytes, 4 * 160_000)
 
 
 @pytest.mark.parametrize("suffix, subtype, rate, atol", [
@@ -210,12 +251,13 @@ def test_max_seconds_makes_a_long_file_cheap(tmp_path):
     assert len(y) == 64_000 and peak < 4e6
 
 
-def wav(rate=16_000, channels=1, n_bytes=None, data=bytes(3200)):
+def wav(rate=16_000, channels=1, n_bytes=None, data=bytes(3200), behind=b"", riff=None):
     """A 16-bit wav file with whatever header one likes."""
     frame = 2 * channels
     n_bytes = len(data) if n_bytes is None else n_bytes
-    return struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", min(36 + n_bytes, 2**32 - 1), b"WAVEfmt ", 16, 1, channels, rate,
-                       min(rate * frame, 2**32 - 1), frame, 16, b"data", n_bytes) + data
+    riff = min(36 + n_bytes + len(behind), 2**32 - 1) if riff is None else riff
+    return struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", riff, b"WAVEfmt ", 16, 1, channels, rate,
+                       min(rate * frame, 2**32 - 1), frame, 16, b"data", n_bytes) + data + behind
 
 
 def flac(n_claimed=None):
@@ -231,6 +273,7 @@ def flac(n_claimed=None):
 
 BAD_FILES = {  # name: (content, a word of the message)
     "empty.wav": (b"", "0 bytes"), "no_samples.wav": (wav(data=b""), "no samples"),
+    "no_samples_but_a_title.wav": (wav(data=b"", behind=b"LIST\x04\0\0\0INFO"), "no samples"),
     "header_cut_at_20_bytes.wav": (wav()[:20], "damaged header"),
     "header_cut_at_40_bytes.wav": (wav()[:40], "damaged header"),
     "header_cut.flac": (flac()[:30], "damaged header"), "data_cut.flac": (flac()[:9000], "damaged after"),
@@ -261,6 +304,155 @@ def test_bad_files(tmp_path, name):
     assert word in message_of(load_audio, tmp_path / name)
     if word != "damaged after":  # all the others can be told from the header
         assert word in message_of(duration, tmp_path / name)
+
+
+# -------------------------------------------------------------------------- sound that is not whole
+
+
+def encoded(samples, rate=16_000, **form):
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, **form)
+    return file.getvalue()
+
+
+def told(path, **options):
+    """The samples of a file, and what was told about it."""
+    notes = []
+    return load_audio(path, note=notes.append, **options), notes
+
+
+FORMS = {  # those of which libsndfile reads what there is; noise takes the same space everywhere
+    "wav": dict(format="WAV"), "float": dict(format="WAV", subtype="FLOAT"),
+    "adpcm": dict(format="WAV", subtype="IMA_ADPCM"), "aiff": dict(format="AIFF"),
+    "au": dict(format="AU"), "w64": dict(format="W64"), "rf64": dict(format="RF64"),
+    "voc": dict(format="VOC"), "vorbis": dict(format="OGG", subtype="VORBIS"),
+    "opus": dict(format="OGG", subtype="OPUS"), "mp3": dict(format="MP3")}
+STREAMS = ("voc", "vorbis", "opus")  # what is left of them does not tell how long they were
+
+
+@pytest.fixture(scope="module")
+def bodies():
+    """Four seconds in each of the FORMS that this libsndfile has."""
+    x = noise(64_000)
+    forms = FORMS | {"flac": dict(format="FLAC")}
+    return {name: encoded(x, **form) for name, form in forms.items()
+            if form["format"] in soundfile.available_formats()}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_file_that_was_cut_off_is_refused_or_noted_with_the_true_seconds(tmp_path, bodies, name):
+    if name not in bodies:
+        pytest.skip(f"this libsndfile has no {name}")
+    path, body = tmp_path / "clip", bodies[name]
+    path.write_bytes(body)
+    whole, notes = told(path)
+    assert not notes and np.array_equal(load_audio(path), whole)
+    for part in (0.5, 0.75, 0.97):
+        path.write_bytes(body[:int(part * len(body))])
+        y, (line,) = told(path)
+        assert line.endswith(f", got {len(y) / 16_000:.2f} s, cut off or damaged")
+        assert len(y) / 64_000 == pytest.approx(part, abs=0.3 if name in STREAMS else 0.05)
+        if name in STREAMS:
+            assert line.startswith(f"{path}: expected a stream that has its end, got")
+        else:  # to a block of ADPCM, which has 1,017 samples
+            (seconds,) = re.findall(r"expected (\d\.\d\d) s, got", line)
+            assert float(seconds) == pytest.approx(4, abs=0.09)
+        assert line in message_of(load_audio, path)  # without a note it is refused
+
+
+@pytest.mark.parametrize("name", ["vorbis", "opus", "mp3"])
+def test_a_damaged_middle_is_refused_or_noted(tmp_path, bodies, name):
+    if name not in bodies:
+        pytest.skip(f"this libsndfile has no {name}")
+    path, body = tmp_path / "clip", bytearray(bodies[name])
+    middle = len(body) // 2
+    body[middle:middle + len(body) // 20] = bytes(len(body) // 20)
+    path.write_bytes(body)
+    y, (line,) = told(path)
+    assert f"expected 4.00 s, got {len(y) / 16_000:.2f} s" in line and 1 < len(y) / 16_000 < 3.95
+    assert line in message_of(load_audio, path)
+
+
+def test_a_damaged_flac_is_refused_with_the_seconds_that_are_intact(tmp_path, bodies):
+    """Its frames have 4,096 samples, so that what is intact is a multiple of 0.256 s."""
+    path, body = tmp_path / "clip.flac", bodies["flac"]
+    for part in (0.3, 0.75):
+        path.write_bytes(body[:int(part * len(body))])
+        cut = message_of(load_audio, path)
+        damaged = bytearray(body)
+        damaged[int(part * len(body))] ^= 1
+        path.write_bytes(damaged)
+        assert cut == message_of(load_audio, path)  # all before that is the same
+        (seconds,) = re.findall(r"damaged after ([\d.]+) s", cut)
+        assert part * 4 - 0.4 < float(seconds) < part * 4 + 0.1  # that of the last whole frame
+        assert told(path, max_seconds=float(seconds) - 0.1)[1] == []  # that part is whole
+
+
+def test_only_the_part_that_is_heard_is_compared(tmp_path, bodies):
+    for name, body in bodies.items():
+        (tmp_path / name).write_bytes(body[:len(body) * 3 // 4])
+        assert told(tmp_path / name, max_seconds=1)[1] == [], name
+        if name != "flac":
+            assert len(told(tmp_path / name, max_seconds=3.5)[1]) == 1, name
+
+
+@pytest.mark.parametrize("form", ["wav", "adpcm", "flac", "vorbis", "opus", "mp3"])
+def test_a_whole_file_is_never_told_to_be_less(tmp_path, bodies, form):
+    """Whatever it is padded to: blocks of ADPCM, granules of Ogg, the encoder's delay in mp3."""
+    if form not in bodies:
+        pytest.skip(f"this libsndfile has no {form}")
+    options = FORMS.get(form, dict(format="FLAC"))
+    for rate in (8000, 16_000, 48_000):
+        for n_samples in (1, 1000, 1152, 1153, 20_001):
+            x = noise(2 * n_samples).reshape(-1, 2)
+            (tmp_path / "clip").write_bytes(encoded(x, rate, **options))
+            assert told(tmp_path / "clip")[1] == [], (rate, n_samples)
+
+
+def test_what_precedes_or_follows_the_sound_is_no_part_of_the_promise(tmp_path, bodies):
+    path, title = tmp_path / "clip.wav", b"LIST\x04\0\0\0INFO"
+    path.write_bytes(wav(behind=title, data=bytes(3200)))
+    assert told(path)[1] == []
+    path.write_bytes(wav(behind=title)[:-6])  # cut within the title
+    assert told(path)[1] == [] and len(load_audio(path)) == 1600
+    odd = bytearray(wav())
+    odd[28:32] = bytes(4)  # bytes a second, which libsndfile corrects too
+    path.write_bytes(odd)
+    assert told(path)[1] == [] and "should be" in soundfile.SoundFile(path).extra_info
+
+
+@pytest.mark.skipif("MP3" not in soundfile.available_formats(), reason="this libsndfile has no mp3")
+def test_an_mp3_promises_no_more_than_its_first_frame_tells(tmp_path, bodies):
+    path, body = tmp_path / "clip.mp3", bodies["mp3"]
+    at = body.find(b"Xing") if b"Xing" in body else body.find(b"Info")
+    size = bytes([0, 200_000 >> 14, 200_000 >> 7 & 127, 200_000 & 127])  # 7 bits in each
+    picture = b"ID3\3\0\0" + size + bytes(200_000)
+    path.write_bytes(picture + body)
+    assert told(path)[1] == []
+    path.write_bytes(picture + body[:len(body) // 2])
+    assert "expected 4.00 s" in told(path)[1][0]
+    one_more = bytearray(body)  # an encoder that counts the first frame too, and tells no delay
+    one_more[at + 8:at + 12] = (int.from_bytes(body[at + 8:at + 12], "big") + 1).to_bytes(4, "big")
+    one_more[at + 120:at + 156] = bytes(36)
+    path.write_bytes(one_more)
+    assert told(path)[1] == []
+    untold = picture + body.replace(body[at:at + 4], b"\0\0\0\0")
+    path.write_bytes(untold)  # then libsndfile takes the picture for sound
+    assert soundfile.info(path).frames > 2 * 64_000 and told(path)[1] == []
+
+
+@pytest.mark.parametrize("n_bytes, riff", [
+    (0, 0), (0, 36), (0, 2**32 - 1), (2**32 - 1, 2**32 - 1), (2**31 - 1, 2**31 + 35),
+    (2**31, 2**31 + 36), (0x7F000000, 0x7F000024)])
+def test_a_wav_whose_recorder_could_not_write_its_length_is_read(tmp_path, n_bytes, riff):
+    path, data = tmp_path / "clip.wav", (3000 * sine(440)).astype("<i2").tobytes()
+    path.write_bytes(wav(n_bytes=n_bytes, riff=riff, data=data))
+    y, notes = told(path)
+    assert duration(path) == 1 and notes == []
+    np.testing.assert_allclose(y, 3000 / 2**15 * sine(440), atol=1e-4)
+    path.write_bytes(wav(n_bytes=n_bytes, riff=riff, data=data * 300))
+    y, peak = peak_memory(load_audio, path, max_seconds=1)  # 5 minutes, of which a second is read
+    assert len(y) == 16_000 and peak < 1e6
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
