@@ -9,8 +9,10 @@
 import argparse
 import itertools
 import json
+import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,25 +35,47 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("clips", nargs="+", type=Path, metavar="CLIP", help="wav, flac, ogg or mp3, of any rate")
     add("--prompt", help="the question (default: transcribe)")
     add_model_flags(add)
-    add("--chunk", action="store_true", help="answer on each part of a clip that is longer than the model hears")
-    add("--json", action="store_true", help="print a line of JSON for each clip")
+    add("--chunk", action="store_true", help="answer on each part of a clip that is longer than "
+        "the model hears: as few parts as there can be, all of one length")
+    add("--json", action="store_true", help="print a line of JSON for each clip, or each part of it, "
+        "which is from start to end (seconds)")
     add("--watch", action="store_true", help="show the answer forming; ░ is a mask, bright is confident")
     add("--html", type=Path, metavar="PAGE", help="write a page that shows and plays the clips, and each step of the answers")
     add_decode_flags(add)
     return parser.parse_args(argv)
 
 
-def parts_of_clip(path: Path, config: Config, chunk: bool) -> list:
-    """The clip [samples] as the model can hear it: whole; or its first part, or each part, if it is too long."""
+@dataclass(frozen=True)
+class Part:
+    """What the model hears at once: [samples], from `start` to `end` of a clip, in seconds."""
+
+    name: str
+    samples: np.ndarray
+    start: float
+    end: float
+
+
+def parts_of_clip(path: Path, config: Config, chunk: bool) -> list[Part]:
+    """The clip as the model can hear it: whole; or if it is too long, its beginning; or with
+    `chunk`, as few parts as there can be, all of one length, so that none is a sliver."""
     audio = config.audio
-    samples = load_audio(path, audio.sample_rate, None if chunk else audio.max_seconds + 0.1)
-    if len(samples) <= audio.max_samples:
-        return [samples]
-    if chunk:
-        return [samples[i:i + audio.max_samples] for i in range(0, len(samples), audio.max_samples)]
-    print(f"note: {path} is longer than the {audio.max_seconds} s that the model hears; this answers on its beginning "
-          "(--chunk answers on each part)", file=sys.stderr)
-    return [samples[:audio.max_samples]]
+    samples = load_audio(path, audio.sample_rate, None if chunk else audio.max_seconds + 0.1, tell)
+    n_parts = math.ceil(len(samples) / audio.max_samples)
+    if n_parts > 1 and not chunk:
+        tell(f"{path} is longer than the {audio.max_seconds} s that the model hears; this answers "
+             "on its beginning (--chunk answers on each part)")
+        samples, n_parts = samples[:audio.max_samples], 1
+    parts, n_before = [], 0
+    for piece in np.array_split(samples, n_parts):
+        start, n_before = n_before / audio.sample_rate, n_before + len(piece)
+        end = n_before / audio.sample_rate
+        name = f"{path}, {start:.1f} to {end:.1f} s" if n_parts > 1 else str(path)
+        parts.append(Part(name, piece, start, end))
+    return parts
+
+
+def tell(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
 
 
 @torch.no_grad()
@@ -95,16 +119,20 @@ def main(argv: list[str]) -> None:
     model, parts = load_model(config, trained, paths, device, dtype, args.merge_lora)
     sections, numbers = [], itertools.count()
     for path in args.clips:
-        for samples in parts_of_clip(path, model.config, args.chunk):
+        heard = parts_of_clip(path, model.config, args.chunk)
+        for part in heard:
             frames = [] if args.html else None
-            answer = ask(model, parts, tokenizer, samples, prompt, decode, device, dtype, args.watch,
-                         frames, next(numbers))
+            answer = ask(model, parts, tokenizer, part.samples, prompt, decode, device, dtype,
+                         args.watch, frames, next(numbers))
             if args.html:
-                sections.append(page.section(str(path), samples, model.config.audio, prompt, answer, frames, decode))
+                sections.append(page.section(part.name, part.samples, model.config.audio, prompt,
+                                             answer, frames, decode))
             if args.json:
-                print(json.dumps({"audio": str(path), "prompt": prompt, **answer}))
+                where = {"start": round(part.start, 3), "end": round(part.end, 3)}
+                print(json.dumps({"audio": str(path), **where, "prompt": prompt, **answer}))
             elif not args.watch:
-                print(answer["text"] if len(args.clips) == 1 else f"{path}: {answer['text']}")
+                alone = len(args.clips) == len(heard) == 1
+                print(answer["text"] if alone else f"{part.name}: {answer['text']}")
     if args.html:
         page.save(args.html, sections)
 

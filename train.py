@@ -149,6 +149,13 @@ class Run:
         """How good the answers are now."""
         return reporting.report(examples, self.answers(stage, examples))
 
+    def tell_incomplete(self, examples: list) -> None:
+        """Name and count the clips of these examples that were heard and are incomplete."""
+        found = dict(self.world.gather([*self.ears.incomplete.items()]))
+        lines = [found[path] for path in {example.path: 0 for example in examples} if path in found]
+        for line in reporting.listed(reporting.INCOMPLETE, lines) if lines else []:
+            print(f"  {line}")
+
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
         """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
         figures = measure_pairs(self.model, reference, self.validation, stage, self.args.seed,
@@ -172,6 +179,7 @@ def step_on(run: Run, stage: StageConfig, reference: dict, optimizer: torch.opti
         piece["loss"].backward()
         figures |= {name: figures.get(name, 0) + value.detach() for name, value in piece.items()}
         figures |= {"masked": figures["masked"] + batch.n_masked, "broken": figures["broken"] + len(batch.broken)}
+        run.ears.incomplete |= batch.incomplete
         for complaint in batch.broken:
             tqdm.write(f"  left out: {complaint}", file=sys.stderr)
     figures = run.world.total({name: float(value) for name, value in figures.items()})
@@ -303,6 +311,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
             save(n_steps, done=False)  # resumed, it measures anew
             raise
         run.log.add(stage=number, step=n_steps, **figures, time=time.time())
+    run.tell_incomplete(examples + run.validation)
     print(f"  stage {number} took {time.perf_counter() - start:.0f} s; peak memory {peak_memory(run.device)}")
     return save(n_steps, done=True)
 
@@ -375,6 +384,7 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
             init = train_stage(run, number, init, resumed)
         for path, examples in run.tests.items():
             print(f"\n{path}\n{reporting.table(run.report(run.stages[numbers[-1]], examples))}")
+            run.tell_incomplete(examples)
     except Stopped:
         again = shlex.join(["python", "train.py", *sys.argv[1:], *([] if args.resume else ["--resume"])])
         print("stopped and saved; go on with: " + (again if world.size == 1 else "the same torchrun command and --resume"))

@@ -29,16 +29,19 @@ from .tokenizer import Prompt, Tokenizer
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
 START = '{"benchmark": '  # of a line that we wrote
 ASKED = ("prompt_sha256", "clip_sha256")  # what was asked, by its contents
-OURS = ("benchmark", "by", *ASKED, "id", "error", "cut")  # beside the published fields
+FOUND = ("error", "cut", "incomplete")  # what is wrong with a clip, as an Answer has it
+OURS = ("benchmark", "by", *ASKED, "id", *FOUND)  # beside the published fields
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A reply to a question, or why there is none. `cut`: the clip was longer than the model hears."""
+    """A reply to a question, or why there is none. `cut`: the clip was longer than the model hears.
+    `incomplete`: what the clip lacks, if it ends early or is damaged and was heard nevertheless."""
 
     reply: str
     error: str = ""
     cut: bool = False
+    incomplete: str = ""
 
 
 def fill_in(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt],
@@ -117,7 +120,9 @@ def answer_batch(model: Diffa2, tokenizer: Tokenizer, ears: Ears, questions: lis
     texts = iter(answer(model, tokenizer, ears, examples, parts, decode, len(questions),
                         numbers=asked)[0])
     ears.kept.clear()  # the clips of a long benchmark would fill the memory
-    return [Answer("", errors[q.id]) if q.id in errors else Answer(next(texts), cut=q.id in long) for q in questions]
+    return [Answer("", errors[q.id]) if q.id in errors else
+            Answer(next(texts), cut=q.id in long, incomplete=ears.incomplete.get(q.audio, ""))
+            for q in questions]
 
 
 # ------------------------------------------------------------------------------------------------------- the file
@@ -147,7 +152,7 @@ def to_line(benchmark: str, by: str, question: Question, answer: Answer) -> str:
     row = {"benchmark": benchmark, "by": by, "id": question.id} | published
     row |= {"response": answer.reply}
     row |= dict(zip(ASKED, (text_sha256(question.prompt), contents(question.audio))))
-    row |= ({"error": answer.error} if answer.error else {}) | ({"cut": True} if answer.cut else {})
+    row |= {name: getattr(answer, name) for name in FOUND if getattr(answer, name)}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -156,7 +161,8 @@ def answer_in(row: dict) -> Answer | None:
     name = next((name for name in PREDICTIONS if row.get(name) is not None), None)
     require(name is None or isinstance(row[name], (str, int, float)), f"expected text under {name}, got another thing")
     reply = name and str(row[name])
-    return name and Answer(reply, "" if reply else str(row.get("error") or ""), bool(row.get("cut")))
+    error, incomplete = (str(row.get(name) or "") for name in ("error", "incomplete"))
+    return name and Answer(reply, "" if reply else error, bool(row.get("cut")), incomplete)
 
 
 def match(rows: list[dict], questions: list[Question], source: Path) -> dict[str, Answer]:

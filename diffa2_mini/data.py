@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -111,9 +112,11 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
     return examples
 
 
-def load_clip(path: Path, config: AudioConfig) -> tuple[Tensor, int]:
-    """log-mel [n_mels, M] of a sound file, and how many encoder frames of it hold sound."""
-    samples = load_audio(path, config.sample_rate, config.max_seconds)
+def load_clip(path: Path, config: AudioConfig, note: Callable[[str], None] | None = None
+              ) -> tuple[Tensor, int]:
+    """log-mel [n_mels, M] of a sound file, and how many encoder frames of it hold sound. `note` is
+    told of a file that is incomplete, as `load_audio` tells."""
+    samples = load_audio(path, config.sample_rate, config.max_seconds, note)
     return log_mel(samples, config), encoder_frames(len(samples), config)
 
 
@@ -138,6 +141,7 @@ class Batch:
     n_masked: int  # tokens that will be predicted
     audio: Audio | None = None
     broken: tuple[str, ...] = ()  # what is wrong with clips that are left out: silence is in their place, and nothing masked
+    incomplete: dict[Path, str] = dataclasses.field(default_factory=dict)  # what clips in it lack
 
     def heard(self, ears: Callable, device: torch.device) -> "Batch":
         """The batch on the device, with what `ears` makes of its clips."""
@@ -195,9 +199,11 @@ class Collate:
                     uniforms.append(torch.from_numpy(numbers).float())
             prompts.append(prompt)
         examples, clips, broken = [self.data[number] for _, number in pairs], [], {}
+        incomplete = {}
         for i, example in enumerate(examples if self.load else []):
             try:
-                clips.append(load_clip(example.path, self.config.audio))
+                note = partial(incomplete.__setitem__, example.path)
+                clips.append(load_clip(example.path, self.config.audio, note))
             except UserError as error:
                 if not self.skip_broken:
                     return error  # raised in a worker, it would come with a trace
@@ -210,11 +216,13 @@ class Collate:
         if stage.preference:
             masks = pad_sequence(masks, batch_first=True).transpose(1, 2)  # [2B, R, n] -> [2B, n, R]
             masks.unflatten(0, (-1, 2))[[*broken]] = False
-            return Batch(examples, clips, prompts, response, real, none, none, masks, int(masks.sum()), None, (*broken.values(),))
+            return Batch(examples, clips, prompts, response, real, none, none, masks,
+                         int(masks.sum()), None, (*broken.values(),), incomplete)
         uniforms = pad_sequence(uniforms, batch_first=True, padding_value=2.0)  # 2: never masked
         uniforms[[*broken]] = 2.0
         n_masked = forward_process(response, t, uniforms, self.tokenizer.mask_id)[1].sum()
-        return Batch(examples, clips, prompts, response, real, t, uniforms, none, int(n_masked), None, (*broken.values(),))
+        return Batch(examples, clips, prompts, response, real, t, uniforms, none, int(n_masked),
+                     None, (*broken.values(),), incomplete)
 
     def cut(self, pairs: list[tuple[int, int]], at_once: int, rank: int = 0, size: int = 1) -> list[list[tuple[int, int]]]:
         """The share that process `rank` of `size` has of the pairs of a step, in pieces of `at_once`, the longest first, so that

@@ -6,12 +6,12 @@ Clips are encoded one at a time, so that what is kept is, bit for bit, what enco
 import hashlib
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .checkpoint import save_tensors
@@ -31,6 +31,7 @@ class Ears:
         self.model, self.device, self.dtype, self.keep = model, device, dtype, keep
         self.folder = folder and folder / self.fingerprint()
         self.kept: dict[Path, Audio] = {}
+        self.incomplete: dict[Path, str] = {}  # what clips lack that were heard nevertheless
         self.files: dict[Path, Path] = {}
         self.waited = 0.0  # seconds for the folder's disk, in all
 
@@ -63,27 +64,36 @@ class Ears:
         if path in self.kept:
             return self.kept[path]
         if not self.folder:
-            audio = self.encode(*load_clip(path, self.model.config.audio))
+            audio = self.hear(path)
         else:
-            audio = self.remembered(self.file_of(path)) or self.write(path)
+            audio = self.remembered(path) or self.write(path)
         if self.keep:
             self.kept[path] = audio
         return audio
 
-    def remembered(self, file: Path) -> Audio | None:
-        """What a file of the folder holds; None if it is not there, or damaged."""
+    def hear(self, path: Path) -> Audio:
+        """Hidden states of a clip, from the file. If it is incomplete, that is noted."""
+        note = partial(self.incomplete.__setitem__, path)
+        return self.encode(*load_clip(path, self.model.config.audio, note))
+
+    def remembered(self, path: Path) -> Audio | None:
+        """What the folder holds of a clip; None if that is not there, or damaged."""
         began = time.perf_counter()
         try:
-            tensors = load_file(file, str(self.device))
-            return Audio(*(tensors[name] for name in NAMES))
-        except (OSError, SafetensorError, KeyError):
+            with safe_open(self.file_of(path), "pt", str(self.device)) as file:
+                audio = Audio(*map(file.get_tensor, NAMES))
+                if line := (file.metadata() or {}).get("incomplete"):
+                    self.incomplete[path] = line
+            return audio
+        except (OSError, SafetensorError):
             return None
         finally:
             self.waited += time.perf_counter() - began
 
     def write(self, path: Path) -> Audio:
-        audio = self.encode(*load_clip(path, self.model.config.audio))
-        save_tensors(self.file_of(path), {name: getattr(audio, name).contiguous() for name in NAMES}, {})
+        audio = self.hear(path)
+        metadata = {"incomplete": self.incomplete[path]} if path in self.incomplete else {}
+        save_tensors(self.file_of(path), {name: getattr(audio, name) for name in NAMES}, metadata)
         return audio
 
     def prepare(self, paths: list[Path], progress: Callable, skip_broken: bool = False, world: World = World()) -> dict[Path, str]:

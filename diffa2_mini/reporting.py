@@ -14,6 +14,7 @@ from .faults import write
 from .scoring import NORMALISATION, WordErrors, is_bare_letter, is_right, normalise, score_mended, word_errors
 
 SHOWN = 10  # entries of a list; the JSON has all of them
+INCOMPLETE = "clips that end early or are damaged, of which what there is was heard"
 
 
 def columns(rows: list[tuple[str, ...]]) -> str:
@@ -105,7 +106,9 @@ def common(name: str, questions: list[Question], answers: dict[str, Answer]) -> 
     return {"benchmark": name, "broken_audio": {id: answer.error for id, answer in answered.items() if answer.error},
             "unanswered": [q.id for q in questions if q.id not in answered],
             "unscored": [q.id for q in questions if not can_be_scored(name, q)],
-            "cut": sum(answer.cut for answer in answered.values())}
+            "cut": sum(answer.cut for answer in answered.values()),
+            "incomplete": {id: answer.incomplete for id, answer in answered.items()
+                           if answer.incomplete}}
 
 
 def reply_to(question: Question, answers: dict[str, Answer]) -> str:
@@ -231,6 +234,7 @@ def as_text(result: dict) -> str:
     unheard = [f"{id}: {error}" for id, error in result["broken_audio"].items()]
     lines += listed(f"clips that could not be heard, {wrong}", unheard)
     lines += listed(f"questions without a reply, {wrong}", result["unanswered"])
+    lines += listed(INCOMPLETE, [*result["incomplete"].values()])
     return "\n".join([*lines, "clips longer than the model hears, of which it heard the beginning: "
                               f"{result['cut']}"])
 

@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     device, dtype, why = choose_device(args.device, "bfloat16")
     print(why)
     config = SIZES["full"][0]
-    samples = sample.parts_of_clip(args.clip, config, chunk=False)[0]
+    samples = sample.parts_of_clip(args.clip, config, chunk=False)[0].samples
     paths = weights.locate_all({"whisper": None, "llada": None, "diffa2": None}, "full")
     for name, known in SHA256.items():
         require((paths["diffa2"] / name).is_file(), f"{paths['diffa2']}: expected {name}, found none; download it again")

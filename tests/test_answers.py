@@ -21,7 +21,9 @@ from diffa2_mini.weights import load_tokenizer
 ROWS = [{"id": f"q{i}", "audio_id": f"{i}.wav", "question": f"Which of {i}?", "choices": ["a dog", "a cat"], "answer": "a cat"}
         for i in range(4)]
 QUESTIONS = read_questions("mmau", ROWS, Path("file"), Path(), None)
-REPLIES = [Answer("a cat"), Answer("ein\n„Häßliches“ \u2028 Entlein", cut=True), Answer("", "2.wav: no such file"), Answer("")]
+SHORT = "3.wav: expected 2.00 s, got 1.00 s, cut off or damaged"
+REPLIES = [Answer("a cat"), Answer("ein\n„Häßliches“ \u2028 Entlein", cut=True), Answer("", "2.wav: no such file"),
+           Answer("", incomplete=SHORT)]
 TEXT = "".join(to_line("mmau", "a model", *pair) for pair in zip(QUESTIONS, REPLIES))
 HEARD = {"q0": REPLIES[0], "q1": REPLIES[1], "q3": REPLIES[3]}  # the others are asked again
 

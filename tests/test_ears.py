@@ -91,8 +91,8 @@ def test_waiting_for_the_disk_is_counted(model, paths, tmp_path, monkeypatch):  
     disk = on_disk(model, tmp_path / "cache")
     disk(paths)
     before = disk.waited
-    slow = ears.load_file
-    monkeypatch.setattr(ears, "load_file", lambda *asked: time.sleep(0.05) or slow(*asked))
+    slow = ears.safe_open
+    monkeypatch.setattr(ears, "safe_open", lambda *asked: time.sleep(0.05) or slow(*asked))
     disk(paths)
     assert 3 * 0.05 <= disk.waited - before
 
@@ -109,6 +109,18 @@ def test_what_is_no_longer_true_is_not_taken_from_disk(model, paths, tmp_path): 
     for file in cache.rglob("*.safetensors"):  # damaged
         file.write_bytes(file.read_bytes()[:-7])
     assert same(on_disk(model, cache)(paths), changed)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("folder", [None, "cache"])
+def test_what_clips_lack_is_noted(model, paths, tmp_path, keep, folder):  # noqa: F811
+    paths[1].write_bytes(paths[1].read_bytes()[:-1000])
+    for _ in range(2):  # the second time from the folder
+        listener = Ears(model, CPU, torch.float32, keep, folder and tmp_path / folder)
+        listener.prepare(paths, lambda chunks: chunks)
+        listener(paths)
+        ((path, line),) = listener.incomplete.items()
+        assert path == paths[1] and "got 0.07 s" in line
 
 
 def test_another_precision_has_files_of_its_own(model, paths, tmp_path):  # noqa: F811

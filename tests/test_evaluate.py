@@ -261,6 +261,18 @@ def test_choices_in_another_order_have_other_letters(folder, capfd):
     assert result_of(folder)["overall"]["right"] == 3
 
 
+def test_a_clip_that_ends_early_is_answered_and_counted(folder, capfd):
+    path = folder / "audio" / "three_one_four.wav"
+    path.write_bytes(path.read_bytes()[:-4000])
+    printed = run(capfd, *flags(folder))
+    rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert rows[0]["response"].startswith("three one") and str(path) in rows[0]["incomplete"]
+    short = [row["id"] for row in rows if row["audio_id"] == path.name]
+    assert [*result_of(folder)["incomplete"]] == short and [*result_of(folder)["broken_audio"]] == ["d"]
+    assert f"which what there is was heard: {len(short)}\n  {path}: expected " in printed
+    assert run(capfd, *flags(folder)).endswith(printed[printed.index("task"):])  # from the file too
+
+
 def test_a_long_clip_is_cut_and_counted(folder, capfd):
     digits, rate = soundfile.read(CLIPS / "three_one_four.wav")
     soundfile.write(folder / "audio" / "gone.wav", np.concatenate([digits, digits]), rate)

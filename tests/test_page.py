@@ -75,11 +75,14 @@ def test_the_page_changes_no_answer(tmp_path, capsys):
 
 def test_clips_and_parts_are_sections_of_one_page(tmp_path, capsys):
     digits, rate = soundfile.read(CLIP)
-    soundfile.write(tmp_path / "long.wav", np.concatenate([np.pad(digits, (0, 4 * rate - len(digits))), digits]), rate)
+    first = np.pad(digits, (0, 3 * rate - len(digits)))
+    soundfile.write(tmp_path / "long.wav", np.concatenate([first, first]), rate)
     rows = ask(capsys, tmp_path / "long.wav", CLIP, "--chunk", "--html", tmp_path / "out.html")
     found = sections((tmp_path / "out.html").read_text(encoding="utf-8"))
-    assert [(row["audio"], row["text"]) for row in rows] == [(section["clip"], section["text"]) for section in found]
-    assert len(found) == 3 and found[0]["heard"] == 4
+    names = [f"{tmp_path / 'long.wav'}, {at}" for at in ("0.0 to 3.0 s", "3.0 to 6.0 s")]
+    assert [section["clip"] for section in found] == [*names, str(CLIP)]
+    assert [section["text"] for section in found] == [row["text"] for row in rows]
+    assert [section["heard"] for section in found] == [row["end"] - row["start"] for row in rows]
 
 
 def test_nothing_breaks_out_of_the_page_and_nothing_is_fetched(tmp_path, capsys):

@@ -64,7 +64,8 @@ def test_the_table_has_a_line_per_type_and_a_column_per_domain():
 ROWS = [{"id": f"q{i}", "audio_id": f"{i}.wav", "question": "Which?", "choices": ["a dog", "a cat"], "answer": "a cat",
          "task": "sound" if i < 4 else "speech", "category": ["Reasoning", "Perception"] if i == 0 else "Reasoning",
          "sub-category": None, "difficulty": "easy"} for i in range(6)]
-ANSWERS = {"q0": Answer("a cat"), "q1": Answer("B"), "q2": Answer("a dog", cut=True), "q3": Answer("I hear nothing"),
+ANSWERS = {"q0": Answer("a cat"), "q1": Answer("B"), "q2": Answer("a dog", cut=True),
+           "q3": Answer("I hear nothing", incomplete="3.wav: expected 2.00 s, got 1.00 s"),
            "q4": Answer("", "4.wav: not there")}  # and q5 has none
 
 
@@ -81,6 +82,7 @@ def test_a_result_by_hand():
     assert {c: s["count"] for c, s in result["tables"]["sub-category"].items()} == {"(none)": 6}
     assert result["bare_letters"] == 1 and result["malformed"] == {"q3": "I hear nothing"}
     assert result["broken_audio"] == {"q4": "4.wav: not there"} and result["unanswered"] == ["q5"] and result["cut"] == 1
+    assert result["incomplete"] == {"q3": "3.wav: expected 2.00 s, got 1.00 s"}
 
 
 def test_the_text_and_the_json_tell_the_same(tmp_path, capsys):
@@ -92,6 +94,7 @@ def test_the_text_and_the_json_tell_the_same(tmp_path, capsys):
     assert "sound" in printed and "q3: 'I hear nothing'" in printed and "q4: 4.wav: not there" in printed
     assert "malformed replies: 1" in printed
     assert "without a reply, counted as wrong: 1\n  q5" in printed
+    assert f"{reporting.INCOMPLETE}: 1\n  3.wav: expected 2.00 s, got 1.00 s" in printed
 
 
 def test_long_lists_are_cut_in_the_text_alone():

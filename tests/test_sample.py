@@ -12,7 +12,7 @@ import soundfile
 
 import sample
 from diffa2_mini import weights
-from diffa2_mini.config import run_script
+from diffa2_mini.config import SIZES, run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIP = ROOT / "data" / "clips" / "three_one_four.wav"
@@ -39,7 +39,8 @@ def test_the_shipped_model_answers_about_the_shipped_clip_as_a_process():
 
 def test_json_tells_how_the_answer_came_about(capsys):
     (row,) = ask(capsys, CLIP, "--prompt", "How many digits are there?")
-    assert set(row) == {"audio", "prompt", "text", "tokens", "steps", "seconds"}
+    assert set(row) == {"audio", "start", "end", "prompt", "text", "tokens", "steps", "seconds"}
+    assert (row["start"], row["end"]) == (0, soundfile.info(CLIP).duration)
     assert row["text"] == "3" and row["prompt"] == "How many digits are there?"
     assert len(row["tokens"]) == 16 and 1 <= row["steps"] <= 16
 
@@ -108,7 +109,46 @@ def test_a_long_clip_is_answered_on_its_beginning_or_part_by_part(tmp_path, caps
     assert run_script(sample.main, [str(tmp_path / "long.wav"), "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["tokens"] == alone[0] and "longer than the 4 s" in printed.err
-    assert [row["tokens"] for row in ask(capsys, tmp_path / "long.wav", "--chunk")] == alone
+    assert json.loads(printed.out)["end"] == 4
+
+
+def test_the_parts_of_a_long_clip_are_of_one_length_and_told_apart(tmp_path, capsys):
+    digits, rate = soundfile.read(CLIP)
+    pieces = [np.pad(each, (0, 3 * rate - len(digits))) for each in (digits, digits[::-1])]
+    for name, samples in {"0": pieces[0], "1": pieces[1], "long": np.concatenate(pieces)}.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, rate)
+    alone = [ask(capsys, tmp_path / f"{i}.wav")[0]["tokens"] for i in range(2)]
+    rows = ask(capsys, tmp_path / "long.wav", "--chunk")
+    assert [row["tokens"] for row in rows] == alone
+    assert [(row["start"], row["end"]) for row in rows] == [(0, 3), (3, 6)]
+    assert run_script(sample.main, [str(tmp_path / "long.wav"), "--chunk"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines] == [
+        f"{tmp_path / 'long.wav'}, {at}" for at in ("0.0 to 3.0 s", "3.0 to 6.0 s")]
+
+
+@pytest.mark.parametrize("seconds, n_parts", [
+    (3.9, 1), (4, 1), (4.0001, 2), (4.2, 2), (8.2, 3), (40.03, 11)])
+def test_no_part_is_a_sliver(tmp_path, seconds, n_parts):
+    n_samples, audio = round(seconds * 16_000), SIZES["toy"][0].audio
+    ramp = np.arange(n_samples) / n_samples
+    soundfile.write(tmp_path / "clip.wav", ramp, 16_000, subtype="FLOAT")
+    parts = sample.parts_of_clip(tmp_path / "clip.wav", SIZES["toy"][0], chunk=True)
+    lengths = [len(part.samples) for part in parts]
+    assert len(parts) == n_parts and sum(lengths) == n_samples and max(lengths) <= audio.max_samples
+    assert max(lengths) - min(lengths) <= 1
+    assert [part.end for part in parts] == [*(part.start for part in parts[1:]), n_samples / 16_000]
+    for part in parts:
+        assert part.samples[0] == np.float32(ramp[round(part.start * 16_000)])
+
+
+def test_a_clip_that_ends_early_is_answered_with_a_note(tmp_path, capsys):
+    (tmp_path / "cut.wav").write_bytes(CLIP.read_bytes()[:-4000])
+    assert run_script(sample.main, [str(tmp_path / "cut.wav")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("three one")
+    assert printed.err.startswith(f"note: {tmp_path / 'cut.wav'}: expected ")
+    assert printed.err.count("\n") == 1
 
 
 def broken_files(folder):
