@@ -25,17 +25,17 @@ from typing import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import checkpoint, weights
 from .answers import answer
 from .audio import log_mel, mel_filterbank
 from .config import ASSETS, SIZES, AudioConfig, DecodeConfig, LladaConfig, Parser, require, run_script, to_dict
 from .data import load_examples
-from .diffusion import diffusion_loss, masked_cross_entropy
+from .diffusion import diffusion_loss
 from .ears import Ears
 from .fast.generate import generate
 from .fast.state import BLOCK_STATES, DecodingState
+from .fast.token_losses import token_losses
 from .fast.llada import FastLlada
 from .faults import write
 from .model import Diffa2
@@ -45,6 +45,7 @@ from .tokenizer import Prompt
 
 BACKBONE = LladaConfig(width=512, n_layers=8, n_heads=8, hidden=1536)
 AUDIO, PROMPT, RESPONSE, MASK, NO_EOS = 439, 60, 128, 5, -1  # embeddings, tokens, tokens, and two ids
+HALF = torch.full((1,), 0.5)  # the time of a training step
 SCHEDULE = DecodeConfig(gen_length=RESPONSE, block_length=32, steps=32, factor=None)  # 8 steps a block
 
 
@@ -129,20 +130,21 @@ def decoding(runs: int, device: torch.device) -> list[Row]:
     return rows
 
 
-def losses_at_masks(model: Diffa2, heard: list[Tensor], response: Tensor, masked: Tensor) -> Tensor:
-    """Cross-entropies [1, R] of an answer, as training makes them."""
+def loss_at_masks(model: Diffa2, heard: list[Tensor], response: Tensor, masked: Tensor) -> Tensor:
+    """The loss of an answer, as training makes it."""
     noisy, real = response.masked_fill(masked, MASK), torch.ones_like(masked)
     hidden = model.hidden_states(heard, [Prompt([7] * PROMPT, 20)], noisy, real)[masked]
-    return masked_cross_entropy(model.llada.logits, hidden, response, masked)
+    losses_of = token_losses(model.llada.logits)
+    return diffusion_loss(hidden, response, masked, HALF.to(hidden.device), RESPONSE, losses_of)
 
 
-def losses_from_all_logits(model: Diffa2, heard: list[Tensor], response: Tensor, masked: Tensor) -> Tensor:
+def loss_from_all_logits(model: Diffa2, heard: list[Tensor], response: Tensor, masked: Tensor
+                         ) -> Tensor:
     """The same from logits at all positions, prompt and audio too."""
     before, _ = model.splice(heard, [Prompt([7] * PROMPT, 20)])
     x = torch.cat([before, model.llada.wte(response.masked_fill(masked, MASK))], dim=1)
     logits = model.llada.logits(model.llada(x))[:, -response.shape[1]:][masked]
-    losses = F.cross_entropy(logits.float(), response[masked], reduction="none")
-    return torch.zeros(response.shape, device=x.device).masked_scatter(masked, losses)
+    return diffusion_loss(logits, response, masked, HALF.to(x.device), RESPONSE)
 
 
 def training(runs: int, device: torch.device) -> list[Row]:
@@ -151,19 +153,19 @@ def training(runs: int, device: torch.device) -> list[Row]:
     model.add_lora()
     optimizer = torch.optim.AdamW(model.train_only(("lora",)).values())
     response = torch.randint(10, BACKBONE.vocab_size, (1, RESPONSE), device=device)
-    masked, t = torch.arange(RESPONSE, device=device)[None] % 2 == 0, torch.full((1,), 0.5, device=device)
+    masked = torch.arange(RESPONSE, device=device)[None] % 2 == 0
 
-    def step(losses: Callable, recompute: str = "nothing") -> Callable:
+    def step(loss: Callable, recompute: str = "nothing") -> Callable:
         def run():
             model.llada.recompute = recompute
             heard = [torch.randn(AUDIO, BACKBONE.width, device=device, requires_grad=True)]
-            diffusion_loss(losses(model, heard, response, masked), t, RESPONSE).backward()
+            loss(model, heard, response, masked).backward()
             optimizer.step()
             optimizer.zero_grad()
         return run
 
-    variants = {"logits at all positions": step(losses_from_all_logits), "ours, nothing recomputed": step(losses_at_masks),
-                "ours, feed-forward recomputed": step(losses_at_masks, "feed-forward")}
+    variants = {"logits at all positions": step(loss_from_all_logits), "ours, nothing recomputed": step(loss_at_masks),
+                "ours, feed-forward recomputed": step(loss_at_masks, "feed-forward")}
     rows = take_turns("training step, stage 3", variants, runs, device)
     rows[-1].target = ">= 2"
     for row, variant in zip(rows, variants.values()):

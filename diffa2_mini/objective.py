@@ -10,8 +10,9 @@ from torch.func import functional_call
 from .config import StageConfig
 from .data import Batch, Collate, Example
 from .device import autocast
-from .diffusion import diffusion_loss, forward_process, masked_cross_entropy
+from .diffusion import diffusion_loss, forward_process
 from .ears import Ears
+from .fast.token_losses import token_losses
 from .model import Diffa2
 from .noise import seed_of
 from .tokenizer import Tokenizer
@@ -37,7 +38,7 @@ def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Toke
     """Stages 1 to 3: the masked diffusion loss of a batch that has, with the rest of its step, `n_tokens` in its answers."""
     noisy, masked, t = forward_process(batch.response, batch.t, batch.uniforms, tokenizer.mask_id)
     hidden = model(batch.audio, stage.audio, batch.prompts, noisy, batch.real, masked)
-    return diffusion_loss(masked_cross_entropy(model.llada.logits, hidden, batch.response, masked), t, n_tokens)
+    return diffusion_loss(hidden, batch.response, masked, t, n_tokens, token_losses(model.llada.logits))
 
 
 def piece_loss(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
@@ -56,7 +57,7 @@ def bounds(call: Callable, head: Callable, batch: Batch, masks: Tensor, stage: S
     """Lower bounds [P, 2] of the chosen and the rejected answer of P pairs, by the model that `call` runs."""
     def hidden_of(noisy, real, masked):
         return call(batch.audio, stage.audio, batch.prompts, noisy, real, masked)
-    return elbo(hidden_of, head, batch.response, batch.real, masks, tokenizer.mask_id).view(-1, 2)
+    return elbo(hidden_of, batch.response, batch.real, masks, tokenizer.mask_id, token_losses(head)).view(-1, 2)
 
 
 def preference_bounds(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,

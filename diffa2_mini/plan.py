@@ -13,7 +13,7 @@ import torch
 
 from .config import ASSETS, SIZES, Config, StageConfig, UserError
 from .data import n_embeddings, read_manifest
-from .diffusion import AT_ONCE
+from .fast.token_losses import CHUNK
 from .model import PREFIXES, Diffa2, part_of
 from .device import DTYPES
 from .reporting import columns
@@ -92,7 +92,7 @@ def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: in
     }[recompute]
     inner = tokens * 3 * width * H  # gradients of SwiGLU, the widest place of the backward pass
     # Logits and, in float32, their logarithmic softmax, which becomes their gradient; in bfloat16 that also in their dtype.
-    head = min(AT_ONCE, shape.masked) * config.llada.vocab_size * 8
+    head = min(CHUNK, shape.masked) * config.llada.vocab_size * 8
     E, T = config.whisper.width, config.audio.max_frames // 2
     taps = len(config.whisper.taps) if "acoustic" in stage.audio else 0
     heard = shape.clips * T * E * width * (len(config.whisper.taps) + 2 * taps * config.adapter.qformer_layers + 6)

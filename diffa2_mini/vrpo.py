@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from .diffusion import masked_cross_entropy
+from .diffusion import token_losses
 
 
 def draw_masks(rng: np.random.Generator, n_response: int, n_samples: int) -> np.ndarray:
@@ -21,19 +21,23 @@ def draw_masks(rng: np.random.Generator, n_response: int, n_samples: int) -> np.
     return ranks < k
 
 
-def elbo(hidden_of: Callable, head: Callable, response: Tensor, real: Tensor, masks: Tensor, mask_id: int) -> Tensor:
-    """Estimate of the lower bound on log p(response), in nats, for each row of `response` [B, R]: [B].
+def elbo(predict: Callable, response: Tensor, real: Tensor, masks: Tensor, mask_id: int,
+         losses_of: Callable = token_losses) -> Tensor:
+    """Estimate of the lower bound on log p(response), in nats, for each row of `response` [B, R]:
+    [B]. `real` [B, R] is False at padding.
 
-    `masks` [B, n, R] are the samples, False at padding. A sample with k masks among the L tokens of a row counts
-    -(L / k) * sum of their cross-entropies, and nothing without masks; the estimate is the mean over samples.
-    `hidden_of(noisy [B * n, R], real, masked)` gives the states of the masked tokens [K, D], and `head` their logits.
+    `masks` [B, n, R] are the samples, False at padding. A sample with k masks among the L tokens of a
+    row counts -(L / k) * sum of their cross-entropies, and nothing without masks; the estimate is the
+    mean over samples. `predict(noisy [B * n, R], real, masked)` gives the logits [K, V] of the masked
+    tokens, in order.
     """
     B, n, R = masks.shape
     masked = masks.reshape(B * n, R)
-    tiled, tiled_real = response.repeat_interleave(n, 0), real.repeat_interleave(n, 0)
-    hidden = hidden_of(tiled.masked_fill(masked, mask_id), tiled_real, masked)
-    losses = masked_cross_entropy(head, hidden, tiled, masked).sum(1)  # [B * n]
-    samples = -losses * tiled_real.sum(1) / masked.sum(1).clamp(min=1)
+    tiled, tiled_real = response.repeat_interleave(n, 0), real.repeat_interleave(n, 0)  # [B * n, R]
+    logits = predict(tiled.masked_fill(masked, mask_id), tiled_real, masked)
+    losses = losses_of(logits, tiled[masked])  # [K]
+    by_sample = losses.new_zeros(B * n, R).masked_scatter(masked, losses).sum(1)  # [B * n]
+    samples = -by_sample * tiled_real.sum(1) / masked.sum(1).clamp(min=1)
     return samples.view(B, n).mean(1)
 
 

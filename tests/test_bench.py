@@ -41,7 +41,7 @@ def test_the_released_way_and_ours_without_a_cache_give_the_same_answer(backbone
 def test_both_losses_are_the_same(backbone):
     heard, response = [torch.randn(9, 16)], torch.randint(10, 300, (1, 20))
     masked = torch.arange(20)[None] % 3 == 0
-    ours, theirs = (losses(backbone, heard, response, masked) for losses in (bench.losses_at_masks, bench.losses_from_all_logits))
+    ours, theirs = (losses(backbone, heard, response, masked) for losses in (bench.loss_at_masks, bench.loss_from_all_logits))
     torch.testing.assert_close(ours, theirs)
 
 

@@ -6,11 +6,9 @@ from math import comb, factorial
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from diffa2_mini import diffusion
-from diffa2_mini.diffusion import EPSILON, TokenLosses, diffusion_loss, draw_noise, forward_process
-from diffa2_mini.diffusion import masked_cross_entropy
+from diffa2_mini.diffusion import (
+    EPSILON, diffusion_loss, draw_noise, forward_process, token_losses)
 from diffa2_mini.noise import stream
 from diffa2_mini.vrpo import elbo
 
@@ -44,7 +42,9 @@ def logits_at(table, noisy, masked):
 def losses(table, x):
     """Summed cross-entropy of x [1, R] under each of ALL_MASKS: [7]."""
     x = x.expand(len(ALL_MASKS), R)
-    return masked_cross_entropy(nn.Identity(), logits_at(table, x.masked_fill(ALL_MASKS, MASK), ALL_MASKS), x, ALL_MASKS).sum(1)
+    logits = logits_at(table, x.masked_fill(ALL_MASKS, MASK), ALL_MASKS)
+    of_each = token_losses(logits, x[ALL_MASKS])
+    return torch.zeros(ALL_MASKS.shape).masked_scatter(ALL_MASKS, of_each).sum(1)
 
 
 def exact_bound(table, x=X):
@@ -63,31 +63,12 @@ def log_p_in_order(table, order):
     return total
 
 
-def test_cross_entropy_stands_at_the_masked_tokens_and_is_zero_elsewhere():
-    response, masked = torch.tensor([[0, 1, 2], [2, 1, 0]]), torch.tensor([[True, False, True], [False, True, False]])
-    logits = torch.randn(3, V)
-    p = logits.softmax(-1).log()
-    expected = -torch.tensor([[p[0, 0], 0, p[1, 2]], [0, p[2, 1], 0]])
-    torch.testing.assert_close(masked_cross_entropy(nn.Identity(), logits, response, masked), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_gradient_that_is_made_with_the_loss_is_autograds(dtype, monkeypatch):
-    monkeypatch.setattr(diffusion, "AT_ONCE", 4)
-    head = nn.Linear(5, 30).to(dtype).requires_grad_(False)
-    hidden, targets, weight = torch.randn(10, 5, dtype=dtype, requires_grad=True), torch.randint(30, (10,)), torch.rand(10)
-    ours = TokenLosses.apply(hidden, targets, head)
-    plain = nn.functional.cross_entropy(head(hidden).float(), targets, reduction="none")
-    torch.testing.assert_close(ours, plain)
-    torch.testing.assert_close(*(torch.autograd.grad(losses @ weight, hidden)[0] for losses in (ours, plain)))
-
-
-def test_the_head_gets_no_gradient_and_neither_it_nor_the_states_are_written_over():
-    head, hidden = nn.Linear(5, 30), torch.randn(10, 5, requires_grad=True)
-    before = head.weight.clone(), hidden.detach().clone()
-    TokenLosses.apply(hidden, torch.randint(30, (10,)), head).sum().backward()
-    assert head.weight.grad is None and hidden.grad.abs().sum() > 0
-    assert torch.equal(head.weight, before[0]) and torch.equal(hidden, before[1])
+def test_a_token_costs_minus_the_logarithm_of_its_probability_in_float32_at_least():
+    logits, targets = torch.randn(4, V), torch.tensor([0, 2, 1, 1])
+    expected = -logits.softmax(-1).log()[range(4), targets]
+    torch.testing.assert_close(token_losses(logits, targets), expected)
+    assert token_losses(logits.bfloat16(), targets).dtype == torch.float32
+    assert token_losses(logits.double(), targets).dtype == torch.float64
 
 
 def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():
@@ -95,10 +76,11 @@ def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():
     x, u = X.expand(n, R), torch.rand(n, R)
     noisy, masked, t = forward_process(x, torch.rand(n), u, MASK)
     logits = logits_at(table, noisy, masked)
-    losses_here = masked_cross_entropy(nn.Identity(), logits, x, masked)
-    samples = losses_here.sum(1) / t
+    here = torch.zeros(n, R).masked_scatter(masked, token_losses(logits, x[masked]))
+    samples = here.sum(1) / t
     error = samples.std() / n ** 0.5
-    estimate = R * diffusion_loss(losses_here, t, n_tokens=n * R)
+    estimate = R * diffusion_loss(logits, x, masked, t, n_tokens=n * R)
+    torch.testing.assert_close(estimate, samples.mean())
     assert abs(estimate - exact_bound(table)) < 4 * error
     assert error < 0.01 * exact_bound(table)  # or the line above would prove nothing
 
@@ -106,7 +88,7 @@ def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():
 def test_masking_exactly_k_tokens_has_the_same_expectation():
     """VRPO's estimator: k uniform in 1 ... R, then any k tokens, R/k. Here every mask once, with its probability."""
     table, n = arbitrary_model(), len(ALL_MASKS)
-    bounds = elbo(lambda noisy, real, masked: logits_at(table, noisy, masked), nn.Identity(),
+    bounds = elbo(lambda noisy, real, masked: logits_at(table, noisy, masked),
                   X.expand(n, R), REAL.expand(n, R), ALL_MASKS[:, None], MASK)
     weights = torch.tensor([1 / (R * comb(R, k)) for k in ALL_MASKS.sum(1).tolist()])
     assert weights.sum() == pytest.approx(1)
@@ -162,11 +144,11 @@ def test_eos_that_belongs_to_the_response_counts_and_row_padding_does_not():
     eos, answer, t = 1, torch.tensor([[2, 1, 1, 1]]), torch.ones(1)  # one word and three EOS
     logits = torch.randn(4, V)
     _, masked, _ = forward_process(answer, t, torch.zeros(1, 4), MASK)
-    alone = diffusion_loss(masked_cross_entropy(nn.Identity(), logits, answer, masked), t, n_tokens=4)
+    alone = diffusion_loss(logits, answer, masked, t, n_tokens=4)
     torch.testing.assert_close(alone, -logits.log_softmax(-1)[range(4), answer[0]].mean())
     padded = torch.cat([answer, torch.full((1, 2), eos)], dim=1)
     _, masked, _ = forward_process(padded, t, torch.tensor([[0.0, 0, 0, 0, 2, 2]]), MASK)  # 2: never masked
-    assert torch.equal(diffusion_loss(masked_cross_entropy(nn.Identity(), logits, padded, masked), t, n_tokens=4), alone)
+    assert torch.equal(diffusion_loss(logits, padded, masked, t, n_tokens=4), alone)
 
 
 def test_the_losses_of_the_pieces_of_a_batch_add_up():
@@ -175,7 +157,7 @@ def test_the_losses_of_the_pieces_of_a_batch_add_up():
     logits = torch.randn(4, 8, V)
 
     def loss(rows):
-        losses = masked_cross_entropy(nn.Identity(), logits[rows][masked[rows]], response[rows], masked[rows])
-        return diffusion_loss(losses, t[rows], n_tokens=32)
+        return diffusion_loss(logits[rows][masked[rows]], response[rows], masked[rows], t[rows],
+                              n_tokens=32)
 
     torch.testing.assert_close(sum(loss([i]) for i in range(4)), loss([0, 1, 2, 3]))

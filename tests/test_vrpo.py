@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from diffa2_mini.vrpo import draw_masks, elbo, preference_margin, vrpo_loss
 
@@ -29,7 +28,7 @@ def masks(seed, n=4, rows=2):
 
 def bounds(weights, drawn):
     """The pair's lower bounds [1, 2]."""
-    return elbo(predictor(weights), nn.Identity(), PAIR, REAL, drawn, MASK).view(1, 2)
+    return elbo(predictor(weights), PAIR, REAL, drawn, MASK).view(1, 2)
 
 
 def test_at_the_reference_the_loss_is_log_2_and_its_gradient_half_of_beta_times_the_margins():
@@ -89,7 +88,7 @@ def test_elbo_of_one_sample_is_l_over_k_times_its_log_likelihood():
         seen.update(noisy=noisy, masked=masked)
         return logits
 
-    bound = elbo(logits_of, nn.Identity(), PAIR[:1], REAL[:1], masked, MASK)
+    bound = elbo(logits_of, PAIR[:1], REAL[:1], masked, MASK)
     p = logits.log_softmax(-1)
     torch.testing.assert_close(bound, 6 / 2 * (p[0, 1] + p[1, 4])[None])
     assert seen["noisy"].tolist() == [[0, MASK, 2, 3, MASK, 4]] and torch.equal(seen["masked"], masked[0])
@@ -105,7 +104,7 @@ def test_elbo_is_the_mean_over_samples():
 def test_elbo_ignores_padding(padding):
     theta, drawn = torch.randn(V + 1, V), masks(0)
     wider = torch.nn.functional.pad
-    padded = elbo(predictor(theta), nn.Identity(), wider(PAIR, (0, 3), value=padding), wider(REAL, (0, 3)), wider(drawn, (0, 3)), MASK)
+    padded = elbo(predictor(theta), wider(PAIR, (0, 3), value=padding), wider(REAL, (0, 3)), wider(drawn, (0, 3)), MASK)
     torch.testing.assert_close(padded.view(1, 2), bounds(theta, drawn))
 
 
@@ -113,5 +112,5 @@ def test_more_samples_reduce_the_variance_in_proportion():
     theta = torch.randn(V + 1, V)
     response, real, variance = PAIR[:1].expand(4000, R), REAL[:1].expand(4000, R), {}
     for n in (1, 4):
-        variance[n] = elbo(predictor(theta), nn.Identity(), response, real, masks(0, n=n, rows=4000), MASK).var().item()
+        variance[n] = elbo(predictor(theta), response, real, masks(0, n=n, rows=4000), MASK).var().item()
     assert variance[4] == pytest.approx(variance[1] / 4, rel=0.15)
