@@ -5,7 +5,6 @@ from typing import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from .config import StageConfig
 from .data import Batch, Collate, Example
@@ -16,7 +15,7 @@ from .fast.token_losses import token_losses
 from .model import Diffa2
 from .noise import seed_of
 from .tokenizer import Tokenizer
-from .vrpo import elbo, preference_margin, vrpo_loss
+from .vrpo import Pairs, pair_bounds, preference_margin, reference_of, vrpo_loss
 
 
 def adamw(trained: dict[str, Tensor], lr: float, betas: tuple[float, float], weight_decay: float
@@ -53,25 +52,22 @@ def piece_loss(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage:
             "reward_accuracy": (margins > 0).float().mean() * share}
 
 
-def bounds(call: Callable, head: Callable, batch: Batch, masks: Tensor, stage: StageConfig, tokenizer: Tokenizer) -> Tensor:
-    """Lower bounds [P, 2] of the chosen and the rejected answer of P pairs, by the model that `call` runs."""
-    def hidden_of(noisy, real, masked):
-        return call(batch.audio, stage.audio, batch.prompts, noisy, real, masked)
-    return elbo(hidden_of, batch.response, batch.real, masks, tokenizer.mask_id, token_losses(head)).view(-1, 2)
+def predictor(call: Callable, batch: Batch, stage: StageConfig) -> Callable:
+    """`call`, a model, as a function of noisy responses to the batch's clips and prompts."""
+    return lambda *noisy: call(batch.audio, stage.audio, batch.prompts, *noisy)
 
 
 def preference_bounds(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
                       reference_masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Stage 4: the bounds [P, 2] by the policy and by the reference. The reference is the same model with its trained
-    tensors swapped, and sees the same masks unless others are given, to show what sharing is good for."""
-    def frozen(*inputs):
-        return functional_call(model, reference, inputs)
-
-    head = model.llada.logits  # frozen, and so the same for both
-    policy = bounds(model, head, batch, batch.masks, stage, tokenizer)
-    with torch.no_grad():
-        masks = batch.masks if reference_masks is None else reference_masks
-        return policy, bounds(frozen, head, batch, masks, stage, tokenizer)
+    """Stage 4: the bounds [P, 2] by the policy and by the reference, whose trained tensors are given.
+    Both see the same masks, unless others are given to show what sharing is good for."""
+    pairs = Pairs(batch.response, batch.real, batch.masks)
+    losses_of = token_losses(model.llada.logits)  # the head is frozen, and so the same for both
+    policy = pair_bounds(predictor(model, batch, stage), pairs, tokenizer.mask_id, losses_of)
+    if reference_masks is not None:
+        pairs = dataclasses.replace(pairs, masks=reference_masks)
+    old = predictor(reference_of(model, reference), batch, stage)
+    return policy, pair_bounds(old, pairs, tokenizer.mask_id, losses_of)
 
 
 def reward_accuracy(margins_of: Callable, batches: Iterable[Batch]) -> dict[str, float]:

@@ -27,8 +27,9 @@ from diffa2_mini.lora import set_dropout
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2
 from diffa2_mini.noise import seed_of, stream
-from diffa2_mini.objective import adamw, bounds, measure_pairs, piece_loss, preference_bounds
-from diffa2_mini.vrpo import vrpo_loss
+from diffa2_mini.objective import (
+    adamw, measure_pairs, piece_loss, predictor, preference_bounds)
+from diffa2_mini.vrpo import Pairs, pair_bounds, vrpo_loss
 from train import schedule
 
 CONFIG, STAGES = SIZES["toy"]
@@ -282,8 +283,11 @@ class Lab:
             for name in ("stage 4", "stage 3"):
                 model = self.restored(name, seed)
                 with torch.no_grad():
-                    samples = [bounds(model, model.llada.logits, batch, torch.from_numpy(order < k)[:, None], stage, self.tokenizer)
-                               for k in range(1, length + 1) for order in orders]
+                    hidden = [torch.from_numpy(order < k)[:, None] for k in range(1, length + 1)
+                              for order in orders]
+                    samples = [pair_bounds(predictor(model, batch, stage),
+                                           Pairs(batch.response, batch.real, masks),
+                                           self.tokenizer.mask_id) for masks in hidden]
                 tensors[name] = torch.stack(samples, dim=-1).unflatten(-1, (length, -1))
             checkpoint.save_tensors(path, tensors, {})
         tensors, _ = checkpoint.read_tensors(path, "samples of lower bounds")
