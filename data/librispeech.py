@@ -100,12 +100,22 @@ def download(url: str, path: Path, md5: str) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Put what is in `LibriSpeech/NAME` of the archive into `folder`: all of it or nothing."""
+    """Put what is in `LibriSpeech/NAME` of the archive into `folder`: all of it or nothing. Files and
+    folders are all that is made, and below a folder of ours, whatever the archive says: the filter
+    that tarfile has for that is missing before Python 3.10.12 and 3.11.4."""
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            top = Path(temporary).resolve()
             with tarfile.open(archive) as tar:
-                tar.extractall(temporary, filter="data")
-            Path(temporary, "LibriSpeech", folder.name).rename(folder)
+                for member in tar:
+                    path = (top / member.name).resolve()
+                    if not path.is_relative_to(top):
+                        raise tarfile.TarError(f"{member.name} would be written elsewhere")
+                    (path if member.isdir() else path.parent).mkdir(parents=True, exist_ok=True)
+                    if member.isfile():
+                        with tar.extractfile(member) as inside, open(path, "wb") as file:
+                            shutil.copyfileobj(inside, file)
+            (top / "LibriSpeech" / folder.name).rename(folder)
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
         raise UserError(f"{archive}: could not be unpacked ({' '.join(str(error).split())}); delete it and start again") from None
 

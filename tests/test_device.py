@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffa2_mini.config import DecodeConfig
+from diffa2_mini.config import DecodeConfig, UserError
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.device import Captured, choose_device
@@ -48,6 +48,13 @@ def test_compiled_blocks_compute_the_same_and_without_a_compiler_run_as_they_are
 def test_a_device_that_is_not_there_is_refused_and_the_choice_is_explained():
     device, dtype, why = choose_device("cpu", "auto", large=True)
     assert (device.type, dtype) == ("cpu", torch.bfloat16) and "cpu" in why and "bfloat16" in why
+
+
+def test_float64_on_a_macs_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UserError, match="no float64; use float32, or --device cpu"):
+        choose_device("mps", "float64")
+    assert choose_device("mps", "auto")[:2] == (torch.device("mps"), torch.float32)
 
 
 def answer(model, device, capture):

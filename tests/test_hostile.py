@@ -93,7 +93,8 @@ def test_nothing_runs_what_it_reads(path):
         assert name not in ("eval", "exec", "__import__", "compile", "os.system", "pickle.load", "pickle.loads", "marshal.loads", "yaml.load"), name
         assert name != "torch.load" or keyword(call, "weights_only") is True
         assert name != "np.load" or not keyword(call, "allow_pickle")
-        assert not name.endswith(".extractall") or keyword(call, "filter") == "data"
+        # Of what it unpacks it writes each file itself: not every Python has tarfile's filter.
+        assert not name.endswith((".extract", ".extractall", ".unpack_archive")), name
         assert not any(each.arg == "shell" for each in call.keywords), name
 
 

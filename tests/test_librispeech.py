@@ -70,6 +70,13 @@ class Site(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(autouse=True)
+def before_python_3_10_12(monkeypatch):
+    """Neither of these had a filter then, so that they are of no use."""
+    for name in ("extract", "extractall"):
+        monkeypatch.delattr(tarfile.TarFile, name)
+
+
 @pytest.fixture
 def site(monkeypatch):
     """A site with three sets; yields its handler and its address."""
@@ -141,6 +148,29 @@ def test_a_wrong_checksum_is_refused_and_nothing_is_left(site, tmp_path, capsys)
     assert run_script(librispeech.main, ["dev-clean", "--out", str(tmp_path), "--url", url]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "expected the MD5 000" in error and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [
+    "../outside", "LibriSpeech/dev-clean/../../../outside", "/outside", "LibriSpeech/link/outside"])
+def test_an_archive_writes_nothing_elsewhere(name, site, tmp_path, capsys):
+    handler, url = site
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    elsewhere.mkdir()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        link = tarfile.TarInfo("LibriSpeech/link")
+        link.type, link.linkname = tarfile.SYMTYPE, str(elsewhere)
+        tar.addfile(link)
+        info = tarfile.TarInfo(str(elsewhere / "outside") if name == "/outside" else name)
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"evil"))
+    handler.files["dev-clean.tar.gz"] = packed.getvalue()
+    handler.files["md5sum.txt"] = f"{hashlib.md5(packed.getvalue()).hexdigest()} dev-clean.tar.gz".encode()
+    assert run_script(librispeech.main, ["dev-clean", "--out", str(out), "--url", url]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "dev-clean.tar.gz: could not be unpacked" in error and "delete it" in error
+    assert [path.name for path in out.iterdir()] == ["dev-clean.tar.gz"]
+    assert not [*elsewhere.iterdir()] and {path.name for path in tmp_path.iterdir()} == {"elsewhere", "out"}
 
 
 def test_what_cannot_be_had_is_one_line(site, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Text to ids and back; what a user types stays text; the audio has its place; a response has its length."""
 
-import pickle
 from collections import Counter
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,8 @@ def test_special_tokens_follow_the_ranks_in_order():
 
 @TOKENIZERS
 def test_it_can_be_sent_to_another_process(tokenizer):
-    again, text = pickle.loads(pickle.dumps(tokenizer)), "<audio>. A. 12 one's  snake_case é\n\n日本"
+    again = ForkingPickler.loads(ForkingPickler.dumps(tokenizer))
+    text = "<audio>. A. 12 one's  snake_case é\n\n日本"
     assert again.prompt("Be kind.", text) == tokenizer.prompt("Be kind.", text)
     assert again.spell(again.encode(text)) == tokenizer.spell(tokenizer.encode(text))
 
