@@ -58,8 +58,10 @@ class Stopped(Exception):
 class Run:
     """What all stages of a run share. Each process of `world` has one."""
 
-    def __init__(self, args: argparse.Namespace, world: World, begun: dict[int, Checkpoint], left: list[int]):
-        """`begun` are the stages as checkpoints before their first step; `left` has the numbers of those to train."""
+    def __init__(self, args: argparse.Namespace, world: World, begun: dict[int, Checkpoint],
+                 left: list[int]):
+        """`begun` are the stages as checkpoints before their first step; `left` has the numbers of
+        those to train."""
         self.args, self.world, self.begun = args, world, begun
         self.config, self.stages = SIZES[args.size]
         if args.threads:
@@ -74,12 +76,12 @@ class Run:
         self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
         if not args.random_weights:
             weights.locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
-        self.manifests = {number: self.data / f"{self.stages[number].data}.json" if self.data.is_dir() else self.data
-                          for number in begun}
+        self.manifests = {number: self.data / f"{self.stages[number].data}.json"
+                          if self.data.is_dir() else self.data for number in begun}
         self.examples = self.load_manifests(left)  # all of them before anything is trained
         self.validation = self.load_validation()
-        self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken, print)
-                      for path in args.test}
+        self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken,
+                                          print) for path in args.test}
         torch.manual_seed(seed_of("weights", args.seed, 0))  # adapters and prompts start at random
         home = torch.device("cpu") if args.shard else self.device  # what is split need not fit the device
         self.model = weights.build(self.config, args.whisper, args.llada, home, self.dtype, args.random_weights, FastLlada)
@@ -104,25 +106,28 @@ class Run:
 
     def load_manifests(self, numbers: list[int]) -> dict[int, list]:
         """The examples of these stages; what two of them read in the same way is read once."""
-        loaded = {}
-        kinds = {number: (self.manifests[number], self.stages[number].data, self.stages[number].preference) for number in numbers}
-        for number, kind in kinds.items():
+        loaded, examples = {}, {}
+        for number in numbers:
+            path, stage = self.manifests[number], self.stages[number]
+            kind = path, stage.data, stage.preference
             if kind not in loaded:
-                loaded[kind] = load_examples(kind[0], self.stages[number], self.config, self.args.skip_broken, print)
-        return {number: loaded[kind] for number, kind in kinds.items()}
+                loaded[kind] = load_examples(path, stage, self.config, self.args.skip_broken, print)
+            examples[number] = loaded[kind]
+        return examples
 
     def note_origins(self) -> None:
         """Note in the stages to come what they are trained on."""
         for number, state in self.begun.items():
             state.settings["dtype"] = str(self.dtype).removeprefix("torch.")
-            state.fingerprints |= {part: self.model.fingerprints[part] for part in ("whisper", "llada")}
+            state.fingerprints |= {part: self.model.fingerprints[part]
+                                   for part in ("whisper", "llada")}
             if self.manifests[number].is_file():  # of a stage that is done it may be gone
                 state.fingerprints["manifest"] = faults.digest_of(self.manifests[number])
 
     def starts(self, number: int, init: Checkpoint | None) -> Checkpoint:
-        """The checkpoint of a stage before its first step, which notes the weights that it starts from."""
-        start = weights.fingerprint(init.model) if init else self.model.fingerprints.get("diffa2", "random")
-        self.begun[number].fingerprints["start"] = start
+        """The checkpoint of a stage before its first step, which notes the weights it starts from."""
+        start = self.model.fingerprints.get("diffa2", "random")
+        self.begun[number].fingerprints["start"] = weights.fingerprint(init.model) if init else start
         return self.begun[number]
 
     def load_validation(self) -> list:
@@ -242,7 +247,8 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
           f"{stage.warmup} steps of warm-up, {stage.schedule}")
 
     def save(step: int, done: bool) -> Checkpoint:
-        state = dataclasses.replace(begun, step=step, done=done, model=checkpoint.trained_tensors(model))
+        state = dataclasses.replace(begun, step=step, done=done,
+                                    model=checkpoint.trained_tensors(model))
         if not done:
             state.optimizer = checkpoint.optimizer_tensors(optimizer, names_of(optimizer))
         if world.first:
@@ -346,7 +352,8 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     world.agree([(number, state.step, state.done) for number, state in found.items()],
                 f"{args.out}: the processes see different checkpoints; give an --out that all machines share")
     config, begins_at = SIZES[args.size][0], args.init
-    begun = {number: checkpoint.begin(config, number, stage_config(args, number), args.seed) for number in numbers}
+    begun = {number: checkpoint.begin(config, number, stage_config(args, number), args.seed)
+             for number in numbers}
     for number, state in found.items():
         checkpoint.same_run(paths[number], state, begun[number])
     if numbers[0] > 1 and not (args.init or args.diffa2 or args.random_weights):
@@ -376,7 +383,7 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
                 checkpoint.same_run(paths[number], resumed, state)
             if resumed and resumed.done:
                 print(f"\nstage {number} is done: {paths[number]}")
-                checkpoint.restore(run.model, resumed.model, str(paths[number]))  # for what --test measures
+                checkpoint.restore(run.model, resumed.model, str(paths[number]))  # for --test
                 init = resumed
                 continue
             if world.first:

@@ -3,8 +3,9 @@
 A safetensors file holds named tensors and a few strings, and no code. Tensors of the model keep their names; those of
 the optimiser have a prefix. It is written to a temporary name and then renamed, so that a crash leaves the old one.
 
-A checkpoint knows what it belongs to: the settings that decide its run, and fingerprints of the weights and the manifest
-that it was trained on. What differs is refused by name (`same_run`, `load_start`, `same_parts`).
+A checkpoint knows what it belongs to: the settings that decide its run, and fingerprints of the
+weights and the manifest that it was trained on. What differs is refused by name (`same_run`,
+`load_start`, `same_parts`).
 """
 
 import dataclasses
@@ -18,14 +19,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import Config, DecodeConfig, StageConfig, UserError, from_dict, require, require_contents, run_script, to_dict
+from .config import (Config, DecodeConfig, StageConfig, UserError, from_dict, require,
+                     require_contents, run_script, to_dict)
 from .faults import digest, write
 from .model import Diffa2, part_of
 
 FORMAT = "diffa2_mini 3"
 BEFORE = "diffa2_mini 2"  # had no settings and no fingerprints, and its runs drew other noise
 BELONGS = {  # what a checkpoint has fingerprints of
-    "whisper": "other weights than those of --whisper", "llada": "other weights than those of --llada",
+    "whisper": "other weights than those of --whisper",
+    "llada": "other weights than those of --llada",
     "start": "another start than these weights (--init, --diffa2 or the stage before)",
     "manifest": "another manifest (--data)"}
 
@@ -88,9 +91,11 @@ def load(path: Path) -> Checkpoint:
         fields = json.loads(metadata["checkpoint"])
         config, audio = from_dict(fields.pop("config")), tuple(fields.pop("audio"))
         if metadata["format"] == BEFORE:
-            fields = {name: fields[name] for name in ("stage", "step", "done")} | {"settings": {}, "fingerprints": {}}
+            fields = {name: fields[name] for name in ("stage", "step", "done")}
+            fields |= {"settings": {}, "fingerprints": {}}
         for name in ("settings", "fingerprints"):
-            require(isinstance(fields[name], dict), f"{path}: expected {name} by name, got {type(fields[name]).__name__}")
+            require(isinstance(fields[name], dict),
+                    f"{path}: expected {name} by name, got {type(fields[name]).__name__}")
         return Checkpoint(
             config, audio=audio, **fields,
             optimizer={name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)},
@@ -152,15 +157,16 @@ def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str], tensors: d
 
 def begin(config: Config, number: int, stage: StageConfig, seed: int) -> Checkpoint:
     """A checkpoint of a stage before its first step: no tensors, and the settings that its flags
-    decide. In which pieces a batch is computed is none of them, nor are epochs where steps decide."""
+    decide. In which pieces a batch is computed is none of them, nor are epochs beside steps."""
     idle = {"title", "data", "at_once"} | ({"epochs"} if stage.steps else set())
-    settings = {name: value for name, value in dataclasses.asdict(stage).items() if name not in idle}
+    settings = dataclasses.asdict(stage)
+    settings = {name: value for name, value in settings.items() if name not in idle}
     return Checkpoint(config, number, 0, False, {}, stage.audio,
                       settings=json.loads(json.dumps({"seed": seed} | settings)))
 
 
 def differences(was: dict, now: dict, above: str = "") -> list[tuple[str, object, object]]:
-    """What differs of the names that both have, with both values; of dictionaries in them likewise."""
+    """What differs of the names that both have, with both values; in dictionaries likewise."""
     found = []
     for name in was.keys() & now.keys():
         if isinstance(was[name], dict) and isinstance(now[name], dict):
@@ -179,31 +185,34 @@ def config_differences(was: Config, now: Config) -> list[str]:
 def same_run(path: Path, found: Checkpoint, now: Checkpoint) -> None:
     """Raise UserError unless the stage that was begun in `path` is that of `now`, as far as both
     know: a stage goes on with what it was begun with, and one that is done is not another."""
-    require(found.done or found.settings, f"{path}: was begun by an earlier version, whose noise was another; "
-                                          "finish it with that one, or choose another --out")
+    require(found.done or found.settings,
+            f"{path}: was begun by an earlier version, whose noise was another; finish it with that "
+            "one, or choose another --out")
     wrong = config_differences(found.config, now.config)
-    wrong += [f"{name.replace('_', ' ')} {was}, got {got}" for name, was, got in differences(found.settings, now.settings)]
+    wrong += [f"{name.replace('_', ' ')} {was}, got {got}"
+              for name, was, got in differences(found.settings, now.settings)]
     wrong += [BELONGS[name] for name, *_ in differences(found.fingerprints, now.fingerprints)]
-    require(not wrong, f"{path}: was begun with {'; '.join(wrong)}; give it what it was begun with, "
-                       "or choose another --out")
+    require(not wrong, f"{path}: was begun with {'; '.join(wrong)}; give it what it was begun "
+                       "with, or choose another --out")
 
 
 def load_start(path: Path, config: Config, is_named: bool) -> Checkpoint:
-    """Read what a stage starts from. Raises UserError unless it is of a model that computes as one of
-    `config` does, and done if it is taken because it is the stage before, and the user has not named it."""
+    """Read what a stage starts from. Raises UserError unless it is of a model that computes as one
+    of `config` does, and done; one that the user named need not be done."""
     found = load(path)
     wrong = config_differences(found.config, config)
-    require(not wrong, f"{path}: was trained with {'; '.join(wrong)}; start from a checkpoint of this model")
-    require(found.done or is_named, f"{path}: expected a stage that is done, got {found.step} steps of one; finish it "
-                                    "with --resume, or name it with --init")
+    require(not wrong, f"{path}: was trained with {'; '.join(wrong)}; start from a checkpoint of "
+                       "this model")
+    require(found.done or is_named, f"{path}: expected a stage that is done, got {found.step} steps "
+                                    "of one; finish it with --resume, or name it with --init")
     return found
 
 
 def same_parts(path: Path, found: Checkpoint, fingerprints: dict[str, str]) -> None:
-    """Raise UserError unless a checkpoint was trained on the frozen parts that have these `fingerprints`."""
-    wrong = [name for name, *_ in differences(found.fingerprints, fingerprints)]
-    require(not wrong, f"{path}: was trained on {' and '.join(BELONGS[name] for name in wrong)}; name "
-                       "those that it was trained on, or take these all the same: --other-parts")
+    """Raise UserError unless a checkpoint was trained on the frozen parts of these `fingerprints`."""
+    wrong = [BELONGS[name] for name, *_ in differences(found.fingerprints, fingerprints)]
+    require(not wrong, f"{path}: was trained on {' and '.join(wrong)}; name those that it was "
+                       "trained on, or take these all the same: --other-parts")
 
 
 def share(argv: list[str]) -> None:

@@ -24,7 +24,8 @@ def add_model_flags(add: Callable) -> None:
     add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
     add("--whisper", help="weights of the encoder: a file, a folder, or a hub name (default: the size's own)")
     add("--llada", help="weights of the backbone, likewise")
-    add("--other-parts", action="store_true", help="take --whisper and --llada although the checkpoint was trained on others")
+    add("--other-parts", action="store_true",
+        help="take --whisper and --llada although the checkpoint was trained on others")
     add("--diffa2", help="published adapters and LoRA, likewise, instead of --checkpoint")
     add("--merge-lora", action="store_true", help="fold LoRA into the backbone's weights: faster, and in bfloat16 rounded once more")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -66,8 +67,9 @@ def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConf
 
 
 def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None, dict[str, Path]]:
-    """The config, a checkpoint of ours if there is one, and where the other weights are. Of those no more is read than
-    tells whether they are what the checkpoint was trained on. Raises UserError if they are not."""
+    """The config, a checkpoint of ours if there is one, and where the other weights are. Of those no
+    more is read than tells whether they are what the checkpoint was trained on. Raises UserError if
+    they are not."""
     size = args.size or ("full" if args.diffa2 else "toy")
     require(not (args.diffa2 and args.checkpoint), "--diffa2 and --checkpoint exclude each other; choose one")
     given = {"whisper": args.whisper, "llada": args.llada}
@@ -80,9 +82,11 @@ def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None
     require(args.size in (None, found), f"{path}: is of size {found}, not {args.size}; leave --size out")
     paths = weights.locate_all(given, found)
     if trained.fingerprints and not args.other_parts:
-        checkpoint.same_parts(path, trained, {part: weights.fingerprint(weights.read_part(paths[part], part)) for part in paths})
+        checkpoint.same_parts(path, trained, {part: weights.fingerprint(weights.read_part(file, part))
+                                              for part, file in paths.items()})
     if not trained.fingerprints and any(given.values()):
-        print(f"note: {path} does not tell which encoder and backbone it was trained on", file=sys.stderr)
+        print(f"note: {path} does not tell which encoder and backbone it was trained on",
+              file=sys.stderr)
     return trained.config, trained, paths
 
 

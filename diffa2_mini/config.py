@@ -34,8 +34,9 @@ def require_contents(path: Path, what: str) -> None:
     itself is fetched; `what` names what was expected."""
     pointer = b"version https://git-lfs.github.com/spec/"
     with open(path, "rb") as file:
-        require(file.read(len(pointer)) != pointer, f"{path}: expected {what}, got a pointer of Git LFS in its place; "
-                                                    "get the file itself: git lfs pull, or download it again")
+        require(file.read(len(pointer)) != pointer,
+                f"{path}: expected {what}, got a pointer of Git LFS in its place; get the file "
+                "itself: git lfs pull, or download it again")
 
 
 class Parser(argparse.ArgumentParser):

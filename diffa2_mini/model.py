@@ -56,7 +56,7 @@ class Diffa2(nn.Module):
         with frozen:
             self.llada = llada(config.llada)
         self.requires_grad_(False)
-        self.fingerprints: dict[str, str] = {}  # of the files that its parts were filled from, as weights.py makes them
+        self.fingerprints: dict[str, str] = {}  # of what its parts were filled from, by weights.py
 
     def add_lora(self) -> None:
         """Give the backbone its LoRA, which starts as the identity. Adding it again changes nothing."""

@@ -26,7 +26,8 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     add("--skip-nonfinite", action="store_true", help="go on without steps whose loss or gradient is not finite, and count them")
     add("--out", type=Path, help="where checkpoints and logs go (default: runs/SIZE)")
     add("--init", type=Path, metavar="CHECKPOINT", help="start from this (default: the stage before, in --out)")
-    add("--other-parts", action="store_true", help="start from a checkpoint that was trained on another --whisper or --llada")
+    add("--other-parts", action="store_true",
+        help="start from a checkpoint that was trained on another --whisper or --llada")
     add("--resume", action="store_true", help="go on where the run in --out was stopped")
     add("--whisper", help="weights of the encoder: a file, a folder or a hub name (default: the size's; in stage 0: none)")
     add("--llada", help="weights of the backbone (likewise; with them, stage 0 goes on to its last part)")

@@ -48,7 +48,7 @@ def read_row(line: bytes) -> dict | None:
     """A line of log.jsonl as `Log` writes it, or None: others may have written there too."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # ValueError: no JSON, no text, or a number of thousands of digits
+    except (ValueError, RecursionError):  # no JSON, no text, a number of thousands of digits, or depth
         return None
     ours = isinstance(row, dict) and all(type(row.get(name)) is int for name in ("stage", "step"))
     return row if ours and max(abs(row["stage"]), abs(row["step"])) < 2**53 else None
@@ -74,10 +74,11 @@ class Log:
         """Drop what was logged of a stage after a checkpoint: the resumed run will log it again. What came of later stages stays:
         they may be done, and this one have gone back to an earlier save."""
         *lines, half = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
-        lines += [half] if read_row(half) else []  # else nothing, or what a killed run wrote half of
-        rows = [(line, read_row(line)) for line in lines]
-        kept = [line for line, row in rows if not row or row["stage"] != stage or row["step"] <= step]
-        write(self.path, lambda temporary: temporary.write_bytes(b"".join(line + b"\n" for line in kept)))
+        lines += [half] if read_row(half) else []  # or what a killed run wrote half of
+        rows = [(line + b"\n", read_row(line)) for line in lines]
+        kept = [line for line, row in rows
+                if not row or row["stage"] != stage or row["step"] <= step]
+        write(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))
 
 
 def draw_curves(log: Path, picture: Path) -> bool:

@@ -75,12 +75,13 @@ WHAT = {"whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA", 
 def hub_folders(name: str) -> list[Path]:
     """Where the files of a repository on the Hugging Face hub are, if they were downloaded: weights/NAME, then the cache."""
     def folder(default: Path, *variables: str) -> Path:
-        """That of the first variable that is set, in which ~ and $NAME stand for what they do for hf."""
-        value = next((os.environ[variable] for variable in variables if os.environ.get(variable)), str(default))
-        return Path(os.path.expandvars(os.path.expanduser(value)))
+        """That of the first variable that is set; ~ and $NAME in it stand for what they do for hf."""
+        values = [os.environ[name] for name in variables if os.environ.get(name)]
+        return Path(os.path.expandvars(os.path.expanduser([*values, default][0])))
 
     home = folder(folder(Path("~", ".cache"), "XDG_CACHE_HOME") / "huggingface", "HF_HOME")
-    cache = folder(home / "hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE") / f"models--{name.replace('/', '--')}"
+    hub = folder(home / "hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    cache = hub / f"models--{name.replace('/', '--')}"
     main = cache / "refs" / "main"  # names the snapshot to prefer
     preferred = cache / "snapshots" / (main.read_text().strip() if main.is_file() else "")
     return [Path("weights", name), preferred, *sorted(cache.glob("snapshots/*"))]
@@ -108,9 +109,9 @@ def locate(source: str | Path | None, part: str, size: str) -> Path:
             return folder
         file = " model.safetensors" if part == "whisper" else ""  # Whisper's repositories hold it in many forms
         published = source in (SOURCES[of].get(part) for of in ("diffa1", "full"))
-        require(here.parent.exists() and not published,  # a path that was mistyped, and no name on the hub
-                f"expected {WHAT[part]} in weights/{name} or in the cache of the Hugging Face hub, found them in "
-                f"neither; get them: hf download {name}{file} --local-dir weights/{name}")
+        require(here.parent.exists() and not published,  # a path that was mistyped, and no name
+                f"expected {WHAT[part]} in weights/{name} or in the cache of the Hugging Face hub, "
+                f"found them in neither; get them: hf download {name}{file} --local-dir weights/{name}")
     if here.exists():
         return here
     stage = 1 if part == "diffa2" else 0
@@ -163,8 +164,8 @@ def unpickle(path: Path, what: str) -> dict[str, Tensor]:
     require_contents(path, what)
     with open(path, "rb") as file:
         first = file.read(1)
-    require(first in (b"P", b"\x80"), f"{path}: expected {what}, got another kind of file (a web page?); "
-                                      "download it again")
+    require(first in (b"P", b"\x80"), f"{path}: expected {what}, got another kind of file "
+                                      "(a web page?); download it again")
 
     def read(mmap):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -317,7 +318,8 @@ def build(config: Config, whisper: str | Path | None = None, llada: str | Path |
             fill_at_random(getattr(model, part), device, dtype)
             model.fingerprints[part] = "random"
         else:
-            model.fingerprints[part] = load_part(getattr(model, part), part, paths[part], device, dtype)
+            found = load_part(getattr(model, part), part, paths[part], device, dtype)
+            model.fingerprints[part] = found
     ours = torch.promote_types(dtype, torch.float32)
     for module in (model.semantic_connector, model.acoustic_connector, model.trainable_prompts):
         module.to(ours)

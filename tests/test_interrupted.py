@@ -173,7 +173,8 @@ def other_manifest(world, folder):
 
 SETTINGS = [(["--seed", "7"], "was begun with seed 42, got 7"),
             (["--batch-size", "4"], "was begun with batch size 3, got 4"),
-            (["--lr", "0.5"], "was begun with lr 0.003, got 0.5"), (["--steps", "8"], "was begun with steps 4, got 8"),
+            (["--lr", "0.5"], "was begun with lr 0.003, got 0.5"),
+            (["--steps", "8"], "was begun with steps 4, got 8"),
             (["--warmup", "2"], "was begun with warmup 1, got 2"),
             (["--lora-dropout", "0.5"], "was begun with lora dropout 0.0, got 0.5"),
             (["--dtype", "bfloat16"], "was begun with dtype float32, got bfloat16"),
@@ -192,9 +193,10 @@ def test_a_run_does_not_go_on_as_another(flags, message, done, world, whole, tmp
     if done:
         shutil.copy(whole[0] / "stage1.safetensors", path)
     if flags[1] == "OTHER":
-        made = other.get(flags[0], lambda: other_part(flags[0][2:], tmp_path / "part.safetensors"))()
-        flags = [flags[0], str(made)]
-    assert message in refused(capsys, "--stage", 1, "--resume", "--data", world, "--out", out, *MINI, *flags)
+        part = tmp_path / "part.safetensors"
+        flags = [flags[0], str(other.get(flags[0], lambda: other_part(flags[0][2:], part))())]
+    arguments = ["--stage", 1, "--resume", "--data", world, "--out", out, *MINI, *flags]
+    assert message in refused(capsys, *arguments)
     assert {file.name for file in out.iterdir()} <= {".lock", path.name}  # no config.json above all
 
 
@@ -202,21 +204,24 @@ def test_a_copy_of_data_and_parts_elsewhere_is_the_same(world, whole, tmp_path):
     begun(whole, tmp_path / "out")
     shutil.copy(whole[0] / "log.jsonl", tmp_path / "out")
     shutil.copytree(world, tmp_path / "moved")
-    parts = {part: shutil.copy(weights.SHIPPED[part], tmp_path / f"my_{part}.safetensors") for part in ("whisper", "llada")}
-    train_here(tmp_path / "moved", tmp_path / "out", "--stage", "1", "--resume", "--whisper", str(parts["whisper"]),
-               "--llada", str(parts["llada"]), "--grad-accum", "1")
+    flags = ["--stage", "1", "--resume", "--grad-accum", "1"]
+    for part in ("whisper", "llada"):
+        copied = shutil.copy(weights.SHIPPED[part], tmp_path / f"my_{part}.safetensors")
+        flags += [f"--{part}", str(copied)]
+    train_here(tmp_path / "moved", tmp_path / "out", *flags)
     assert same(tmp_path / "out", whole[0], stages=(1,))
 
 
-def test_preferences_go_on_against_the_reference_that_they_began_from(world, whole, tmp_path, capsys):
+def test_preferences_go_on_against_their_own_reference(world, whole, tmp_path, capsys):
     shutil.copy(whole[0] / "log.jsonl", tmp_path)
     shutil.copy(whole[0] / "stage4.previous.safetensors", tmp_path / "stage4.safetensors")
     arguments = ["--stage", "4", "--resume"]
     assert "no such file" in refused(capsys, *command(world, tmp_path, *arguments)[2:])
     before = checkpoint.load(whole[0] / "stage3.safetensors")
     next(iter(before.model.values())).view(-1)[0] += 1
-    checkpoint.save(tmp_path / "stage3.safetensors", before)  # another stage 3, that --out would name
-    assert "another start than these weights" in refused(capsys, *command(world, tmp_path, *arguments)[2:])
+    checkpoint.save(tmp_path / "stage3.safetensors", before)  # another stage 3, in --out
+    error = refused(capsys, *command(world, tmp_path, *arguments)[2:])
+    assert "another start than these weights" in error
     train_here(world, tmp_path, *arguments, "--init", str(whole[0] / "stage3.safetensors"))
     assert same(tmp_path, whole[0], stages=(4,))
 
@@ -237,7 +242,7 @@ def test_a_run_that_is_done_keeps_its_config_and_is_tested_as_it_is(world, whole
 @linux
 @pytest.mark.parametrize("start", ["stage2.safetensors", "published.bin",
                                    pytest.param("published.safetensors", marks=pytest.mark.slow)])
-def test_nothing_that_a_run_replaces_is_mapped_at_that_moment(start, world, whole, tmp_path, monkeypatch):
+def test_nothing_that_a_run_replaces_is_mapped(start, world, whole, tmp_path, monkeypatch):
     """Windows replaces no such file."""
     replaced, replace = set(), os.replace
 
@@ -261,7 +266,8 @@ def test_nothing_that_a_run_replaces_is_mapped_at_that_moment(start, world, whol
     train_here(world, tmp_path, "--stage", "3", *flags, *([] if flags else ["--resume"]))
     assert {"stage3.safetensors", "config.json", "log.jsonl"} <= replaced
     maps = Path("/proc/self/maps").read_text()
-    assert str(tmp_path) not in maps and str(weights.SHIPPED["whisper"].parent) not in maps  # stage 0 may write there
+    assert str(tmp_path) not in maps
+    assert str(weights.SHIPPED["whisper"].parent) not in maps  # stage 0 may write there
 
 
 class Another(World):
