@@ -125,9 +125,10 @@ class Run:
                 state.fingerprints["manifest"] = faults.digest_of(self.manifests[number])
 
     def starts(self, number: int, init: Checkpoint | None) -> Checkpoint:
-        """The checkpoint of a stage before its first step, which notes the weights it starts from."""
+        """A stage as a checkpoint before its first step, which notes its starting weights."""
         start = self.model.fingerprints.get("diffa2", "random")
-        self.begun[number].fingerprints["start"] = weights.fingerprint(init.model) if init else start
+        start = weights.fingerprint(init.model) if init else start
+        self.begun[number].fingerprints["start"] = start
         return self.begun[number]
 
     def load_validation(self) -> list:

@@ -186,8 +186,8 @@ def same_run(path: Path, found: Checkpoint, now: Checkpoint) -> None:
     """Raise UserError unless the stage that was begun in `path` is that of `now`, as far as both
     know: a stage goes on with what it was begun with, and one that is done is not another."""
     require(found.done or found.settings,
-            f"{path}: was begun by an earlier version, whose noise was another; finish it with that "
-            "one, or choose another --out")
+            f"{path}: was begun by an earlier version, whose noise was another; finish it with "
+            "that one, or choose another --out")
     wrong = config_differences(found.config, now.config)
     wrong += [f"{name.replace('_', ' ')} {was}, got {got}"
               for name, was, got in differences(found.settings, now.settings)]
@@ -203,13 +203,14 @@ def load_start(path: Path, config: Config, is_named: bool) -> Checkpoint:
     wrong = config_differences(found.config, config)
     require(not wrong, f"{path}: was trained with {'; '.join(wrong)}; start from a checkpoint of "
                        "this model")
-    require(found.done or is_named, f"{path}: expected a stage that is done, got {found.step} steps "
-                                    "of one; finish it with --resume, or name it with --init")
+    require(found.done or is_named,
+            f"{path}: expected a stage that is done, got {found.step} steps of one; finish it "
+            "with --resume, or name it with --init")
     return found
 
 
 def same_parts(path: Path, found: Checkpoint, fingerprints: dict[str, str]) -> None:
-    """Raise UserError unless a checkpoint was trained on the frozen parts of these `fingerprints`."""
+    """Raise UserError unless a checkpoint was trained on the parts of these `fingerprints`."""
     wrong = [BELONGS[name] for name, *_ in differences(found.fingerprints, fingerprints)]
     require(not wrong, f"{path}: was trained on {' and '.join(wrong)}; name those that it was "
                        "trained on, or take these all the same: --other-parts")

@@ -67,9 +67,9 @@ def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConf
 
 
 def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None, dict[str, Path]]:
-    """The config, a checkpoint of ours if there is one, and where the other weights are. Of those no
-    more is read than tells whether they are what the checkpoint was trained on. Raises UserError if
-    they are not."""
+    """The config, a checkpoint of ours if there is one, and where the other weights are. Of those
+    no more is read than tells whether the checkpoint was trained on them. Raises UserError if it
+    was not."""
     size = args.size or ("full" if args.diffa2 else "toy")
     require(not (args.diffa2 and args.checkpoint), "--diffa2 and --checkpoint exclude each other; choose one")
     given = {"whisper": args.whisper, "llada": args.llada}
@@ -82,8 +82,9 @@ def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None
     require(args.size in (None, found), f"{path}: is of size {found}, not {args.size}; leave --size out")
     paths = weights.locate_all(given, found)
     if trained.fingerprints and not args.other_parts:
-        checkpoint.same_parts(path, trained, {part: weights.fingerprint(weights.read_part(file, part))
-                                              for part, file in paths.items()})
+        parts = {part: weights.read_part(file, part) for part, file in paths.items()}
+        checkpoint.same_parts(path, trained, {part: weights.fingerprint(tensors)
+                                              for part, tensors in parts.items()})
     if not trained.fingerprints and any(given.values()):
         print(f"note: {path} does not tell which encoder and backbone it was trained on",
               file=sys.stderr)

@@ -147,4 +147,5 @@ def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], 
         append(out / "nonfinite.jsonl", json.dumps(row) + "\n")
     require(skip, f"stage {stage}, step {step}: expected a finite loss and gradient, got {figures['loss']} and "
                   f"{figures['grad_norm']}; the clips are named in {out / 'nonfinite.jsonl'}. "
-                  "Begin again with a lower --lr, or go on without such steps: --resume --skip-nonfinite")
+                  "Begin again with a lower --lr, or go on without such steps: "
+                  "--resume --skip-nonfinite")

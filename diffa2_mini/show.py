@@ -48,7 +48,7 @@ def read_row(line: bytes) -> dict | None:
     """A line of log.jsonl as `Log` writes it, or None: others may have written there too."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, no text, a number of thousands of digits, or depth
+    except (ValueError, RecursionError):  # no JSON, no text, a number too long, or depth
         return None
     ours = isinstance(row, dict) and all(type(row.get(name)) is int for name in ("stage", "step"))
     return row if ours and max(abs(row["stage"]), abs(row["step"])) < 2**53 else None

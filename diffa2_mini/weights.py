@@ -75,7 +75,7 @@ WHAT = {"whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA", 
 def hub_folders(name: str) -> list[Path]:
     """Where the files of a repository on the Hugging Face hub are, if they were downloaded: weights/NAME, then the cache."""
     def folder(default: Path, *variables: str) -> Path:
-        """That of the first variable that is set; ~ and $NAME in it stand for what they do for hf."""
+        """That of the first variable that is set; ~ and $NAME in it are what they are for hf."""
         values = [os.environ[name] for name in variables if os.environ.get(name)]
         return Path(os.path.expandvars(os.path.expanduser([*values, default][0])))
 
@@ -111,7 +111,8 @@ def locate(source: str | Path | None, part: str, size: str) -> Path:
         published = source in (SOURCES[of].get(part) for of in ("diffa1", "full"))
         require(here.parent.exists() and not published,  # a path that was mistyped, and no name
                 f"expected {WHAT[part]} in weights/{name} or in the cache of the Hugging Face hub, "
-                f"found them in neither; get them: hf download {name}{file} --local-dir weights/{name}")
+                f"found them in neither; get them: hf download {name}{file} --local-dir "
+                f"weights/{name}")
     if here.exists():
         return here
     stage = 1 if part == "diffa2" else 0

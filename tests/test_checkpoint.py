@@ -209,7 +209,7 @@ def as_before(path, done):
     """Turn a file into what the earlier format would have been: no settings, no fingerprints."""
     tensors, metadata = checkpoint.read_tensors(path, "a checkpoint")
     fields = json.loads(metadata["checkpoint"])
-    del fields["settings"], fields["fingerprints"]
+    fields = {name: fields[name] for name in ("config", "stage", "step", "audio")}
     fields |= {"done": done, "seed": 42, "batch_size": 3}
     metadata = {"format": checkpoint.BEFORE, "checkpoint": json.dumps(fields)}
     checkpoint.save_tensors(path, tensors, metadata | {"sha256": faults.digest(tensors, metadata)})
@@ -227,7 +227,7 @@ def test_a_checkpoint_of_the_earlier_format_is_adopted_if_it_is_done(tmp_path, c
         same_parts(path, found, now.fingerprints)
         if done:
             same_run(path, found, now)
-    assert "was begun by an earlier version, whose noise was" in error_of(same_run, path, found, now)
+    assert "was begun by an earlier version, whose" in error_of(same_run, path, found, now)
 
 
 def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
@@ -248,7 +248,8 @@ def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
                 other.settings[field.name] = "another"
                 name = field.name.replace("_", " ")
                 assert f"was begun with {name} " in error_of(same_run, tmp_path, found, other)
-        assert "seed 7, got 8" in error_of(same_run, tmp_path, found, begin(config, 3, stage, seed=8))
+        other = begin(config, 3, stage, seed=8)
+        assert "seed 7, got 8" in error_of(same_run, tmp_path, found, other)
         for name, what in checkpoint.BELONGS.items():
             fingerprints = begun.fingerprints | {name: "e"}
             other = dataclasses.replace(begun, fingerprints=fingerprints)
@@ -263,7 +264,7 @@ def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
 @pytest.mark.parametrize("part, change", [
     ("whisper", {"taps": (1, 2, 3)}), ("llada", {"rope_theta": 1e4}), ("llada", {"norm_eps": 1e-6}),
     ("lora", {"alpha": 1.0}), ("text", {"train_system": "Listen."}), ("size", "toy")])
-def test_a_start_of_another_model_is_refused_though_shapes_fit(tmp_path, config, model, part, change):
+def test_a_start_of_another_model_is_refused_if_shapes_fit(tmp_path, config, model, part, change):
     path = tmp_path / "a.safetensors"
     saved(path, model)
     assert load_start(path, config, is_named=True).step == 7

@@ -170,7 +170,8 @@ def test_the_log_forgets_half_lines_and_what_came_after_a_save(tmp_path):
 
 FOREIGN = ["", "note to self: worked", "[]", "null", "7", '"stage"', "{}", '{"stage": 1}',
            '{"step": 2}', '{"stage": "1", "step": 2}', '{"stage": [1], "step": {}}',
-           '{"stage": true, "step": 1}', '{"stage": 1, "step": 1.5}', '{"stage": null, "step": null}',
+           '{"stage": true, "step": 1}', '{"stage": 1, "step": 1.5}',
+           '{"stage": null, "step": null}',
            "[" * 100_000, "9" * 10_000, '{"stage": 1, "step": 1' + "0" * 400 + "}", "\u2028\x85"]
 ODD = ['{"stage": 1, "step": 2, "loss": "low"}',
        '{"stage": 1, "step": 2, "loss": {}, "open": [1], "wer": null}',

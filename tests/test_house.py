@@ -15,7 +15,8 @@ BESIDE = ["options", "plan", "show", "page", "pretrain_tokenizer", "pretrain_enc
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib", "pytest", "selenium"}
 OURS = {"diffa2_mini", "data", "tutorials", "train", "sample", "golden_inputs", "check_published", "hostile_cases", "common",
-        "test_published", "test_data", "test_generate", "test_faults", "test_interrupted", "test_weights", "mini", "mac"}
+        "test_published", "test_data", "test_generate", "test_faults", "test_interrupted",
+        "test_weights", "mini", "mac"}
 
 
 def imported(path: Path) -> set[str]:

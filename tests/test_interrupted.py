@@ -165,7 +165,8 @@ def refused(capsys, *arguments):
 
 def other_manifest(world, folder):
     """The small world with one word changed; its clips are where they were."""
-    rows = [row | {"audio_filepath": str(world / row["audio_filepath"])} for row in read_manifest(world / "stage1.json")]
+    rows = [row | {"audio_filepath": str(world / row["audio_filepath"])}
+            for row in read_manifest(world / "stage1.json")]
     rows[0]["transcription"] += " nine"
     (folder / "stage1.json").write_text(json.dumps(rows))
     return folder
@@ -176,7 +177,6 @@ SETTINGS = [(["--seed", "7"], "was begun with seed 42, got 7"),
             (["--lr", "0.5"], "was begun with lr 0.003, got 0.5"),
             (["--steps", "8"], "was begun with steps 4, got 8"),
             (["--warmup", "2"], "was begun with warmup 1, got 2"),
-            (["--lora-dropout", "0.5"], "was begun with lora dropout 0.0, got 0.5"),
             (["--dtype", "bfloat16"], "was begun with dtype float32, got bfloat16"),
             (["--whisper", "OTHER"], "was begun with other weights than those of --whisper"),
             (["--llada", "OTHER"], "was begun with other weights than those of --llada"),
