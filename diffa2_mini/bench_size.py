@@ -8,12 +8,12 @@ from typing import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import checkpoint, plan, weights
 from .bench import MASK, NO_EOS, PROMPT, Row, take_turns
 from .config import SIZES, DecodeConfig, StageConfig
-from .data import Batch
-from .diffusion import EPSILON
+from .data import AnswerBatch, PreferenceBatch
 from .fast.generate import generate
 from .fast.state import DecodingState
 from .fast.llada import FastLlada
@@ -30,6 +30,18 @@ def clips_of(model: Diffa2, n: int, device: torch.device, dtype: torch.dtype) ->
     return model.encode(mel, torch.full((n,), config.max_frames // 2, device=device))
 
 
+def batch_of(stage: StageConfig, response: Tensor, masks: Tensor, audio: Audio
+             ) -> AnswerBatch | PreferenceBatch:
+    """A batch of one prompt for all clips, of which nobody looks at the noisy tokens."""
+    n = len(audio.n_frames)
+    common = dict(examples=[None] * n, clips=[], prompts=[Prompt([7] * plan.PROMPT, 20)] * n,
+                  response=response, real=torch.ones_like(response, dtype=torch.bool), audio=audio)
+    if stage.preference:
+        return PreferenceBatch(masks=masks, **common)
+    t = torch.full((len(response),), 0.5, device=response.device)
+    return AnswerBatch(noisy=response, masked=masks[:, 0], t=t, **common)
+
+
 def train_at(model: Diffa2, stage: StageConfig, n: int, device: torch.device, dtype: torch.dtype, tokenizer: Tokenizer) -> Callable:
     """A training step on n of the longest clips, or pairs, the encoder's work included."""
     if "lora" in stage.trains:
@@ -43,9 +55,7 @@ def train_at(model: Diffa2, stage: StageConfig, n: int, device: torch.device, dt
     stage = dataclasses.replace(stage, batch_size=n)
 
     def step():
-        batch = Batch([None] * n, [], [Prompt([7] * plan.PROMPT, 20)] * n, response, torch.ones_like(response, dtype=torch.bool),
-                      torch.full((rows,), 0.5 - EPSILON, device=device), torch.where(masks[:, 0], 0.1, 0.9), masks, 0,
-                      clips_of(model, n, device, dtype))
+        batch = batch_of(stage, response, masks, clips_of(model, n, device, dtype))
         with autocast(device, dtype):
             loss = piece_loss(model, reference, batch, stage, tokenizer, rows * R)["loss"]
         loss.backward()

@@ -28,6 +28,8 @@ from .noise import stream
 from .tokenizer import Prompt, Tokenizer
 from .vrpo import draw_masks
 
+NEVER = 2.0  # a uniform number beyond every time: its token is not masked
+
 
 @dataclass(frozen=True)
 class Example:
@@ -126,27 +128,51 @@ def n_embeddings(config: AdapterConfig, parts: tuple[str, ...], n_frames: int) -
                for part in parts)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Batch:
-    """B examples, or B preference pairs; then `response` has 2B rows: chosen, rejected, chosen, …"""
+    """What every batch of B examples has. Those of pairs have 2B responses: chosen, rejected, ..."""
 
     examples: list[Example]
-    clips: list[tuple[Tensor, int]]  # log-mels with their numbers of frames, unless hidden states are kept
+    clips: list[tuple[Tensor, int]]  # log-mels and numbers of frames, unless hidden states are kept
     prompts: list[Prompt]
     response: Tensor  # [B, R] token ids, padded with EOS to the longest
     real: Tensor  # bool [B, R], False at that padding
-    t: Tensor  # [B] times, and
-    uniforms: Tensor  # [B, R] a number per token, for the forward process; or for VRPO:
-    masks: Tensor  # bool [2B, n, R] the masks of n samples for each response
-    n_masked: int  # tokens that will be predicted
     audio: Audio | None = None
-    broken: tuple[str, ...] = ()  # what is wrong with clips that are left out: silence is in their place, and nothing masked
+    broken: tuple[str, ...] = ()  # complaints about clips: silence takes their place, nothing is masked
     incomplete: dict[Path, str] = dataclasses.field(default_factory=dict)  # what clips in it lack
 
     def heard(self, ears: Callable, device: torch.device) -> "Batch":
         """The batch on the device, with what `ears` makes of its clips."""
-        tensors = {name: getattr(self, name).to(device) for name in ("response", "real", "t", "uniforms", "masks")}
-        return dataclasses.replace(self, **tensors, audio=ears([example.path for example in self.examples], self.clips))
+        tensors = {name: value.to(device) for name, value in vars(self).items()
+                   if isinstance(value, Tensor)}
+        audio = ears([example.path for example in self.examples], self.clips)
+        return dataclasses.replace(self, **tensors, audio=audio)
+
+
+@dataclass(kw_only=True)
+class AnswerBatch(Batch):
+    """Responses that the forward process has hidden in part, for stages 1 to 3."""
+
+    noisy: Tensor  # [B, R] token ids, with masks
+    masked: Tensor  # bool [B, R], where they are
+    t: Tensor  # [B], the times
+
+    @property
+    def n_masked(self) -> int:
+        """How many tokens are to be predicted."""
+        return int(self.masked.sum())
+
+
+@dataclass(kw_only=True)
+class PreferenceBatch(Batch):
+    """Pairs of responses, for stage 4."""
+
+    masks: Tensor  # bool [2B, n, R]: what n samples hide of each response
+
+    @property
+    def n_masked(self) -> int:
+        """How many tokens are to be predicted, in all samples."""
+        return int(self.masks.sum())
 
 
 def tokenize(example: Example, answer: str, stage: StageConfig, text: TextConfig, tokenizer: Tokenizer
@@ -183,46 +209,67 @@ class Collate:
         return self.known[number]
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> "Batch | UserError":
-        """A batch of (epoch, number in the data) pairs, or what is wrong with a clip. The noise is keyed by (seed, stage,
-        epoch, number), and by which of its answers it hides."""
-        stage, prompts, rows, t, uniforms, masks = self.stage, [], [], [], [], []
-        for epoch, number in pairs:
-            for which, (prompt, ids) in enumerate(self.answers(number)):
-                rows.append(torch.tensor(ids))
-                rng = stream(self.kind, self.seed, stage.number, epoch, number, which)
-                if stage.preference:
-                    drawn = draw_masks(rng, len(ids), stage.vrpo_samples)
-                    masks.append(torch.from_numpy(drawn.T))  # [R, n]
-                else:
-                    at, numbers = draw_noise(rng, len(ids))
-                    t.append(at)
-                    uniforms.append(torch.from_numpy(numbers).float())
-            prompts.append(prompt)
-        examples, clips, broken = [self.data[number] for _, number in pairs], [], {}
-        incomplete = {}
-        for i, example in enumerate(examples if self.load else []):
+        """A batch of (epoch, number in the data) pairs, or what is wrong with a clip."""
+        examples = [self.data[number] for _, number in pairs]
+        answers = [self.answers(number) for _, number in pairs]
+        rows = [torch.tensor(ids) for of_example in answers for _, ids in of_example]
+        try:
+            clips, broken, incomplete = self.load_clips(examples if self.load else [])
+        except UserError as error:
+            return error  # raised in a worker, it would come with a trace
+        common = dict(
+            examples=examples, clips=clips, prompts=[of_example[0][0] for of_example in answers],
+            response=pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_id),
+            real=pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows],
+                              batch_first=True),
+            broken=(*broken.values(),), incomplete=incomplete)
+        noise = [(self.noise(*pair, which), len(ids)) for pair, of_example in zip(pairs, answers, strict=True)
+                 for which, (_, ids) in enumerate(of_example)]
+        if self.stage.preference:
+            return self.preference_batch(noise, [*broken], common)
+        return self.answer_batch(noise, [*broken], common)
+
+    def noise(self, epoch: int, number: int, which: int) -> np.random.Generator:
+        """What hides answer `which` of an example in an epoch depends on nothing else."""
+        return stream(self.kind, self.seed, self.stage.number, epoch, number, which)
+
+    def answer_batch(self, noise: list[tuple[np.random.Generator, int]], broken: list[int],
+                     common: dict) -> AnswerBatch:
+        """The batch with its responses hidden, of B generators with the lengths of their responses."""
+        drawn = [draw_noise(rng, length) for rng, length in noise]
+        t = torch.tensor([t for t, _ in drawn], dtype=torch.float32)
+        uniforms = pad_sequence([torch.from_numpy(numbers).float() for _, numbers in drawn],
+                                batch_first=True, padding_value=NEVER)  # [B, R]
+        uniforms[broken] = NEVER
+        noisy, masked, t = forward_process(common["response"], t, uniforms, self.tokenizer.mask_id)
+        return AnswerBatch(noisy=noisy, masked=masked, t=t, **common)
+
+    def preference_batch(self, noise: list[tuple[np.random.Generator, int]], broken: list[int],
+                         common: dict) -> PreferenceBatch:
+        """The batch with its masks, of 2B generators with the lengths of their responses."""
+        drawn = [torch.from_numpy(draw_masks(rng, length, self.stage.vrpo_samples).T)
+                 for rng, length in noise]  # [R, n] each
+        masks = pad_sequence(drawn, batch_first=True).transpose(1, 2)  # [2B, n, R]
+        masks.unflatten(0, (-1, 2))[broken] = False
+        return PreferenceBatch(masks=masks, **common)
+
+    def load_clips(self, examples: list[Example]
+                   ) -> tuple[list[tuple[Tensor, int]], dict[int, str], dict[Path, str]]:
+        """The clips of examples as log-mels; by number what is wrong with those that are broken, in
+        whose place there is silence; and by path what is missing of those that are not whole. Raises
+        UserError where a broken one is not to be skipped."""
+        clips, broken, incomplete, config = [], {}, {}, self.config.audio
+        for i, example in enumerate(examples):
             try:
                 note = partial(incomplete.__setitem__, example.path)
-                clips.append(load_clip(example.path, self.config.audio, note))
+                clips.append(load_clip(example.path, config, note))
             except UserError as error:
                 if not self.skip_broken:
-                    return error  # raised in a worker, it would come with a trace
+                    raise
                 broken[i] = str(error)
-                silence = np.zeros(round(example.seconds * self.config.audio.sample_rate), np.float32)
-                clips.append((log_mel(silence, self.config.audio), encoder_frames(len(silence), self.config.audio)))
-        response = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_id)
-        real = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
-        t, none = torch.tensor(t, dtype=torch.float32), torch.empty(0)
-        if stage.preference:
-            masks = pad_sequence(masks, batch_first=True).transpose(1, 2)  # [2B, R, n] -> [2B, n, R]
-            masks.unflatten(0, (-1, 2))[[*broken]] = False
-            return Batch(examples, clips, prompts, response, real, none, none, masks,
-                         int(masks.sum()), None, (*broken.values(),), incomplete)
-        uniforms = pad_sequence(uniforms, batch_first=True, padding_value=2.0)  # 2: never masked
-        uniforms[[*broken]] = 2.0
-        n_masked = forward_process(response, t, uniforms, self.tokenizer.mask_id)[1].sum()
-        return Batch(examples, clips, prompts, response, real, t, uniforms, none, int(n_masked),
-                     None, (*broken.values(),), incomplete)
+                silence = np.zeros(round(example.seconds * config.sample_rate), np.float32)
+                clips.append((log_mel(silence, config), encoder_frames(len(silence), config)))
+        return clips, broken, incomplete
 
     def cut(self, pairs: list[tuple[int, int]], at_once: int, rank: int = 0, size: int = 1) -> list[list[tuple[int, int]]]:
         """The share that process `rank` of `size` has of the pairs of a step, in pieces of `at_once`, the longest first, so that

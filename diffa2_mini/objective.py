@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from .config import StageConfig
-from .data import Batch, Collate, Example
+from .data import AnswerBatch, Batch, Collate, PreferenceBatch, Example
 from .device import autocast
-from .diffusion import diffusion_loss, forward_process
+from .diffusion import diffusion_loss
 from .ears import Ears
 from .fast.token_losses import token_losses
 from .model import Diffa2
@@ -33,11 +33,11 @@ def names_of(optimizer: torch.optim.Optimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
-def answer_loss(model: Diffa2, batch: Batch, stage: StageConfig, tokenizer: Tokenizer, n_tokens: int) -> Tensor:
+def answer_loss(model: Diffa2, batch: AnswerBatch, stage: StageConfig, n_tokens: int) -> Tensor:
     """Stages 1 to 3: the masked diffusion loss of a batch that has, with the rest of its step, `n_tokens` in its answers."""
-    noisy, masked, t = forward_process(batch.response, batch.t, batch.uniforms, tokenizer.mask_id)
-    hidden = model(batch.audio, stage.audio, batch.prompts, noisy, batch.real, masked)
-    return diffusion_loss(hidden, batch.response, masked, t, n_tokens, token_losses(model.llada.logits))
+    hidden = predictor(model, batch, stage)(batch.noisy, batch.real, batch.masked)  # [K, D]
+    losses_of = token_losses(model.llada.logits)
+    return diffusion_loss(hidden, batch.response, batch.masked, batch.t, n_tokens, losses_of)
 
 
 def piece_loss(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
@@ -45,7 +45,7 @@ def piece_loss(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage:
     """What a piece of a step's batch adds to the loss of the step, and to other figures. The whole batch has `n_tokens` in its
     answers, and `stage.batch_size` examples."""
     if not stage.preference:
-        return {"loss": answer_loss(model, batch, stage, tokenizer, n_tokens)}
+        return {"loss": answer_loss(model, batch, stage, n_tokens)}
     policy, old = preference_bounds(model, reference, batch, stage, tokenizer)
     share, margins = len(batch.examples) / stage.batch_size, preference_margin(policy.detach(), old)
     return {"loss": vrpo_loss(policy, old, stage.vrpo_beta) * share, "margin": margins.mean() * share,
@@ -57,7 +57,7 @@ def predictor(call: Callable, batch: Batch, stage: StageConfig) -> Callable:
     return lambda *noisy: call(batch.audio, stage.audio, batch.prompts, *noisy)
 
 
-def preference_bounds(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
+def preference_bounds(model: Diffa2, reference: dict[str, Tensor], batch: PreferenceBatch, stage: StageConfig, tokenizer: Tokenizer,
                       reference_masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Stage 4: the bounds [P, 2] by the policy and by the reference, whose trained tensors are given.
     Both see the same masks, unless others are given to show what sharing is good for."""
@@ -77,7 +77,7 @@ def reward_accuracy(margins_of: Callable, batches: Iterable[Batch]) -> dict[str,
     return {"reward_accuracy": float((margins > 0).float().mean()), "margin": float(margins.mean())}
 
 
-def score_variance(margins_of: Callable, batch: Batch, stage: StageConfig, n_estimates: int = 4
+def score_variance(margins_of: Callable, batch: PreferenceBatch, stage: StageConfig, n_estimates: int = 4
                    ) -> tuple[float, float]:
     """Variance of the preference score over the draw of its masks, mean over pairs: with masks
     shared between policy and reference, and with independent ones. `margins_of` gives the margins

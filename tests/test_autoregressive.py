@@ -83,8 +83,7 @@ def test_the_loss_is_the_weighted_mean_of_the_cross_entropies_of_the_next_tokens
 
 def made_batch(model):
     audio = Audio(torch.randn(2, 16, 8), torch.randn(2, 3, 16, 8), torch.tensor([16, 9]))
-    none = torch.empty(0)
-    return Batch([], [], PROMPTS, RESPONSE, REAL, none, none, none, 0, audio)
+    return Batch(examples=[], clips=[], prompts=PROMPTS, response=RESPONSE, real=REAL, audio=audio)
 
 
 def test_an_answer_counts_up_to_its_end_and_hears_what_the_diffusion_model_hears(sharp):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from diffa2_mini.config import AudioConfig, LladaConfig, run_script
 from diffa2_mini.data import Example
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
+from mini import ROOT
+
 from diffa2_mini.tokenizer import Prompt
 
 CPU = torch.device("cpu")
@@ -96,8 +100,16 @@ def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, 
     assert all(row["ratio"] > 0 and math.isfinite(row["ratio"]) for row in rows)
 
 
-def test_ceilings_and_memory_are_measured():
+def test_ceilings_are_measured():
     assert 1e8 < device.matmul_ceiling(CPU, torch.float32) < 1e15
     assert 1e8 < device.copy_bandwidth(CPU) < 1e13
-    used = device.memory_above(lambda: torch.ones(2**26, dtype=torch.uint8).max(), CPU)
-    assert used is None or used == pytest.approx(2**26, rel=0.2)
+
+
+def test_memory_is_measured():
+    """In a process of its own: what other tests have freed may be there to be taken again."""
+    code = ("import torch; from diffa2_mini.device import memory_above; "
+            "print(memory_above(lambda: torch.ones(2**26, dtype=torch.uint8).max(), torch.device('cpu')))")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    used = run.stdout.strip()
+    assert used == "None" or 2**26 <= int(used) < 2**27  # and what the process does beside

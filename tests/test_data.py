@@ -13,7 +13,6 @@ import torch
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, UserError, WhisperConfig
 from diffa2_mini.data import Collate, Example
 from diffa2_mini.loader import Loader, batches
-from diffa2_mini.diffusion import EPSILON
 from diffa2_mini.ears import Ears
 from diffa2_mini.model import Diffa2
 from diffa2_mini.tokenizer import Tokenizer
@@ -78,7 +77,9 @@ def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stag
         if stage == 4:
             assert torch.equal(alone.masks, whole.masks[rows, :, :R])
         else:
-            assert torch.equal(alone.t, whole.t[rows]) and torch.equal(alone.uniforms, whole.uniforms[rows, :R])
+            assert torch.equal(alone.t, whole.t[rows])
+            assert torch.equal(alone.masked, whole.masked[rows, :R])
+            assert torch.equal(alone.noisy, whole.noisy[rows, :R])
 
 
 @pytest.mark.parametrize("stage", [2, 4])
@@ -87,7 +88,7 @@ def test_noise_is_keyed_by_seed_stage_epoch_and_number(model, examples, stage):
         row = replace(STAGES[stage], number=by)
         maker = Collate([examples[0]] * 8, seed, row, MICRO, load_tokenizer(MICRO), False, held_out=held_out)
         batch = maker[[(epoch, number)]]
-        return batch.masks if stage == 4 else torch.cat([batch.t, batch.uniforms[0]])
+        return batch.masks if stage == 4 else batch.t
 
     assert torch.equal(noise(1, 2, 3), noise(1, 2, 3))
     for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2), (1, 2, 3, 3), (1, 2, 3, stage, True)):
@@ -99,7 +100,7 @@ def test_stage_3_replays_neither_the_noise_nor_the_order_of_stage_2(examples):
     assert second != third and sorted(second) == sorted(third)
     second, third = (collate(examples, stage)[sorted(second)] for stage in (2, 3))
     assert torch.equal(second.response, third.response)
-    assert not (second.t == third.t).any() and not (second.uniforms == third.uniforms)[second.real].any()
+    assert not (second.t == third.t).any() and not torch.equal(second.masked, third.masked)
 
 
 @pytest.mark.parametrize("stage", [2, 4])
@@ -115,7 +116,9 @@ def test_padding_is_eos_and_never_masked(model, examples, stage):
         decoded = [load_tokenizer(MICRO).decode(row) for row in batch.response[:2].tolist()]
         assert decoded == [examples[0].answer, examples[0].rejected]
     else:
-        assert (batch.uniforms[padding] > 1).all() and (batch.uniforms[batch.real] < 1).all()
+        assert not (batch.masked & padding).any() and batch.masked.any()
+        mask_id = load_tokenizer(MICRO).mask_id
+        assert torch.equal(batch.noisy, batch.response.masked_fill(batch.masked, mask_id))
 
 
 @pytest.mark.parametrize("n_examples, batch_size", [(10, 1), (10, 3), (10, 10), (7, 20), (1, 4)])
@@ -147,8 +150,7 @@ def test_lengths_are_those_of_what_is_spliced(model, examples, stage):
 @pytest.mark.parametrize("stage", [2, 4])
 def test_a_batch_knows_how_many_tokens_it_masks(model, examples, stage):
     batch = batch_of([(0, i) for i in range(8)], examples, model, stage)
-    masks = batch.masks if stage == 4 else batch.uniforms < ((1 - EPSILON) * batch.t + EPSILON)[:, None]
-    assert batch.n_masked == masks.sum() > 0
+    assert batch.n_masked == (batch.masks if stage == 4 else batch.masked).sum() > 0
 
 
 def test_a_step_is_cut_into_pieces_of_like_length_the_longest_first(examples):
@@ -168,7 +170,7 @@ def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
     ears = ears_of(model, keep=False)
     for batch in [*loader.take(2), *loader.take(1)]:
         expected = maker[pieces.pop(0)]
-        assert torch.equal(batch.response, expected.response) and torch.equal(batch.uniforms, expected.uniforms)
+        assert torch.equal(batch.response, expected.response) and torch.equal(batch.noisy, expected.noisy)
         assert torch.equal(batch.heard(ears, "cpu").audio.final, ears([e.path for e in batch.examples]).final)
         assert len(batch.clips) == len(batch.examples)
     assert not pieces and loader.waited > 0

@@ -362,7 +362,7 @@ def test_the_loss_is_normalised_over_the_whole_batch(collate):
     ears, (_, pairs) = Ears(model, torch.device("cpu"), torch.float64, keep=True), next(batches(len(collate.data), 9, 1, 0, 0, 2))
 
     def loss(pairs, n_tokens):
-        return float(answer_loss(model, collate[pairs].heard(ears, ears.device), STAGES[2], collate.tokenizer, n_tokens))
+        return float(answer_loss(model, collate[pairs].heard(ears, ears.device), STAGES[2], n_tokens))
 
     def tokens(pairs):
         return sum(own for _, i in pairs for _, own in collate.lengths(i))

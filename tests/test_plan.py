@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from diffa2_mini import checkpoint, plan
 from diffa2_mini.config import SIZES, AdapterConfig, AudioConfig, LladaConfig, WhisperConfig, run_script
-from diffa2_mini.data import Batch
+from diffa2_mini.data import AnswerBatch, PreferenceBatch
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2
 from diffa2_mini.objective import answer_loss, preference_bounds
@@ -108,13 +108,19 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
     with watch(model):
         reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()}
         for _ in range(2):
-            batch = Batch([], [], prompts, response, torch.ones_like(response).bool(), torch.full((rows,), 0.5),
-                          torch.where(masks[:, 0], 0.1, 0.9), masks, 0, model.encode(mel, torch.full((clips,), T)))
+            common = dict(examples=[], clips=[], prompts=prompts, response=response,
+                          real=torch.ones_like(response).bool(),
+                          audio=model.encode(mel, torch.full((clips,), T)))
+            if stage.preference:
+                batch = PreferenceBatch(masks=masks, **common)
+            else:
+                batch = AnswerBatch(noisy=response.masked_fill(masks[:, 0], 0), masked=masks[:, 0],
+                                    t=torch.full((rows,), 0.5), **common)
             with torch.autocast("cpu", torch.bfloat16) if dtype == torch.bfloat16 else nullcontext():
                 if stage.preference:
                     loss = vrpo_loss(*preference_bounds(model, reference, batch, stage, Mask), stage.vrpo_beta)
                 else:
-                    loss = answer_loss(model, batch, stage, Mask, rows * R)
+                    loss = answer_loss(model, batch, stage, rows * R)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
