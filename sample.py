@@ -6,6 +6,10 @@
     python sample.py *.wav --json --checkpoint runs/mine/stage4.safetensors
 """
 
+from diffa2_mini.script import begin, run_script, unread
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
 import argparse
 import itertools
 import json
@@ -21,7 +25,7 @@ import torch
 from diffa2_mini import page, show, weights
 from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel
 from diffa2_mini.command import add_decode_flags, add_model_flags, choose, decode_config, find, load_model
-from diffa2_mini.config import Config, DecodeConfig, Parser, run_script
+from diffa2_mini.config import Config, DecodeConfig, Parser
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.device import autocast
@@ -96,7 +100,7 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
         if frames is not None:
             steps = page.record(steps, tokenizer, frames)
         if watch:
-            steps = show.watch(steps, tokenizer, lambda text: print(text, end="", flush=True), pause=0.15)
+            steps = show.watch(steps, tokenizer, sys.stdout, pause=0.15)
         n_steps = 0
         for step in steps:
             n_steps += 1
@@ -121,6 +125,8 @@ def main(argv: list[str]) -> None:
     for path in args.clips:
         heard = parts_of_clip(path, model.config, args.chunk)
         for part in heard:
+            if unread() and not args.html:
+                return
             frames = [] if args.html else None
             answer = ask(model, parts, tokenizer, part.samples, prompt, decode, device, dtype,
                          args.watch, frames, next(numbers))

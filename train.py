@@ -9,6 +9,10 @@
 What the stages differ in is one table, `stages` in diffa2_mini/config.py. One loop below serves them all.
 """
 
+from diffa2_mini.script import begin, progress, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
 import argparse
 import dataclasses
 import itertools
@@ -27,7 +31,7 @@ from tqdm import tqdm
 
 from diffa2_mini import answers, checkpoint, faults, plan, pretrain, reporting, show, weights
 from diffa2_mini.checkpoint import Checkpoint
-from diffa2_mini.config import SIZES, StageConfig, require, run_script, to_dict
+from diffa2_mini.config import SIZES, StageConfig, require, to_dict
 from diffa2_mini.data import Batch, Collate, load_examples
 from diffa2_mini.device import autocast, choose_device, compile_blocks, matmul_ceiling, peak_memory
 from diffa2_mini.ears import Attentive, Ears
@@ -52,7 +56,7 @@ def schedule(step: int, n_steps: int, stage: StageConfig) -> float:
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM; raised between two steps, or two batches of a measurement."""
+    """One of `faults.Signals` came; raised between two steps, or two batches of a measurement."""
 
 
 class Run:
@@ -226,7 +230,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     model.train()
 
     def listening(paths: list) -> Iterator:
-        bar = tqdm(paths, desc="  listening", leave=False, disable=not world.first)
+        bar = progress(paths, desc="  listening", leave=False, disable=not world.first)
         return itertools.takewhile(lambda path: not run.signals.came, bar)
     deaf = run.ears.prepare([example.path for example in examples + run.validation], listening, args.skip_broken, world)
     run.look_for_stop()
@@ -265,8 +269,8 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
                     count_workers(args.workers, collate.load, world.local_size))
 
     start, n_skipped = time.perf_counter(), {"steps whose loss or gradient was not finite": 0, "clips that were broken": 0}
-    with loader, tqdm(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step", dynamic_ncols=True,
-                      disable=not world.first) as bar:
+    with loader, progress(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step",
+                          disable=not world.first) as bar:
         for step, pairs, pieces in steps:
             lr = schedule(step, n_steps, stage)
             for group in optimizer.param_groups:
@@ -285,9 +289,9 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
             shape = plan.shape_of_step(stage, lengths, n_masked, collate.load)
             speed = plan.throughput(run.config, stage, shape, time.perf_counter() - began, run.ceiling)
             rate = stage.batch_size * (step + 1 - first_step) / (time.perf_counter() - start)
-            bar.update()
             bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}",
-                            tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}")
+                            tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}", refresh=False)
+            bar.update()
             row = {"stage": number, "step": step + 1, "lr": lr, **figures, **speed, "data_wait": loader.waited + run.ears.waited - waited}
             row |= {} if faults.finite(figures) else {"skipped": 1}
             with suppress(Stopped):  # a measurement that is cut short is left out, and the step saved below
@@ -312,13 +316,13 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     if run.validation:
         try:
             result = run.report(stage, run.validation)
-            print(reporting.table(result))
             figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
         except Stopped:
             save(n_steps, done=False)  # resumed, it measures anew
             raise
         run.log.add(stage=number, step=n_steps, **figures, time=time.time())
-    run.tell_incomplete(examples + run.validation)
+        print(reporting.table(result))
+        run.tell_incomplete(examples + run.validation)
     print(f"  stage {number} took {time.perf_counter() - start:.0f} s; peak memory {peak_memory(run.device)}")
     return save(n_steps, done=True)
 
@@ -393,6 +397,7 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         for path, examples in run.tests.items():
             print(f"\n{path}\n{reporting.table(run.report(run.stages[numbers[-1]], examples))}")
             run.tell_incomplete(examples)
+        run.look_for_stop()
     except Stopped:
         again = shlex.join(["python", "train.py", *sys.argv[1:], *([] if args.resume else ["--resume"])])
         print("stopped and saved; go on with: " + (again if world.size == 1 else "the same torchrun command and --resume"))

@@ -12,29 +12,34 @@ we train on takes 5-44 and validate on 45-49. Training never hears a sequence of
 are `toy_text.held_out`, one sequence in five. All takes of a held-out speaker are for testing.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
+
+from diffa2_mini.script import begin, progress, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
 import hashlib
 import http.client
 import re
 import shutil
-import sys
 import tarfile
 import tempfile
 import urllib.request
 import zlib
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import soundfile
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
 
 from data import toy_text
 from data.toy import ask_row, write_json
 from data.toy_scene import DIGITS, MAX_SECONDS, SAMPLE_RATE, Scene, Segment, shaped_noise
 from diffa2_mini.audio import load_audio, resample
-from diffa2_mini.config import ASSETS, Parser, UserError, require, run_script
+from diffa2_mini.config import ASSETS, Parser, UserError, require
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "yweweler")  # all but theo, whose recordings are not in the checksum
@@ -198,10 +203,8 @@ def make_clip(pool: dict, split: Split, rng: np.random.Generator) -> tuple[Scene
 
 def make_clips(folder: Path, recordings: list[Recording], split: str, seed: int) -> list[tuple[Scene, dict]]:
     """Write the clips of a split; returns each scene with the manifest fields that any stage needs."""
-    from tqdm import tqdm
-
     pool, clips = by_speaker(recordings, SPLITS[split].takes), []
-    for i in tqdm(range(SPLITS[split].clips), desc=f"making {split}", unit="clip", leave=False):
+    for i in progress(range(SPLITS[split].clips), desc=f"making {split}", unit="clip", leave=False):
         rng = np.random.default_rng([seed, list(SPLITS).index(split), i])
         scene, made_of, samples, segments = make_clip(pool, SPLITS[split], rng)
         name = f"{split}_{i:05d}"

@@ -7,25 +7,30 @@ Read speech with its text, by Vassil Panayotov and others (openslr.org/12), unde
 stage1.json, `dev` sets into validation.json, `test` sets into test.json. A download that was cut off goes on where it was.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
+
+from diffa2_mini.script import begin, progress, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
 import hashlib
 import http.client
 import shutil
-import sys
 import tarfile
 import tempfile
 import time
 import urllib.error
 import urllib.request
 import zlib
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
-
 from data.toy import write_json
 from diffa2_mini.audio import duration
-from diffa2_mini.config import ASSETS, AudioConfig, Parser, UserError, require, run_script
+from diffa2_mini.config import ASSETS, AudioConfig, Parser, UserError, require
 
 URL = "https://www.openslr.org/resources/12"
 SETS = {  # GB to download, hours
@@ -62,8 +67,6 @@ def fetch(url: str, start: int = 0):
 
 def download(url: str, path: Path, md5: str) -> None:
     """Fetch a file, or the rest of it, and check its MD5. What has come so far is kept in `path`.part. Raises UserError."""
-    from tqdm import tqdm
-
     part = path.with_name(f"{path.name}.part")
     for attempt in range(TRIES):
         start = part.stat().st_size if part.exists() else 0
@@ -77,7 +80,7 @@ def download(url: str, path: Path, md5: str) -> None:
                 free = shutil.disk_usage(path.parent).free
                 require(free > 2 * size - start, f"{path.parent}: expected {(2 * size - start) / 1e9:.1f} GB of free space for "
                                                  f"{path.name} and what is in it, got {free / 1e9:.1f}; free some")
-                with open(part, "ab" if start else "wb") as file, tqdm(
+                with open(part, "ab" if start else "wb") as file, progress(
                         total=size or None, initial=start, unit="B", unit_scale=True, desc=f"downloading {path.name}") as bar:
                     while chunk := response.read(1 << 20):
                         file.write(chunk)
@@ -132,10 +135,8 @@ def checksums(url: str) -> dict[str, str]:
 
 def rows_of(folder: Path, rng: np.random.Generator) -> list[dict]:
     """A manifest entry for each utterance below `folder`, in lower case; those longer than the model hears are left out."""
-    from tqdm import tqdm
-
     rows = []
-    for transcript in tqdm(sorted(folder.rglob("*.trans.txt")), desc=f"reading {folder.name}", unit="chapter", leave=False):
+    for transcript in progress(sorted(folder.rglob("*.trans.txt")), desc=f"reading {folder.name}", unit="chapter", leave=False):
         for line in transcript.read_text(encoding="utf-8").splitlines():
             name, text = line.split(" ", 1)
             path = transcript.with_name(f"{name}.flac")

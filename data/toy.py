@@ -10,20 +10,25 @@
 A clip depends on the seed, the split and its number alone. Scenes of evaluation are never those of training.
 """
 
-import json
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
+
+from diffa2_mini.script import begin, progress, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+import json
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import soundfile
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
-
 from data import toy_text
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
-from diffa2_mini.config import ASSETS, Parser, TextConfig, run_script
+from diffa2_mini.config import ASSETS, Parser, TextConfig
 from diffa2_mini.pretrain import TextExample
 from diffa2_mini.pretrain_tokenizer import count_words, save_ranks, train_bpe
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
@@ -45,12 +50,10 @@ N_PER_TYPE = 30  # questions of each type in the validation set
 
 def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:
     """Write the clips of a split; returns each scene with the manifest fields that any stage needs."""
-    from tqdm import tqdm
-
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     kinds = [kind for kind, n in zip(KINDS, SPLITS[split]) for _ in range(n)]
     clips = []
-    for i, kind in enumerate(tqdm(kinds, desc=f"synthesising {split}", unit="clip", leave=False)):
+    for i, kind in enumerate(progress(kinds, desc=f"synthesising {split}", unit="clip", leave=False)):
         rng = np.random.default_rng([seed, list(SPLITS).index(split), i])
         scene = toy_text.random_scene(rng, kind, evaluation=split in HELD_OUT)
         samples, segments = synthesize(scene, rng)

@@ -11,13 +11,18 @@ with its type as `sub-category`. MMAU's `difficulty` says how it is asked here: 
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
+
+from diffa2_mini.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+
+import numpy as np
 
 from data import toy, toy_text
 from diffa2_mini.benchmarks import FREE
-from diffa2_mini.config import ASSETS, Parser, run_script
+from diffa2_mini.config import ASSETS, Parser
 
 SEED = 0
 REASONING = ("count", "first", "last", "after", "fits")

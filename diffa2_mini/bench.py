@@ -8,6 +8,10 @@ The confidences of random weights mean nothing, so that decoding follows a fixed
 `--runs`, in which the variants take turns; beside it stand the fastest and the slowest run.
 """
 
+from .script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
 import argparse
 import dataclasses
 import importlib
@@ -29,7 +33,7 @@ from torch import Tensor
 from . import checkpoint, weights
 from .answers import answer
 from .audio import log_mel, mel_filterbank
-from .config import ASSETS, SIZES, AudioConfig, DecodeConfig, LladaConfig, Parser, require, run_script, to_dict
+from .config import ASSETS, SIZES, AudioConfig, DecodeConfig, LladaConfig, Parser, require, to_dict
 from .data import load_examples
 from .diffusion import diffusion_loss
 from .ears import Ears
@@ -302,9 +306,10 @@ def main(argv: list[str]) -> None:
     else:
         config = {"llada": to_dict(BACKBONE), "audio": AUDIO, "prompt": PROMPT, "response": RESPONSE, "decode": to_dict(SCHEDULE)}
         rows = [row for name, case in CASES.items() if not args.only or name in args.only for row in case(args.runs, device)]
+    found = [dataclasses.asdict(row) | {"median": row.median if row.seconds else None} for row in rows]
+    text = json.dumps({"machine": about, "sizes": config, "rows": found}, indent=2) + "\n"
+    write(args.out, lambda path: path.write_text(text))
     print(table(rows))
-    rows = [dataclasses.asdict(row) | {"median": row.median if row.seconds else None} for row in rows]
-    write(args.out, lambda path: path.write_text(json.dumps({"machine": about, "sizes": config, "rows": rows}, indent=2) + "\n"))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,10 @@ weights and the manifest that it was trained on. What differs is refused by name
 `load_start`, `same_parts`).
 """
 
+from .script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
 import dataclasses
 import json
 import sys
@@ -20,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import (Config, DecodeConfig, StageConfig, UserError, from_dict, require,
-                     require_contents, run_script, to_dict)
+                     require_contents, to_dict)
 from .faults import digest, write
 from .model import Diffa2, part_of
 

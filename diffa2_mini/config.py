@@ -9,24 +9,13 @@ Letters used in shape comments everywhere:
     D backbone width   H heads   V vocabulary   K masked positions
 """
 
-import argparse
 import dataclasses
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+
+from .script import Parser, UserError, require, run_script  # noqa: F401 (all commands take them from here)
 
 ASSETS = Path(__file__).resolve().parent.parent / "data"  # the small files this repository ships
-
-
-class UserError(Exception):
-    """Something the user can mend. The scripts print it as one line and exit with code 2."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `UserError(message)` unless `condition` holds."""
-    if not condition:
-        raise UserError(message)
 
 
 def require_contents(path: Path, what: str) -> None:
@@ -37,35 +26,6 @@ def require_contents(path: Path, what: str) -> None:
         require(file.read(len(pointer)) != pointer,
                 f"{path}: expected {what}, got a pointer of Git LFS in its place; get the file "
                 "itself: git lfs pull, or download it again")
-
-
-class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are UserErrors, and which shows the script's docstring as its help."""
-
-    def __init__(self, doc: str):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def parse_args(self, argv: list[str]) -> argparse.Namespace:
-        odd = [word for word in argv if word.endswith("=--")]  # which argparse makes an empty list of
-        return self.error(f"{odd[0]}: expected a value, got --") if odd else super().parse_args(argv)
-
-    def error(self, message: str):
-        raise UserError(f"{message}; --help lists what there is")
-
-
-def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Run a script's `main`; the exit code is 2, after one line on stderr, where it raises a UserError, or where a file that
-    it was given cannot be used."""
-    try:
-        main(argv)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (OSError, UnicodeError) as error:
-        name = repr(getattr(error, "filename", None) or "a path")[:200]
-        print(f"error: {name}: expected a file that can be used, got '{getattr(error, 'strerror', error)}'; check it", file=sys.stderr)
-        return 2
 
 
 @dataclass(frozen=True)

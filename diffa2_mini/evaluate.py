@@ -10,6 +10,10 @@ result is printed, and written as JSON beside the answers. A clip that cannot be
 wrong answer; a question whose answer is blank or none of its choices is asked, and not scored.
 """
 
+from .script import begin, progress, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
 import argparse
 import dataclasses
 import sys
@@ -20,7 +24,7 @@ from . import command, faults, reporting, weights
 from .answers import (Answer, answer_batch, expect_clips, expect_replies, match, read_answers,
                       resume, to_line)
 from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
-from .config import Parser, require, run_script
+from .config import Parser, require
 from .ears import Ears
 
 
@@ -28,8 +32,6 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
             held: ExitStack) -> dict[str, Answer]:
     """Ask those of `every` question that are asked for and not answered yet. Returns all answers by
     id; the file that they are in is locked as long as `held` is open."""
-    from tqdm import tqdm
-
     expect_clips(questions)
     config, trained, paths = command.find(args)
     as_authors = {} if config.from_scratch else BENCHMARKS[args.benchmark].decode
@@ -46,7 +48,8 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
     tokenizer = weights.load_tokenizer(config, paths["llada"])
     model, parts = command.load_model(config, trained, paths, device, dtype, args.merge_lora)
     ears, size = Ears(model, device, dtype, keep=True), args.batch_size or (64 if config.from_scratch else 8)
-    tally, bar = reporting.Tally(args.benchmark), tqdm(total=len(questions), initial=len(questions) - len(left), unit="question")
+    tally = reporting.Tally(args.benchmark)
+    bar = progress(total=len(questions), initial=len(questions) - len(left), unit="question")
     tally.add([question for question in questions if question.id in answers], answers)
     with bar:
         for batch in (left[start:start + size] for start in range(0, len(left), size)):
@@ -55,7 +58,7 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
             lines = [to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)]
             faults.append(args.out, "".join(lines))
             answers |= {question.id: reply for question, reply in zip(batch, replies)}
-            bar.set_postfix_str(tally.add(batch, answers))
+            bar.set_postfix_str(tally.add(batch, answers), refresh=False)
             bar.update(len(batch))
     return answers
 
@@ -96,7 +99,7 @@ def main(argv: list[str]) -> None:
             answers = (match(rows, every, args.score) if args.score
                        else ask_all(args, questions, every, held))
         except KeyboardInterrupt:
-            sys.exit(f"stopped; the same command goes on from {args.out}")
+            raise KeyboardInterrupt(f"stopped; the same command goes on from {args.out}") from None
         expect_replies(questions, answers)
         result = reporting.score(args.benchmark, questions, answers)
         reporting.publish(result, (args.score or args.out).with_suffix(".result.json"))

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .config import UserError, require
+from .script import UNREAD, unread
 
 try:
     import fcntl
@@ -66,7 +67,7 @@ def write(path: Path, write_to: Callable[[Path], None], keep: bool = False) -> N
         if keep and path.exists():
             keep_previous(path)
         os.replace(temporary, path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: what torch.save makes of it
+    except (OSError, SafetensorError) as error:
         error = str(error).splitlines()[0]
         raise UserError(f"{path}: could not be written ({error}); free some space or choose another place") from None
     finally:
@@ -118,19 +119,29 @@ def lock(out: Path, name: str = ""):
 
 
 class Signals:
-    """Ctrl-C and SIGTERM, noted so that a run can save before it ends. The second one ends it at once, unless it is `patient`."""
+    """What ends a run, noted so that it can save before: Ctrl-C, SIGTERM, SIGHUP (the terminal is
+    closed), and SIGPIPE, which Python leaves to whoever prints. The second signal ends the run at
+    once, unless it is `patient`."""
 
     def __init__(self, patient: bool):
-        self.patient, self.came = patient, None
+        self.patient, self.noted = patient, None
 
     def catch(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.note)
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none; under `nohup` it is ignored
+        if hangup and signal.getsignal(hangup) is not signal.SIG_IGN:
+            signal.signal(hangup, self.note)
 
     def note(self, number: int, frame) -> None:
-        if self.came and not self.patient:
+        if self.noted and not self.patient:
             sys.exit(128 + number)
-        self.came = number
+        self.noted = number
+
+    @property
+    def came(self) -> int | None:
+        """The number of the signal that is to end the run; None if there is none."""
+        return self.noted or (UNREAD - 128 if unread() else None)
 
 
 def finite(figures: dict[str, float]) -> bool:

@@ -26,6 +26,14 @@ def leave_group(worker: int) -> None:
         os.setpgrp()
 
 
+def has_ended(error: BaseException | None) -> bool:
+    """Whether an error tells that a process that loads audio has ended: what torch raises wherever we
+    are; or that what came from it, batches or the files they share, breaks off."""
+    said = ("DataLoader worker (pid", "received 0 items of ancdata", "got end of file during message")
+    broken = isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in said)
+    return broken or isinstance(error, (ConnectionError, EOFError))
+
+
 class Loader:
     """The batches of `pieces`, in order, made ahead of time by `n_workers` processes. They end with
     `with loader`; if one is killed before, a UserError says so."""
@@ -40,8 +48,9 @@ class Loader:
 
     def __exit__(self, kind, error, trace) -> None:
         self.batches = None  # ends them
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # torch raises it wherever we are
-            raise UserError(f"a process that loads audio has ended ({str(error).splitlines()[0].rstrip('. ')}), perhaps for want of "
+        if has_ended(error):
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+            raise UserError(f"a process that loads audio has ended ({reason}), perhaps for want of "
                             "memory; go on with --resume, and with fewer of them or none: --workers 0") from None
 
     def take(self, n: int) -> Iterator[Batch]:

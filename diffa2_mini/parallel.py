@@ -19,6 +19,7 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from .config import UserError, require
+from .script import out_of_memory
 
 PATIENCE = timedelta(days=7)  # with one another: one may be downloading weights, listening or saving for as long as it takes
 HASTE = timedelta(minutes=1)  # within a step, where all do the same; then one of them is lost
@@ -124,7 +125,7 @@ def together(size: int, compiles: bool = False) -> Iterator[World]:
                          f"with: torchrun --nproc_per_node={size} train.py, or unset WORLD_SIZE")
     world = World(*(int(os.environ[name]) for name in STARTED))
     if not world.first:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")
     try:
         distributed.init_process_group("gloo", timeout=PATIENCE)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -137,7 +138,7 @@ def together(size: int, compiles: bool = False) -> Iterator[World]:
         sys.stderr.flush()
         os._exit(0)  # at an ordinary exit torch's threads now and then end the process with an error
     except RuntimeError as error:  # what gloo and NCCL raise
-        if not any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL", "Broken pipe")):
+        if out_of_memory(error) or not any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL", "Broken pipe")):
             raise
         raise UserError(f"process {world.rank} of {world.size} has lost another, which has ended, hangs or cannot be reached; see its "
                         f"message, and go on with --resume ({str(error).strip().splitlines()[0][:200]})") from None

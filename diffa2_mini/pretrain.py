@@ -26,6 +26,7 @@ from .model import Diffa2
 from .noise import seed_of, stream
 from .objective import adamw
 from .parallel import World
+from .script import progress
 from .device import choose_device
 from .pretrain_encoder import LabelledClips, learning_rate, pretrain_encoder, update
 from .scoring import same
@@ -266,7 +267,6 @@ def run(args, world: World) -> None:
     changes |= {name: args.lr for name in ("encoder_lr", "backbone_lr", "silence_lr")} | {"warmup": args.warmup}
     pre = PretrainConfig(**{name: value for name, value in changes.items() if value is not None})
     made_by = f"python train.py --stage 0 --size {args.size} --seed {args.seed}"
-    progress = partial(tqdm, dynamic_ncols=True)
     torch.manual_seed(seed_of("weights", args.seed, 0))
     model, tokenizer = Diffa2(config, llada=FastLlada), weights.load_tokenizer(config)
     model.to(device)

@@ -240,8 +240,7 @@ def as_text(result: dict) -> str:
 
 
 def publish(result: dict, path: Path) -> None:
-    """Print the result, and write it as JSON."""
-    print(as_text(result))
+    """Write the result as JSON, and print it."""
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    print(f"the same as JSON: {path}")
+    print(f"{as_text(result)}\nthe same as JSON: {path}")

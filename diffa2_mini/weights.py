@@ -9,6 +9,10 @@ filled tensor by tensor from memory-mapped files, in the dtype and on the device
     python -m diffa2_mini.weights runs/full/stage4.safetensors pytorch_model.bin  # in the authors' names, for their code
 """
 
+from .script import begin, out_of_memory, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
 import hashlib
 import json
 import os
@@ -21,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import complain, load, read_tensors, save_tensors, strictly, trained_tensors
-from .config import ASSETS, FEEL, LISTEN, Config, UserError, require, require_contents, run_script
+from .config import ASSETS, FEEL, LISTEN, Config, UserError, require, require_contents
 from .faults import write
 from .llada import Llada
 from .lora import merge_lora
@@ -174,12 +178,16 @@ def unpickle(path: Path, what: str) -> dict[str, Tensor]:
     try:
         try:
             found = read(mmap=True)
-        except RuntimeError:  # files older than torch 1.6 cannot be mapped
+        except RuntimeError as error:  # files older than torch 1.6 cannot be mapped
+            if out_of_memory(error):
+                raise
             found = read(mmap=False)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: expected {what}, got a pickle with something else in it, perhaps code; it was not run. "
                         "Get the file from its source, or as safetensors") from None
     except Exception as error:  # a damaged pickle can raise anything
+        if out_of_memory(error):
+            raise
         raise UserError(f"{path}: expected {what}, got a file that is cut off or damaged ({type(error).__name__}); "
                         "download it again") from None
     found = found.get("model_state_dict", found) if isinstance(found, dict) else found
@@ -347,6 +355,16 @@ def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:
                  {"format": "pt", "made_by": made_by})
 
 
+def save_bin(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a .bin file. Raises OSError when the disk is full, of which torch makes a RuntimeError."""
+    try:
+        torch.save(tensors, path)
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        raise OSError(str(error)) from None
+
+
 def save_diffa2(trained: dict[str, Tensor], path: Path) -> None:
     """Write trained tensors (`checkpoint.trained_tensors` of a model) under the authors' names: a .bin, which their code
     reads, or safetensors. Reading it again gives the same bits."""
@@ -354,7 +372,7 @@ def save_diffa2(trained: dict[str, Tensor], path: Path) -> None:
     if Path(path).suffix == ".safetensors":
         save_tensors(path, tensors, {"format": "pt"})
     else:
-        write(path, lambda temporary: torch.save(tensors, temporary))
+        write(path, lambda temporary: save_bin(tensors, temporary))
 
 
 def export(argv: list[str]) -> None:

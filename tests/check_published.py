@@ -11,19 +11,24 @@ device; --no-reference leaves it out, and needs 19 GB. Each step prints what it 
 with exit code 1.
 """
 
-import hashlib
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from diffa2_mini.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+import hashlib
+
+import torch
 
 import sample
 from diffa2_mini import weights
 from diffa2_mini.audio import log_mel
 from diffa2_mini.checkpoint import trained_tensors
-from diffa2_mini.config import FEEL, SIZES, Parser, require, run_script
+from diffa2_mini.config import FEEL, SIZES, Parser, require
 from diffa2_mini.model import part_of
 from diffa2_mini.device import choose_device
 from diffa2_mini.scoring import normalise, word_errors

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import sys
 from contextlib import redirect_stdout
 
@@ -70,3 +71,13 @@ def whole(world, tmp_path_factory):
     with redirect_stdout(printed):
         train_here(world, out)
     return out, printed.getvalue()
+
+
+@pytest.fixture
+def handlers():
+    """Signals do afterwards what they did before."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    yield
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)

@@ -88,15 +88,6 @@ def test_a_killed_process_that_loads_audio_is_one_line(world, tmp_path):
     assert process.returncode == 2 and error.startswith("error: a process that loads audio has ended") and "--workers 0" in error
 
 
-@pytest.fixture
-def handlers():
-    """Signals do afterwards what they did before."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.mark.parametrize("during", ["listening", "a sample", "the measurement at the end"])
 def test_a_signal_while_no_step_is_made_is_heeded_and_resuming_is_right(during, world, whole, tmp_path, monkeypatch, handlers):
     flags = ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]

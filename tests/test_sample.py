@@ -1,10 +1,13 @@
 """sample.py as a user runs it: on clips that are ordinary, odd, or no clips at all."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,8 +86,35 @@ def test_merged_lora_gives_the_same_answer(capsys):
 
 def test_watching_shows_masks_first_and_the_answer_last(capsys):
     assert run_script(sample.main, [str(CLIP), "--watch", "--steps", "16"]) == 0
-    frames = capsys.readouterr().out.split("\r")
-    assert "░" in frames[1] and "░" not in frames[-1] and "four" in frames[-1]
+    printed = capsys.readouterr().out
+    frames = printed.splitlines()
+    assert "░" in frames[0] and "░" not in frames[-1] and "four" in frames[-1]
+    assert "\r" not in printed and "\x1b" not in printed  # this is no terminal
+
+
+def test_what_is_answered_is_there_at_once_and_nobody_reading_ends_it_quietly(capfd, monkeypatch):
+    """Of three clips, the reader goes when the first is answered: no other is asked about."""
+    asked = []
+
+    def answer(*args):
+        asked.append(args)
+        return {"text": f"answer {len(asked)}", "tokens": [], "steps": 1, "seconds": 0.0}
+
+    part = SimpleNamespace(samples=None, name=str(CLIP))
+    read, written = os.pipe()
+    monkeypatch.setattr(sample, "ask", answer)
+    monkeypatch.setattr(sample, "load_model", lambda *args: (SimpleNamespace(config=SIZES["toy"][0]), ()))
+    with os.fdopen(written, "w") as out, redirect_stdout(out):
+        monkeypatch.setattr(sample, "parts_of_clip", lambda *args: reads(read) if len(asked) == 1 else [part])
+        assert run_script(sample.main, [str(CLIP)] * 3) == 128 + 13
+    assert len(asked) == 2 and capfd.readouterr().err == ""
+
+
+def reads(pipe):
+    """The parts of a clip, once another has read the answer on the first, and gone."""
+    assert os.read(pipe, 1000).decode() == f"{CLIP}: answer 1\n"
+    os.close(pipe)
+    return [SimpleNamespace(samples=None, name=str(CLIP))]
 
 
 @pytest.mark.parametrize("options", [

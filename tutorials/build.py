@@ -17,20 +17,25 @@ too; ```text tolerance=any lets numbers be what they like, for times. So a cell 
 other reasons, as a README does.
 """
 
-import os
-import re
-import subprocess
 import sys
-import tempfile
-import textwrap
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))  # so that this file runs as a script
 
-from diffa2_mini.config import Parser, UserError, require, run_script
+from diffa2_mini.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+import os
+import re
+import subprocess
+import tempfile
+import textwrap
+import time
+from dataclasses import dataclass
+
+from diffa2_mini.config import Parser, UserError, require
 
 CELL = re.compile(r'^```python(?: tags=\["(?P<tag>\w+)"\])?\n(?P<code>.*?)^```\n'
                   r'(?:\n```text(?P<fence>[^\n]*)\n(?P<output>.*?)^```\n)?', re.MULTILINE | re.DOTALL)

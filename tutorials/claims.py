@@ -12,23 +12,28 @@ once; the seed decides adapters, LoRA, order of the data and noise. Questions ar
 validation set.
 """
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that this file runs as a script
+
+from diffa2_mini.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
 import dataclasses
 import json
-import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Callable
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that this file runs as a script
-
 from data import toy
 from diffa2_mini import autoregressive, pretrain
-from diffa2_mini.config import ASSETS, Parser, require, run_script
+from diffa2_mini.config import ASSETS, Parser, require
 from diffa2_mini.noise import stream
 from tutorials import claims_table
 from tutorials.claims_lab import CONFIG, QUICK, STAGES, Lab, Scale, Variant, slug, write_json
@@ -155,8 +160,8 @@ def main(argv: list[str]) -> None:
     found = [json.loads(path.read_text()) for path, _ in cells.values() if path.exists()]
     require(found, f"{args.out}: no cell is measured yet; leave out --table")
     write_json(args.out / "claims.json", claims_table.summary(found))
-    print(claims_table.table(found))
     claims_table.draw(found, args.out)
+    print(claims_table.table(found))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from diffa2_mini.model import Diffa2
 from diffa2_mini.noise import seed_of, stream
 from diffa2_mini.objective import (
     adamw, measure_pairs, piece_loss, predictor, preference_bounds)
+from diffa2_mini.script import progress
 from diffa2_mini.vrpo import Pairs, pair_bounds, vrpo_loss
 from train import schedule
 
@@ -116,7 +117,7 @@ def adapt(lab: "Lab", model: Diffa2, variant: Variant, stage: StageConfig, examp
     optimizer = adamw(trained, stage.lr, stage.betas, stage.weight_decay)
     set_dropout(model.llada, stage.lora_dropout)
     set_dropout(model.acoustic_connector, stage.adapter_dropout)
-    lab.ears.prepare([example.path for example in examples], partial(tqdm, desc="listening", disable=None, leave=False))
+    lab.ears.prepare([example.path for example in examples], partial(progress, desc="listening", leave=False))
     collate, other = (Collate(examples, s, stage, CONFIG, lab.tokenizer, load=False) for s in (seed, seed + 1000))
     for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed, stage.number):
         model.train()
@@ -174,7 +175,7 @@ class Lab:
             torch.manual_seed(seed_of("weights", 1, 0))
             model = Diffa2(CONFIG, llada=FastLlada)
             for _, _, accuracy in pretrain.pretrain_backbone(model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, 0,
-                                                             partial(tqdm, disable=None), autoregressive.METHOD, self.scale.n_texts):
+                                                             progress, autoregressive.METHOD, self.scale.n_texts):
                 tqdm.write(f"autoregressive backbone, open and lettered questions on frames: {pretrain.summarize(accuracy['frames'])}")
             weights.save_part(model.llada, "llada", path, "python tutorials/claims.py")
         return path
