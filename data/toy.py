@@ -28,7 +28,7 @@ import soundfile
 
 from data import toy_text
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
-from diffa2_mini.config import ASSETS, Parser, TextConfig
+from diffa2_mini.config import ASSETS, Parser, TextConfig, require
 from diffa2_mini.pretrain import TextExample
 from diffa2_mini.pretrain_tokenizer import count_words, save_ranks, train_bpe
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
@@ -178,6 +178,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--clips", action="store_true", help="make the clips in data/clips instead")
     parser.add_argument("--tokenizer", choices=["toy", "small"], help="train data/toy.bpe or data/small.bpe instead")
     args = parser.parse_args(argv)
+    require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
     if args.listen:
         listen(args.listen, args.seed)
     elif args.clips:

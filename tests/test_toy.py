@@ -9,7 +9,7 @@ import pytest
 
 from data import toy, toy_text
 from data.toy_sound import Scene
-from diffa2_mini.config import SIZES
+from diffa2_mini.config import SIZES, run_script
 from diffa2_mini.data import load_examples, read_manifest
 
 SPEECH = Scene("speech", ("three", "one", "four"), voice="high", speed="fast")
@@ -164,3 +164,11 @@ def test_a_clip_is_the_same_whenever_it_is_made_and_evaluation_is_no_training_cl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy, "make_clips", None)  # what is there is not made again
         assert toy.make_world(folder) == folder
+
+
+def test_a_negative_seed_is_one_line_and_writes_nothing(tmp_path, capsys):
+    for flags in ([], ["--listen", str(tmp_path / "a")], ["--clips"], ["--tokenizer", "toy"]):
+        assert run_script(toy.main, ["--out", str(tmp_path / "b"), "--seed", "-1", *flags]) == 2
+        error = capsys.readouterr().err
+        assert "--seed must not be negative, got -1" in error and error.count("\n") == 1
+    assert not [*tmp_path.iterdir()]
