@@ -124,10 +124,13 @@ def main(argv: list[str]) -> None:
     sections, numbers = [], itertools.count()
     for path in args.clips:
         heard = parts_of_clip(path, model.config, args.chunk)
+        alone = len(args.clips) == len(heard) == 1
         for part in heard:
             if unread() and not args.html:
                 return
             frames = [] if args.html else None
+            if args.watch and not args.json and not alone:
+                print(f"{part.name}:")
             answer = ask(model, parts, tokenizer, part.samples, prompt, decode, device, dtype,
                          args.watch, frames, next(numbers))
             if args.html:
@@ -137,7 +140,6 @@ def main(argv: list[str]) -> None:
                 where = {"start": round(part.start, 3), "end": round(part.end, 3)}
                 print(json.dumps({"audio": str(path), **where, "prompt": prompt, **answer}))
             elif not args.watch:
-                alone = len(args.clips) == len(heard) == 1
                 print(answer["text"] if alone else f"{part.name}: {answer['text']}")
     if args.html:
         page.save(args.html, sections)

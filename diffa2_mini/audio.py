@@ -36,6 +36,7 @@ UNKNOWN_SIZE = 0x7F00_0000  # bytes: what a recorder writes that cannot know the
 UNKNOWN_FRAMES = 2**62  # samples: what libsndfile says of a stream without a length, or more
 TOO_SHORT = re.compile(  # bytes of a chunk in libsndfile's log: "data : 128000 (should be 95989)"
     r"(?:data|SSND|BODY|riff|Riff size|Data Size|Data length)[ :]+(\d+) \(?should be (\d+)")
+FRAMES = re.compile(r"\bframes +: (\d+)", re.IGNORECASE)  # some headers tell samples beside bytes
 ENDLESS = re.compile("lacks an end-of-stream bit|Junk after the last page|reports a hole|truncated")
 
 # The resampler's low-pass filter. Frequencies are relative to the lower of the two Nyquist frequencies.
@@ -179,12 +180,19 @@ def _promised(sound: soundfile.SoundFile, path: str | Path) -> float:
     lowers it where a file is too short; but its log does. In wav and other formats without
     checksums, samples that are damaged show nowhere.
     """
+    log = sound.extra_info
     if sound.format == "MP3" and not _tells_length(path):
         return 0  # libsndfile has guessed from the size of the file
-    log = sound.extra_info
+    if sound.format == "NIST":
+        with open(path, "rb") as file:
+            told = re.search(rb"sample_count -i (\d+)", file.read(1024))
+        return int(told[1]) if told else 0
     if sizes := TOO_SHORT.findall(log):
         promised, there = map(int, sizes[-1])  # bytes
-        return 0 if promised >= UNKNOWN_SIZE else sound.frames * promised / max(1, there)
+        if promised >= UNKNOWN_SIZE:
+            return 0
+        told = max(map(int, FRAMES.findall(log)), default=0)
+        return told if told > sound.frames else sound.frames * promised / max(1, there)
     if ENDLESS.search(log):
         return math.inf
     return sound.frames if sound.frames < UNKNOWN_FRAMES else 0

@@ -153,8 +153,11 @@ def test_the_parts_of_a_long_clip_are_of_one_length_and_told_apart(tmp_path, cap
     assert [(row["start"], row["end"]) for row in rows] == [(0, 3), (3, 6)]
     assert run_script(sample.main, [str(tmp_path / "long.wav"), "--chunk"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[0] for line in lines] == [
-        f"{tmp_path / 'long.wav'}, {at}" for at in ("0.0 to 3.0 s", "3.0 to 6.0 s")]
+    names = [f"{tmp_path / 'long.wav'}, {at}" for at in ("0.0 to 3.0 s", "3.0 to 6.0 s")]
+    assert [line.split(": ")[0] for line in lines] == names
+    assert run_script(sample.main, [str(tmp_path / "long.wav"), "--chunk", "--watch"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:-1] for line in lines if line.endswith(":")] == names
 
 
 @pytest.mark.parametrize("seconds, n_parts", [
