@@ -32,7 +32,7 @@ from tqdm import tqdm
 from diffa2_mini import answers, checkpoint, faults, plan, pretrain, reporting, show, weights
 from diffa2_mini.checkpoint import Checkpoint
 from diffa2_mini.config import SIZES, StageConfig, require, to_dict
-from diffa2_mini.data import Batch, Collate, load_examples
+from diffa2_mini.data import Batch, Collate, load_examples, what_is_cut
 from diffa2_mini.device import autocast, choose_device, compile_blocks, matmul_ceiling, peak_memory
 from diffa2_mini.ears import Attentive, Ears
 from diffa2_mini.fast.llada import FastLlada
@@ -115,7 +115,8 @@ class Run:
             path, stage = self.manifests[number], self.stages[number]
             kind = path, stage.data, stage.preference
             if kind not in loaded:
-                loaded[kind] = load_examples(path, stage, self.config, self.args.skip_broken, print)
+                loaded[kind] = load_examples(path, stage, self.config, self.args.skip_broken, print,
+                                             self.tokenizer)
             examples[number] = loaded[kind]
         return examples
 
@@ -250,6 +251,9 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
           f"  {len(examples):,} examples of {manifest}, {n_steps:,} steps of {stage.batch_size} "
           f"({stage.at_once} at once), learning rate {stage.lr:g}, "
           f"{stage.warmup} steps of warm-up, {stage.schedule}")
+    cut = what_is_cut(examples, stage, run.config, run.tokenizer)
+    if cut:
+        print(f"  not learnt whole: {cut}")
 
     def save(step: int, done: bool) -> Checkpoint:
         state = dataclasses.replace(begun, step=step, done=done,

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Callable
 
@@ -29,6 +29,7 @@ from .tokenizer import Prompt, Tokenizer
 from .vrpo import draw_masks
 
 NEVER = 2.0  # a uniform number beyond every time: its token is not masked
+N_AROUND = 64  # tokens at most of a prompt and its answer, beside what the texts have
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,10 @@ def read_example(row: dict, folder: Path, stage: StageConfig, instruction: str) 
                    text("type", "dataset", default="all"), text("domain", "dataset", default="all"))
 
 
-def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: bool, say: Callable) -> list[Example]:
-    """Read a manifest and look at every clip's header. Raises UserError that names the first broken entries; with
+def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: bool, say: Callable,
+                  tokenizer: Tokenizer | None = None) -> list[Example]:
+    """Read a manifest and look at every clip's header, and with a `tokenizer` at whether the answer
+    has room behind its prompt. Raises UserError that names the first broken entries; with
     `skip_broken`, `say`s so and goes on without them."""
     examples, broken, seen = [], [], {}
     for i, row in enumerate(read_manifest(path), start=1):
@@ -101,6 +104,11 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
                 except UserError as error:
                     seen[example.path] = str(error)
             require(isinstance(seen[example.path], float), str(seen[example.path]))
+            texts = (config.text.train_system, example.instruction)
+            if tokenizer and may_exceed(stage.max_tokens, *texts):
+                n = len(tokenizer.prompt(*texts).ids)
+                require(n < stage.max_tokens, f"its prompt of {n:,} tokens leaves an answer "
+                                              f"no room within {stage.max_tokens:,}")
             examples.append(dataclasses.replace(example, seconds=seen[example.path]))
         except UserError as error:
             name = name if isinstance(name, str) else f"entry {i}"
@@ -175,11 +183,38 @@ class PreferenceBatch(Batch):
         return int(self.masks.sum())
 
 
+def may_exceed(limit: int, *texts: str) -> bool:
+    """Whether the texts may, with all that the prompt has around them, have more tokens than so
+    many. A token has a byte at least, and to count bytes is much faster."""
+    return sum(len(text.encode()) for text in texts) + N_AROUND > limit
+
+
+def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokenizer: Tokenizer
+                ) -> str:
+    """Which of the data cannot be learnt whole, in one line; empty if all of it can."""
+    limit, seconds, length = stage.max_tokens, config.audio.max_seconds, config.decode.gen_length
+    found = {f"with text beyond {limit:,} tokens, which is cut": [],
+             f"with a clip beyond the {seconds} s that the model hears": [],
+             f"with an answer beyond the {length:,} tokens that it writes": []}
+    count, system = cache(lambda text: len(tokenizer.encode(text))), config.text.train_system
+    for example in data:
+        answers = (example.answer, *[example.rejected] * stage.preference)
+        n_text = 0  # with the end of the answer
+        if may_exceed(limit, system, example.instruction, *answers):
+            n_prompt = len(tokenizer.prompt(system, example.instruction).ids)
+            n_text = n_prompt + max(map(count, answers)) + 1
+        beyond = (n_text > limit, example.seconds > seconds, count(example.answer) > length)
+        for names, is_beyond in zip(found.values(), beyond):
+            names += [example.path.name] * is_beyond
+    return "; ".join(f"{len(names):,} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+                     for what, names in found.items() if names)
+
+
 def tokenize(example: Example, answer: str, stage: StageConfig, text: TextConfig, tokenizer: Tokenizer
              ) -> tuple[Prompt, list[int]]:
     """The prompt and a response to it. Together they have at most `max_tokens`: the end of a longer response is cut."""
     prompt = tokenizer.prompt(text.train_system, example.instruction)
-    room = max(1, stage.max_tokens - len(prompt.ids))
+    room = max(1, stage.max_tokens - len(prompt.ids))  # load_examples has seen to it
     return prompt, tokenizer.response(answer, text.response_multiple)[:room]
 
 

@@ -1,13 +1,16 @@
 """Manifests: lists and lines are read, each stage finds its fields, and every way to be broken has its one line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 
 from diffa2_mini.config import SIZES, UserError
-from diffa2_mini.data import load_examples, read_manifest
+from diffa2_mini.data import N_AROUND, Example, load_examples, may_exceed
+from diffa2_mini.data import read_manifest, what_is_cut
+from diffa2_mini.weights import load_tokenizer
 
 TOY, STAGES = SIZES["toy"]
 ROW = {"audio_id": "a", "audio_filepath": "clips/0.wav", "transcription": "one two", "input": "What is said?",
@@ -153,3 +156,43 @@ def test_many_broken_entries_are_not_all_listed(folder):
     message = one_line_error(load, folder, [ROW | {"audio_filepath": "none.wav"}] * 20 + [ROW])
     assert "20 broken of 21" in message and message.count("none.wav") == 5 and "and 15 more" in message
     assert "not one entry" in one_line_error(load, folder, [None], skip_broken=True, say=lambda text: None)
+
+
+def test_an_entry_whose_prompt_leaves_no_room_for_an_answer_is_named(folder):
+    said, tokenizer = [], load_tokenizer(TOY)
+    rows = [ROW, ROW | {"audio_id": "long", "input": "Which of these? " + "one, two; " * 700}]
+    n = len(tokenizer.prompt(TOY.text.train_system, rows[1]["input"]).ids)
+    assert n > STAGES[2].max_tokens
+    arguments = (manifest(folder, rows), STAGES[2], TOY)
+    error = one_line_error(load_examples, *arguments, False, print, tokenizer)
+    assert f"long: its prompt of {n:,} tokens leaves an answer no room within 2,048" in error
+    kept = load_examples(*arguments, True, said.append, tokenizer)
+    assert len(kept) == 1 and "long: its prompt" in said[0]
+
+
+@pytest.mark.parametrize("stage", [2, 4])
+def test_what_cannot_be_learnt_whole_is_counted_and_named(folder, stage):
+    tokenizer, stage = load_tokenizer(TOY), STAGES[stage]
+    n_prompt = len(tokenizer.prompt(TOY.text.train_system, ROW["input"]).ids)
+    whole = Example(folder / "whole.wav", ROW["input"], "one " * 15 + "one", "two", "", "", 4.0)
+    assert len(tokenizer.encode(whole.answer)) == 16 == TOY.decode.gen_length
+    data = [whole, replace(whole, path=folder / "a.wav", answer=whole.answer + " two"),
+            *(replace(whole, path=folder / f"{i}.wav", seconds=4.1) for i in range(4))]
+    assert what_is_cut([whole], stage, TOY, tokenizer) == ""
+    fits, cut = (replace(stage, max_tokens=n_prompt + 16 + 1 + n) for n in (1, 0))  # and an end
+    assert what_is_cut(data, fits, TOY, tokenizer) == (
+        "4 with a clip beyond the 4 s that the model hears (0.wav, 1.wav, 2.wav, ...); "
+        "1 with an answer beyond the 16 tokens that it writes (a.wav)")
+    assert what_is_cut(data, cut, TOY, tokenizer).startswith(
+        f"1 with text beyond {cut.max_tokens:,} tokens, which is cut (a.wav); 4 with a clip")
+    rejected = [replace(whole, rejected=whole.answer + " two")]  # is not written, but compared
+    assert bool(what_is_cut(rejected, cut, TOY, tokenizer)) == stage.preference
+
+
+def test_a_prompt_has_no_more_tokens_than_its_texts_have_bytes_and_what_stands_around_them():
+    for size in ("toy", "small"):
+        config = SIZES[size][0]
+        for text in ("", "x", "What is said?", "Ω ☃ 鮨 " * 9):
+            ids = load_tokenizer(config).prompt(text, text).ids
+            assert len(ids) + 1 <= 2 * len(text.encode()) + N_AROUND
+            assert may_exceed(len(ids), text, text)  # so that none is overlooked

@@ -230,6 +230,18 @@ def test_a_clip_that_ends_early_is_learnt_and_counted(world, tmp_path, capfd, fl
     assert f"of which what there is was heard: 1\n    {cut}: expected " in printed
 
 
+def test_a_stage_says_in_one_line_what_it_cannot_learn_whole(world, tmp_path, capsys):
+    rows = read_manifest(world / "stage1.json")
+    for row in rows:
+        row["audio_filepath"] = str(world / row["audio_filepath"])
+    rows[1]["transcription"] = "one " * 40
+    (tmp_path / "stage1.json").write_text(json.dumps(rows))
+    train.main(["--stage", "1", "--data", str(tmp_path), "--out", str(tmp_path / "out"),
+                *MINI, "--steps", "1"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "learnt whole" in line)
+    assert line.startswith("  not learnt whole: 1 with an answer beyond the 16 tokens that it ")
+
+
 def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsys):
     train.main(["--stage", "3", "--random-weights", "--steps", "1", "--batch-size", "2", "--recompute", "blocks", "--data", str(world),
                 "--out", str(tmp_path), "--threads", "1"])
