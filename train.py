@@ -326,7 +326,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
             raise
         run.log.add(stage=number, step=n_steps, **figures, time=time.time())
         print(reporting.table(result))
-        run.tell_incomplete(examples + run.validation)
+    run.tell_incomplete(examples + run.validation)
     print(f"  stage {number} took {time.perf_counter() - start:.0f} s; peak memory {peak_memory(run.device)}")
     return save(n_steps, done=True)
 
