@@ -1,12 +1,15 @@
-"""Reads numbers of hostile cases from its input, runs each, and prints a line of JSON for it: how it ended, and how much memory it
-took. test_hostile.py starts it and watches it."""
+"""Reads numbers of hostile cases from its input, runs each, and prints a line of JSON for it: how
+it ended, and how much memory it took. A case that computes for more seconds than the argument says
+ends it with SIGXCPU. test_hostile.py starts it and watches it."""
 
 import io
 import json
+import math
 import resource
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -59,5 +62,8 @@ if __name__ == "__main__":
     limit = 4 * 2**30 + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # so that this machine survives what goes wrong
     answers, sys.stdout = sys.stdout, io.StringIO()
-    for line in sys.stdin:
+    for i, line in enumerate(sys.stdin):
+        if i > 1:  # the first two make what is made once
+            most = math.ceil(time.process_time()) + int(sys.argv[1])
+            resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
         print(json.dumps(run(int(line))), file=answers, flush=True)
