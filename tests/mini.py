@@ -11,6 +11,7 @@ import train
 from diffa2_mini import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 600  # what takes longer hangs, on a slow and busy machine too
 MINI = ["--steps", "4", "--batch-size", "3", "--warmup", "1", "--save-every", "2", "--threads", "1", "--sample-every", "3"]
 CLOCK = ("time", "examples_per_second", "tokens_per_second", "mfu", "data_wait")  # the only figures that may differ between two equal runs
 

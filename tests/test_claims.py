@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +16,8 @@ from diffa2_mini.config import run_script
 from tutorials import claims, claims_table
 from tutorials.claims_lab import QUICK
 from tutorials.claims_table import HIDES, OPPOSITE, SHOWS, Comparison, judge, numbers, summary, table, together, verdict
+from mini import ROOT, SECONDS
 
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def quick(tmp_path_factory):
         patch.setattr(toy, "N_PAIRS", 8)
         toy.make_world(world)
     command = [sys.executable, str(ROOT / "tutorials" / "claims.py"), "--quick", "--threads", "1", "--data", str(world), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     return out, done.stdout, command
 
@@ -74,7 +73,7 @@ def test_what_is_written_sums_the_cells_up_and_one_seed_proves_nothing(quick):
 def test_a_second_start_measures_nothing_again(quick):
     out, _, command = quick
     before = {path: path.stat().st_mtime_ns for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0 and f"{len(cells_in(out))} of {len(cells_in(out))} cells are there" in done.stdout
     assert before == {path: path.stat().st_mtime_ns for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.device import Captured, choose_device
 from diffa2_mini.tokenizer import Prompt
+from mini import ROOT, SECONDS
 
-ROOT = Path(__file__).resolve().parent.parent
 COMPILE = """
 import torch
 from diffa2_mini.config import LladaConfig
@@ -40,7 +39,7 @@ print("compiled", torch._dynamo.utils.counters["stats"]["unique_graphs"])
 def test_compiled_blocks_compute_the_same_and_without_a_compiler_run_as_they_are(compiler, tmp_path):
     there = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", COMPILE], env=there | ({"CXX": compiler} if compiler else {}),
-                          capture_output=True, text=True, timeout=300)
+                          capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert (int(done.stdout.split()[-1]) > 0) == (compiler is None)
 

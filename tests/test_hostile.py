@@ -16,11 +16,10 @@ import pytest
 from diffa2_mini.config import SIZES
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 from diffa2_mini.weights import load_tokenizer
+from mini import ROOT, SECONDS
 
-ROOT = Path(__file__).resolve().parent.parent
 FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
-SECONDS, BYTES = 10, 2 * 2**30  # of the processor, so that other work on the machine does not count
-PATIENCE = 300  # seconds by the clock
+COMPUTING, BYTES = 10, 2 * 2**30  # the first in seconds, in which other work does not count
 
 
 class Worker:
@@ -28,10 +27,10 @@ class Worker:
 
     def __init__(self):
         script = str(ROOT / "tests" / "hostile_worker.py")
-        self.process = subprocess.Popen([sys.executable, "-W", "ignore", script, str(SECONDS)],
+        self.process = subprocess.Popen([sys.executable, "-W", "ignore", script, str(COMPUTING)],
                                         env=os.environ | {"PYTHONPATH": str(ROOT)},
-                                        cwd=ROOT, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+                                        cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.lines = queue.Queue()
         threading.Thread(target=self.read, daemon=True).start()
         for number in (0, 11):  # a file, and a command of train.py: with all that is imported and made
@@ -46,15 +45,15 @@ class Worker:
         self.process.stdin.write(f"{number}\n")
         self.process.stdin.flush()
         try:
-            line = self.lines.get(timeout=PATIENCE)
+            line = self.lines.get(timeout=SECONDS)
         except queue.Empty:
             line = ""
         if line:
             return json.loads(line)
         self.process.kill()  # if it still runs
         code = self.process.wait()
-        wrong = (f"more than {SECONDS} s of computing" if code == -signal.SIGXCPU else
-                 f"the process ended with {code}, or after {PATIENCE} s")
+        wrong = (f"more than {COMPUTING} s of computing" if code == -signal.SIGXCPU else
+                 f"the process ended with {code}, or after {SECONDS} s")
         return {"number": number, "what": "", "ended": "broken", "wrong": wrong, "memory": 0}
 
 

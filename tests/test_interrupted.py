@@ -20,7 +20,7 @@ from diffa2_mini.data import read_manifest
 from diffa2_mini.ears import Ears
 from diffa2_mini.options import parse_arguments
 from diffa2_mini.parallel import World
-from mini import MINI, command, logged, same, train_here
+from mini import MINI, SECONDS, command, logged, same, train_here
 from test_weights import other_part
 
 resource = pytest.importorskip("resource")  # Windows has no such limits, nor groups of processes
@@ -48,7 +48,8 @@ def started(arguments, out):
     """A process of its own group that trains, once it has logged a step."""
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     log = out / "log.jsonl"
-    assert until(lambda: process.poll() is not None or log.exists() and log.stat().st_size, 120) and process.poll() is None
+    assert until(lambda: process.poll() is not None or log.exists() and log.stat().st_size, SECONDS)
+    assert process.poll() is None
     return process
 
 
@@ -60,13 +61,13 @@ LONG = ["--stage", "1", "--steps", "100000", "--save-every", "100000", "--sample
 def test_a_signal_to_the_whole_group_spares_those_that_load_audio_until_it_is_saved(world, tmp_path):
     process = started(command(world, tmp_path / "a run", *LONG), tmp_path / "a run")
     os.killpg(process.pid, signal.SIGTERM)
-    printed, error = process.communicate(timeout=60)
+    printed, error = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in error, error
     hint = shlex.split(printed.splitlines()[-1].partition("go on with: ")[2])
     assert hint == ["python", "train.py", *command(world, tmp_path / "a run", *LONG)[2:], "--resume"]
     state = checkpoint.load(tmp_path / "a run" / "stage1.safetensors")
     assert state.step == len(logged(tmp_path / "a run")) and not state.done
-    assert until(lambda: not processes(tmp_path), 10)
+    assert until(lambda: not processes(tmp_path), SECONDS)
 
 
 @linux
@@ -75,8 +76,8 @@ def test_those_that_load_audio_end_with_a_run_that_is_killed(world, tmp_path):
     process = started(command(world, tmp_path, *LONG), tmp_path)
     assert len(processes(tmp_path)) == 2
     process.kill()
-    process.communicate(timeout=60)
-    assert until(lambda: not processes(tmp_path), 20)
+    process.communicate(timeout=SECONDS)
+    assert until(lambda: not processes(tmp_path), SECONDS)
 
 
 @linux
@@ -84,7 +85,7 @@ def test_a_killed_process_that_loads_audio_is_one_line(world, tmp_path):
     process = started(command(world, tmp_path, *LONG), tmp_path)
     (loads,) = processes(tmp_path) - {process.pid}
     os.kill(loads, signal.SIGKILL)
-    error = process.communicate(timeout=60)[1].splitlines()[-1]
+    error = process.communicate(timeout=SECONDS)[1].splitlines()[-1]
     assert process.returncode == 2 and error.startswith("error: a process that loads audio has ended") and "--workers 0" in error
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from diffa2_mini import checkpoint
-from mini import ROOT, logged
+from mini import ROOT, SECONDS, logged
 
 STEPS = ["--batch-size", "2", "--warmup", "1", "--save-every", "1", "--threads", "1",
          "--sample-every", "1000"]
@@ -58,7 +58,8 @@ def test_a_run_killed_at_many_moments_ends_as_if_it_had_not_been(n_steps, least,
                 "--steps", str(n_steps), *STEPS]
 
     start = time.perf_counter()
-    subprocess.run([sys.executable, str(ROOT / "train.py"), *flags("whole")], check=True, capture_output=True, timeout=600)
+    subprocess.run([sys.executable, str(ROOT / "train.py"), *flags("whole")], check=True,
+                   capture_output=True, timeout=SECONDS)
     seconds = time.perf_counter() - start  # the moments are shares of it, whatever the machine
     tensors, log = outcome(tmp_path / "whole", n_steps)
     n_kills = n_saving = 0

@@ -20,6 +20,7 @@ from diffa2_mini import page
 from diffa2_mini.config import SIZES, run_script
 from diffa2_mini.fast.generate import Step
 from diffa2_mini.weights import SHIPPED, load_tokenizer
+from mini import SECONDS
 
 CLIP = Path(__file__).resolve().parent.parent / "data" / "clips" / "three_one_four.wav"
 HOSTILE = "</script><script>document.title = 'broken'</script><!--\" & 'SECTIONS"
@@ -207,7 +208,7 @@ def keys(browser):
     return Keys, lambda *pressed: ActionChains(browser).send_keys(*pressed).perform()
 
 
-def wait(condition, seconds=20):
+def wait(condition, seconds=SECONDS):
     until = time.time() + seconds
     while not condition():
         assert time.time() < until, "the page did not change in time"
