@@ -178,7 +178,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--clips", action="store_true", help="make the clips in data/clips instead")
     parser.add_argument("--tokenizer", choices=["toy", "small"], help="train data/toy.bpe or data/small.bpe instead")
     args = parser.parse_args(argv)
-    require(args.seed >= 0, f"--seed must not be negative, got {args.seed}")
     if args.listen:
         listen(args.listen, args.seed)
     elif args.clips:

@@ -282,10 +282,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--dtype", default="auto", choices=["auto", *DTYPES])
     add("--threads", type=int, help="CPU threads (default: one per core)")
     args = parser.parse_args(argv)
-    require(args.runs > 0, f"--runs must be positive, got {args.runs}")
     require(not (args.toy and args.size), "--toy and --size exclude each other; choose one")
     args.out = args.out or Path("runs", "_".join(["bench", *["toy"] * args.toy, *[args.size] * bool(args.size)]) + ".json")
-    require(args.threads is None or args.threads > 0, f"--threads must be positive, got {args.threads}")
     return args
 
 

@@ -77,9 +77,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     command.add_model_flags(add)
     command.add_decode_flags(add)
     args = parser.parse_args(argv)
-    for name, least in (("limit", 1), ("batch_size", 1), ("shuffle_options", 0)):
-        value = getattr(args, name)
-        require(value is None or value >= least, f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     require(args.file or args.score or args.benchmark == "toy", f"--benchmark {args.benchmark} needs its --file")
     require(not (args.score and args.out), "--score writes its result beside ANSWERS; leave --out out")
     args.out = args.out or Path("runs", "evaluate", f"{args.benchmark}.jsonl")

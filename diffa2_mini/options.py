@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     add("--grad-accum", type=int, help="pieces that a process's part of a batch is cut into, to save memory")
     add("--lr", type=float, help="peak learning rate")
     add("--warmup", type=int, help="steps")
-    add("--lora-dropout", type=float, help="of LoRA's inputs in stage 3, from 0 to below 1")
+    add("--lora-dropout", type=float, help="of LoRA's inputs in stage 3, from 0 to 0.99")
     add("--adapter-dropout", type=float, help="of the acoustic adapter in stages 2 and 3, likewise")
     add("--eval-every", type=int, default=0, help="steps between measurements (default: at the end of a stage alone)")
     add("--save-every", type=int, default=100, help="steps between checkpoints")
@@ -58,16 +58,6 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     add("--shard", action="store_true", help="under torchrun: split the frozen backbone among the processes")
     add("--processes", type=int, help="of --dry-run: as if torchrun started so many")
     args = parser.parse_args(argv)
-    for name in ("steps", "epochs", "batch_size", "grad_accum", "lr", "save_every", "sample_every", "threads", "processes"):
-        value = getattr(args, name)
-        require(value is None or value > 0, f"--{name.replace('_', '-')} must be positive, got {value}")
-    for name, most in (("workers", 256), ("threads", 1024), ("eval_every", math.inf)):
-        value = getattr(args, name)
-        require(value is None or 0 <= value <= most, f"--{name.replace('_', '-')} must be from 0 to {most}, got {value}")
-    for name in DROPOUTS:
-        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
-        require(value is None or 0 <= value < 1, f"{flag} must be from 0 to below 1, got {value}")
-    require(0 <= args.seed < 2**63, f"--seed must be from 0 to {2**63 - 1}, got {args.seed}")
     require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
     started = os.environ.get("WORLD_SIZE", "1")
     require(started.isdecimal() and int(started), f"expected WORLD_SIZE, a number of processes, from torchrun, got {started!r}; unset it")

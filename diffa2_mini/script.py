@@ -15,6 +15,8 @@ import time
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Callable, TextIO
 
+from .ranges import out_of_range
+
 INTERRUPTED, UNREAD = 128 + 2, 128 + 13  # as a shell tells SIGINT and SIGPIPE
 EVERY = 60  # seconds between the lines of a progress bar that does not go to a terminal
 
@@ -30,14 +32,24 @@ def require(condition: bool, message: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are UserErrors, and which shows the script's docstring as its help."""
+    """A command line whose mistakes are UserErrors, and which shows the script's docstring as its
+    help. Each of its numbers is in the range that ranges.py has for its name."""
 
     def __init__(self, doc: str):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def parse_args(self, argv: list[str]) -> argparse.Namespace:
         odd = [word for word in argv if word.endswith("=--")]  # which argparse makes an empty list of
-        return self.error(f"{odd[0]}: expected a value, got --") if odd else super().parse_args(argv)
+        if odd:
+            self.error(f"{odd[0]}: expected a value, got --")
+        args = super().parse_args(argv)
+        for action in (action for action in self._actions if action.type in (int, float)):
+            found = getattr(args, action.dest)
+            for value in found if isinstance(found, list) else [found]:
+                wrong = value is not None and out_of_range(action.dest, value, action.type is int)
+                flag = action.option_strings[0] if action.option_strings else action.dest
+                require(not wrong, f"{flag} must be {wrong}")
+        return args
 
     def error(self, message: str):
         raise UserError(f"{message}; --help lists what there is")

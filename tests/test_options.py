@@ -8,10 +8,17 @@ from diffa2_mini.options import parse_arguments, stage_config
 
 
 @pytest.mark.parametrize("flag, message", [
-    ("--workers=-1", "--workers must be from 0 to 256, got -1"), ("--workers=1000", "--workers must be from 0 to 256, got 1000"),
-    ("--threads=100000000000", "--threads must be from 0 to 1024"), ("--threads=0", "--threads must be positive, got 0"),
-    ("--eval-every=-1", "--eval-every must be from 0 to inf, got -1"), ("--save-every=0", "--save-every must be positive"),
-    ("--lora-dropout=1", "--lora-dropout must be from 0 to below 1"), ("--lr=nan", "--lr must be positive, got nan")])
+    ("--workers=-1", "--workers must be from 0 to 256, got -1"),
+    ("--workers=1000", "--workers must be from 0 to 256, got 1000"),
+    ("--threads=100000000000", "--threads must be from 1 to 1024"),
+    ("--threads=0", "--threads must be from 1 to 1024, got 0"),
+    ("--eval-every=-1", "--eval-every must be from 0 to 1000000000, got -1"),
+    ("--save-every=0", "--save-every must be from 1 to"),
+    ("--lora-dropout=1", "--lora-dropout must be from 0 to 0.99, got 1.0"),
+    ("--adapter-dropout=-0.1", "--adapter-dropout must be from 0 to 0.99, got -0.1"),
+    ("--lr=nan", "--lr must be from 1e-12 to 10, got nan"),
+    ("--lr=inf", "--lr must be from 1e-12 to 10, got inf"),
+    ("--warmup=-1", "--warmup must be from 0 to 1000000000, got -1")])
 def test_a_number_that_cannot_be_is_one_line(flag, message, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_script(train.main, ["--out", str(out), flag]) == 2

@@ -136,7 +136,7 @@ def test_stage_0_names_an_entry_without_its_alignment(world, tmp_path, capsys):
     (["--stage", "7"], "--stage"),
     (["--size", "huge"], "--size"),
     (["--nonsense"], "--nonsense"),
-    (["--steps", "0"], "--steps must be positive"),
+    (["--steps", "0"], "--steps must be from 1 to 1000000000, got 0"),
     (["--data", "/no/such/folder"], "/no/such/folder"),
     (["--data", "WORLD", "--test", "/no/such/manifest"], "/no/such/manifest"),
     (["--init", "/no/such/checkpoint", "--stage", "2"], "/no/such/checkpoint"),
@@ -163,8 +163,10 @@ def test_one_seed_gives_one_run(world, whole, tmp_path):
     assert same(tmp_path, whole[0])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped_and_counted(world, tmp_path, capsys):
-    flags = ["--stage", "1", "--lr", "1e35", "--data", str(world), "--out", str(tmp_path), *MINI]
+def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped_and_counted(
+        world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, "schedule", lambda *_: 1e35)
+    flags = ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]
     assert run_script(train.main, flags) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "stage 1, step 2: expected a finite loss" in error and "--skip-nonfinite" in error

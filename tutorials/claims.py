@@ -126,7 +126,6 @@ def parse_arguments(argv: list[str]):
     add("--data", type=Path, default=ASSETS / "toy", help="the toy world, made if missing (default: data/toy)")
     add("--threads", type=int, help="CPU threads (default: one per core)")
     args = parser.parse_args(argv)
-    require(args.threads is None or args.threads > 0, f"--threads must be positive, got {args.threads}")
     require(args.out or not args.quick, "--quick needs --out FOLDER, so that its results do not stand among the real ones")
     args.work = args.work or (args.out / "work" if args.quick else ROOT / "runs" / "claims")
     args.out = args.out or ROOT / "tutorials" / "results"

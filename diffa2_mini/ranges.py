@@ -1,0 +1,47 @@
+"""The range of every number that a user can give: by a flag of any command, or in the config of a checkpoint.
+
+A number has one range wherever it stands. All are finite, so that neither inf nor nan is in any.
+"""
+
+MANY = 10**9  # of what is counted: steps, examples, tokens, weights along one side of a matrix
+SEED = (0, 2**63 - 1)
+RANGES = {  # least and most, by the name of the flag or field
+    # flags alone
+    "eval_every": (0, MANY), "save_every": (1, MANY), "sample_every": (1, MANY),
+    "grad_accum": (1, 2**20), "limit": (1, MANY), "numbers": (0, 99), "processes": (1, 2**16),
+    "runs": (1, MANY), "shuffle_options": SEED, "threads": (1, 1024), "workers": (0, 256),
+    # the front end and the encoder
+    "sample_rate": (1000, 10**6), "n_fft": (2, 2**20), "hop_length": (1, 2**20),
+    "n_mels": (1, 4096), "max_seconds": (1, 3600), "n_positions": (1, 2**20), "taps": (0, 1000),
+    # all networks
+    "width": (1, 2**20), "n_layers": (1, 1000), "n_heads": (1, 2**16), "hidden": (1, 2**20),
+    "n_queries": (1, 2**16), "qformer_layers": (1, 1000), "qformer_hidden": (1, 2**20),
+    "semantic_stride": (1, 2**10), "n_prompts": (0, 2**16), "vocab_size": (1, 2**24),
+    "rope_theta": (1, 1e12), "norm_eps": (0, 1), "rank": (1, 2**16), "alpha": (0, 1e6),
+    # text and decoding
+    "response_multiple": (1, 2**16), "gen_length": (1, 2**16), "block_length": (1, 2**16),
+    "factor": (1e-9, 1e6), "threshold": (0, 1), "temperature": (0, 1e6), "cfg": (0, 1e6),
+    "refresh": (1, MANY), "seed": SEED,
+    # training
+    "number": (1, 99), "lr": (1e-12, 10), "batch_size": (1, 2**24), "at_once": (1, 2**24),
+    "steps": (1, MANY), "epochs": (1, MANY), "warmup": (0, MANY), "lora_dropout": (0, 0.99),
+    "adapter_dropout": (0, 0.99), "weight_decay": (0, 10), "betas": (0, 0.999999),
+    "grad_clip": (1e-9, 1e9), "max_tokens": (1, MANY), "vrpo_beta": (0, 1e3),
+    "vrpo_samples": (1, 2**16),
+    # stage 0
+    "encoder_steps": (0, MANY), "encoder_batch": (1, 2**24), "encoder_lr": (1e-12, 10),
+    "mask_frames": (0, 2**16), "mask_mels": (0, 2**16), "recall_steps": (0, MANY),
+    "recall_loss": (0, 100), "recall_pairs": (1, 2**16), "backbone_steps": (0, MANY),
+    "backbone_batch": (1, 2**24), "backbone_lr": (1e-12, 10), "silence_steps": (0, MANY),
+    "silence_lr": (1e-12, 10), "silences": (0, 2**10), "shortest_time": (1e-3, 1),
+    "eos_weight": (0, 1e3), "letter_weight": (0, 1e3), "noise": (0, 1e3),
+}
+
+
+def out_of_range(name: str, value, whole: bool) -> str:
+    """What a number should be and is: `from 1 to 1024, got 0`; empty if it is in its range. `whole`
+    numbers have no fraction."""
+    least, most = RANGES[name]
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    what = "a whole number " if whole and isinstance(value, float) else ""
+    return "" if is_number and least <= value <= most else f"{what}from {least} to {most}, got {value!r}"
