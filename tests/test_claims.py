@@ -198,7 +198,8 @@ def test_what_was_made_of_other_things_is_not_mixed_in(
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--quick"], "--quick needs --out"), (["--only", "nothing"], "--only"), (["--threads", "0"], "--threads must be from 1 to 1024, got 0"),
+    (["--quick"], "--quick needs --out"), (["--only", "nothing"], "--only"),
+    (["--threads", "0"], "--threads must be from 1 to 1024, got 0"),
     (["--table", "--out", "/no/such/folder"], "no cell is measured yet")])
 def test_what_a_user_gets_wrong_is_one_line(arguments, message, capsys):
     assert run_script(claims.main, arguments) == 2

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ["ranges", "script", "config", "noise", "device", "parallel", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model",
+ROOMS = ["ranges", "script", "config", "noise",
+         "device", "parallel", "audio", "tokenizer", "whisper", "adapters", "llada", "lora", "diffusion", "vrpo", "model",
          "decode", "data", "loader", "faults", "checkpoint", "ears", "objective", "weights", "command", "scoring", "benchmarks",
          "answers", "reporting", "evaluate"]  # a file imports only what stands before it
 MACHINERY = {"ears", "objective", "command", "answers", "evaluate"}  # may import fast/
