@@ -1,4 +1,4 @@
-"""The range of every number that a user can give: by a flag of any command, or in the config of a checkpoint.
+"""The range of every number that a user can give: by a flag, or in the config of a checkpoint.
 
 A number has one range wherever it stands. All are finite, so that neither inf nor nan is in any.
 """
@@ -44,4 +44,5 @@ def out_of_range(name: str, value, whole: bool) -> str:
     least, most = RANGES[name]
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     what = "a whole number " if whole and isinstance(value, float) else ""
-    return "" if is_number and least <= value <= most else f"{what}from {least} to {most}, got {value!r}"
+    is_right = is_number and least <= value <= most
+    return "" if is_right else f"{what}from {least} to {most}, got {value!r}"

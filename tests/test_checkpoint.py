@@ -310,3 +310,18 @@ def test_a_checkpoint_that_was_read_is_not_mapped(tmp_path, model):
     del tensors
     found = load(path)
     assert found.model and str(path) not in Path("/proc/self/maps").read_text()
+
+
+def test_the_state_of_an_optimiser_fits_by_name_whatever_its_groups(model):
+    trained = model.train_only(TRAINS)
+    plain = torch.optim.AdamW(trained.values(), lr=0.01)  # one group, as before vectors had theirs
+    for i, p in enumerate(trained.values()):
+        p.grad = torch.full_like(p, i + 1.0)
+    plain.step()
+    tensors = optimizer_tensors(plain, list(trained))
+    grouped = adamw(trained, 0.01, (0.9, 0.999), 0.05)
+    assert names_of(grouped) != list(trained)
+    restore_optimizer(grouped, names_of(grouped), tensors)
+    assert same(optimizer_tensors(grouped, names_of(grouped)), tensors)
+    assert all(torch.equal(grouped.state[p]["exp_avg"], plain.state[p]["exp_avg"])
+               for p in trained.values())

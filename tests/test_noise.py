@@ -36,7 +36,7 @@ def test_seeds_that_torch_takes_for_one_are_told_apart():
 
 def test_whatever_a_seed_decides_comes_from_here():
     """Outside of noise.py a generator is given, or has a constant seed; data/ has its own, which the clips are made by."""
-    files = [*(ROOT / "diffa2_mini").glob("*.py"), ROOT / "train.py", ROOT / "sample.py",
+    files = [*(ROOT / "diffa2_mini").rglob("*.py"), ROOT / "train.py", ROOT / "sample.py",
              *(ROOT / "tutorials").glob("claims*.py")]
     makes = re.compile(r"(default_rng|manual_seed|RandomState|SeedSequence)\((?!0\)|seed_of\()")
     found = {path.name: makes.findall(path.read_text(encoding="utf-8")) for path in files}
