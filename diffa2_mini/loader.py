@@ -1,7 +1,11 @@
 """Which examples make which step, and the processes that load them ahead of time."""
 
+import multiprocessing
 import os
+import signal
 import time
+from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
 from typing import Iterable, Iterator
 
 import numpy as np
@@ -19,11 +23,33 @@ def count_workers(asked: int | None, loads: bool, n_beside: int) -> int:
     return asked or 0 if asked is not None or not loads else min(8, (os.cpu_count() or 1) // n_beside)
 
 
+STOPS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals that end a run come after this. The processes started meanwhile do not get them either,
+    until they `leave_group`: where they are not forked, they first import torch, for seconds."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    if multiprocessing.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # else it is started below, and Python lets signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_group(worker: int) -> None:
     """Have a signal to the whole process group, as torchrun and a terminal send it, pass this process by: the one that it works
     for is to finish its step and save. It ends when that one does, however it ends."""
     if hasattr(os, "setpgrp"):  # Windows has no such groups
         os.setpgrp()
+        while signal.sigpending() & STOPS:  # what was held back is not for this process
+            signal.sigwait(STOPS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def has_ended(error: BaseException | None) -> bool:
@@ -39,8 +65,10 @@ class Loader:
     `with loader`; if one is killed before, a UserError says so."""
 
     def __init__(self, collate: Collate, pieces: Iterable[list[tuple[int, int]]], n_workers: int):
-        self.batches = iter(DataLoader(collate, sampler=pieces, batch_size=None, num_workers=n_workers,
-                                       generator=torch.Generator(), worker_init_fn=leave_group if n_workers else None))
+        loader = DataLoader(collate, sampler=pieces, batch_size=None, num_workers=n_workers,
+                            generator=torch.Generator(), worker_init_fn=leave_group if n_workers else None)
+        with held_back() if n_workers else nullcontext():
+            self.batches = iter(loader)
         self.waited = 0.0  # seconds, in all
 
     def __enter__(self) -> "Loader":

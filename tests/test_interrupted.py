@@ -20,7 +20,7 @@ from diffa2_mini.data import read_manifest
 from diffa2_mini.ears import Ears
 from diffa2_mini.options import parse_arguments
 from diffa2_mini.parallel import World
-from mini import MINI, SECONDS, command, logged, same, train_here
+from mini import MINI, SECONDS, command, logged, same, started_by, train_here
 from test_weights import other_part
 
 resource = pytest.importorskip("resource")  # Windows has no such limits, nor groups of processes
@@ -68,6 +68,28 @@ def test_a_signal_to_the_whole_group_spares_those_that_load_audio_until_it_is_sa
     state = checkpoint.load(tmp_path / "a run" / "stage1.safetensors")
     assert state.step == len(logged(tmp_path / "a run")) and not state.done
     assert until(lambda: not processes(tmp_path), SECONDS)
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_group_while_those_that_load_audio_start_spares_them(
+        world, tmp_path, method, signum):
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(world, out, *LONG), env=started_by(method, tmp_path),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+
+    def starting():
+        return [pid for pid in processes(f"multiprocessing.{method}") if os.getpgid(pid) == process.pid]
+
+    assert until(starting, SECONDS)
+    time.sleep(0.3)  # it imports torch now, for a second or more
+    os.killpg(process.pid, signum)
+    _, error = process.communicate(timeout=SECONDS)
+    assert process.returncode == 128 + signum and "Traceback" not in error, error
+    assert checkpoint.load(out / "stage1.safetensors").step == len(logged(out)) >= 1
 
 
 @linux
