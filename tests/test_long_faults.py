@@ -44,7 +44,7 @@ def outcome(out, n_steps):
     return [state.model | state.optimizer for state in found], logged(out)
 
 
-@pytest.mark.parametrize("n_steps, least", [pytest.param(6, 5, marks=pytest.mark.slow),
+@pytest.mark.parametrize("n_steps, least", [pytest.param(4, 5, marks=pytest.mark.slow),
                                             pytest.param(25, 50, marks=pytest.mark.long)])
 def test_a_run_killed_at_many_moments_ends_as_if_it_had_not_been(n_steps, least, world, tmp_path):
     (tmp_path / "whole").mkdir()
@@ -101,7 +101,7 @@ for i in range(int(sys.argv[1])):
 """
 
 
-@pytest.mark.parametrize("n", [pytest.param(400, marks=pytest.mark.slow),
+@pytest.mark.parametrize("n", [pytest.param(300, marks=pytest.mark.slow),
                                pytest.param(2000, marks=pytest.mark.long)])
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells the memory of a process")
 def test_many_answers_take_no_more_memory_than_a_hundred(n):

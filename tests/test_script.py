@@ -122,7 +122,8 @@ def test_a_log_on_a_full_disk_does_not_end_a_run(capfd):
 def test_a_process_without_streams_runs():
     code = ("import sys; from diffa2_mini.script import progress, run_script; "
             "sys.exit(run_script(lambda argv: [print(i) for i in progress([1])], []))")
-    done = subprocess.run(f'"{sys.executable}" -c "{code}" >&- 2>&-', shell=True, cwd=ROOT)
+    closed = 'exec "$0" -c "$1" >&- 2>&-'
+    done = subprocess.run(["sh", "-c", closed, sys.executable, code], cwd=ROOT)
     assert done.returncode == 0
 
 
