@@ -86,7 +86,8 @@ def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stag
 def test_noise_is_keyed_by_seed_stage_epoch_and_number(model, examples, stage):
     def noise(seed, epoch, number, by=stage, held_out=False):
         row = replace(STAGES[stage], number=by)
-        maker = Collate([examples[0]] * 8, seed, row, MICRO, load_tokenizer(MICRO), False, held_out=held_out)
+        maker = Collate([examples[0]] * 8, seed, row, MICRO, load_tokenizer(MICRO), False,
+                        held_out=held_out)
         batch = maker[[(epoch, number)]]
         return batch.masks if stage == 4 else batch.t
 
@@ -134,7 +135,8 @@ def test_every_example_is_seen_once_per_epoch_and_resuming_goes_on(n_examples, b
 
 def test_each_epoch_each_seed_and_each_stage_has_an_order_of_its_own():
     first, second = (batch for _, batch in batches(50, 50, 2, 0, seed=5, stage=2))
-    others = [batch for seed, stage in ((6, 2), (5, 3)) for _, batch in batches(50, 50, 1, 0, seed, stage)]
+    others = [batch for seed, stage in ((6, 2), (5, 3))
+              for _, batch in batches(50, 50, 1, 0, seed, stage)]
     orders = [[number for _, number in batch] for batch in (first, second, *others)]
     assert len({*map(tuple, orders)}) == 4 and sorted(orders[0]) != orders[0]
 
