@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 import torch
 
@@ -25,6 +27,19 @@ def started_by(method: str, folder: Path) -> dict[str, str]:
     (folder / "sitecustomize.py").write_text(
         f"import multiprocessing\nmultiprocessing.set_start_method({method!r})\n")
     return os.environ | {"PYTHONPATH": str(folder)}
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes, as on a disk that is full."""
+    import resource  # Windows has none
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def train_here(world, out, *extra):

@@ -20,10 +20,10 @@ from diffa2_mini.data import read_manifest
 from diffa2_mini.ears import Ears
 from diffa2_mini.options import parse_arguments
 from diffa2_mini.parallel import World
-from mini import MINI, SECONDS, command, logged, same, started_by, train_here
+from mini import MINI, SECONDS, command, full_disk, logged, same, started_by, train_here
 from test_weights import other_part
 
-resource = pytest.importorskip("resource")  # Windows has no such limits, nor groups of processes
+pytest.importorskip("resource")  # Windows has no such limits, nor groups of processes
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux lists processes under /proc")
 
 
@@ -147,12 +147,8 @@ def begun(whole, out):
 def test_a_disk_that_is_full_ends_a_run_with_one_line_and_harms_nothing(limit, what, world, whole, tmp_path, capsys):
     path = begun(whole, tmp_path)
     before = path.read_bytes()
-    none, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
-    try:
+    with full_disk(limit):
         assert run_script(train.main, command(world, tmp_path, "--stage", "1", "--resume")[2:]) == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (none, most))
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{what}: could not be written" in error and "free some space" in error
     assert path.read_bytes() == before and checkpoint.load(path).step == 2

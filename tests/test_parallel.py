@@ -20,6 +20,7 @@ from diffa2_mini.data import Collate, read_manifest, load_examples
 from diffa2_mini.ears import Ears
 from diffa2_mini.loader import batches
 from diffa2_mini.objective import answer_loss
+from diffa2_mini.parallel import HASTE
 from diffa2_mini.weights import build, load_tokenizer
 from mini import ROOT, SECONDS, logged
 from test_interrupted import processes, started, until
@@ -256,8 +257,10 @@ def test_a_process_that_dies_ends_the_run(manifests, tmp_path):
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     (second,) = [int(pid) for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
     os.kill(second, signal.SIGKILL)
+    start = time.monotonic()
     _, printed = running.communicate(timeout=SECONDS)
     assert running.returncode != 0
+    assert time.monotonic() - start < 2 * HASTE.total_seconds()  # a minute, on a free machine
     assert "process 0 of 2 has lost another" in printed and "--resume" in printed
 
 
