@@ -40,7 +40,7 @@ def test_semantic_is_two_convolutions_and_a_projection_of_the_clip_alone(config)
     adapter, clip = semantic(config), torch.randn(1, 8, 8)
     x = adapter.conv(clip.transpose(1, 2)).transpose(1, 2)  # the plain convolutions, which pad with zeros
     expected = adapter.layernorm(adapter.linear_connector(x))
-    torch.testing.assert_close(adapter(clip, torch.tensor([8]))[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(adapter(clip, torch.tensor([8]))[0], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("garbage", [0.0, 1.0, 1e6])
@@ -52,7 +52,7 @@ def test_a_padded_batch_equals_its_clips_one_by_one(config, garbage):
     embeddings, n_real = adapter(batch, torch.tensor(LENGTHS))
     for row, n_out, clip, n in zip(embeddings, n_real, clips, LENGTHS):
         alone, _ = adapter(clip, torch.tensor([n]))
-        torch.testing.assert_close(row[:n_out], alone[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(row[:n_out], alone[0], atol=1e-5, rtol=0)
 
 
 def test_embedding_j_reads_frames_4j_minus_2_to_4j_plus_2_so_never_padding(config):
