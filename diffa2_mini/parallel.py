@@ -113,6 +113,12 @@ class World:
             parameter.grad.copy_(total.view_as(parameter))
 
 
+def has_lost_another(error: RuntimeError) -> bool:
+    """Whether an error of gloo or NCCL tells of another process. NCCL also tells of want of memory."""
+    words = ("Connection closed", "Connection reset", "gloo", "NCCL", "Broken pipe")
+    return not out_of_memory(error) and any(word in str(error) for word in words)
+
+
 @contextmanager
 def together(size: int, compiles: bool = False) -> Iterator[World]:
     """Join the `size` processes that torchrun has started; a World of one if it has not. All but the first are silent, and each ends
@@ -138,7 +144,7 @@ def together(size: int, compiles: bool = False) -> Iterator[World]:
         sys.stderr.flush()
         os._exit(0)  # at an ordinary exit torch's threads now and then end the process with an error
     except RuntimeError as error:  # what gloo and NCCL raise
-        if out_of_memory(error) or not any(word in str(error) for word in ("Connection closed", "Connection reset", "gloo", "NCCL", "Broken pipe")):
+        if not has_lost_another(error):
             raise
         raise UserError(f"process {world.rank} of {world.size} has lost another, which has ended, hangs or cannot be reached; see its "
                         f"message, and go on with --resume ({str(error).strip().splitlines()[0][:200]})") from None

@@ -185,16 +185,17 @@ def gate(model: Diffa2, tokenizer: Tokenizer, examples: list[TextExample], silen
 
 
 def summarize(accuracy: dict[str, float]) -> tuple[float, float]:
-    """Mean over the open types, mean over the lettered types."""
+    """Mean over the open types, mean over the lettered types; not a number where there are none."""
     lettered = [a for type, a in accuracy.items() if type.endswith("+abcd")]
     plain = [a for type, a in accuracy.items() if not type.endswith("+abcd")]
-    return float(np.mean(plain)), float(np.mean(lettered))
+    return tuple(sum(some) / len(some) if some else math.nan for some in (plain, lettered))
 
 
 def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, config: PretrainConfig, seed: int,
                       first_step: int, progress: Callable, method: Method = Method(), n_evaluation: int | None = None):
     """Train the backbone in place, from its start or on from `first_step`. `sample(rng, evaluation)` gives a TextExample.
-    Yields (step, loss, accuracy by type on held-out sentences and on held-out frames) now and then."""
+    Yields (step, loss, accuracy by type on held-out sentences and on held-out frames) now and then;
+    of the held-out texts no more are asked than it learns from."""
     text: TextConfig = model.config.text
     device = model.llada.wte.weight.device
     rng, held_out = stream("texts", seed), stream("held-out texts", seed)
@@ -220,6 +221,7 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
             break
     mean, recall = 0.0, mean
     n_steps = config.backbone_steps + config.silence_steps
+    n_asked = min(len(evaluation), config.backbone_steps * config.backbone_batch)
     for step in progress(range(first_step, n_steps), desc="backbone"):
         system = str(rng.choice(["", text.system, text.train_system], p=[0.5, 0.3, 0.2]))  # short ones are faster
         examples = [sample(rng, False) for _ in range(config.backbone_batch)]
@@ -236,7 +238,7 @@ def pretrain_backbone(model: Diffa2, tokenizer: Tokenizer, sample: Callable, con
         last = step + 1 == n_steps
         if step % 500 == 499 or last:
             tqdm.write(f"recall {recall:.3f}")
-            asked = evaluation if last else evaluation[:len(evaluation) // 5]
+            asked = evaluation[:n_asked] if last else evaluation[:max(1, n_asked // 5)]
             yield step + 1, mean, {"sentences": gate(model, tokenizer, asked, None, method.write),
                                    "frames": gate(model, tokenizer, asked, config.silences, method.write)}
     model.llada.requires_grad_(False)
@@ -274,7 +276,8 @@ def run(args, world: World) -> None:
         folder = args.data or toy.make_stage0(ASSETS / "toy")
         if whisper:
             weights.load_part(model.whisper, "whisper", whisper, device)
-        clips = LabelledClips.load(folder / "stage0.json", config.audio, partial(progress, desc="reading clips"))
+        clips = LabelledClips.load(folder / "stage0.json", config.audio, partial(progress, desc="reading clips"),
+                                   most=pre.encoder_steps * pre.encoder_batch)
         steps = pretrain_encoder(model.whisper, clips, pre, args.seed, partial(progress, desc="encoder"))
         for step, loss, right in steps:
             say(f"encoder step {step}: loss {loss:.3f}, frames right {right:.3f}")

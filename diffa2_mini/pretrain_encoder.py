@@ -47,8 +47,10 @@ class LabelledClips:
     trait_values: dict[str, list[str]]
 
     @classmethod
-    def load(cls, manifest: Path, config: AudioConfig, progress: Callable) -> "LabelledClips":
-        """Read the clips of a stage-0 manifest, whose entries have `segments` and `traits`. Raises UserError."""
+    def load(cls, manifest: Path, config: AudioConfig, progress: Callable,
+             most: int | None = None) -> "LabelledClips":
+        """Read the clips of a stage-0 manifest, whose entries have `segments` and `traits`; of many
+        more than `most`, about so many from all over it. Raises UserError."""
         rows = read_manifest(manifest)
         for i, row in enumerate(rows, start=1):
             complete = isinstance(row, dict) and {"audio_filepath", "segments", "traits"} <= set(row)
@@ -61,6 +63,7 @@ class LabelledClips:
             for name, value in row["traits"].items():
                 values.setdefault(name, set()).add(value)
         values = {name: sorted(found) for name, found in sorted(values.items())}
+        rows = rows[::max(1, len(rows) // most)] if most else rows
         n, T = len(rows), config.max_frames // 2
         item, ordinal = torch.zeros(n, T, dtype=torch.long), torch.zeros(n, T, dtype=torch.long)
         pitch, traits = torch.zeros(n, T, 12, dtype=torch.bool), torch.full((n, len(values)), -1)

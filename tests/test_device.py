@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from diffa2_mini.config import DecodeConfig, UserError
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
-from diffa2_mini.device import Captured, choose_device
+from diffa2_mini.device import Captured, choose_device, compile_blocks
 from diffa2_mini.tokenizer import Prompt
 from mini import ROOT, SECONDS
 
@@ -42,6 +43,36 @@ def test_compiled_blocks_compute_the_same_and_without_a_compiler_run_as_they_are
                           capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert (int(done.stdout.split()[-1]) > 0) == (compiler is None)
+
+
+def test_blocks_that_cannot_be_compiled_are_one_line(monkeypatch, capfd):
+    """The first compiler refuses the second block for another shape: it goes on as it is, and the first
+    stays compiled. The second compiler refuses everything, and is asked once."""
+    original = torch.compile
+
+    def run(refused):
+        calls = []
+
+        def backend(graph, inputs):
+            calls.append(graph)
+            if len(calls) in refused:
+                raise ValueError("no such kernel\n" + 99 * "and more\n")
+            return graph
+
+        monkeypatch.setattr(torch, "compile", partial(original, backend=backend))
+        blocks = torch.nn.ModuleList([torch.nn.Linear(3, 3), torch.nn.LayerNorm(3)])
+        inputs = [torch.randn(*shape, 3) for shape in ((2,), (4, 5), (4, 5), (2,))]
+        wanted = [blocks[1](blocks[0](x)) for x in inputs]
+        compile_blocks(blocks)
+        for x, plain in zip(inputs, wanted):
+            torch.testing.assert_close(blocks[1](blocks[0](x)), plain)
+        return len(calls), [block.forward.fails for block in blocks]
+
+    assert run(refused=[4]) == (4, [False, True])
+    assert run(refused=range(99)) == (1, [True, True])
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2, lines
+    assert all("could not be compiled, goes on without (" in line for line in lines)
 
 
 def test_a_device_that_is_not_there_is_refused_and_the_choice_is_explained():

@@ -7,10 +7,12 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+import torch
 
-from diffa2_mini import checkpoint, faults
+from diffa2_mini import checkpoint, faults, weights
 from diffa2_mini.checkpoint import Checkpoint, trained_tensors
 from diffa2_mini.config import UserError, run_script
+from diffa2_mini.parallel import has_lost_another
 from diffa2_mini.show import Log, draw_curves
 from mini import ROOT, full_disk
 
@@ -53,6 +55,34 @@ def test_a_disk_that_is_full_leaves_the_last_save(tmp_path, model, capsys):
     assert path.read_bytes() == before and checkpoint.load(path).step == 1
     assert checkpoint.load(faults.previous(path)).step == 0
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_disk_that_is_full_is_told_of_a_bin_file_too(tmp_path, monkeypatch):
+    def full(*args):  # as torch says it
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534\nmore")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"a.bin: could not be written \(.*unexpected pos 640 vs 534\); free some"):
+        weights.save_diffa2({"semantic_connector.fc1.bias": torch.ones(2)}, tmp_path / "a.bin")
+
+
+def test_memory_that_is_full_is_not_told_as_another_thing(tmp_path, monkeypatch):
+    """As a full disk, a damaged file, or a process that is lost."""
+    def exhausted(*args, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        faults.write(tmp_path / "a.bin", exhausted)
+    monkeypatch.setattr(torch, "save", exhausted)
+    with pytest.raises(torch.OutOfMemoryError):
+        weights.save_diffa2({"semantic_connector.fc1.bias": torch.ones(2)}, tmp_path / "a.bin")
+    monkeypatch.setattr(torch, "load", exhausted)
+    (tmp_path / "b.bin").write_bytes(b"PK")
+    with pytest.raises(torch.OutOfMemoryError):
+        weights.unpickle(tmp_path / "b.bin", "weights")
+    assert not has_lost_another(RuntimeError("NCCL Error 1: unhandled cuda error: out of memory"))
+    assert has_lost_another(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"))
+    assert [path.name for path in tmp_path.iterdir()] == ["b.bin"]
 
 
 def test_a_disk_without_second_names_gets_a_copy(tmp_path, model, monkeypatch):

@@ -12,12 +12,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 import train
 from diffa2_mini import checkpoint, faults, weights
 from diffa2_mini.config import UserError, run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.ears import Ears
+from diffa2_mini.loader import has_ended
 from diffa2_mini.options import parse_arguments
 from diffa2_mini.parallel import World
 from mini import MINI, SECONDS, command, full_disk, logged, same, started_by, train_here
@@ -111,6 +113,36 @@ def test_a_killed_process_that_loads_audio_is_one_line(world, tmp_path):
     os.kill(loads, signal.SIGKILL)
     error = process.communicate(timeout=SECONDS)[1].splitlines()[-1]
     assert process.returncode == 2 and error.startswith("error: a process that loads audio has ended") and "--workers 0" in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_every_signal_that_ends_a_run_saves_first(number, world, tmp_path, monkeypatch, handlers, capsys):
+    """SIGHUP is what a terminal that is closed sends."""
+    step_on = train.step_on
+    monkeypatch.setattr(train, "step_on", lambda *args: os.kill(os.getpid(), number) or step_on(*args))
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI])
+    state = checkpoint.load(tmp_path / "stage1.safetensors")
+    assert ended.value.code == 128 + number and (state.step, state.done) == (1, False)
+    assert "stopped and saved; go on with" in capsys.readouterr().out
+
+
+def test_what_is_started_with_nohup_outlives_its_terminal(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    caught = faults.Signals(patient=False)
+    caught.catch()
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert caught.came is None
+
+
+@pytest.mark.parametrize("error, ended", [
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), True),
+    (ConnectionResetError(104, "Connection reset by peer"), True), (EOFError(), True),
+    (RuntimeError("received 0 items of ancdata"), True), (OSError("got end of file during message"), True),
+    (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nshapes do not fit"), False),
+    (torch.OutOfMemoryError("CUDA out of memory"), False), (FileNotFoundError(2, "No such file", "a.wav"), False)])
+def test_a_process_that_has_ended_is_told_from_one_whose_work_fails(error, ended):
+    assert has_ended(error) == ended
 
 
 @pytest.mark.parametrize("during", ["listening", "a sample", "the measurement at the end"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from data import toy
+from diffa2_mini import pretrain
 from diffa2_mini.config import SIZES, PretrainConfig
 from diffa2_mini.llada import rotary, rotate
 from diffa2_mini.model import Diffa2
@@ -98,6 +99,40 @@ def test_labels_stand_where_the_segments_are(tmp_path):
         for name, value in row["traits"].items():
             j = list(labelled.trait_values).index(name)
             assert labelled.trait_values[name][labelled.traits[i, j]] == value
+
+
+def test_no_more_clips_are_read_than_are_learned_from(tmp_path):
+    """But all of them say which labels there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(toy, "SPLITS", toy.SPLITS | {"stage0": (4, 3, 3)})
+        clips = [row for _, row in toy.make_clips(tmp_path, "stage0", seed=0)]
+    toy.write_json(tmp_path / "stage0.json", clips)
+    every, some = (LabelledClips.load(tmp_path / "stage0.json", TOY.audio, iter, most) for most in (10, 3))
+    assert (len(every.mel), len(some.mel)) == (10, 4)
+    assert torch.equal(some.mel, every.mel[::3]) and torch.equal(some.item, every.item[::3])
+    assert (some.labels, some.trait_values) == (every.labels, every.trait_values)
+
+
+def test_the_number_of_steps_bounds_every_phase(monkeypatch):
+    """Of 1,500 held-out texts no more are asked than were learned from."""
+    asked, steps = [], []
+
+    def counted(examples, *args):
+        asked.append(len(examples))
+        return {"asr": 1.0}
+
+    def watched(numbers, **named):
+        for number in numbers:
+            steps.append(named["desc"])
+            yield number
+
+    texts = [toy.text_example(np.random.default_rng(seed)) for seed in range(20)]
+    monkeypatch.setattr(pretrain, "gate", lambda model, tokenizer, *args: counted(*args))
+    config = PretrainConfig(recall_steps=2, backbone_steps=2, silence_steps=2, backbone_batch=3)
+    sample = lambda rng, evaluation: texts[rng.integers(len(texts))]  # noqa: E731
+    for *_, accuracy in pretrain.pretrain_backbone(Diffa2(TOY), load_tokenizer(TOY), sample, config, 0, 0, watched):
+        assert all(np.isnan(lettered) and plain == 1 for plain, lettered in map(summarize, accuracy.values()))
+    assert asked == [6, 6] and (steps.count("recall"), steps.count("backbone")) == (2, 4)
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_to_two_percent():
