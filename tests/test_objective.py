@@ -26,7 +26,7 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_examples(model, examples, numbe
     whole, parts = loss(pairs), [loss([pair]) for pair in pairs]
     for name, value in whole.items():
         parted = sum(part[name] for part in parts)
-        torch.testing.assert_close(value, parted, atol=1e-4, rtol=1e-4)  # float32, of sums that cancel
+        torch.testing.assert_close(value, parted, atol=1e-4, rtol=1e-4)  # of float32 sums
     assert len({round(float(part["loss"].detach()), 4) for part in parts}) == 4
 
 
