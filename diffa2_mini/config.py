@@ -12,36 +12,11 @@ Letters used in shape comments everywhere:
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
-from .ranges import out_of_range
-from .script import Parser, UserError, require, run_script  # noqa: F401 (all commands take them from here)
+from .errors import require
+from .ranges import Ranged
 
 ASSETS = Path(__file__).resolve().parent.parent / "data"  # the small files this repository ships
-
-
-def require_contents(path: Path, what: str) -> None:
-    """Raise UserError if a file is a pointer of Git LFS, which stands in its place until the file
-    itself is fetched; `what` names what was expected."""
-    pointer = b"version https://git-lfs.github.com/spec/"
-    with open(path, "rb") as file:
-        require(file.read(len(pointer)) != pointer,
-                f"{path}: expected {what}, got a pointer of Git LFS in its place; get the file "
-                "itself: git lfs pull, or download it again")
-
-
-class Ranged:
-    """A part of a config, whose numbers are of the types that they are declared with, and in the
-    ranges that ranges.py has for their names. Raises UserError otherwise."""
-
-    def __post_init__(self):
-        for field_ in dataclasses.fields(self):
-            types, values = get_args(field_.type) or (field_.type,), getattr(self, field_.name)
-            if not {int, float} & {*types} or (values is None and type(None) in types):
-                continue
-            for value in values if isinstance(values, tuple) else (values,):
-                wrong = out_of_range(field_.name, value, whole=float not in types)
-                require(not wrong, f"{field_.name.replace('_', ' ')} must be {wrong}")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import shutil
-import signal
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Callable
@@ -17,7 +15,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from .config import UserError, require
-from .script import UNREAD, unread
 
 try:
     import fcntl
@@ -116,32 +113,6 @@ def lock(out: Path, name: str = ""):
     for path in out.glob(f".{glob.escape(name)}*.tmp"):  # what a killed run was writing
         path.unlink()
     return file
-
-
-class Signals:
-    """What ends a run, noted so that it can save before: Ctrl-C, SIGTERM, SIGHUP (the terminal is
-    closed), and SIGPIPE, which Python leaves to whoever prints. The second signal ends the run at
-    once, unless it is `patient`."""
-
-    def __init__(self, patient: bool):
-        self.patient, self.noted = patient, None
-
-    def catch(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.note)
-        hangup = getattr(signal, "SIGHUP", None)  # Windows has none; under `nohup` it is ignored
-        if hangup and signal.getsignal(hangup) is not signal.SIG_IGN:
-            signal.signal(hangup, self.note)
-
-    def note(self, number: int, frame) -> None:
-        if self.noted and not self.patient:
-            sys.exit(128 + number)
-        self.noted = number
-
-    @property
-    def came(self) -> int | None:
-        """The number of the signal that is to end the run; None if there is none."""
-        return self.noted or (UNREAD - 128 if unread() else None)
 
 
 def finite(figures: dict[str, float]) -> bool:

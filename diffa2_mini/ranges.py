@@ -3,6 +3,11 @@
 A number has one range wherever it stands. All are finite, so that neither inf nor nan is in any.
 """
 
+import dataclasses
+from typing import get_args
+
+from .errors import require
+
 MANY = 10**9  # of what is counted: steps, examples, tokens, weights along one side of a matrix
 SEED = (0, 2**63 - 1)
 RANGES = {  # least and most, by the name of the flag or field
@@ -46,3 +51,17 @@ def out_of_range(name: str, value, whole: bool) -> str:
     what = "a whole number " if whole and isinstance(value, float) else ""
     is_right = is_number and least <= value <= most
     return "" if is_right else f"{what}from {least} to {most}, got {value!r}"
+
+
+class Ranged:
+    """A part of a config, whose numbers are of the types that they are declared with, and in the
+    ranges of RANGES. Raises UserError otherwise."""
+
+    def __post_init__(self):
+        for field_ in dataclasses.fields(self):
+            types, values = get_args(field_.type) or (field_.type,), getattr(self, field_.name)
+            if not {int, float} & {*types} or (values is None and type(None) in types):
+                continue
+            for value in values if isinstance(values, tuple) else (values,):
+                wrong = out_of_range(field_.name, value, whole=float not in types)
+                require(not wrong, f"{field_.name.replace('_', ' ')} must be {wrong}")

@@ -15,20 +15,11 @@ import time
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Callable, TextIO
 
+from .errors import UserError, require
 from .ranges import out_of_range
 
 INTERRUPTED, UNREAD = 128 + 2, 128 + 13  # as a shell tells SIGINT and SIGPIPE
 EVERY = 60  # seconds between the lines of a progress bar that does not go to a terminal
-
-
-class UserError(Exception):
-    """Something the user can mend. The scripts print it as one line and exit with code 2."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `UserError(message)` unless `condition` holds."""
-    if not condition:
-        raise UserError(message)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,15 +1,12 @@
 """What a person looks at: the answer forming in the terminal, and the curves of a run."""
 
 import codecs
-import json
 import shutil
 import time
-from pathlib import Path
 from typing import Iterator, TextIO
 from unicodedata import category, east_asian_width
 
 from .fast.generate import Step
-from .faults import append, write
 from .script import shown
 from .tokenizer import Tokenizer
 
@@ -93,75 +90,3 @@ def watch(steps: Iterator[Step], tokenizer: Tokenizer, stream: TextIO, pause: fl
         yield step
     if terminal:
         stream.write("\n")
-
-
-def read_row(line: bytes) -> dict | None:
-    """A line of log.jsonl as `Log` writes it, or None: others may have written there too."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, no text, a number too long, or depth
-        return None
-    ours = isinstance(row, dict) and all(type(row.get(name)) is int for name in ("stage", "step"))
-    return row if ours and max(abs(row["stage"]), abs(row["step"])) < 2**53 else None
-
-
-def points(rows: list[dict], name: str) -> list[tuple[int, float]]:
-    """Steps and values of a figure, where a row has it and it is a number that can be drawn."""
-    return [(row["step"], float(row[name])) for row in rows
-            if type(row.get(name)) in (int, float) and not abs(row[name]) > 1e300]
-
-
-class Log:
-    """A run's log.jsonl: a line of JSON for each step, and for each measurement. Of several processes one `writes` it."""
-
-    def __init__(self, path: Path, writes: bool = True):
-        self.path, self.writes = path, writes
-
-    def add(self, **row) -> None:
-        if self.writes:
-            append(self.path, json.dumps(row) + "\n")
-
-    def forget_after(self, stage: int, step: int) -> None:
-        """Drop what was logged of a stage after a checkpoint: the resumed run will log it again. What came of later stages stays:
-        they may be done, and this one have gone back to an earlier save."""
-        *lines, half = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
-        lines += [half] if read_row(half) else []  # or what a killed run wrote half of
-        rows = [(line + b"\n", read_row(line)) for line in lines]
-        kept = [line for line, row in rows
-                if not row or row["stage"] != stage or row["step"] <= step]
-        write(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))
-
-
-def draw_curves(log: Path, picture: Path) -> bool:
-    """Draw the loss and the validation figures of a run's log.jsonl. False where there are none, or
-    where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    lines = log.read_bytes().split(b"\n") if log.exists() else []
-    rows = [row for line in lines if (row := read_row(line))]
-    stages = sorted({row["stage"] for row in rows})
-    if not stages:
-        return False
-    figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), squeeze=False, layout="constrained")
-    for axis, stage in zip(axes[0], stages):
-        of_stage = [row for row in rows if row["stage"] == stage]
-        losses = points(of_stage, "loss")
-        if losses:
-            axis.plot(*zip(*losses), color="tab:blue", label="loss")
-        right = axis.twinx()
-        for name, colour in (("open", "tab:green"), ("lettered", "tab:olive"), ("wer", "tab:red")):
-            measured = points(of_stage, name)
-            if measured:
-                right.plot(*zip(*measured), "o-", color=colour, label=name)
-        right.set_ylim(0, 1)
-        axis.set(title=f"stage {stage}", xlabel="step")
-        figure.legend(*[a + b for a, b in zip(axis.get_legend_handles_labels(), right.get_legend_handles_labels())],
-                      loc="outside lower center", ncols=4) if stage == stages[-1] else None
-    write(picture, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
-    pyplot.close(figure)
-    return True

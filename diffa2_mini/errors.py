@@ -1,0 +1,23 @@
+"""Errors that a user can mend: one line that says what was expected, what came, and what to do."""
+
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend. The scripts print it as one line and exit with code 2."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError(message)` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def require_contents(path: Path, what: str) -> None:
+    """Raise UserError if a file is a pointer of Git LFS, which stands in its place until the file
+    itself is fetched; `what` names what was expected."""
+    pointer = b"version https://git-lfs.github.com/spec/"
+    with open(path, "rb") as file:
+        require(file.read(len(pointer)) != pointer,
+                f"{path}: expected {what}, got a pointer of Git LFS in its place; get the file "
+                "itself: git lfs pull, or download it again")

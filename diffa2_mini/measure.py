@@ -1,0 +1,77 @@
+"""How fast a device could be, and how much memory something takes."""
+
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch import nn
+
+from .memory import glibc
+
+
+@lru_cache
+def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large linear layer on this machine, measured now: the best of five."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=device).to(dtype)
+    times = []
+    for _ in range(5):
+        start = now(device)
+        nn.functional.linear(a, a)  # the second matrix is transposed, for which some CPUs are far faster in bfloat16
+        times.append(now(device) - start)
+    return 2 * n**3 / min(times)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read or written, of copying a large tensor: the best of ten."""
+    a = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    b, times = torch.empty_like(a), []
+    for _ in range(10):
+        start = now(device)
+        b.copy_(a)
+        times.append(now(device) - start)
+    return 2 * a.nbytes / min(times)
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done all that it was given."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory that this process has had so far: on CUDA that of tensors on the device, else all of it."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
+    if sys.platform == "win32":
+        return "not known on Windows"
+    import resource  # there is none on Windows
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
+
+
+def memory_above(function: Callable, device: torch.device, all_of_it: bool = False) -> int | None:
+    """Bytes that a function needs at most, beyond what is there when it starts, or with that: on CUDA those of tensors, on
+    Linux those of the process. None elsewhere."""
+    status = Path("/proc/self/status")
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        peak = torch.cuda.max_memory_allocated()
+    elif status.exists():
+        def field(name):
+            return int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1]) * 1024
+        if glibc():
+            glibc().malloc_trim(0)  # gives back what is kept
+        before = field("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        function()
+        peak = field("VmHWM")
+    else:
+        return None
+    return peak - (0 if all_of_it else before)
