@@ -6,7 +6,7 @@
     python sample.py *.wav --json --checkpoint runs/mine/stage4.safetensors
 """
 
-from diffa2_mini.script import begin, run_script, unread
+from diffa2_mini.command.script import begin, run_script, unread
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -22,13 +22,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffa2_mini import page, show, weights
+from diffa2_mini import weights
+from diffa2_mini.view import page, terminal
 from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel
-from diffa2_mini.command import add_decode_flags, add_model_flags, choose, decode_config, find, load_model
-from diffa2_mini.config import Config, DecodeConfig, Parser
+from diffa2_mini.command.flags import (
+    add_decode_flags, add_model_flags, choose, decode_config, find, load_model
+)
+from diffa2_mini.command.script import Parser
+from diffa2_mini.config import Config, DecodeConfig
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
-from diffa2_mini.device import autocast
+from diffa2_mini.fast.device import autocast
 from diffa2_mini.model import Diffa2
 from diffa2_mini.tokenizer import Tokenizer
 
@@ -100,7 +104,7 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
         if frames is not None:
             steps = page.record(steps, tokenizer, frames)
         if watch:
-            steps = show.watch(steps, tokenizer, sys.stdout, pause=0.15)
+            steps = terminal.watch(steps, tokenizer, sys.stdout, pause=0.15)
         n_steps = 0
         for step in steps:
             n_steps += 1

@@ -9,7 +9,7 @@
 What the stages differ in is one table, `stages` in diffa2_mini/config.py. One loop below serves them all.
 """
 
-from diffa2_mini.script import begin, progress, run_script
+from diffa2_mini.command.script import begin, progress, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -29,19 +29,26 @@ from typing import Iterator
 import torch
 from tqdm import tqdm
 
-from diffa2_mini import answers, checkpoint, faults, plan, pretrain, reporting, show, weights
-from diffa2_mini.checkpoint import Checkpoint
-from diffa2_mini.config import SIZES, StageConfig, require, to_dict
+from diffa2_mini import weights
+from diffa2_mini.evaluate import answers, scoreboard
+from diffa2_mini.pretraining import backbone
+from diffa2_mini.training import checkpoint, dry_run, files, log, signals
+from diffa2_mini.view import curves
+from diffa2_mini.training.checkpoint import Checkpoint
+from diffa2_mini.config import SIZES, StageConfig, to_dict
+from diffa2_mini.errors import require
 from diffa2_mini.data import Batch, Collate, load_examples, what_is_cut
-from diffa2_mini.device import autocast, choose_device, compile_blocks, matmul_ceiling, peak_memory
-from diffa2_mini.ears import Attentive, Ears
+from diffa2_mini.fast.compiling import compile_blocks
+from diffa2_mini.fast.device import autocast, choose_device
+from diffa2_mini.fast.measure import matmul_ceiling, peak_memory
+from diffa2_mini.training.features import Attentive, Ears
 from diffa2_mini.fast.llada import FastLlada
-from diffa2_mini.loader import Loader, batches, count_workers
+from diffa2_mini.training.loader import Loader, batches, count_workers
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.noise import seed_of
-from diffa2_mini.objective import adamw, measure_pairs, names_of, piece_loss
-from diffa2_mini.options import parse_arguments, stage_config
-from diffa2_mini.parallel import World, shard, together
+from diffa2_mini.training.objective import adamw, measure_pairs, names_of, piece_loss
+from diffa2_mini.training.options import parse_arguments, stage_config
+from diffa2_mini.training.processes import World, shard, together
 
 
 # -------------------------------------------------------------------------------------------------------- one stage
@@ -56,7 +63,7 @@ def schedule(step: int, n_steps: int, stage: StageConfig) -> float:
 
 
 class Stopped(Exception):
-    """One of `faults.Signals` came; raised between two steps, or two batches of a measurement."""
+    """One of `signals.Signals` came; raised between two steps, or two batches of a measurement."""
 
 
 class Run:
@@ -75,7 +82,7 @@ class Run:
         print(f"{why}, {world.size} processes of {torch.get_num_threads()} threads, seed {args.seed}, size {args.size}")
         diffa2 = args.diffa2 and weights.locate(args.diffa2, "diffa2", args.size)
         with world.one_first():  # which may have to make the toy world
-            self.data = args.data or plan.default_data(self.config, args.stages, args.random_weights)
+            self.data = args.data or dry_run.default_data(self.config, args.stages, args.random_weights)
         require(self.data.exists(), f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
         self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
         if not args.random_weights:
@@ -89,7 +96,7 @@ class Run:
         torch.manual_seed(seed_of("weights", args.seed, 0))  # adapters and prompts start at random
         home = torch.device("cpu") if args.shard else self.device  # what is split need not fit the device
         self.model = weights.build(self.config, args.whisper, args.llada, home, self.dtype, args.random_weights, FastLlada)
-        self.model.llada.recompute = args.recompute or plan.recompute(self.config)
+        self.model.llada.recompute = args.recompute or dry_run.recompute(self.config)
         if diffa2:
             weights.load_diffa2(self.model, diffa2)
         keep = args.size == "toy" and not args.no_cache_audio
@@ -97,10 +104,10 @@ class Run:
         self.attentive = Attentive(self.ears, self.look_for_stop)
         if args.compile:
             compile_blocks(self.model.whisper.blocks, self.model.llada.blocks)
-        self.log = show.Log(args.out / "log.jsonl", world.first)
+        self.log = log.Log(args.out / "log.jsonl", world.first)
         self.ceiling = matmul_ceiling(self.device, self.dtype) * world.size
         self.note_origins()
-        self.signals, self.stopping = faults.Signals(patient=world.size > 1), False  # torchrun repeats a signal
+        self.signals, self.stopping = signals.Signals(patient=world.size > 1), False  # torchrun repeats a signal
 
     def look_for_stop(self) -> None:
         """Raise Stopped, in all processes, if one of them has had a signal."""
@@ -127,7 +134,7 @@ class Run:
             state.fingerprints |= {part: self.model.fingerprints[part]
                                    for part in ("whisper", "llada")}
             if self.manifests[number].is_file():  # of a stage that is done it may be gone
-                state.fingerprints["manifest"] = faults.digest_of(self.manifests[number])
+                state.fingerprints["manifest"] = files.digest_of(self.manifests[number])
 
     def starts(self, number: int, init: Checkpoint | None) -> Checkpoint:
         """A stage as a checkpoint before its first step, which notes its starting weights."""
@@ -156,15 +163,15 @@ class Run:
         self.world.wait()
         return texts
 
-    def report(self, stage: StageConfig, examples: list) -> reporting.Report:
+    def report(self, stage: StageConfig, examples: list) -> scoreboard.Report:
         """How good the answers are now."""
-        return reporting.report(examples, self.answers(stage, examples))
+        return scoreboard.report(examples, self.answers(stage, examples))
 
     def tell_incomplete(self, examples: list) -> None:
         """Name and count the clips of these examples that were heard and are incomplete."""
         found = dict(self.world.gather([*self.ears.incomplete.items()]))
         lines = [found[path] for path in {example.path: 0 for example in examples} if path in found]
-        for line in reporting.listed(reporting.INCOMPLETE, lines) if lines else []:
+        for line in scoreboard.listed(scoreboard.INCOMPLETE, lines) if lines else []:
             print(f"  {line}")
 
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
@@ -196,7 +203,7 @@ def step_on(run: Run, stage: StageConfig, reference: dict, optimizer: torch.opti
     figures = run.world.total({name: float(value) for name, value in figures.items()})
     run.world.add_up(parameters)
     figures["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, stage.grad_clip))
-    if faults.finite(figures):
+    if files.finite(figures):
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return figures
@@ -243,7 +250,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     begun.settings["examples"] = len(examples)
     if resumed:
         checkpoint.same_run(args.out / f"stage{number}.safetensors", resumed, begun)
-    n_steps = plan.number_of_steps(stage, len(examples))
+    n_steps = dry_run.number_of_steps(stage, len(examples))
     stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))  # a short run warms up in its first half
     n_all, n_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained.values())
     print(f"\nstage {number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
@@ -285,19 +292,19 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
             figures = step_on(run, stage, reference, optimizer, list(trained.values()),
                               sum(own for _, own in lengths), loader.take(len(pieces)))
             n_masked, n_broken, stop = (figures.pop(name) for name in ("masked", "broken", "stop"))
-            if not faults.finite(figures):
+            if not files.finite(figures):
                 clips = [str(examples[i].path) for _, i in pairs]
-                faults.note_nonfinite(args.out, number, step + 1, figures, clips, args.skip_nonfinite, world.first)
+                files.note_nonfinite(args.out, number, step + 1, figures, clips, args.skip_nonfinite, world.first)
                 n_skipped["steps whose loss or gradient was not finite"] += 1
             n_skipped["clips that were broken"] += int(n_broken)
-            shape = plan.shape_of_step(stage, lengths, n_masked, collate.load)
-            speed = plan.throughput(run.config, stage, shape, time.perf_counter() - began, run.ceiling)
+            shape = dry_run.shape_of_step(stage, lengths, n_masked, collate.load)
+            speed = dry_run.throughput(run.config, stage, shape, time.perf_counter() - began, run.ceiling)
             rate = stage.batch_size * (step + 1 - first_step) / (time.perf_counter() - start)
             bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}",
                             tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}", refresh=False)
             bar.update()
             row = {"stage": number, "step": step + 1, "lr": lr, **figures, **speed, "data_wait": loader.waited + run.ears.waited - waited}
-            row |= {} if faults.finite(figures) else {"skipped": 1}
+            row |= {} if files.finite(figures) else {"skipped": 1}
             with suppress(Stopped):  # a measurement that is cut short is left out, and the step saved below
                 if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
                     row |= run.report(stage, run.validation[::8]).figures
@@ -325,7 +332,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
             save(n_steps, done=False)  # resumed, it measures anew
             raise
         run.log.add(stage=number, step=n_steps, **figures, time=time.time())
-        print(reporting.table(result))
+        print(scoreboard.table(result))
     run.tell_incomplete(examples + run.validation)
     print(f"  stage {number} took {time.perf_counter() - start:.0f} s; peak memory {peak_memory(run.device)}")
     return save(n_steps, done=True)
@@ -354,9 +361,9 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     with world.one_first():
         if world.first:
             if not is_new:
-                held.enter_context(faults.lock(args.out))
+                held.enter_context(files.lock(args.out))
             check_free()
-        found = {number: faults.load_last(paths[number], checkpoint.load)
+        found = {number: files.load_last(paths[number], checkpoint.load)
                  for number in numbers if paths[number].exists() and args.resume}
     world.agree([(number, state.step, state.done) for number, state in found.items()],
                 f"{args.out}: the processes see different checkpoints; give an --out that all machines share")
@@ -377,12 +384,12 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         checkpoint.same_run(paths[number], state, begun[number])
     if world.first:
         if is_new:
-            held.enter_context(faults.lock(args.out))  # not before: a run that is refused leaves no folder behind
+            held.enter_context(files.lock(args.out))  # not before: a run that is refused leaves no folder behind
         check_free()
     if world.first and left:
         about = {"arguments": {name: str(value) for name, value in vars(args).items()}, "config": to_dict(run.config),
                  "stages": {number: dataclasses.asdict(stage_config(args, number)) for number in numbers}}
-        faults.write(args.out / "config.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
+        files.write(args.out / "config.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
 
     run.signals.catch()
     try:
@@ -399,7 +406,7 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
                 run.log.forget_after(number, resumed.step if resumed else 0)
             init = train_stage(run, number, init, resumed)
         for path, examples in run.tests.items():
-            print(f"\n{path}\n{reporting.table(run.report(run.stages[numbers[-1]], examples))}")
+            print(f"\n{path}\n{scoreboard.table(run.report(run.stages[numbers[-1]], examples))}")
             run.tell_incomplete(examples)
         run.look_for_stop()
     except Stopped:
@@ -408,7 +415,7 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         sys.exit(128 + (run.signals.came or signal.SIGTERM))
     if not world.first:
         return
-    if show.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
+    if curves.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
         print(f"curves: {args.out / 'curves.png'}")
     if not args.random_weights:  # which nobody could name
         print("ask it something: " + ask_command(args, paths[numbers[-1]]))
@@ -418,9 +425,9 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv, __doc__)
     if args.stage == "0":
         with together(args.processes) as world:
-            pretrain.run(args, world)
+            backbone.run(args, world)
     elif args.dry_run:
-        plan.show(args, {number: stage_config(args, number) for number in args.stages})
+        dry_run.show(args, {number: stage_config(args, number) for number in args.stages})
     else:
         with together(args.processes, args.compile) as world, ExitStack() as held:
             train(args, world, held)

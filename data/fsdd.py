@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
 
-from diffa2_mini.script import begin, progress, run_script
+from diffa2_mini.command.script import begin, progress, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -39,7 +39,9 @@ from data import toy_text
 from data.toy import ask_row, write_json
 from data.toy_scene import DIGITS, MAX_SECONDS, SAMPLE_RATE, Scene, Segment, shaped_noise
 from diffa2_mini.audio import load_audio, resample
-from diffa2_mini.config import ASSETS, Parser, UserError, require
+from diffa2_mini.command.script import Parser
+from diffa2_mini.config import ASSETS
+from diffa2_mini.errors import UserError, require
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "yweweler")  # all but theo, whose recordings are not in the checksum

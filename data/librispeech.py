@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
 
-from diffa2_mini.script import begin, progress, run_script
+from diffa2_mini.command.script import begin, progress, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -30,7 +30,9 @@ import numpy as np
 
 from data.toy import write_json
 from diffa2_mini.audio import duration
-from diffa2_mini.config import ASSETS, AudioConfig, Parser, UserError, require
+from diffa2_mini.command.script import Parser
+from diffa2_mini.config import ASSETS, AudioConfig
+from diffa2_mini.errors import UserError, require
 
 URL = "https://www.openslr.org/resources/12"
 SETS = {  # GB to download, hours

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
 
-from diffa2_mini.script import begin, progress, run_script
+from diffa2_mini.command.script import begin, progress, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -28,9 +28,10 @@ import soundfile
 
 from data import toy_text
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
-from diffa2_mini.config import ASSETS, Parser, TextConfig, require
-from diffa2_mini.pretrain import TextExample
-from diffa2_mini.pretrain_tokenizer import count_words, save_ranks, train_bpe
+from diffa2_mini.command.script import Parser
+from diffa2_mini.config import ASSETS, TextConfig
+from diffa2_mini.pretraining.backbone import TextExample
+from diffa2_mini.pretraining.bpe import count_words, save_ranks, train_bpe
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
 KINDS = ("speech", "sound", "music")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
 
-from diffa2_mini.script import begin, run_script
+from diffa2_mini.command.script import begin, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -21,8 +21,9 @@ begin(__name__)  # Ctrl-C while the rest is imported
 import numpy as np
 
 from data import toy, toy_text
-from diffa2_mini.benchmarks import FREE
-from diffa2_mini.config import ASSETS, Parser
+from diffa2_mini.evaluate.benchmarks import FREE
+from diffa2_mini.command.script import Parser
+from diffa2_mini.config import ASSETS
 
 SEED = 0
 REASONING = ("count", "first", "last", "after", "fits")

@@ -19,7 +19,8 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
-from .config import AudioConfig, UserError, require, require_contents
+from .config import AudioConfig
+from .errors import UserError, require, require_contents
 
 # What a header may claim. Outside of these it is damaged, or not a recording of anything.
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .audio import duration, encoder_frames, load_audio, log_mel
-from .config import (AdapterConfig, AudioConfig, Config, StageConfig, TextConfig, UserError,
-                     require, require_contents)
+from .config import AdapterConfig, AudioConfig, Config, StageConfig, TextConfig
+from .errors import UserError, require, require_contents
 from .diffusion import draw_noise, forward_process
 from .model import Audio
 from .noise import stream

@@ -17,7 +17,7 @@ from typing import Callable
 import regex
 import tiktoken
 
-from .config import UserError, require, require_contents
+from .errors import UserError, require, require_contents
 
 Split = Callable[[str], list[str]]  # a text to the pieces that are merged within
 

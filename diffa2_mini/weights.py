@@ -9,7 +9,7 @@ filled tensor by tensor from memory-mapped files, in the dtype and on the device
     python -m diffa2_mini.weights runs/full/stage4.safetensors pytorch_model.bin  # in the authors' names, for their code
 """
 
-from .script import begin, out_of_memory, run_script
+from .command.script import begin, out_of_memory, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -24,9 +24,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import complain, load, read_tensors, save_tensors, strictly, trained_tensors
-from .config import ASSETS, FEEL, LISTEN, Config, UserError, require, require_contents
-from .faults import write
+from .training.checkpoint import (
+    complain, load, read_tensors, save_tensors, strictly, trained_tensors
+)
+from .config import ASSETS, Config, FEEL, LISTEN
+from .errors import UserError, require, require_contents
+from .training.files import write
 from .llada import Llada
 from .lora import merge_lora
 from .model import Diffa2, part_of

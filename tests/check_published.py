@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from diffa2_mini.script import begin, run_script
+from diffa2_mini.command.script import begin, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -27,11 +27,13 @@ import torch
 import sample
 from diffa2_mini import weights
 from diffa2_mini.audio import log_mel
-from diffa2_mini.checkpoint import trained_tensors
-from diffa2_mini.config import FEEL, SIZES, Parser, require
+from diffa2_mini.training.checkpoint import trained_tensors
+from diffa2_mini.command.script import Parser
+from diffa2_mini.config import FEEL, SIZES
+from diffa2_mini.errors import require
 from diffa2_mini.model import part_of
-from diffa2_mini.device import choose_device
-from diffa2_mini.scoring import normalise, word_errors
+from diffa2_mini.fast.device import choose_device
+from diffa2_mini.evaluate.scoring import normalise, word_errors
 
 SHA256 = {"pytorch_model.bin": "6e7053e74ffc9631fffa321ff0f3a26a009b20aa95fecf173631bd79947f2818"}  # of DIFFA-2
 COUNTS = {"whisper": 636_968_960, "semantic": 36_392_448, "acoustic": 47_892_992, "prompts": 81_920,

@@ -14,8 +14,10 @@ if not any("test_device" in argument for argument in sys.argv):  # `pytest tests
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is bit-identical is so on the CPU
 
 from data import toy
-from diffa2_mini import device
-from diffa2_mini.config import AdapterConfig, AudioConfig, Config, LladaConfig, LoraConfig, WhisperConfig
+from diffa2_mini.fast import memory
+from diffa2_mini.config import (
+    AdapterConfig, AudioConfig, Config, LladaConfig, LoraConfig, WhisperConfig
+)
 from diffa2_mini.data import read_manifest
 from diffa2_mini.model import Diffa2
 from mini import train_here
@@ -30,7 +32,7 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def memory_as_it_is(monkeypatch):
-    monkeypatch.setattr(device, "glibc", lambda: None)  # how memory is kept is a matter of the whole process
+    monkeypatch.setattr(memory, "glibc", lambda: None)  # how memory is kept is a matter of the whole process
 
 
 @pytest.fixture

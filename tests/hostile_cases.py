@@ -17,9 +17,13 @@ from safetensors.torch import save_file
 
 import sample
 import train
-from diffa2_mini import benchmarks, checkpoint, evaluate, weights
+from diffa2_mini import weights
+from diffa2_mini.evaluate import __main__ as evaluate, benchmarks
+from diffa2_mini.training import checkpoint
 from diffa2_mini.audio import duration, load_audio
-from diffa2_mini.config import ASSETS, SIZES, UserError, run_script
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import ASSETS, SIZES
+from diffa2_mini.errors import UserError
 from diffa2_mini.data import load_examples
 from diffa2_mini.model import Diffa2
 from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer

@@ -17,7 +17,7 @@ import torch
 from hostile_cases import case
 
 from data import toy
-from diffa2_mini.config import UserError
+from diffa2_mini.errors import UserError
 
 
 def peak() -> int:

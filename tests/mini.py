@@ -10,7 +10,7 @@ from typing import Iterator
 import torch
 
 import train
-from diffa2_mini import checkpoint
+from diffa2_mini.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600  # what takes longer hangs, on a slow and busy machine too

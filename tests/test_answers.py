@@ -10,11 +10,14 @@ import pytest
 import soundfile
 import torch
 
-from diffa2_mini.answers import PREDICTIONS, Answer, answer, append, match, read_answers, resume, to_line
-from diffa2_mini.benchmarks import read_questions
-from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, UserError, WhisperConfig
+from diffa2_mini.evaluate.answers import (
+    Answer, PREDICTIONS, answer, append, match, read_answers, resume, to_line
+)
+from diffa2_mini.evaluate.benchmarks import read_questions
+from diffa2_mini.config import AdapterConfig, LladaConfig, SIZES, WhisperConfig
+from diffa2_mini.errors import UserError
 from diffa2_mini.data import Example
-from diffa2_mini.ears import Ears
+from diffa2_mini.training.features import Ears
 from diffa2_mini.model import Diffa2
 from diffa2_mini.weights import load_tokenizer
 

@@ -12,8 +12,11 @@ import soundfile
 import torch
 
 from diffa2_mini import audio
-from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel, mel_filterbank, pad_or_cut, resample
-from diffa2_mini.config import AudioConfig, UserError
+from diffa2_mini.audio import (
+    duration, encoder_frames, load_audio, log_mel, mel_filterbank, pad_or_cut, resample
+)
+from diffa2_mini.config import AudioConfig
+from diffa2_mini.errors import UserError
 
 SHORT = AudioConfig(max_seconds=4)
 SIZES = [AudioConfig(n_mels=m, max_seconds=s) for m in (80, 128) for s in (4, 30)]

@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 from data import toy
-from diffa2_mini import autoregressive, weights
-from diffa2_mini.answers import answer
-from diffa2_mini.autoregressive import answer_loss, look_back, next_token_loss, recall_loss, states, text_loss, write
-from diffa2_mini.config import FEEL, SIZES, DecodeConfig, PretrainConfig
+from diffa2_mini import weights
+from diffa2_mini.pretraining import autoregressive
+from diffa2_mini.evaluate.answers import answer
+from diffa2_mini.pretraining.autoregressive import (
+    answer_loss, look_back, next_token_loss, recall_loss, states, text_loss, write
+)
+from diffa2_mini.config import DecodeConfig, FEEL, PretrainConfig, SIZES
 from diffa2_mini.data import Batch, Example
 from diffa2_mini.model import Audio
-from diffa2_mini.pretrain import init_backbone
+from diffa2_mini.pretraining.backbone import init_backbone
 from diffa2_mini.tokenizer import Prompt
 
 TOKENS = SimpleNamespace(eos_id=20, mask_id=21, eot_id=22)

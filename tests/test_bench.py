@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from data import toy
-from diffa2_mini import bench, bench_size, device
+from diffa2_mini.bench import __main__ as bench, whole_size
+from diffa2_mini.fast import measure
 from diffa2_mini import config as configs
 from diffa2_mini.audio import log_mel
-from diffa2_mini.config import AudioConfig, LladaConfig, run_script
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import AudioConfig, LladaConfig
 from diffa2_mini.data import Example
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
@@ -91,7 +93,7 @@ def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, 
                                 decode=configs.DecodeConfig(gen_length=8, block_length=8, steps=8))
     monkeypatch.setitem(configs.SIZES, "full", (micro, configs.SIZES["full"][1]))
     for name in ("matmul_ceiling", "copy_bandwidth"):
-        monkeypatch.setattr(bench_size, name, lambda *about: 1e9)
+        monkeypatch.setattr(whole_size, name, lambda *about: 1e9)
     command = ["--size", "full", "--random-weights", "--runs", "1", "--out", str(tmp_path / "full.json"), "--dtype", "float32"]
     assert run_script(bench.main, command) == 0, capsys.readouterr().err
     rows = json.loads((tmp_path / "full.json").read_text())["rows"]
@@ -101,13 +103,13 @@ def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, 
 
 
 def test_ceilings_are_measured():
-    assert 1e8 < device.matmul_ceiling(CPU, torch.float32) < 1e15
-    assert 1e8 < device.copy_bandwidth(CPU) < 1e13
+    assert 1e8 < measure.matmul_ceiling(CPU, torch.float32) < 1e15
+    assert 1e8 < measure.copy_bandwidth(CPU) < 1e13
 
 
 def test_memory_is_measured():
     """In a process of its own: what other tests have freed may be there to be taken again."""
-    code = ("import torch; from diffa2_mini.device import memory_above; "
+    code = ("import torch; from diffa2_mini.fast.measure import memory_above; "
             "print(memory_above(lambda: torch.ones(2**26, dtype=torch.uint8).max(), torch.device('cpu')))")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from diffa2_mini.benchmarks import BENCHMARKS, can_be_scored, load_questions, with_choices
-from diffa2_mini.config import UserError
+from diffa2_mini.evaluate.benchmarks import BENCHMARKS, can_be_scored, load_questions, with_choices
+from diffa2_mini.errors import UserError
 
 MMSU = {"id": "long_speech_1", "audio_path": "audio/a.wav", "question": "What is said?", "choice_a": "one", "choice_b": "two",
         "choice_c": "three", "choice_d": "four", "answer_gt": "two", "task_name": "long_speech", "category": "Perception",

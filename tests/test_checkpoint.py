@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffa2_mini import checkpoint, faults
-from diffa2_mini.checkpoint import Checkpoint, load, restore, save, trained_tensors
-from diffa2_mini.checkpoint import begin, load_start, optimizer_tensors, restore_optimizer
-from diffa2_mini.checkpoint import same_parts, same_run, share
-from diffa2_mini.config import SIZES, UserError
+from diffa2_mini.training import checkpoint, files
+from diffa2_mini.training.checkpoint import Checkpoint, load, restore, save, trained_tensors
+from diffa2_mini.training.checkpoint import begin, load_start, optimizer_tensors, restore_optimizer
+from diffa2_mini.training.checkpoint import same_parts, same_run, share
+from diffa2_mini.config import SIZES
+from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2
-from diffa2_mini.objective import adamw, names_of
+from diffa2_mini.training.objective import adamw, names_of
 
 TRAINS = ("semantic", "acoustic", "lora")
 
@@ -136,7 +137,7 @@ def test_a_save_that_fails_midway_leaves_the_old_file(tmp_path, model, monkeypat
             args[1].write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint if function == "save_file" else faults.os, function, fail)
+    monkeypatch.setattr(checkpoint if function == "save_file" else files.os, function, fail)
     message = error_of(saved, path, model)
     assert message.startswith(f"{path}: ") and "No space left" in message
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -212,7 +213,7 @@ def as_before(path, done):
     fields = {name: fields[name] for name in ("config", "stage", "step", "audio")}
     fields |= {"done": done, "seed": 42, "batch_size": 3}
     metadata = {"format": checkpoint.BEFORE, "checkpoint": json.dumps(fields)}
-    checkpoint.save_tensors(path, tensors, metadata | {"sha256": faults.digest(tensors, metadata)})
+    checkpoint.save_tensors(path, tensors, metadata | {"sha256": files.digest(tensors, metadata)})
 
 
 def test_a_checkpoint_of_the_earlier_format_is_adopted_if_it_is_done(tmp_path, config, model):

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from data import toy
-from diffa2_mini import checkpoint, weights
-from diffa2_mini.config import run_script
+from diffa2_mini import weights
+from diffa2_mini.training import checkpoint
+from diffa2_mini.command.script import run_script
 from tutorials import claims, claims_table
 from tutorials.claims_lab import QUICK
 from tutorials.claims_table import HIDES, OPPOSITE, SHOWS, Comparison, judge, numbers, summary, table, together, verdict

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from diffa2_mini.config import SIZES, DecodeConfig, UserError, from_dict, to_dict
+from diffa2_mini.config import DecodeConfig, SIZES, from_dict, to_dict
+from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2, part_of
 
 COUNTS = {  # SPEC section 1

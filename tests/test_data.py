@@ -10,10 +10,11 @@ import pytest
 import soundfile
 import torch
 
-from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, UserError, WhisperConfig
+from diffa2_mini.config import AdapterConfig, LladaConfig, SIZES, WhisperConfig
+from diffa2_mini.errors import UserError
 from diffa2_mini.data import Collate, Example
-from diffa2_mini.loader import Loader, batches
-from diffa2_mini.ears import Ears
+from diffa2_mini.training.loader import Loader, batches
+from diffa2_mini.training.features import Ears
 from diffa2_mini.model import Diffa2
 from diffa2_mini.tokenizer import Tokenizer
 from diffa2_mini.weights import load_tokenizer

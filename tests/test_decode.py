@@ -5,7 +5,8 @@ import torch
 from test_generate import EOS, MASK, SETTINGS, decode_fast, restless, settings
 
 from diffa2_mini.decode import (
-    above_threshold, commit, decode, factor_based, finished, most_confident, tokens_in_step)
+    above_threshold, commit, decode, factor_based, finished, most_confident, tokens_in_step
+)
 
 
 @pytest.mark.parametrize("confidence, factor, expected", [

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffa2_mini.diffusion import (
-    EPSILON, diffusion_loss, draw_noise, forward_process, token_losses)
+from diffa2_mini.diffusion import EPSILON, diffusion_loss, draw_noise, forward_process, token_losses
 from diffa2_mini.noise import stream
 from diffa2_mini.vrpo import elbo
 

@@ -12,14 +12,18 @@ from test_data import MICRO, STAGES, ears_of, examples, model  # noqa: F401  (fi
 
 import sample
 import train
-from diffa2_mini import data, ears, evaluate
+from diffa2_mini import data
+from diffa2_mini.evaluate import __main__ as evaluate
+from diffa2_mini.training import features
 from diffa2_mini.audio import log_mel
-from diffa2_mini.checkpoint import trained_tensors
-from diffa2_mini.config import ASSETS, UserError, run_script
-from diffa2_mini.ears import NAMES, Ears
+from diffa2_mini.training.checkpoint import trained_tensors
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import ASSETS
+from diffa2_mini.errors import UserError
+from diffa2_mini.training.features import Ears, NAMES
 from diffa2_mini.model import Diffa2
-from diffa2_mini.objective import measure_pairs
-from diffa2_mini.parallel import World
+from diffa2_mini.training.objective import measure_pairs
+from diffa2_mini.training.processes import World
 from diffa2_mini.weights import load_tokenizer
 
 CPU = torch.device("cpu")
@@ -91,8 +95,8 @@ def test_waiting_for_the_disk_is_counted(model, paths, tmp_path, monkeypatch):  
     disk = on_disk(model, tmp_path / "cache")
     disk(paths)
     before = disk.waited
-    slow = ears.safe_open
-    monkeypatch.setattr(ears, "safe_open", lambda *asked: time.sleep(0.05) or slow(*asked))
+    slow = features.safe_open
+    monkeypatch.setattr(features, "safe_open", lambda *asked: time.sleep(0.05) or slow(*asked))
     disk(paths)
     assert 3 * 0.05 <= disk.waited - before
 

@@ -13,8 +13,12 @@ from safetensors.torch import save_file
 from test_faults import held
 from test_published import CONFIG, published, trained  # noqa: F401, the last two are fixtures
 
-from diffa2_mini import answers, checkpoint, command, evaluate, weights
-from diffa2_mini.config import SIZES, run_script
+from diffa2_mini import weights
+from diffa2_mini.command import flags as model_flags
+from diffa2_mini.evaluate import __main__ as evaluate, answers
+from diffa2_mini.training import checkpoint
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import SIZES
 
 CLIPS = Path(__file__).resolve().parent.parent / "data" / "clips"
 TOY = [  # in MMAU's fields, as the toy model was taught to be asked
@@ -86,7 +90,7 @@ def test_a_stopped_run_goes_on_where_it_was(folder, capfd, monkeypatch):
     shutil.copy(folder / "audio" / "siren_bell_drum.wav", folder / "audio" / "gone.wav")  # no longer
     assert "of which 3 are answered" in run(capfd, *flags(folder, "stopped.jsonl"))
     assert asked[4:] == ["gone"] and result_of(folder, "stopped")["overall"]["right"] == 4
-    monkeypatch.setattr(command, "load_model", None)  # nothing is left to ask
+    monkeypatch.setattr(model_flags, "load_model", None)  # nothing is left to ask
     assert "of which 4 are answered" in run(capfd, *flags(folder, "stopped.jsonl"))
 
 
@@ -297,7 +301,7 @@ def test_a_run_in_which_no_clip_is_there_ends_before_weights_are_read(
             clip.write_text("version https://git-lfs.github.com/spec/v1")
     else:
         (folder / "toy.json").write_text(json.dumps([row | {"audio_id": None} for row in TOY]))
-    monkeypatch.setattr(command, "find", None)
+    monkeypatch.setattr(model_flags, "find", None)
     error = run(capfd, *flags(folder), *more, code=2)
     assert "expected the clips of 4 questions, found not one" in error and error.count("\n") == 1
     assert "check --audio-root" in error and sorted(folder.iterdir()) == before

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffa2_mini.fast.cache import empty_caches, place
-from diffa2_mini.fast.llada import RECOMPUTE, FastLlada
+from diffa2_mini.fast.llada import FastLlada, RECOMPUTE
 from diffa2_mini.llada import Llada
 from diffa2_mini.model import Diffa2
 

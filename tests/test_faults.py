@@ -9,11 +9,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from diffa2_mini import checkpoint, faults, weights
-from diffa2_mini.checkpoint import Checkpoint, trained_tensors
-from diffa2_mini.config import UserError, run_script
-from diffa2_mini.parallel import has_lost_another
-from diffa2_mini.show import Log, draw_curves
+from diffa2_mini import weights
+from diffa2_mini.training import checkpoint, files
+from diffa2_mini.training.checkpoint import Checkpoint, trained_tensors
+from diffa2_mini.command.script import run_script
+from diffa2_mini.errors import UserError
+from diffa2_mini.training.processes import has_lost_another
+from diffa2_mini.training.log import Log
+from diffa2_mini.view.curves import draw_curves
 from mini import ROOT, full_disk
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no limit to the size of files")
@@ -27,19 +30,19 @@ def test_a_damaged_save_gives_way_to_the_one_before(tmp_path, model, capsys):
     path = tmp_path / "stage1.safetensors"
     for step in (1, 2, 3):
         save(path, model, step)
-    assert faults.load_last(path, checkpoint.load).step == 3 and capsys.readouterr().out == ""
+    assert files.load_last(path, checkpoint.load).step == 3 and capsys.readouterr().out == ""
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
-    before = faults.previous(path).read_bytes()
+    before = files.previous(path).read_bytes()
     assert before != bytes(damaged)  # a second name of the save, not of its place
-    assert faults.load_last(path, checkpoint.load).step == 2
+    assert files.load_last(path, checkpoint.load).step == 2
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1 and "checksum" in printed and "from the save before, step 2" in printed
     assert checkpoint.load(path).step == 2 and path.read_bytes() == before
     path.write_bytes(damaged)
     with pytest.raises(UserError, match="checksum"):  # none before it
-        faults.load_last(path, checkpoint.load)
+        files.load_last(path, checkpoint.load)
 
 
 @posix
@@ -53,7 +56,7 @@ def test_a_disk_that_is_full_leaves_the_last_save(tmp_path, model, capsys):
     error = capsys.readouterr().err
     assert "could not be written" in error and "free some space" in error and error.count("\n") == 1
     assert path.read_bytes() == before and checkpoint.load(path).step == 1
-    assert checkpoint.load(faults.previous(path)).step == 0
+    assert checkpoint.load(files.previous(path)).step == 0
     assert not list(tmp_path.glob(".*.tmp"))
 
 
@@ -72,7 +75,7 @@ def test_memory_that_is_full_is_not_told_as_another_thing(tmp_path, monkeypatch)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     with pytest.raises(torch.OutOfMemoryError):
-        faults.write(tmp_path / "a.bin", exhausted)
+        files.write(tmp_path / "a.bin", exhausted)
     monkeypatch.setattr(torch, "save", exhausted)
     with pytest.raises(torch.OutOfMemoryError):
         weights.save_diffa2({"semantic_connector.fc1.bias": torch.ones(2)}, tmp_path / "a.bin")
@@ -90,10 +93,10 @@ def test_a_disk_without_second_names_gets_a_copy(tmp_path, model, monkeypatch):
         raise OSError(1, "Operation not permitted")
 
     path = tmp_path / "stage1.safetensors"
-    monkeypatch.setattr(faults.os, "link", refuse)
+    monkeypatch.setattr(files.os, "link", refuse)
     for step in (1, 2, 3):
         save(path, model, step)
-    assert checkpoint.load(path).step == 3 and checkpoint.load(faults.previous(path)).step == 2
+    assert checkpoint.load(path).step == 3 and checkpoint.load(files.previous(path)).step == 2
 
 
 @posix
@@ -105,7 +108,7 @@ def test_a_log_on_a_full_disk_ends_with_one_line(tmp_path, which, capsys):
                 Log(tmp_path / "log.jsonl").add(stage=1, step=step)
             else:
                 figures = {"loss": 0, "grad_norm": 0}
-                faults.note_nonfinite(tmp_path, 1, step, figures, ["a.wav"], skip=True)
+                files.note_nonfinite(tmp_path, 1, step, figures, ["a.wav"], skip=True)
 
     with full_disk(100):
         assert run_script(write, []) == 2
@@ -118,7 +121,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from diffa2_mini import faults
-held = faults.lock(Path(sys.argv[1]), *sys.argv[2:])
+held = files.lock(Path(sys.argv[1]), *sys.argv[2:])
 print("held", flush=True)
 input()
 """
@@ -137,20 +140,20 @@ def held(out, *name):
 def test_a_folder_holds_one_run(tmp_path):
     out = tmp_path / "run"
     with held(out), pytest.raises(UserError, match="another run is writing here"):
-        faults.lock(out)
+        files.lock(out)
     (out / ".stage1.safetensors.7.tmp").write_text("half of it")
-    faults.lock(out).close()
+    files.lock(out).close()
     assert [path.name for path in out.iterdir()] == [".lock"]
 
 
 def test_a_file_holds_one_run_and_its_neighbours_others(tmp_path):
     with held(tmp_path, "a[1].jsonl"):
         with pytest.raises(UserError, match="jsonl: another run is writing here"):
-            faults.lock(tmp_path, "a[1].jsonl")
+            files.lock(tmp_path, "a[1].jsonl")
         (tmp_path / ".a[1].jsonl.7.tmp").write_text("half of it")
-        faults.lock(tmp_path, "b.jsonl").close()
+        files.lock(tmp_path, "b.jsonl").close()
         assert (tmp_path / ".a[1].jsonl.7.tmp").exists()  # the other run may be writing it
-    faults.lock(tmp_path, "a[1].jsonl").close()
+    files.lock(tmp_path, "a[1].jsonl").close()
     assert not (tmp_path / ".a[1].jsonl.7.tmp").exists()
 
 
@@ -158,10 +161,10 @@ def test_a_file_holds_one_run_and_its_neighbours_others(tmp_path):
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_what_is_not_finite_is_written_down(tmp_path, bad, name):
     figures = {"loss": 1.0, "grad_norm": 2.0}
-    assert faults.finite(figures) and not faults.finite(figures | {name: bad})
-    faults.note_nonfinite(tmp_path, 1, 5, figures | {name: bad}, ["a.wav", "b.wav"], skip=True)
+    assert files.finite(figures) and not files.finite(figures | {name: bad})
+    files.note_nonfinite(tmp_path, 1, 5, figures | {name: bad}, ["a.wav", "b.wav"], skip=True)
     with pytest.raises(UserError, match="stage 1, step 6: .*--skip-nonfinite"):
-        faults.note_nonfinite(tmp_path, 1, 6, figures | {name: bad}, ["c.wav"], skip=False)
+        files.note_nonfinite(tmp_path, 1, 6, figures | {name: bad}, ["c.wav"], skip=False)
     rows = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
     assert [(row["step"], row["clips"]) for row in rows] == [(5, ["a.wav", "b.wav"]), (6, ["c.wav"])]
     assert rows[0][name] == str(bad)

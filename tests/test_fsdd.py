@@ -14,7 +14,8 @@ import soundfile
 
 from data import fsdd, toy_text
 from data.toy_scene import DIGITS, Scene
-from diffa2_mini.config import UserError, run_script
+from diffa2_mini.command.script import run_script
+from diffa2_mini.errors import UserError
 
 SPEAKERS = ("george", "lucas", "theo")
 TAKES = (*range(8), 45, 46)

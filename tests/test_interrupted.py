@@ -15,13 +15,15 @@ import pytest
 import torch
 
 import train
-from diffa2_mini import checkpoint, faults, weights
-from diffa2_mini.config import UserError, run_script
+from diffa2_mini import weights
+from diffa2_mini.training import checkpoint, files, signals
+from diffa2_mini.command.script import run_script
+from diffa2_mini.errors import UserError
 from diffa2_mini.data import read_manifest
-from diffa2_mini.ears import Ears
-from diffa2_mini.loader import has_ended
-from diffa2_mini.options import parse_arguments
-from diffa2_mini.parallel import World
+from diffa2_mini.training.features import Ears
+from diffa2_mini.training.loader import has_ended
+from diffa2_mini.training.options import parse_arguments
+from diffa2_mini.training.processes import World
 from mini import MINI, SECONDS, command, full_disk, logged, same, started_by, train_here
 from test_weights import other_part
 
@@ -129,7 +131,7 @@ def test_every_signal_that_ends_a_run_saves_first(number, world, tmp_path, monke
 
 def test_what_is_started_with_nohup_outlives_its_terminal(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    caught = faults.Signals(patient=False)
+    caught = signals.Signals(patient=False)
     caught.catch()
     os.kill(os.getpid(), signal.SIGHUP)
     assert caught.came is None
@@ -303,7 +305,7 @@ def test_nothing_that_a_run_replaces_is_mapped(start, world, whole, tmp_path, mo
     else:
         shutil.copy(whole[0] / start, path)
     shutil.copy(whole[0] / "stage3.previous.safetensors", tmp_path / "stage3.safetensors")
-    monkeypatch.setattr(faults.os, "replace", watched)
+    monkeypatch.setattr(files.os, "replace", watched)
     flags = [] if start == "stage2.safetensors" else ["--diffa2", str(path)]
     if flags:
         (tmp_path / "stage3.safetensors").unlink()

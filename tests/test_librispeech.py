@@ -13,7 +13,8 @@ import pytest
 import soundfile
 
 from data import librispeech
-from diffa2_mini.config import SIZES, run_script
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import SIZES
 from diffa2_mini.data import load_examples
 
 TEXTS = {"1272-128104-0000": "MISTER QUILTER IS THE APOSTLE", "1272-128104-0001": "NOR IS MISTER QUILTER'S MANNER"}

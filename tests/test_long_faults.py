@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from diffa2_mini import checkpoint
+from diffa2_mini.training import checkpoint
 from mini import ROOT, SECONDS, logged
 
 STEPS = ["--batch-size", "2", "--warmup", "1", "--save-every", "1", "--threads", "1",

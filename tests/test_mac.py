@@ -9,10 +9,13 @@ import torch
 import sample
 import train
 from data import toy
-from diffa2_mini import command, evaluate, pretrain
-from diffa2_mini.config import SIZES, PretrainConfig, run_script
+from diffa2_mini.command import flags as model_flags
+from diffa2_mini.evaluate import __main__ as evaluate
+from diffa2_mini.pretraining import backbone
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import PretrainConfig, SIZES
 from diffa2_mini.model import Diffa2
-from diffa2_mini.pretrain_encoder import LabelledClips, pretrain_encoder
+from diffa2_mini.pretraining.encoder import LabelledClips, pretrain_encoder
 from diffa2_mini.weights import load_tokenizer
 from mac import GPU, mac
 from mini import ROOT, logged, train_here
@@ -29,7 +32,7 @@ def on_mac(monkeypatch):
     """Commands choose the pretended GPU."""
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda kind, *rest, **named: autocast("cpu", *rest, **named))
-    for module in (command, train, pretrain):
+    for module in (model_flags, train, backbone):
         monkeypatch.setattr(module, "choose_device", lambda *rest, **named: (GPU, torch.float32, "pretended"))
     with mac():
         yield
@@ -84,7 +87,7 @@ def test_stage_0_trains_there(on_mac, world):
                             backbone_batch=2, encoder_batch=2)
     toy_size = SIZES["toy"][0]
     model, tokenizer = Diffa2(toy_size).to(GPU), load_tokenizer(toy_size)
-    *_, (_, loss, _) = pretrain.pretrain_backbone(model, tokenizer, toy.text_example, config, 0, 0, iter_of,
+    *_, (_, loss, _) = backbone.pretrain_backbone(model, tokenizer, toy.text_example, config, 0, 0, iter_of,
                                                   n_evaluation=2)
     assert math.isfinite(loss) and model.llada.wte.weight.device == GPU
     clips = LabelledClips.load(world / "stage0.json", toy_size.audio, iter)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from diffa2_mini.config import SIZES, UserError
-from diffa2_mini.data import N_AROUND, Example, load_examples, may_exceed
+from diffa2_mini.config import SIZES
+from diffa2_mini.errors import UserError
+from diffa2_mini.data import Example, N_AROUND, load_examples, may_exceed
 from diffa2_mini.data import read_manifest, what_is_cut
 from diffa2_mini.weights import load_tokenizer
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from test_data import MICRO, STAGES, batch_of, ears_of, examples, model  # noqa: F401  (fixtures)
 
-from diffa2_mini.checkpoint import trained_tensors
+from diffa2_mini.training.checkpoint import trained_tensors
 from diffa2_mini.config import FEEL
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2
-from diffa2_mini.objective import adamw, measure_pairs, names_of, piece_loss, preference_bounds
+from diffa2_mini.training.objective import (
+    adamw, measure_pairs, names_of, piece_loss, preference_bounds
+)
 from diffa2_mini.weights import load_tokenizer
 
 

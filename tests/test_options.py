@@ -3,8 +3,8 @@
 import pytest
 
 import train
-from diffa2_mini.config import run_script
-from diffa2_mini.options import parse_arguments, stage_config
+from diffa2_mini.command.script import run_script
+from diffa2_mini.training.options import parse_arguments, stage_config
 
 
 @pytest.mark.parametrize("flag, message", [

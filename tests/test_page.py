@@ -16,8 +16,9 @@ import soundfile
 import torch
 
 import sample
-from diffa2_mini import page
-from diffa2_mini.config import SIZES, run_script
+from diffa2_mini.view import page
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import SIZES
 from diffa2_mini.fast.generate import Step
 from diffa2_mini.weights import SHIPPED, load_tokenizer
 from mini import SECONDS

@@ -14,13 +14,13 @@ import soundfile
 import torch
 
 import train
-from diffa2_mini import checkpoint
+from diffa2_mini.training import checkpoint
 from diffa2_mini.config import SIZES
-from diffa2_mini.data import Collate, read_manifest, load_examples
-from diffa2_mini.ears import Ears
-from diffa2_mini.loader import batches
-from diffa2_mini.objective import answer_loss
-from diffa2_mini.parallel import HASTE
+from diffa2_mini.data import Collate, load_examples, read_manifest
+from diffa2_mini.training.features import Ears
+from diffa2_mini.training.loader import batches
+from diffa2_mini.training.objective import answer_loss
+from diffa2_mini.training.processes import HASTE
 from diffa2_mini.weights import build, load_tokenizer
 from mini import ROOT, SECONDS, logged
 from test_interrupted import processes, started, until

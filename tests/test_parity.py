@@ -12,7 +12,8 @@ import torch
 from diffa2_mini import weights
 from diffa2_mini.adapters import QFormerLayer
 from diffa2_mini.audio import log_mel
-from diffa2_mini.config import AudioConfig, LoraConfig, UserError
+from diffa2_mini.config import AudioConfig, LoraConfig
+from diffa2_mini.errors import UserError
 from diffa2_mini.llada import Block, rotary
 from diffa2_mini.lora import LoraLinear
 from diffa2_mini.tokenizer import Tokenizer

@@ -13,12 +13,13 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
-from diffa2_mini import checkpoint, plan
-from diffa2_mini.config import SIZES, AdapterConfig, AudioConfig, LladaConfig, WhisperConfig, run_script
+from diffa2_mini.training import checkpoint, dry_run
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import AdapterConfig, AudioConfig, LladaConfig, SIZES, WhisperConfig
 from diffa2_mini.data import AnswerBatch, PreferenceBatch
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2
-from diffa2_mini.objective import answer_loss, preference_bounds
+from diffa2_mini.training.objective import answer_loss, preference_bounds
 from diffa2_mini.tokenizer import Prompt
 from diffa2_mini.vrpo import vrpo_loss
 
@@ -100,11 +101,11 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
     trained = model.train_only(stage.trains)
     model.llada.recompute = recompute
     optimizer = torch.optim.AdamW(trained.values(), foreach=False)
-    rows, T, R = clips * (1 + stage.preference), SMALLER.audio.max_frames // 2, plan.RESPONSE
+    rows, T, R = clips * (1 + stage.preference), SMALLER.audio.max_frames // 2, dry_run.RESPONSE
     mel, response = torch.randn(clips, 20, 2 * T).to(dtype), torch.randint(10, 4000, (rows, R))
     masks = torch.zeros(rows, stage.vrpo_samples, R, dtype=torch.bool)
     masks[..., ::2] = True
-    prompts = [Prompt([7] * plan.PROMPT, 20)] * clips
+    prompts = [Prompt([7] * dry_run.PROMPT, 20)] * clips
     with watch(model):
         reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()}
         for _ in range(2):
@@ -132,8 +133,8 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
     (3, torch.float32, "blocks"), (3, torch.float32, "nothing")])
 def test_the_estimate_of_memory_is_within_15_percent(number, dtype, recompute):
     stage, clips = FULL[number], 1 if number == 4 else 2
-    counts, shape = plan.count_parameters(SMALLER, stage), plan.shape_of(SMALLER, stage, clips)
-    estimate = plan.peak_bytes(SMALLER, stage, counts, shape, dtype.itemsize, recompute)
+    counts, shape = dry_run.count_parameters(SMALLER, stage), dry_run.shape_of(SMALLER, stage, clips)
+    estimate = dry_run.peak_bytes(SMALLER, stage, counts, shape, dtype.itemsize, recompute)
     memory = []
     run_two_steps(stage, dtype, recompute, clips, lambda model: memory.append(PeakMemory(model)) or memory[0])
     assert estimate == pytest.approx(memory[0].peak, rel=0.15)
@@ -144,5 +145,5 @@ def test_the_operations_are_those_that_torch_counts(number):
     stage, counter = FULL[number], FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH):  # torch counts no other attention on the CPU
         run_two_steps(stage, torch.float32, "nothing", 1, lambda model: counter)
-    needed = plan.step_flops(SMALLER, stage, plan.shape_of(SMALLER, stage, 1))
+    needed = dry_run.step_flops(SMALLER, stage, dry_run.shape_of(SMALLER, stage, 1))
     assert 2 * needed == pytest.approx(counter.get_total_flops(), rel=0.1)

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from data import toy
-from diffa2_mini import pretrain
-from diffa2_mini.config import SIZES, PretrainConfig
+from diffa2_mini.pretraining import backbone
+from diffa2_mini.config import PretrainConfig, SIZES
 from diffa2_mini.llada import rotary, rotate
 from diffa2_mini.model import Diffa2
-from diffa2_mini.pretrain import TextExample, embed, frames, gate, init_backbone, recall_loss, summarize
-from diffa2_mini.pretrain_encoder import LabelledClips, learning_rate
+from diffa2_mini.pretraining.backbone import (
+    TextExample, embed, frames, gate, init_backbone, recall_loss, summarize
+)
+from diffa2_mini.pretraining.encoder import LabelledClips, learning_rate
 from diffa2_mini.weights import load_tokenizer
 
 TOY = SIZES["toy"][0]
@@ -127,10 +129,10 @@ def test_the_number_of_steps_bounds_every_phase(monkeypatch):
             yield number
 
     texts = [toy.text_example(np.random.default_rng(seed)) for seed in range(20)]
-    monkeypatch.setattr(pretrain, "gate", lambda model, tokenizer, *args: counted(*args))
+    monkeypatch.setattr(backbone, "gate", lambda model, tokenizer, *args: counted(*args))
     config = PretrainConfig(recall_steps=2, backbone_steps=2, silence_steps=2, backbone_batch=3)
     sample = lambda rng, evaluation: texts[rng.integers(len(texts))]  # noqa: E731
-    for *_, accuracy in pretrain.pretrain_backbone(Diffa2(TOY), load_tokenizer(TOY), sample, config, 0, 0, watched):
+    for *_, accuracy in backbone.pretrain_backbone(Diffa2(TOY), load_tokenizer(TOY), sample, config, 0, 0, watched):
         assert all(np.isnan(lettered) and plain == 1 for plain, lettered in map(summarize, accuracy.values()))
     assert asked == [6, 6] and (steps.count("recall"), steps.count("backbone")) == (2, 4)
 

@@ -17,8 +17,9 @@ import sample
 from diffa2_mini import config as configs
 from diffa2_mini import weights
 from diffa2_mini.audio import encoder_frames, load_audio, log_mel
-from diffa2_mini.checkpoint import trained_tensors
-from diffa2_mini.config import ASSETS, AdapterConfig, AudioConfig, Config, DecodeConfig, LladaConfig, UserError
+from diffa2_mini.training.checkpoint import trained_tensors
+from diffa2_mini.config import ASSETS, AdapterConfig, AudioConfig, Config, DecodeConfig, LladaConfig
+from diffa2_mini.errors import UserError
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.model import Diffa2

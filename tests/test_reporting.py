@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffa2_mini import reporting
-from diffa2_mini.answers import Answer
-from diffa2_mini.benchmarks import read_questions
-from diffa2_mini.config import UserError
+from diffa2_mini.evaluate import scoreboard
+from diffa2_mini.evaluate.answers import Answer
+from diffa2_mini.evaluate.benchmarks import read_questions
+from diffa2_mini.errors import UserError
 from diffa2_mini.data import Example
-from diffa2_mini.reporting import columns, report, table, wilson, word_error_rate
-from diffa2_mini.scoring import WordErrors
+from diffa2_mini.evaluate.scoreboard import columns, report, table, wilson, word_error_rate
+from diffa2_mini.evaluate.scoring import WordErrors
 
 
 def example(type, answer, domain="speech", path="clip.wav"):
@@ -70,7 +70,7 @@ ANSWERS = {"q0": Answer("a cat"), "q1": Answer("B"), "q2": Answer("a dog", cut=T
 
 
 def scored():
-    return reporting.score("mmau", read_questions("mmau", ROWS, Path("file"), Path(), None), ANSWERS)
+    return scoreboard.score("mmau", read_questions("mmau", ROWS, Path("file"), Path(), None), ANSWERS)
 
 
 def test_a_result_by_hand():
@@ -87,18 +87,18 @@ def test_a_result_by_hand():
 
 def test_the_text_and_the_json_tell_the_same(tmp_path, capsys):
     result = scored()
-    reporting.publish(result, tmp_path / "result.json")
+    scoreboard.publish(result, tmp_path / "result.json")
     printed = capsys.readouterr().out
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert "1 of 6 right by its rule, 16.7 % (95 % interval 3.0 to 56.4)" in printed and "letters mended: 33.3 %" in printed
     assert "sound" in printed and "q3: 'I hear nothing'" in printed and "q4: 4.wav: not there" in printed
     assert "malformed replies: 1" in printed
     assert "without a reply, counted as wrong: 1\n  q5" in printed
-    assert f"{reporting.INCOMPLETE}: 1\n  3.wav: expected 2.00 s, got 1.00 s" in printed
+    assert f"{scoreboard.INCOMPLETE}: 1\n  3.wav: expected 2.00 s, got 1.00 s" in printed
 
 
 def test_long_lists_are_cut_in_the_text_alone():
-    lines = reporting.listed("words", [f"w{i}" for i in range(13)])
+    lines = scoreboard.listed("words", [f"w{i}" for i in range(13)])
     assert lines[0] == "words: 13" and len(lines) == 12 and lines[-1] == "  and 3 more"
 
 
@@ -113,30 +113,30 @@ def test_word_errors_of_a_corpus():
     rows = [{"id": id, "transcription": text} for id, text in texts.items()]
     questions = read_questions("asr", rows, Path("file"), Path(), None)
     answers = {"a": Answer("one two"), "b": Answer("three for for"), "c": Answer("", "no such file")}
-    result = reporting.score("asr", questions, answers)
+    result = scoreboard.score("asr", questions, answers)
     assert [result[k] for k in ("substitutions", "deletions", "insertions", "words", "clips", "empty")] == [1, 2, 1, 6, 4, 2]
     assert result["wer"] == pytest.approx(4 / 6) and result["interval"][0] < 4 / 6 < result["interval"][1]
     assert [clip["id"] for clip in result["worst"]] == ["b", "c", "d"] and result["worst"][0]["hypothesis"] == "three for for"
     assert result["broken_audio"] == {"c": "no such file"} and result["unanswered"] == ["d"]
-    text = reporting.as_text(result)
+    text = scoreboard.as_text(result)
     assert "66.7 %" in text and "1 substitutions, 2 deletions, 1 insertions in 6 words of 4 clips" in text and "lower" in text
 
 
 def test_at_most_ten_clips_are_the_worst():
     rows = [{"id": str(i), "transcription": "a " * (i + 1)} for i in range(12)]
-    worst = reporting.score("asr", read_questions("asr", rows, Path("file"), Path(), None), {})["worst"]
+    worst = scoreboard.score("asr", read_questions("asr", rows, Path("file"), Path(), None), {})["worst"]
     assert [clip["id"] for clip in worst] == [str(i) for i in range(11, 1, -1)]
 
 
 def test_no_words_are_no_rate():
     with pytest.raises(UserError, match="no word error rate"):
-        reporting.score("asr", read_questions("asr", [{"id": "a", "transcription": "..."}], Path("f"), Path(), None), {})
+        scoreboard.score("asr", read_questions("asr", [{"id": "a", "transcription": "..."}], Path("f"), Path(), None), {})
     assert math.isnan(word_error_rate([WordErrors()]))
 
 
 def test_the_rate_is_of_the_corpus_and_its_interval_narrows():
     few, many = ([WordErrors(i % 2, 0, 0, 2) for i in range(n)] for n in (10, 1000))
-    assert word_error_rate(many) == 0.25 and np.diff(reporting.bootstrap(many)) < np.diff(reporting.bootstrap(few)) / 3
+    assert word_error_rate(many) == 0.25 and np.diff(scoreboard.bootstrap(many)) < np.diff(scoreboard.bootstrap(few)) / 3
 
 
 def test_columns():
@@ -145,9 +145,9 @@ def test_columns():
 
 def test_the_tally_is_what_the_result_will_be():
     questions = read_questions("mmau", ROWS[:5], Path("file"), Path(), None)
-    tally = reporting.Tally("mmau")
+    tally = scoreboard.Tally("mmau")
     assert tally.add(questions[:1], ANSWERS) == "accuracy 1.000" and tally.add(questions[1:], ANSWERS) == "accuracy 0.200"
-    assert reporting.Tally("mmau").add([], {}) == "accuracy not known"
+    assert scoreboard.Tally("mmau").add([], {}) == "accuracy not known"
 
 
 def test_what_cannot_be_scored_is_counted_and_named():
@@ -156,13 +156,13 @@ def test_what_cannot_be_scored_is_counted_and_named():
              ROWS[0] | {"id": "q8", "answer": "?", "choices": ["?", "!"]}]
     questions = read_questions("mmau", ROWS[:2] + blank, Path("file"), Path(), None)
     answers = ANSWERS | {f"q{i}": Answer("I hear nothing") for i in (6, 7, 8)}
-    assert reporting.Tally("mmau").add(questions, answers) == "accuracy 0.500"
-    assert reporting.Tally("mmau").add(questions[2:], answers) == "accuracy not known"
-    result = reporting.score("mmau", questions, answers)
+    assert scoreboard.Tally("mmau").add(questions, answers) == "accuracy 0.500"
+    assert scoreboard.Tally("mmau").add(questions[2:], answers) == "accuracy not known"
+    result = scoreboard.score("mmau", questions, answers)
     assert (result["overall"]["right"], result["overall"]["count"]) == (1, 2)
     assert result["unscored"] == ["q6", "q7", "q8"]
-    assert "not scored: 3\n  q6" in reporting.as_text(result)
+    assert "not scored: 3\n  q6" in scoreboard.as_text(result)
     assert {row["count"] for row in result["tables"]["task"].values()} == {2}
-    result = reporting.score("mmau", questions[2:], answers)
+    result = scoreboard.score("mmau", questions[2:], answers)
     assert result["overall"] is None and result["tables"] == {}
-    assert "mmau: no question can be scored" in reporting.as_text(result)
+    assert "mmau: no question can be scored" in scoreboard.as_text(result)

@@ -13,7 +13,8 @@ import soundfile
 
 import sample
 from diffa2_mini import weights
-from diffa2_mini.config import SIZES, run_script
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import SIZES
 from mini import ROOT, SECONDS
 
 CLIP = ROOT / "data" / "clips" / "three_one_four.wav"

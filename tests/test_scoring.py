@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from diffa2_mini.data import Example
-from diffa2_mini.scoring import (WordErrors, is_bare_letter, is_right, mend_letter, mmsu_letter, names_a_choice, normalise,
-                                 score_by_words, score_mended, score_mmsu, word_errors)
+from diffa2_mini.evaluate.scoring import (
+    WordErrors, is_bare_letter, is_right, mend_letter, mmsu_letter, names_a_choice, normalise,
+    score_by_words, score_mended, score_mmsu, word_errors
+)
 
 ANIMALS = ("a dog", "a cat", "a bird", "a cow")
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import train
-from diffa2_mini import checkpoint, evaluate, script
-from diffa2_mini.config import UserError
-from diffa2_mini.script import EVERY, explain, progress, run_script, unread
+from diffa2_mini.command import script
+from diffa2_mini.evaluate import __main__ as evaluate
+from diffa2_mini.training import checkpoint
+from diffa2_mini.errors import UserError
+from diffa2_mini.command.script import EVERY, explain, progress, run_script, unread
 from mini import MINI
 
 ROOT = Path(__file__).resolve().parent.parent

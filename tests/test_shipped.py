@@ -5,10 +5,13 @@ import pytest
 import torch
 
 from data import toy, toy_text
-from diffa2_mini import answers, checkpoint, pretrain, reporting, weights
+from diffa2_mini import weights
+from diffa2_mini.evaluate import answers, scoreboard
+from diffa2_mini.pretraining import backbone
+from diffa2_mini.training import checkpoint
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import Example
-from diffa2_mini.ears import Ears
+from diffa2_mini.training.features import Ears
 
 SHARE_RIGHT = 0.90  # of every third open question, mean over types; measured: 0.931, of all 0.927
 
@@ -31,7 +34,7 @@ def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
     tokenizer = weights.load_tokenizer(trained.config)
     ears = Ears(model, torch.device("cpu"), torch.float32, keep=True)
     replies, _ = answers.answer(model.eval(), tokenizer, ears, examples, trained.audio, trained.config.decode)
-    figures = reporting.report(examples, replies).figures
+    figures = scoreboard.report(examples, replies).figures
     assert figures["open"] >= SHARE_RIGHT, figures
 
 
@@ -39,7 +42,7 @@ def test_the_shipped_backbone_answers_from_text_alone():
     config = SIZES["toy"][0]
     model, rng = weights.build(config, None, None, torch.device("cpu"), torch.float32), np.random.default_rng(0)
     examples = [toy.text_example(rng, evaluation=True) for _ in range(200)]
-    plain, lettered = pretrain.summarize(pretrain.gate(model, weights.load_tokenizer(config), examples))
+    plain, lettered = backbone.summarize(backbone.gate(model, weights.load_tokenizer(config), examples))
     assert plain >= 0.98 and lettered >= 0.95, (plain, lettered)
 
 

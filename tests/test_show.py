@@ -8,7 +8,7 @@ import torch
 
 from diffa2_mini.config import ASSETS
 from diffa2_mini.fast.generate import Step
-from diffa2_mini.show import characters, watch
+from diffa2_mini.view.terminal import characters, watch
 from diffa2_mini.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.from_ranks(ASSETS / "toy.bpe")

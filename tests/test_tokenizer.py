@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffa2_mini.config import ASSETS, SIZES, UserError
+from diffa2_mini.config import ASSETS, SIZES
+from diffa2_mini.errors import UserError
 from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 BYTES = Tokenizer({bytes([b]): b for b in range(256)})

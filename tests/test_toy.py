@@ -9,7 +9,8 @@ import pytest
 
 from data import toy, toy_text
 from data.toy_sound import Scene
-from diffa2_mini.config import SIZES, run_script
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import SIZES
 from diffa2_mini.data import load_examples, read_manifest
 
 SPEECH = Scene("speech", ("three", "one", "four"), voice="high", speed="fast")

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from data import toy, toy_text, toybench
-from diffa2_mini.benchmarks import load_questions
+from diffa2_mini.evaluate.benchmarks import load_questions
 
 FIELDS = {"id", "audio_id", "question", "choices", "answer", "task", "category", "sub-category", "difficulty"}
 

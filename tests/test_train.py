@@ -19,8 +19,12 @@ import torch
 import sample
 import train
 from data import toy
-from diffa2_mini import checkpoint, evaluate, plan, pretrain, weights
-from diffa2_mini.config import UserError, run_script
+from diffa2_mini import weights
+from diffa2_mini.evaluate import __main__ as evaluate
+from diffa2_mini.pretraining import backbone
+from diffa2_mini.training import checkpoint, dry_run
+from diffa2_mini.command.script import run_script
+from diffa2_mini.errors import UserError
 from diffa2_mini.data import read_manifest
 from diffa2_mini.model import part_of
 from mini import MINI, ROOT, SECONDS, command, logged, same, started_by, train_here
@@ -116,7 +120,7 @@ def test_one_stage_starts_from_the_checkpoint_it_is_given_and_is_tested_on_what_
 
 def test_stage_0_pretrains_both_parts(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(toy, "make_stage0", lambda folder: world)
-    monkeypatch.setattr(pretrain, "N_EVALUATION", 8)
+    monkeypatch.setattr(backbone, "N_EVALUATION", 8)
     assert run_script(train.main, ["--stage", "0", "--out", str(tmp_path), "--steps", "2", "--threads", "1"]) == 0
     assert (tmp_path / "toy_whisper.safetensors").stat().st_size + (tmp_path / "toy_llada.safetensors").stat().st_size < 5e6
     printed = capsys.readouterr().out
@@ -292,7 +296,7 @@ def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
     (["--dry-run", "--data", "nowhere.json"], "nowhere.json"),
 ])
 def test_what_full_size_lacks_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "ASSETS", tmp_path)
+    monkeypatch.setattr(dry_run, "ASSETS", tmp_path)
     assert run_script(train.main, [*flags, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from diffa2_mini.config import UserError
+from diffa2_mini.errors import UserError
 from tutorials import build
 
 CHAPTER = """# 0 · A chapter

@@ -10,12 +10,14 @@ from hostile_cases import tokenizer_json
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from diffa2_mini import checkpoint, weights
+from diffa2_mini import weights
+from diffa2_mini.training import checkpoint
 from diffa2_mini.audio import duration, load_audio
-from diffa2_mini.config import SIZES, Config, UserError
+from diffa2_mini.config import Config, SIZES
+from diffa2_mini.errors import UserError
 from diffa2_mini.data import read_manifest
 from diffa2_mini.model import Diffa2
-from diffa2_mini.checkpoint import read_tensors, save_tensors
+from diffa2_mini.training.checkpoint import read_tensors, save_tensors
 from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer
 from diffa2_mini.weights import build, load_part, load_tokenizer, save_part
 

@@ -23,7 +23,7 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))  # so that this file runs as a script
 
-from diffa2_mini.script import begin, run_script
+from diffa2_mini.command.script import begin, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -35,7 +35,8 @@ import textwrap
 import time
 from dataclasses import dataclass
 
-from diffa2_mini.config import Parser, UserError, require
+from diffa2_mini.command.script import Parser
+from diffa2_mini.errors import UserError, require
 
 CELL = re.compile(r'^```python(?: tags=\["(?P<tag>\w+)"\])?\n(?P<code>.*?)^```\n'
                   r'(?:\n```text(?P<fence>[^\n]*)\n(?P<output>.*?)^```\n)?', re.MULTILINE | re.DOTALL)

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that this file runs as a script
 
-from diffa2_mini.script import begin, run_script
+from diffa2_mini.command.script import begin, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -32,8 +32,10 @@ import numpy as np
 import torch
 
 from data import toy
-from diffa2_mini import autoregressive, pretrain
-from diffa2_mini.config import ASSETS, Parser, require
+from diffa2_mini.pretraining import autoregressive, backbone
+from diffa2_mini.command.script import Parser
+from diffa2_mini.config import ASSETS
+from diffa2_mini.errors import require
 from diffa2_mini.noise import stream
 from tutorials import claims_table
 from tutorials.claims_lab import CONFIG, QUICK, STAGES, Lab, Scale, Variant, slug, write_json
@@ -78,9 +80,9 @@ def texts(causal: bool, lab: Lab, seed: int) -> dict:
     """A backbone before it hears anything: texts, in which a description stands in the audio's place."""
     rng = stream("held-out texts", seed, "claims")
     examples = [toy.text_example(rng, evaluation=True) for _ in range(lab.scale.n_texts or 960)]
-    write = (autoregressive.METHOD if causal else pretrain.Method()).write
-    accuracy = pretrain.gate(lab.build(Variant(None, 2, causal=causal)), lab.tokenizer, examples, lab.scale.pretrain.silences, write)
-    return dict(zip(("open", "lettered"), pretrain.summarize(accuracy)))
+    write = (autoregressive.METHOD if causal else backbone.Method()).write
+    accuracy = backbone.gate(lab.build(Variant(None, 2, causal=causal)), lab.tokenizer, examples, lab.scale.pretrain.silences, write)
+    return dict(zip(("open", "lettered"), backbone.summarize(accuracy)))
 
 
 def experiments(scale: Scale) -> dict[str, dict[str, Callable]]:

@@ -16,20 +16,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import toy
-from diffa2_mini import answers, autoregressive, checkpoint, pretrain, reporting, weights
-from diffa2_mini.checkpoint import Checkpoint
-from diffa2_mini.config import FEEL, SIZES, DecodeConfig, PretrainConfig, StageConfig, require
+from diffa2_mini import weights
+from diffa2_mini.evaluate import answers, scoreboard
+from diffa2_mini.pretraining import autoregressive, backbone
+from diffa2_mini.training import checkpoint
+from diffa2_mini.training.checkpoint import Checkpoint
+from diffa2_mini.config import DecodeConfig, FEEL, PretrainConfig, SIZES, StageConfig
+from diffa2_mini.errors import require
 from diffa2_mini.data import Collate, Example, load_examples
-from diffa2_mini.ears import Ears
-from diffa2_mini.faults import write
-from diffa2_mini.loader import batches
+from diffa2_mini.training.features import Ears
+from diffa2_mini.training.files import write
+from diffa2_mini.training.loader import batches
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2
 from diffa2_mini.noise import seed_of, stream
-from diffa2_mini.objective import (
-    adamw, measure_pairs, piece_loss, predictor, preference_bounds)
-from diffa2_mini.script import progress
+from diffa2_mini.training.objective import (
+    adamw, measure_pairs, piece_loss, predictor, preference_bounds
+)
+from diffa2_mini.command.script import progress
 from diffa2_mini.vrpo import Pairs, pair_bounds, vrpo_loss
 from train import schedule
 
@@ -174,9 +179,9 @@ class Lab:
         if not path.exists():
             torch.manual_seed(seed_of("weights", 1, 0))
             model = Diffa2(CONFIG, llada=FastLlada)
-            for _, _, accuracy in pretrain.pretrain_backbone(model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, 0,
+            for _, _, accuracy in backbone.pretrain_backbone(model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, 0,
                                                              progress, autoregressive.METHOD, self.scale.n_texts):
-                tqdm.write(f"autoregressive backbone, open and lettered questions on frames: {pretrain.summarize(accuracy['frames'])}")
+                tqdm.write(f"autoregressive backbone, open and lettered questions on frames: {backbone.summarize(accuracy['frames'])}")
             weights.save_part(model.llada, "llada", path, "python tutorials/claims.py")
         return path
 
@@ -261,9 +266,9 @@ class Lab:
                  decode: DecodeConfig = CONFIG.decode) -> dict:
         """Share of right answers, by type too; and what an answer took, if they are given one at a time."""
         began = time.perf_counter()
-        write = (autoregressive.METHOD if variant.causal else pretrain.Method()).write
+        write = (autoregressive.METHOD if variant.causal else backbone.Method()).write
         texts, n_steps = answers.answer(model.eval(), self.tokenizer, self.ears, questions, stage.audio, decode, batch_size, write)
-        seconds, result = time.perf_counter() - began, reporting.report(questions, texts)
+        seconds, result = time.perf_counter() - began, scoreboard.report(questions, texts)
         took = {"forward_passes": n_steps / len(texts), "seconds": seconds / len(texts)} if batch_size == 1 else {}
         return result.figures | took | {"types": {f"{domain}: {type}": a for (domain, type), a in result.accuracy.items()}}
 

@@ -15,7 +15,8 @@ from matplotlib.patches import FancyBboxPatch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that a chapter runs without installing the package
 
-from diffa2_mini import checkpoint, weights
+from diffa2_mini import weights
+from diffa2_mini.training import checkpoint
 from diffa2_mini.config import SIZES
 from diffa2_mini.model import Diffa2
 from diffa2_mini.tokenizer import Tokenizer

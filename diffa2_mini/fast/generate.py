@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import DecodeConfig
 from ..decode import commit, finished, tokens_in_step
-from ..device import Captured
+from .graphs import Captured
 from ..noise import stream
 from .state import BLOCK_STATES, DecodingState
 

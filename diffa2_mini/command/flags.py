@@ -1,0 +1,134 @@
+"""What the commands that ask a model share: flags that name it and say how it decodes, and the way from them to a model."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Callable
+
+import torch
+
+from .. import weights
+from ..training import checkpoint
+from ..config import Config, DecodeConfig, SIZES
+from ..errors import require
+from ..fast.llada import FastLlada
+from ..lora import merge_lora
+from ..model import Diffa2
+from ..fast.device import DTYPES, choose_device
+from ..fast.memory import keep_freed_memory
+
+
+def add_model_flags(add: Callable) -> None:
+    """Add the flags that `find` and `choose` read; `add` is a parser's `add_argument`."""
+    add("--checkpoint", type=Path, help="what train.py wrote (default: the size's own)")
+    add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
+    add("--whisper", help="weights of the encoder: a file, a folder, or a hub name (default: the size's own)")
+    add("--llada", help="weights of the backbone, likewise")
+    add("--other-parts", action="store_true",
+        help="take --whisper and --llada although the checkpoint was trained on others")
+    add("--diffa2", help="published adapters and LoRA, likewise, instead of --checkpoint")
+    add("--merge-lora", action="store_true", help="fold LoRA into the backbone's weights: faster, and in bfloat16 rounded once more")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    add("--dtype", default="auto", choices=["auto", *DTYPES])
+
+
+def add_decode_flags(add: Callable) -> None:
+    """Add the flags that `decode_config` reads."""
+    add("--gen-length", type=int, help="response tokens")
+    add("--block-length", type=int, help="tokens per block")
+    add("--steps", type=int, help="a fixed schedule of so many steps, instead of factor-based decoding")
+    add("--factor", type=float, help="of factor-based parallel decoding: larger is faster (default: the size's own, full 1, toy 0.5)")
+    add("--threshold", type=float, help="commit what is more confident than this, instead of factor-based decoding")
+    add("--cache", choices=["none", "prefix", "dual"], help="what to remember of the keys and values outside the block")
+    add("--capture", action="store_true", default=None,
+        help="on CUDA: record the cached step as a graph, and replay it (needs --cache)")
+    add("--refresh", type=int,
+        help="steps between readings of the whole sequence (needs --cache; default: once a block)")
+    add("--temperature", type=float, help="0 takes the most probable tokens")
+    add("--cfg", type=float, help="scale of classifier-free guidance, 0 is none")
+    add("--remasking", choices=["confidence", "random"], help="what a fixed schedule commits first")
+    add("--seed", type=int, help="of temperature and random remasking")
+
+
+def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConfig:
+    """The size's way to decode, with what the command line changes. Asking for steps, for random remasking or for a
+    threshold is asking for no factor."""
+    names = [field.name for field in dataclasses.fields(DecodeConfig)]
+    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    require(sum(value is not None for value in (args.steps, args.factor, args.threshold)) <= 1,
+            "--steps, --factor and --threshold exclude each other; choose one")
+    if args.steps is not None or args.threshold is not None or args.remasking == "random":
+        changes.setdefault("factor", None)
+    if args.gen_length is not None:
+        fits = args.gen_length % default.block_length == 0
+        changes.setdefault("block_length", default.block_length if fits else args.gen_length)
+        changes.setdefault("steps", args.gen_length)
+    return dataclasses.replace(default, **changes)
+
+
+def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None, dict[str, Path]]:
+    """The config, a checkpoint of ours if there is one, and where the other weights are. Of those
+    no more is read than tells whether the checkpoint was trained on them. Raises UserError if it
+    was not."""
+    size = args.size or ("full" if args.diffa2 else "toy")
+    require(not (args.diffa2 and args.checkpoint), "--diffa2 and --checkpoint exclude each other; choose one")
+    given = {"whisper": args.whisper, "llada": args.llada}
+    if args.diffa2 or not (args.checkpoint or SIZES[size][0].from_scratch):
+        return SIZES[size][0], None, weights.locate_all(given | {"diffa2": args.diffa2}, size)
+    path = args.checkpoint or Path(weights.SOURCES[size]["diffa2"])
+    require(path.is_file(), f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {size}'")
+    trained = checkpoint.load(path)
+    found = trained.config.size
+    require(args.size in (None, found), f"{path}: is of size {found}, not {args.size}; leave --size out")
+    paths = weights.locate_all(given, found)
+    if trained.fingerprints and not args.other_parts:
+        parts = {part: weights.read_part(file, part) for part, file in paths.items()}
+        checkpoint.same_parts(path, trained, {part: weights.fingerprint(tensors)
+                                              for part, tensors in parts.items()})
+    if not trained.fingerprints and any(given.values()):
+        print(f"note: {path} does not tell which encoder and backbone it was trained on",
+              file=sys.stderr)
+    return trained.config, trained, paths
+
+
+def load_model(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path], device: torch.device,
+               dtype: torch.dtype, merge: bool = False) -> tuple[Diffa2, tuple[str, ...]]:
+    """The model, and what it splices into the prompt. `merge` folds its LoRA into the backbone's weights."""
+    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype, llada_class=FastLlada)
+    if trained:
+        checkpoint.restore(model, trained.model, "the checkpoint")
+    parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
+    if merge:
+        merge_lora(model)
+    return model.eval().to(device), parts
+
+
+def choose(args: argparse.Namespace, config: Config) -> tuple[torch.device, torch.dtype]:
+    """Where and in which precision to compute."""
+    device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch)
+    if device.type == "cpu" and config.from_scratch:  # a downloaded model has no memory to spare
+        keep_freed_memory()
+    return device, dtype
+
+
+def describe(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path],
+             decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
+    """Which model answers, and how, in one line: answers that differ in it are not to be mixed.
+    Weights, tokenizer and config count by what they hold, not by where they are."""
+    prints = {part: weights.fingerprint(weights.read_part(path, part))
+              for part, path in paths.items()}
+    about = dataclasses.asdict(config) | {"decode": None}  # how to decode is told below
+    if trained:
+        prints["diffa2"] = weights.fingerprint(trained.model)
+        about["audio of the prompt"] = trained.audio
+    file = weights.tokenizer_file(config, paths["llada"])
+    require(file.is_file(), f"{file}: expected a tokenizer, found none")
+    prints["tokenizer"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    prints["config"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    settings = [f"{name} {value}" for name, value in dataclasses.asdict(decode).items()]
+    return ", ".join([config.size, *(f"{part} {prints[part][:16]}" for part in sorted(prints)),
+                      "LoRA merged" if merge else "LoRA apart",
+                      str(dtype).removeprefix("torch."), *settings])

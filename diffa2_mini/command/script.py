@@ -1,0 +1,187 @@
+"""How a command runs and ends: its flags, what it prints, its errors, Ctrl-C, and its exit code.
+
+    2    after one line that says what the user can mend
+    130  after Ctrl-C; training has saved before
+    141  where what read the output has gone (`| head -1`); results have been written
+
+Printing never ends a run, whatever the console can show and whatever has become of it.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from typing import Callable, TextIO
+
+from ..errors import UserError, require
+from ..ranges import out_of_range
+
+INTERRUPTED, UNREAD = 128 + 2, 128 + 13  # as a shell tells SIGINT and SIGPIPE
+EVERY = 60  # seconds between the lines of a progress bar that does not go to a terminal
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are UserErrors, and which shows the script's docstring as its
+    help. Each of its numbers is in the range that ranges.py has for its name."""
+
+    def __init__(self, doc: str):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def parse_args(self, argv: list[str]) -> argparse.Namespace:
+        odd = [word for word in argv if word.endswith("=--")]  # which argparse makes an empty list of
+        if odd:
+            self.error(f"{odd[0]}: expected a value, got --")
+        args = super().parse_args(argv)
+        for action in (action for action in self._actions if action.type in (int, float)):
+            found = getattr(args, action.dest)
+            for value in found if isinstance(found, list) else [found]:
+                wrong = value is not None and out_of_range(action.dest, value, action.type is int)
+                flag = action.option_strings[0] if action.option_strings else action.dest
+                require(not wrong, f"{flag} must be {wrong}")
+        return args
+
+    def error(self, message: str):
+        raise UserError(f"{message}; --help lists what there is")
+
+
+# ------------------------------------------------------------------------------------------------------ what is printed
+
+
+def shown(text: str, encoding: str | None) -> str:
+    """The text with what an encoding does not have escaped, as in \\u4e2d."""
+    encoding = encoding or "utf-8"
+    return text.encode(encoding, errors="backslashreplace").decode(encoding)
+
+
+class Console:
+    """A stream that takes all text and never fails. What it cannot show it escapes; each line is there at once; and
+    once nothing more can be written, nothing more is. `unread` tells that its reader has gone."""
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.unread = stream, False
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self.attempt(lambda: self.stream.write(shown(text, self.stream.encoding)))
+        if "\n" in text:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.attempt(self.stream.flush)
+
+    def attempt(self, action: Callable) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.unread = self.unread or isinstance(error, BrokenPipeError)
+            with suppress(OSError):  # what is still in its buffer would fail again, at exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+def unread() -> bool:
+    """Whether what reads our output has gone: a run may save, and end."""
+    return any(getattr(stream, "unread", False) for stream in (sys.stdout, sys.stderr))
+
+
+class NowAndThen:
+    """A stream for a progress bar that does not go to a terminal: of all that it writes, a line a minute."""
+
+    def __init__(self, stream: TextIO):
+        self.stream, self.due = stream, time.monotonic() + EVERY
+
+    def write(self, text: str) -> None:
+        if text.strip() and time.monotonic() >= self.due:
+            self.due = time.monotonic() + EVERY
+            self.stream.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def progress(*args, **options):
+    """A progress bar on stderr, as `tqdm` makes it; where that is no terminal, a line now and then."""
+    from tqdm import tqdm  # here, as `begin` is to come before it
+
+    file = sys.stderr if sys.stderr.isatty() else NowAndThen(sys.stderr)
+    return tqdm(*args, **{"file": file, "dynamic_ncols": True} | options)
+
+
+# --------------------------------------------------------------------------------------------------- how a command ends
+
+
+def end_at_once(number: int, frame) -> None:
+    """What Ctrl-C does while there is nothing to save or to clean up."""
+    with suppress(OSError):
+        os.write(2, b"stopped\n")
+    os._exit(INTERRUPTED)
+
+
+def begin(name: str) -> None:
+    """Have Ctrl-C end this process with one line from here on, if the file whose `__name__` this is runs as a script. It calls
+    this before it imports what takes a second: an exception would break an import in the middle, anywhere."""
+    if name == "__main__":
+        signal.signal(signal.SIGINT, end_at_once)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is for want of memory, of this machine or of its GPU."""
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in (
+        "out of memory", "can't allocate memory", "not enough memory"))  # CUDA and MPS, Linux, Windows
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or said
+
+
+def explain(error: Exception) -> str | None:
+    """One line on an error that a user can mend; None for any other. Only an error of a file is told as one."""
+    if isinstance(error, UserError):
+        return f"error: {error}"
+    if out_of_memory(error):
+        said = (str(error).strip() or "MemoryError").splitlines()[0][:200]
+        return (f"error: expected memory enough, got '{said}'; take less: in training a larger --grad-accum, --recompute "
+                "blocks or shorter clips and texts, else a smaller --batch-size or --gen-length")
+    if isinstance(error, OSError) and error.filename is not None:
+        name = repr(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename)[:200]
+        return f"error: {name}: expected a file that can be used, got '{error.strerror}'; check it"
+    if isinstance(error, (OSError, UnicodeError)):
+        return f"error: {error}"
+    return None
+
+
+def end_tidily(number: int, frame) -> None:
+    """What Ctrl-C does while there are things to clean up. The second one ends at once."""
+    signal.signal(signal.SIGINT, end_at_once)
+    raise KeyboardInterrupt
+
+
+def attempt(main: Callable[[list[str]], None], argv: list[str]) -> tuple[int, str]:
+    """Call `main`; returns an exit code and what is to be said last, once all that `main` began has been closed."""
+    try:
+        main(argv)
+        return 0, ""
+    except KeyboardInterrupt as stop:
+        return INTERRUPTED, str(stop) or "stopped"
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        return 2, line
+
+
+def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
+    """Run a script's `main`, and return the exit code: 0; or, after one line on stderr, 2 where it raises what the user can
+    mend, and 130 after Ctrl-C; or 141 where nobody reads the output any more."""
+    before = signal.getsignal(signal.SIGINT)
+    out, err = (Console(stream or open(os.devnull, "w", encoding="utf-8")) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        if before is end_at_once:  # else this runs inside another program
+            signal.signal(signal.SIGINT, end_tidily)
+        code, last = attempt(main, argv)
+        if before is end_at_once:
+            signal.signal(signal.SIGINT, end_at_once)
+        if last:
+            print(last, file=sys.stderr)
+        return UNREAD if code == 0 and unread() else code

@@ -1,0 +1,111 @@
+"""Ask a model all questions of a benchmark, and score its answers as the benchmark does.
+
+    python -m diffa2_mini.evaluate --benchmark toy
+    python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --audio-root MMAU --size full --out mmau.jsonl
+    python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --score made_elsewhere.json
+
+Each answer is written to --out when it is there; started again, the same command goes on where it
+was, unless weights, settings, questions or clips have changed since, whatever their names. The
+result is printed, and written as JSON beside the answers. A clip that cannot be heard counts as a
+wrong answer; a question whose answer is blank or none of its choices is asked, and not scored.
+"""
+
+from ..command.script import begin, progress, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+import argparse
+import dataclasses
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from .. import weights
+from ..command import flags
+from ..evaluate import scoreboard
+from ..training import files
+from .answers import (
+    Answer, answer_batch, expect_clips, expect_replies, match, read_answers, resume, to_line
+)
+from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
+from ..command.script import Parser
+from ..errors import require
+from ..training.features import Ears
+
+
+def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Question],
+            held: ExitStack) -> dict[str, Answer]:
+    """Ask those of `every` question that are asked for and not answered yet. Returns all answers by
+    id; the file that they are in is locked as long as `held` is open."""
+    expect_clips(questions)
+    config, trained, paths = flags.find(args)
+    as_authors = {} if config.from_scratch else BENCHMARKS[args.benchmark].decode
+    decode = flags.decode_config(args, dataclasses.replace(config.decode, **as_authors))
+    device, dtype = flags.choose(args, config)
+    by = flags.describe(config, trained, paths, decode, dtype, args.merge_lora)
+    held.enter_context(files.lock(args.out.parent, args.out.name))
+    answers = resume(args.out, args.benchmark, by, every)
+    place = {question.id: number for number, question in enumerate(every)}  # decides what is drawn
+    left = [question for question in questions if question.id not in answers]
+    print(f"{len(questions):,} questions, of which {len(questions) - len(left):,} are answered in {args.out}")
+    if not left:
+        return answers
+    tokenizer = weights.load_tokenizer(config, paths["llada"])
+    model, parts = flags.load_model(config, trained, paths, device, dtype, args.merge_lora)
+    ears, size = Ears(model, device, dtype, keep=True), args.batch_size or (64 if config.from_scratch else 8)
+    tally = scoreboard.Tally(args.benchmark)
+    bar = progress(total=len(questions), initial=len(questions) - len(left), unit="question")
+    tally.add([question for question in questions if question.id in answers], answers)
+    with bar:
+        for batch in (left[start:start + size] for start in range(0, len(left), size)):
+            replies = answer_batch(model, tokenizer, ears, batch, parts, decode,
+                                   [place[question.id] for question in batch])
+            lines = [to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)]
+            files.append(args.out, "".join(lines))
+            answers |= {question.id: reply for question, reply in zip(batch, replies)}
+            bar.set_postfix_str(tally.add(batch, answers), refresh=False)
+            bar.update(len(batch))
+    return answers
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--benchmark", required=True, choices=list(BENCHMARKS))
+    add("--file", type=Path, help="as published; asr: a manifest, or Kaldi's wav.scp (default of toy: ToyBench, made if missing)")
+    add("--audio-root", type=Path, metavar="DIR", help="what the file's paths are relative to (default: its folder)")
+    add("--score", type=Path, metavar="ANSWERS", help="score answers made elsewhere; without --file they bring their questions")
+    add("--out", type=Path, help="where answers go (default: runs/evaluate/BENCHMARK.jsonl); the result is beside them")
+    add("--limit", type=int, help="ask the first so many questions alone")
+    add("--batch-size", type=int, help="clips at a time (default: 64 for the toy, 8 for published weights)")
+    add("--shuffle-options", type=int, metavar="SEED", help="show the choices in an order that SEED and the question's id decide")
+    flags.add_model_flags(add)
+    flags.add_decode_flags(add)
+    args = parser.parse_args(argv)
+    require(args.file or args.score or args.benchmark == "toy", f"--benchmark {args.benchmark} needs its --file")
+    require(not (args.score and args.out), "--score writes its result beside ANSWERS; leave --out out")
+    args.out = args.out or Path("runs", "evaluate", f"{args.benchmark}.jsonl")
+    return args
+
+
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
+    rows = read_answers(args.score, args.benchmark, alone=not args.file) if args.score else []
+    if args.score and not args.file:
+        every = read_questions(args.benchmark, rows, args.score, Path(), None)
+    else:
+        every = load_questions(args.benchmark, args.file, args.audio_root, args.shuffle_options)
+    questions = every[:args.limit]
+    with ExitStack() as held:
+        try:
+            answers = (match(rows, every, args.score) if args.score
+                       else ask_all(args, questions, every, held))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped; the same command goes on from {args.out}") from None
+        expect_replies(questions, answers)
+        result = scoreboard.score(args.benchmark, questions, answers)
+        scoreboard.publish(result, (args.score or args.out).with_suffix(".result.json"))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -1,0 +1,133 @@
+"""What keeps a run whole when something breaks: whole files, checksums, the save before the last, and one run to a folder."""
+
+import glob
+import hashlib
+import json
+import math
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Callable
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..errors import UserError, require
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+
+def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 in hexadecimal over the metadata and every tensor's name, dtype, shape and bytes, in the order of names."""
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 in hexadecimal of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def previous(path: Path) -> Path:
+    """Where the save before the last is kept: stage1.previous.safetensors."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def keep_previous(path: Path) -> None:
+    """Give a save a second name, under which it stays when the next one takes its place; on a disk without second names, copy
+    it."""
+    previous(path).unlink(missing_ok=True)
+    try:
+        os.link(path, previous(path))
+    except OSError:
+        shutil.copyfile(path, previous(path))
+
+
+def write(path: Path, write_to: Callable[[Path], None], keep: bool = False) -> None:
+    """Have `write_to` write a file so that either all of it is there or nothing. With `keep`, what it takes the place of
+    stays under another name. Raises UserError when the disk is full."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_to(temporary)
+        with open(temporary, "r+b") as file:  # Windows can do this to a file that is open for writing alone
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            keep_previous(path)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        error = str(error).splitlines()[0]
+        raise UserError(f"{path}: could not be written ({error}); free some space or choose another place") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def append(path: Path, text: str) -> None:
+    """Write at the end of a file, at once. Raises UserError when the disk is full."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"{path}: could not be written ({error.strerror}); free some space, then start again") from None
+
+
+def load_last(path: Path, load: Callable):
+    """`load` the last save; if it is damaged, say so, put the one before in its place and load that."""
+    try:
+        return load(path)
+    except UserError as error:
+        if not previous(path).exists():
+            raise
+        found = load(previous(path))
+        print(f"{error}; going on from the save before, step {found.step}")
+        os.replace(previous(path), path)
+        return found
+
+
+def lock(out: Path, name: str = ""):
+    """Hold a run's folder, or the file of this name in it, until the returned file is closed or
+    this process ends, whatever becomes of those that load audio for it. Raises UserError if another
+    run holds it."""
+    what = out / name
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / (f".{name}.lock" if name else ".lock"), "w")
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{what}: another run is writing here; wait for it, or choose another --out"
+                        ) from None
+    except OSError as error:
+        raise UserError(f"{what}: cannot be written to ({error}); choose another --out") from None
+    for path in out.glob(f".{glob.escape(name)}*.tmp"):  # what a killed run was writing
+        path.unlink()
+    return file
+
+
+def finite(figures: dict[str, float]) -> bool:
+    """Are the loss and the norm of its gradient numbers that a step can be made with?"""
+    return math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
+
+
+def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], clips: list[str], skip: bool,
+                   writes: bool = True) -> None:
+    """Write the clips of a batch whose loss or gradient is not finite to nonfinite.jsonl, in the process that `writes`. Raises
+    UserError unless `skip`."""
+    row = {"stage": stage, "step": step, "loss": str(figures["loss"]), "grad_norm": str(figures["grad_norm"]), "clips": clips}
+    if writes:
+        append(out / "nonfinite.jsonl", json.dumps(row) + "\n")
+    require(skip, f"stage {stage}, step {step}: expected a finite loss and gradient, got {figures['loss']} and "
+                  f"{figures['grad_norm']}; the clips are named in {out / 'nonfinite.jsonl'}. "
+                  "Begin again with a lower --lr, or go on without such steps: "
+                  "--resume --skip-nonfinite")

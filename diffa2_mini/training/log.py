@@ -1,0 +1,37 @@
+"""A run's log.jsonl: a line of JSON for each step, and for each measurement."""
+
+import json
+from pathlib import Path
+
+from .files import append, write
+
+
+def read_row(line: bytes) -> dict | None:
+    """A line of log.jsonl as `Log` writes it, or None: others may have written there too."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # no JSON, no text, a number too long, or depth
+        return None
+    ours = isinstance(row, dict) and all(type(row.get(name)) is int for name in ("stage", "step"))
+    return row if ours and max(abs(row["stage"]), abs(row["step"])) < 2**53 else None
+
+
+class Log:
+    """A run's log.jsonl: a line of JSON for each step, and for each measurement. Of several processes one `writes` it."""
+
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
+
+    def add(self, **row) -> None:
+        if self.writes:
+            append(self.path, json.dumps(row) + "\n")
+
+    def forget_after(self, stage: int, step: int) -> None:
+        """Drop what was logged of a stage after a checkpoint: the resumed run will log it again. What came of later stages stays:
+        they may be done, and this one have gone back to an earlier save."""
+        *lines, half = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        lines += [half] if read_row(half) else []  # or what a killed run wrote half of
+        rows = [(line + b"\n", read_row(line)) for line in lines]
+        kept = [line for line, row in rows
+                if not row or row["stage"] != stage or row["step"] <= step]
+        write(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))

@@ -1,0 +1,92 @@
+"""What a person looks at: the answer forming in the terminal, and the curves of a run."""
+
+import codecs
+import shutil
+import time
+from typing import Iterator, TextIO
+from unicodedata import category, east_asian_width
+
+from ..fast.generate import Step
+from ..command.script import shown
+from ..tokenizer import Tokenizer
+
+DARKEST, BRIGHTEST = 238, 255  # greys of a 256-colour terminal
+Cell = tuple[str, float | None]  # a character, and the confidence of the token that completed it
+
+
+def characters(tokens: list[int], confidence: list[float], tokenizer: Tokenizer) -> list[Cell]:
+    """A response as far as it is known, up to its end; ░ is a mask. A token may hold a part of a
+    character: it is decoded with its neighbours, and beside a mask it is left out until they come."""
+    decoder, found, after_mask = codecs.getincrementaldecoder("utf-8")("replace"), [], False
+    for token, c in zip(tokens, confidence):
+        if token in (tokenizer.eot_id, tokenizer.eos_id):
+            break
+        if token == tokenizer.mask_id:
+            decoder.reset()
+            found.append(("░", None))
+            after_mask = True
+            continue
+        spelled = tokenizer.tokens.get(token, b"\xff")
+        if after_mask:  # no character begins with one of these bytes
+            spelled = spelled.lstrip(bytes(range(0x80, 0xC0)))
+            after_mask = not spelled
+        found += [(character, c) for character in decoder.decode(spelled)]
+    found += [(character, None) for character in decoder.decode(b"", final=True)]
+    return [(" " if category(each) == "Cc" and each != "\n" else each, c) for each, c in found]
+
+
+def columns_of(character: str) -> int:
+    """How many columns of a terminal a character takes."""
+    wide = east_asian_width(character) in ("W", "F")
+    return 0 if category(character) in ("Mn", "Me", "Cf") else 1 + wide
+
+
+def lay_out(cells: list[Cell], columns: int) -> list[list[Cell]]:
+    """The rows that cells take, each of so many columns at most."""
+    rows, used = [[]], 0
+    for cell in cells:
+        taken = columns_of(cell[0])
+        if cell[0] == "\n" or used + taken > columns:
+            rows.append([])
+            used = 0
+        if cell[0] != "\n":
+            rows[-1].append(cell)
+            used += taken
+    return rows
+
+
+def paint(row: list[Cell]) -> str:
+    """A row of text, in a grey that is the brighter the more confident a character is."""
+    def shade(cell: Cell) -> str:
+        text, confidence = cell
+        grey = confidence is not None and round(DARKEST + (BRIGHTEST - DARKEST) * confidence)
+        return f"\x1b[38;5;{grey}m{text}\x1b[0m" if grey else text
+
+    return "".join(map(shade, row))
+
+
+def watch(steps: Iterator[Step], tokenizer: Tokenizer, stream: TextIO, pause: float) -> Iterator[Step]:
+    """Show each step of decoding one response, then hand it on: on a terminal in the place of the
+    step before, for `pause` seconds; elsewhere as plain text, on a line of its own."""
+    terminal, drawn, confidence = stream.isatty(), 1, None
+    for number, step in enumerate(steps, start=1):
+        confidence = confidence or [0.0] * step.tokens.shape[1]
+        for i, committed in enumerate(step.committed[0].tolist()):
+            if committed:
+                confidence[i] = float(step.confidence[0, i])
+        cells = [(character, None) for character in f"{number:3} "]
+        for text, c in characters(step.tokens[0].tolist(), confidence, tokenizer):
+            cells += [(character, c) for character in shown(text, stream.encoding)]
+        if terminal:
+            columns, lines = shutil.get_terminal_size()
+            rows = lay_out(cells, max(2, columns - 1))[-max(1, lines - 1):]  # no more than it can take back
+            back = f"\x1b[{drawn - 1}A" if drawn > 1 else ""
+            stream.write(f"\r{back}\x1b[J" + "\n".join(map(paint, rows)))
+            stream.flush()
+            drawn = len(rows)
+            time.sleep(pause)
+        else:
+            stream.write("".join(character for character, _ in cells) + "\n")
+        yield step
+    if terminal:
+        stream.write("\n")
