@@ -23,18 +23,23 @@ import numpy as np
 import torch
 
 from diffa2_mini import weights
-from diffa2_mini.view import page, terminal
 from diffa2_mini.audio import duration, encoder_frames, load_audio, log_mel
 from diffa2_mini.command.flags import (
-    add_decode_flags, add_model_flags, choose, decode_config, find, load_model
+    add_decode_flags,
+    add_model_flags,
+    choose,
+    decode_config,
+    find,
+    load_model,
 )
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import Config, DecodeConfig
+from diffa2_mini.fast.device import autocast
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
-from diffa2_mini.fast.device import autocast
-from diffa2_mini.model import Diffa2
+from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Tokenizer
+from diffa2_mini.view import page, terminal
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -45,10 +50,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add_model_flags(add)
     add("--chunk", action="store_true", help="answer on each part of a clip that is longer than "
         "the model hears: as few parts as there can be, all of one length")
-    add("--json", action="store_true", help="print a line of JSON for each clip, or each part of it, "
+    add("--json", action="store_true",
+        help="print a line of JSON for each clip, or each part of it, "
         "which is from start to end (seconds)")
-    add("--watch", action="store_true", help="show the answer forming; ░ is a mask, bright is confident")
-    add("--html", type=Path, metavar="PAGE", help="write a page that shows and plays the clips, and each step of the answers")
+    add("--watch", action="store_true",
+        help="show the answer forming; ░ is a mask, bright is confident")
+    add("--html", type=Path, metavar="PAGE",
+        help="write a page that shows and plays the clips, and each step of the answers")
     add_decode_flags(add)
     return parser.parse_args(argv)
 
@@ -87,8 +95,8 @@ def tell(line: str) -> None:
 
 
 @torch.no_grad()
-def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np.ndarray, prompt: str,
-        decode: DecodeConfig, device: torch.device, dtype: torch.dtype, watch: bool,
+def ask(model: Diffa2Model, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np.ndarray,
+        prompt: str, decode: DecodeConfig, device: torch.device, dtype: torch.dtype, watch: bool,
         frames: list | None = None, number: int = 0) -> dict:
     """Answer one question about one clip, the `number`-th of all that are asked. What each step did
     is added to `frames`, as `page.record` tells."""
@@ -98,7 +106,8 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
     audio = model.encode(mel, n_frames)
     with autocast(device, dtype):
         question = tokenizer.prompt(model.config.text.system, prompt)
-        state = DecodingState(model, model.hear(audio, parts), [question], [decode.gen_length], tokenizer.mask_id)
+        state = DecodingState(model, model.embed_audio(audio, parts), [question],
+                              [decode.gen_length], tokenizer.mask_id)
         steps = generate(state, decode, tokenizer.eos_id, 0 if frames is None else page.TOP,
                          numbers=[number])
         if frames is not None:
@@ -110,7 +119,8 @@ def ask(model: Diffa2, parts: tuple[str, ...], tokenizer: Tokenizer, samples: np
             n_steps += 1
     tokens = step.tokens[0].tolist()
     seconds = round(time.perf_counter() - start, 3)
-    return {"text": tokenizer.decode(tokens), "tokens": tokens, "steps": n_steps, "seconds": seconds}
+    return {
+        "text": tokenizer.decode(tokens), "tokens": tokens, "steps": n_steps, "seconds": seconds}
 
 
 def main(argv: list[str]) -> None:
@@ -127,9 +137,9 @@ def main(argv: list[str]) -> None:
     model, parts = load_model(config, trained, paths, device, dtype, args.merge_lora)
     sections, numbers = [], itertools.count()
     for path in args.clips:
-        heard = parts_of_clip(path, model.config, args.chunk)
-        alone = len(args.clips) == len(heard) == 1
-        for part in heard:
+        audio_embeddings = parts_of_clip(path, model.config, args.chunk)
+        alone = len(args.clips) == len(audio_embeddings) == 1
+        for part in audio_embeddings:
             if unread() and not args.html:
                 return
             frames = [] if args.html else None

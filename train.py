@@ -1,4 +1,5 @@
-"""Train DIFFA-2 through its curriculum: semantic alignment, joint alignment, backbone fine-tuning, preferences.
+"""Train DIFFA-2 through its curriculum: semantic alignment, joint alignment, backbone fine-tuning,
+preferences.
 
     python train.py                                    # all four stages, toy size, on the toy world: minutes on a CPU
     python train.py --stage 2 --init runs/toy/stage1.safetensors --steps 1000 --out runs/mine
@@ -6,7 +7,8 @@
     python train.py --resume                           # go on where a run was stopped
     python train.py --stage 0                          # make the toy's pretrained encoder and backbone anew
 
-What the stages differ in is one table, `stages` in diffa2_mini/config.py. One loop below serves them all.
+What the stages differ in is one table, `stages` in diffa2_mini/config.py. One loop below serves
+them all.
 """
 
 from diffa2_mini.command.script import begin, progress, run_script
@@ -22,44 +24,45 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Iterator
 
 import torch
 from tqdm import tqdm
 
 from diffa2_mini import weights
-from diffa2_mini.evaluate import answers, scoreboard
-from diffa2_mini.pretraining import backbone
-from diffa2_mini.training import checkpoint, dry_run, files, log, signals
-from diffa2_mini.view import curves
-from diffa2_mini.training.checkpoint import Checkpoint
 from diffa2_mini.config import SIZES, StageConfig, to_dict
-from diffa2_mini.errors import require
 from diffa2_mini.data import Batch, Collate, load_examples, what_is_cut
+from diffa2_mini.errors import require
+from diffa2_mini.evaluate import answers, scoreboard
 from diffa2_mini.fast.compiling import compile_blocks
 from diffa2_mini.fast.device import autocast, choose_device
-from diffa2_mini.fast.measure import matmul_ceiling, peak_memory
-from diffa2_mini.training.features import Attentive, Ears
 from diffa2_mini.fast.llada import FastLlada
-from diffa2_mini.training.loader import Loader, batches, count_workers
+from diffa2_mini.fast.measure import matmul_ceiling, peak_memory
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.noise import seed_of
+from diffa2_mini.pretraining import backbone
+from diffa2_mini.training import checkpoint, dry_run, files, log, signals
+from diffa2_mini.training.checkpoint import Checkpoint
+from diffa2_mini.training.features import FeatureCache, InterruptibleFeatures
+from diffa2_mini.training.loader import Loader, batches, count_workers
 from diffa2_mini.training.objective import adamw, measure_pairs, names_of, piece_loss
 from diffa2_mini.training.options import parse_arguments, stage_config
 from diffa2_mini.training.processes import World, shard, together
+from diffa2_mini.view import curves
 
-
-# -------------------------------------------------------------------------------------------------------- one stage
+# ---------------------------------------------------------------------------------------- one stage
 
 
 def schedule(step: int, n_steps: int, stage: StageConfig) -> float:
-    """The learning rate: up in a line over the warm-up, then down to zero in a line or along half a cosine."""
+    """The learning rate: up in a line over the warm-up, then down to zero in a line or along half a
+    cosine."""
     if step < stage.warmup:
         return stage.lr * (step + 1) / stage.warmup
     done = (step - stage.warmup) / max(1, n_steps - stage.warmup)
-    return stage.lr * (1 - done if stage.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+    return stage.lr * (1 - done if stage.schedule == "linear" else 0.5 *
+                       (1 + math.cos(math.pi * done)))
 
 
 class Stopped(Exception):
@@ -77,13 +80,18 @@ class Run:
         self.config, self.stages = SIZES[args.size]
         if args.threads:
             torch.set_num_threads(args.threads)
-        device, self.dtype, why = choose_device(args.device, args.dtype, large=not self.config.from_scratch)
+        device, self.dtype, why = choose_device(args.device, args.dtype,
+                                                large=not self.config.from_scratch)
         self.device = world.device(device)
-        print(f"{why}, {world.size} processes of {torch.get_num_threads()} threads, seed {args.seed}, size {args.size}")
+        print(
+            f"{why}, {world.size} processes of {torch.get_num_threads()} threads, seed {args.seed}, size {args.size}"
+        )
         diffa2 = args.diffa2 and weights.locate(args.diffa2, "diffa2", args.size)
-        with world.one_first():  # which may have to make the toy world
-            self.data = args.data or dry_run.default_data(self.config, args.stages, args.random_weights)
-        require(self.data.exists(), f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
+        with world.main_first():  # which may have to make the toy world
+            self.data = args.data or dry_run.default_data(self.config, args.stages,
+                                                          args.random_weights)
+        require(self.data.exists(),
+                f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
         self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
         if not args.random_weights:
             weights.locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
@@ -94,20 +102,23 @@ class Run:
         self.tests = {path: load_examples(path, self.stages[2], self.config, args.skip_broken,
                                           print) for path in args.test}
         torch.manual_seed(seed_of("weights", args.seed, 0))  # adapters and prompts start at random
-        home = torch.device("cpu") if args.shard else self.device  # what is split need not fit the device
-        self.model = weights.build(self.config, args.whisper, args.llada, home, self.dtype, args.random_weights, FastLlada)
+        # what is split need not fit the device
+        home = torch.device("cpu") if args.shard else self.device
+        self.model = weights.build(self.config, args.whisper, args.llada, home, self.dtype,
+                                   args.random_weights, FastLlada)
         self.model.llada.recompute = args.recompute or dry_run.recompute(self.config)
         if diffa2:
             weights.load_diffa2(self.model, diffa2)
         keep = args.size == "toy" and not args.no_cache_audio
-        self.ears = Ears(self.model, self.device, self.dtype, keep, args.cache_audio)
-        self.attentive = Attentive(self.ears, self.look_for_stop)
+        self.features = FeatureCache(self.model, self.device, self.dtype, keep, args.cache_audio)
+        self.interruptible = InterruptibleFeatures(self.features, self.look_for_stop)
         if args.compile:
             compile_blocks(self.model.whisper.blocks, self.model.llada.blocks)
-        self.log = log.Log(args.out / "log.jsonl", world.first)
+        self.log = log.Log(args.out / "log.jsonl", world.is_main)
         self.ceiling = matmul_ceiling(self.device, self.dtype) * world.size
         self.note_origins()
-        self.signals, self.stopping = signals.Signals(patient=world.size > 1), False  # torchrun repeats a signal
+        # torchrun repeats a signal
+        self.signals, self.stopping = signals.Signals(patient=world.size > 1), False
 
     def look_for_stop(self) -> None:
         """Raise Stopped, in all processes, if one of them has had a signal."""
@@ -156,9 +167,9 @@ class Run:
     def answers(self, stage: StageConfig, examples: list) -> list[str]:
         """What the model answers now, decoded with the defaults."""
         self.model.eval()
-        batch_size = 64 if self.config.from_scratch else stage.at_once
-        texts, _ = answers.answer(self.model, self.tokenizer, self.attentive, examples, stage.audio,
-                                  self.config.decode, batch_size)
+        batch_size = 64 if self.config.from_scratch else stage.micro_batch
+        texts, _ = answers.answer(self.model, self.tokenizer, self.interruptible, examples,
+                                  stage.audio, self.config.decode, batch_size)
         self.model.train()
         self.world.wait()
         return texts
@@ -169,35 +180,42 @@ class Run:
 
     def tell_incomplete(self, examples: list) -> None:
         """Name and count the clips of these examples that were heard and are incomplete."""
-        found = dict(self.world.gather([*self.ears.incomplete.items()]))
+        found = dict(self.world.gather([*self.features.incomplete.items()]))
         lines = [found[path] for path in {example.path: 0 for example in examples} if path in found]
         for line in scoreboard.listed(scoreboard.INCOMPLETE, lines) if lines else []:
             print(f"  {line}")
 
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:
-        """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of the score?"""
+        """Are held-out pairs ranked right, and how much does sharing the masks reduce the noise of
+        the score?"""
         figures = measure_pairs(self.model, reference, self.validation, stage, self.args.seed,
-                                self.tokenizer, self.attentive)
+                                self.tokenizer, self.interruptible)
         self.world.wait()
-        tqdm.write("  held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}; variance of the score "
-                   "{variance_shared:.3g} with shared masks, {variance_independent:.3g} with independent ones".format(**figures)
-                   if figures else "  no held-out example has a rejected answer: how pairs are ranked is not measured")
+        tqdm.write(
+            "  held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}; variance of the score "
+            "{variance_shared:.3g} with shared masks, {variance_independent:.3g} with independent ones"
+            .format(**figures) if figures else
+            "  no held-out example has a rejected answer: how pairs are ranked is not measured")
         return figures
 
 
 def step_on(run: Run, stage: StageConfig, reference: dict, optimizer: torch.optim.Optimizer,
             parameters: list, n_tokens: int, batches: Iterator[Batch]) -> dict[str, float]:
-    """One step of the optimiser on a batch that has `n_tokens` in its answers, and of which this process has its share, in
-    pieces. Returns figures of the whole batch: those to log, `masked` (tokens predicted), `broken` (clips), `stop` (signals)."""
+    """One step of the optimiser on a batch that has `n_tokens` in its answers, and of which this
+    process has its share, in pieces. Returns figures of the whole batch: those to log, `masked`
+    (tokens predicted), `broken` (clips), `stop` (signals)."""
     figures = {"masked": 0, "broken": 0, "stop": run.signals.came is not None}
     for batch in batches:
-        heard = batch.heard(run.ears, run.device)
+        audio_embeddings = batch.audio_embeddings(run.features, run.device)
         with autocast(run.device, run.dtype):
-            piece = piece_loss(run.model, reference, heard, stage, run.tokenizer, n_tokens)
+            piece = piece_loss(run.model, reference, audio_embeddings, stage, run.tokenizer,
+                               n_tokens)
         piece["loss"].backward()
         figures |= {name: figures.get(name, 0) + value.detach() for name, value in piece.items()}
-        figures |= {"masked": figures["masked"] + batch.n_masked, "broken": figures["broken"] + len(batch.broken)}
-        run.ears.incomplete |= batch.incomplete
+        figures |= {
+            "masked": figures["masked"] + batch.n_masked,
+            "broken": figures["broken"] + len(batch.broken)}
+        run.features.incomplete |= batch.incomplete
         for complaint in batch.broken:
             tqdm.write(f"  left out: {complaint}", file=sys.stderr)
     figures = run.world.total({name: float(value) for name, value in figures.items()})
@@ -209,8 +227,10 @@ def step_on(run: Run, stage: StageConfig, reference: dict, optimizer: torch.opti
     return figures
 
 
-def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpoint | None) -> Checkpoint:
-    """Train one stage, from the checkpoint of the stage before (`init`), or on from one of its own (`resumed`)."""
+def train_stage(run: Run, number: int, init: Checkpoint | None,
+                resumed: Checkpoint | None) -> Checkpoint:
+    """Train one stage, from the checkpoint of the stage before (`init`), or on from one of its own
+    (`resumed`)."""
     args, world, model, stage = run.args, run.world, run.model, stage_config(run.args, number)
     manifest, examples, begun = run.manifests[number], run.examples[number], run.begun[number]
 
@@ -226,7 +246,9 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     world.start_alike(list(trained.values()))
     reference = {}
     if stage.preference:
-        reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()}
+        reference = {
+            name: tensor.clone()
+            for name, tensor in checkpoint.trained_tensors(model).items()}
     optimizer = adamw(trained, stage.lr, stage.betas, stage.weight_decay)
     first_step = 0
     if resumed:
@@ -238,25 +260,34 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     model.train()
 
     def listening(paths: list) -> Iterator:
-        bar = progress(paths, desc="  listening", leave=False, disable=not world.first)
+        bar = progress(paths, desc="  listening", leave=False, disable=not world.is_main)
         return itertools.takewhile(lambda path: not run.signals.came, bar)
-    deaf = run.ears.prepare([example.path for example in examples + run.validation], listening, args.skip_broken, world)
+
+    unreadable = run.features.prepare([example.path for example in examples + run.validation],
+                                      listening, args.skip_broken, world)
     run.look_for_stop()
-    for complaint in deaf.values():
+    for complaint in unreadable.values():
         print(f"  left out: {complaint}")
-    examples, run.validation = ([each for each in some if each.path not in deaf] for some in (examples, run.validation))
+    examples, run.validation = ([each
+                                 for each in some
+                                 if each.path not in unreadable]
+                                for some in (examples, run.validation))
     require(examples, f"{manifest}: not one of its clips can be heard")
-    world.agree(len(examples), f"{manifest}: the processes see different examples; give all machines the same data")
+    world.agree(
+        len(examples),
+        f"{manifest}: the processes see different examples; give all machines the same data")
     begun.settings["examples"] = len(examples)
     if resumed:
         checkpoint.same_run(args.out / f"stage{number}.safetensors", resumed, begun)
     n_steps = dry_run.number_of_steps(stage, len(examples))
-    stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))  # a short run warms up in its first half
-    n_all, n_trained = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained.values())
+    # a short run warms up in its first half
+    stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))
+    n_all, n_trained = sum(p.numel() for p in model.parameters()), sum(
+        p.numel() for p in trained.values())
     print(f"\nstage {number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
           f"  trainable parameters: {n_trained:,} of {n_all:,} ({n_trained / n_all:.2%})\n"
           f"  {len(examples):,} examples of {manifest}, {n_steps:,} steps of {stage.batch_size} "
-          f"({stage.at_once} at once), learning rate {stage.lr:g}, "
+          f"({stage.micro_batch} at once), learning rate {stage.lr:g}, "
           f"{stage.warmup} steps of warm-up, {stage.schedule}")
     cut = what_is_cut(examples, stage, run.config, run.tokenizer)
     if cut:
@@ -267,53 +298,65 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
                                     model=checkpoint.trained_tensors(model))
         if not done:
             state.optimizer = checkpoint.optimizer_tensors(optimizer, names_of(optimizer))
-        if world.first:
+        if world.is_main:
             checkpoint.save(args.out / f"stage{number}.safetensors", state, keep=True)
         world.wait()
         return state
 
-    collate = Collate(examples, args.seed, stage, run.config, run.tokenizer, not run.ears.remembers, args.skip_broken)
+    collate = Collate(examples, args.seed, stage, run.config, run.tokenizer,
+                      not run.features.keeps_features, args.skip_broken)
     every_step = batches(len(examples), stage.batch_size, n_steps, first_step, args.seed, number)
-    steps, ahead = itertools.tee((step, pairs, collate.cut(pairs, stage.at_once, world.rank, world.size))
-                                 for step, pairs in every_step)
+    steps, ahead = itertools.tee(
+        (step, pairs, collate.cut(pairs, stage.micro_batch, world.rank, world.size))
+        for step, pairs in every_step)
     loader = Loader(collate, (piece for *_, pieces in ahead for piece in pieces),
                     count_workers(args.workers, collate.load, world.local_size))
 
-    start, n_skipped = time.perf_counter(), {"steps whose loss or gradient was not finite": 0, "clips that were broken": 0}
+    start, n_skipped = time.perf_counter(), {
+        "steps whose loss or gradient was not finite": 0, "clips that were broken": 0}
     with loader, progress(total=n_steps, initial=first_step, desc=f"  stage {number}", unit="step",
-                          disable=not world.first) as bar:
+                          disable=not world.is_main) as bar:
         for step, pairs, pieces in steps:
             lr = schedule(step, n_steps, stage)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            began, waited = time.perf_counter(), loader.waited + run.ears.waited
-            lengths = [length for _, i in pairs for length in collate.lengths(i)]  # before and in each answer
+            began, waited = time.perf_counter(), loader.waited + run.features.waited
+            # before and in each answer
+            lengths = [length for _, i in pairs for length in collate.lengths(i)]
             torch.manual_seed(seed_of("dropout", args.seed, number, step, world.rank))
             figures = step_on(run, stage, reference, optimizer, list(trained.values()),
                               sum(own for _, own in lengths), loader.take(len(pieces)))
             n_masked, n_broken, stop = (figures.pop(name) for name in ("masked", "broken", "stop"))
             if not files.finite(figures):
                 clips = [str(examples[i].path) for _, i in pairs]
-                files.note_nonfinite(args.out, number, step + 1, figures, clips, args.skip_nonfinite, world.first)
+                files.note_nonfinite(args.out, number, step + 1, figures, clips,
+                                     args.skip_nonfinite, world.is_main)
                 n_skipped["steps whose loss or gradient was not finite"] += 1
             n_skipped["clips that were broken"] += int(n_broken)
             shape = dry_run.shape_of_step(stage, lengths, n_masked, collate.load)
-            speed = dry_run.throughput(run.config, stage, shape, time.perf_counter() - began, run.ceiling)
+            speed = dry_run.throughput(run.config, stage, shape,
+                                       time.perf_counter() - began, run.ceiling)
             rate = stage.batch_size * (step + 1 - first_step) / (time.perf_counter() - start)
             bar.set_postfix(loss=f"{figures['loss']:.3f}", lr=f"{lr:.1e}", examples_s=f"{rate:.0f}",
-                            tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}", refresh=False)
+                            tokens_s=f"{speed['tokens_per_second']:.0f}", mfu=f"{speed['mfu']:.0%}",
+                            refresh=False)
             bar.update()
-            row = {"stage": number, "step": step + 1, "lr": lr, **figures, **speed, "data_wait": loader.waited + run.ears.waited - waited}
+            row = {
+                "stage": number, "step": step + 1, "lr": lr, **figures,
+                **speed, "data_wait": loader.waited + run.features.waited - waited}
             row |= {} if files.finite(figures) else {"skipped": 1}
-            with suppress(Stopped):  # a measurement that is cut short is left out, and the step saved below
+            # a measurement that is cut short is left out, and the step saved below
+            with suppress(Stopped):
                 if args.eval_every and (step + 1) % args.eval_every == 0 and run.validation:
                     row |= run.report(stage, run.validation[::8]).figures
             run.log.add(**row, examples_per_second=rate, time=time.time())
             with suppress(Stopped):
                 if (step + 1) % args.sample_every == 0 and run.validation:
                     example = run.validation[step * 7 % len(run.validation)]
-                    tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
-                               f"    target {example.answer!r}, answer {run.answers(stage, [example])[0]!r}")
+                    tqdm.write(
+                        f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
+                        f"    target {example.answer!r}, answer {run.answers(stage, [example])[0]!r}"
+                    )
                 if stage.preference and step + 1 == 5 and run.validation:
                     run.log.add(stage=number, step=5, **run.measure_preferences(stage, reference))
             if stop or run.stopping:
@@ -327,18 +370,21 @@ def train_stage(run: Run, number: int, init: Checkpoint | None, resumed: Checkpo
     if run.validation:
         try:
             result = run.report(stage, run.validation)
-            figures = result.figures | (run.measure_preferences(stage, reference) if stage.preference else {})
+            figures = result.figures | (run.measure_preferences(stage, reference)
+                                        if stage.preference else {})
         except Stopped:
             save(n_steps, done=False)  # resumed, it measures anew
             raise
         run.log.add(stage=number, step=n_steps, **figures, time=time.time())
         print(scoreboard.table(result))
     run.tell_incomplete(examples + run.validation)
-    print(f"  stage {number} took {time.perf_counter() - start:.0f} s; peak memory {peak_memory(run.device)}")
+    print(
+        f"  stage {number} took {time.perf_counter() - start:.0f} s; peak memory {peak_memory(run.device)}"
+    )
     return save(n_steps, done=True)
 
 
-# ------------------------------------------------------------------------------------------------------- the script
+# --------------------------------------------------------------------------------------- the script
 
 
 def ask_command(args: argparse.Namespace, path: Path) -> str:
@@ -349,7 +395,8 @@ def ask_command(args: argparse.Namespace, path: Path) -> str:
 
 
 def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
-    """Stages 1 to 4, or one of them. Of several processes the first checks and writes the folder, and it is `held` meanwhile."""
+    """Stages 1 to 4, or one of them. Of several processes the first checks and writes the folder,
+    and it is `held` meanwhile."""
     numbers = args.stages
     paths = {number: args.out / f"stage{number}.safetensors" for number in SIZES[args.size][1]}
 
@@ -358,15 +405,17 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
                 f"{args.out}: holds a run already; go on with --resume, or choose another --out")
 
     is_new = not args.out.exists()
-    with world.one_first():
-        if world.first:
+    with world.main_first():
+        if world.is_main:
             if not is_new:
                 held.enter_context(files.lock(args.out))
             check_free()
         found = {number: files.load_last(paths[number], checkpoint.load)
                  for number in numbers if paths[number].exists() and args.resume}
-    world.agree([(number, state.step, state.done) for number, state in found.items()],
-                f"{args.out}: the processes see different checkpoints; give an --out that all machines share")
+    world.agree([
+        (number, state.step, state.done) for number, state in found.items()
+    ], f"{args.out}: the processes see different checkpoints; give an --out that all machines share"
+                )
     config, begins_at = SIZES[args.size][0], args.init
     begun = {number: checkpoint.begin(config, number, stage_config(args, number), args.seed)
              for number in numbers}
@@ -382,14 +431,20 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     run.starts(numbers[0], init)  # where the others start is known when they do
     for number, state in found.items():
         checkpoint.same_run(paths[number], state, begun[number])
-    if world.first:
+    if world.is_main:
         if is_new:
-            held.enter_context(files.lock(args.out))  # not before: a run that is refused leaves no folder behind
+            # not before: a run that is refused leaves no folder behind
+            held.enter_context(files.lock(args.out))
         check_free()
-    if world.first and left:
-        about = {"arguments": {name: str(value) for name, value in vars(args).items()}, "config": to_dict(run.config),
-                 "stages": {number: dataclasses.asdict(stage_config(args, number)) for number in numbers}}
-        files.write(args.out / "config.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
+    if world.is_main and left:
+        about = {
+            "arguments": {name: str(value)
+                          for name, value in vars(args).items()}, "config": to_dict(run.config),
+            "stages": {
+                number: dataclasses.asdict(stage_config(args, number))
+                for number in numbers}}
+        files.write(args.out / "config.json",
+                    lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
 
     run.signals.catch()
     try:
@@ -402,7 +457,7 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
                 checkpoint.restore(run.model, resumed.model, str(paths[number]))  # for --test
                 init = resumed
                 continue
-            if world.first:
+            if world.is_main:
                 run.log.forget_after(number, resumed.step if resumed else 0)
             init = train_stage(run, number, init, resumed)
         for path, examples in run.tests.items():
@@ -410,10 +465,12 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
             run.tell_incomplete(examples)
         run.look_for_stop()
     except Stopped:
-        again = shlex.join(["python", "train.py", *sys.argv[1:], *([] if args.resume else ["--resume"])])
-        print("stopped and saved; go on with: " + (again if world.size == 1 else "the same torchrun command and --resume"))
+        again = shlex.join(
+            ["python", "train.py", *sys.argv[1:], *([] if args.resume else ["--resume"])])
+        print("stopped and saved; go on with: " +
+              (again if world.size == 1 else "the same torchrun command and --resume"))
         sys.exit(128 + (run.signals.came or signal.SIGTERM))
-    if not world.first:
+    if not world.is_main:
         return
     if curves.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
         print(f"curves: {args.out / 'curves.png'}")

@@ -1,21 +1,25 @@
-"""Manifests from the Free Spoken Digit Dataset: people who say digits, for the stages that the toy world serves too.
+"""Manifests from the Free Spoken Digit Dataset: people who say digits, for the stages that the toy
+world serves too.
 
     python data/fsdd.py                      # download the recordings, write all of it into data/fsdd: a minute
     python data/fsdd.py --source ~/fsdd      # use a copy, which has recordings/{digit}_{speaker}_{take}.wav
     python data/fsdd.py --hold-out george    # keep george out of training, and ask about him in held_out.json
 
-The recordings are by Zohar Jackson and others, github.com/Jakobovski/free-spoken-digit-dataset, under CC BY-SA 4.0. The
-clips made here are adapted from them, so the same licence holds for the clips. This repository contains neither.
+The recordings are by Zohar Jackson and others, github.com/Jakobovski/free-spoken-digit-dataset,
+under CC BY-SA 4.0. The clips made here are adapted from them, so the same licence holds for the
+clips. This repository contains neither.
 
-A clip is 1 to 4 recordings of one speaker in a row. Takes 0-4 are the test split, by the convention of the data set;
-we train on takes 5-44 and validate on 45-49. Training never hears a sequence of digits of validation or test: those
-are `toy_text.held_out`, one sequence in five. All takes of a held-out speaker are for testing.
+A clip is 1 to 4 recordings of one speaker in a row. Takes 0-4 are the test split, by the convention
+of the data set; we train on takes 5-44 and validate on 45-49. Training never hears a sequence of
+digits of validation or test: those are `toy_text.held_out`, one sequence in five. All takes of a
+held-out speaker are for testing.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
+# so that this file runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffa2_mini.command.script import begin, progress, run_script
 
@@ -44,17 +48,22 @@ from diffa2_mini.config import ASSETS
 from diffa2_mini.errors import UserError, require
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
-SPEAKERS = ("george", "jackson", "lucas", "nicolas", "yweweler")  # all but theo, whose recordings are not in the checksum
+# all but theo, whose recordings are not in the checksum
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "yweweler")
 SHA256 = "579a37e1632d1b1a0892ab11f4d46311c1efa21032aff81bc00751740624664a"  # of their recordings
 NAME = re.compile(r"([0-9])_([a-z]+)_([0-9]+)\.wav")  # digit, speaker, take
 RATE = 8000  # Hz, of the recordings
 LONGEST = 2.5  # seconds of a recording; then one digit fits into a clip at any speed
 LOUDNESS, JITTER = 0.1, 3.0  # RMS of each recording, give or take so many dB
-GAP, EDGE = (0.02, 0.25), (0.05, 0.30)  # seconds of silence between recordings, and before and after them
+# seconds of silence between recordings, and before and after them
+GAP, EDGE = (0.02, 0.25), (0.05, 0.30)
 BANDS = np.log2([200, 900, 4000])  # Hz, where the equaliser has its three knobs
-TYPES = {"asr": 20, "count": 7, "first": 7, "last": 7, "who": 7}  # how often training asks them without letters
-LETTERED, SHARE_LETTERED = ("count", "first", "last"), 0.2  # with letters; so a third of all questions is asr
-N_QUESTIONS, N_PAIRS, N_PER_TYPE = 4, 480, 40  # per training clip; for preference; for validation, which is all of asr
+# how often training asks them without letters
+TYPES = {"asr": 20, "count": 7, "first": 7, "last": 7, "who": 7}
+# with letters; so a third of all questions is asr
+LETTERED, SHARE_LETTERED = ("count", "first", "last"), 0.2
+# per training clip; for preference; for validation, which is all of asr
+N_QUESTIONS, N_PAIRS, N_PER_TYPE = 4, 480, 40
 MANIFESTS = ("stage0", "stage1", "sft", "preference", "validation", "test", "held_out")
 
 
@@ -65,13 +74,15 @@ class Split:
     clips: int
     takes: range
     evaluation: bool = True  # only sequences that training never hears
-    factor: tuple[float, float] = (1.0, 1.0)  # of the playing speed, which moves pitch and formants along
+    # of the playing speed, which moves pitch and formants along
+    factor: tuple[float, float] = (1.0, 1.0)
     snr: tuple[float, float] = (20.0, 40.0)  # dB, of the voice to the noise
     tilt: float = 0.0  # dB, the most that a knob of the equaliser is turned up or down
 
 
 SPLITS = {
-    "stage0": Split(5000, range(5, 45), evaluation=False, factor=(0.80, 1.25), snr=(10.0, 40.0), tilt=6.0),
+    "stage0": Split(5000, range(5, 45), evaluation=False, factor=(0.80, 1.25), snr=(10.0, 40.0),
+                    tilt=6.0),
     "train": Split(1800, range(5, 45), evaluation=False, factor=(0.95, 1.05), tilt=3.0),
     "validation": Split(150, range(45, 50)),
     "test": Split(300, range(5)),
@@ -97,8 +108,8 @@ def digest(folder: Path) -> str:
 
 
 def download(folder: Path) -> Path:
-    """Fetch the public copy into `folder`, unless it is there; only the recordings of SPEAKERS, and all of them or nothing.
-    Raises UserError if it cannot be had, or if its checksum differs."""
+    """Fetch the public copy into `folder`, unless it is there; only the recordings of SPEAKERS, and
+    all of them or nothing. Raises UserError if it cannot be had, or if its checksum differs."""
     if (folder / "recordings").is_dir():
         return folder
     print(f"downloading {URL}", flush=True)
@@ -112,21 +123,27 @@ def download(folder: Path) -> Path:
                 for member in tar:
                     path = Path(member.name)
                     name = NAME.fullmatch(path.name)
-                    if member.isfile() and path.parent.name == "recordings" and name and name[2] in SPEAKERS:
-                        with tar.extractfile(member) as inside, open(unpacked / path.name, "wb") as file:
+                    if member.isfile(
+                    ) and path.parent.name == "recordings" and name and name[2] in SPEAKERS:
+                        with tar.extractfile(member) as inside, open(unpacked / path.name,
+                                                                     "wb") as file:
                             shutil.copyfileobj(inside, file)
             got = digest(unpacked)
-            require(got == SHA256, f"{URL}: expected recordings with the SHA-256 {SHA256}, got {got}; nothing was kept. Get a "
-                                   "copy elsewhere and name it with --source DIR")
+            require(
+                got == SHA256,
+                f"{URL}: expected recordings with the SHA-256 {SHA256}, got {got}; nothing was kept. Get a "
+                "copy elsewhere and name it with --source DIR")
             unpacked.rename(folder / "recordings")
     except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"could not download {URL} ({' '.join(str(error).split())}); get a copy elsewhere and name it "
-                        "with --source DIR") from None
+        raise UserError(
+            f"could not download {URL} ({' '.join(str(error).split())}); get a copy elsewhere and name it "
+            "with --source DIR") from None
     return folder
 
 
 def tidy(x: np.ndarray) -> np.ndarray:
-    """Cut off both ends what is 30 dB below the loudest 10 ms, but for 10 ms; fade there; make all equally loud."""
+    """Cut off both ends what is 30 dB below the loudest 10 ms, but for 10 ms; fade there; make all
+    equally loud."""
     window = RATE // 100
     power = np.convolve(x**2, np.ones(window), "same")
     loud = np.flatnonzero(power > 1e-3 * power.max())
@@ -142,44 +159,57 @@ def read_recordings(source: Path) -> list[Recording]:
     recordings = []
     for path in sorted(folder.glob("*.wav")):
         if match := NAME.fullmatch(path.name):
-            require(match[2] in toy_text.NAMES, f"{path}: expected a speaker of {', '.join(toy_text.NAMES)}")
+            require(match[2] in toy_text.NAMES,
+                    f"{path}: expected a speaker of {', '.join(toy_text.NAMES)}")
             x = load_audio(path, RATE, LONGEST)
             require(x.any(), f"{path}: expected a spoken digit, got silence; copy it again")
             recordings.append(Recording(path.stem, int(match[1]), match[2], int(match[3]), tidy(x)))
-    require(recordings, f"{source}: expected recordings/{{digit}}_{{speaker}}_{{take}}.wav, got none; check --source")
+    require(
+        recordings,
+        f"{source}: expected recordings/{{digit}}_{{speaker}}_{{take}}.wav, got none; check --source"
+    )
     return recordings
 
 
 def by_speaker(recordings: list[Recording], takes: range) -> dict[str, list[list[Recording]]]:
-    """The recordings of some takes, by speaker and digit; each speaker must have said each digit."""
+    """The recordings of some takes, by speaker and digit; each speaker must have said each
+    digit."""
     pool = {speaker: [[] for _ in DIGITS] for speaker in sorted({r.speaker for r in recordings})}
     for r in recordings:
         if r.take in takes:
             pool[r.speaker][r.digit].append(r)
     for speaker, digits in pool.items():
         for digit, found in enumerate(digits):
-            require(found, f"expected {digit}_{speaker}_N.wav with N of {takes[0]}-{takes[-1]}, got none; copy again")
+            require(
+                found,
+                f"expected {digit}_{speaker}_N.wav with N of {takes[0]}-{takes[-1]}, got none; copy again"
+            )
     return pool
 
 
 def equalise(x: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """Turn three knobs: x [samples] with so many dB more at BANDS, a straight line between them, flat outside."""
+    """Turn three knobs: x [samples] with so many dB more at BANDS, a straight line between them,
+    flat outside."""
     size = 1 << len(x).bit_length()  # a power of two: fast transform
     decibel = np.interp(np.log2(np.fft.rfftfreq(size, 1 / SAMPLE_RATE) + 1), BANDS, gains)
     return np.fft.irfft(np.fft.rfft(x, size) * (10 ** (decibel / 20)).astype(np.float32))[: len(x)]
 
 
-def make_clip(pool: dict, split: Split, rng: np.random.Generator) -> tuple[Scene, dict, np.ndarray, list[Segment]]:
-    """A scene; the recordings that it is made of and their speed; the clip [samples], and where its digits are."""
+def make_clip(pool: dict, split: Split,
+              rng: np.random.Generator) -> tuple[Scene, dict, np.ndarray, list[Segment]]:
+    """A scene; the recordings that it is made of and their speed; the clip [samples], and where its
+    digits are."""
     while True:
         speaker = str(rng.choice(list(pool)))
         takes = [pool[speaker][digit] for digit in rng.integers(10, size=rng.integers(1, 5))]
         chosen = [found[rng.integers(len(found))] for found in takes]
         factor = np.exp(rng.uniform(*np.log(split.factor)))
-        ratio = Fraction(factor * RATE / SAMPLE_RATE).limit_denominator(40)  # `resample` takes so many steps
+        # `resample` takes so many steps
+        ratio = Fraction(factor * RATE / SAMPLE_RATE).limit_denominator(40)
         rate = float(ratio * SAMPLE_RATE)  # Hz at which the recordings are played
         lead, trail, *gaps = rng.uniform(*np.transpose([EDGE, EDGE, GAP, GAP, GAP]))
-        while sum(len(r.samples) / rate + gap for r, gap in zip(chosen, [lead + trail, *gaps])) > MAX_SECONDS - 0.01:
+        while sum(len(r.samples) / rate + gap
+                  for r, gap in zip(chosen, [lead + trail, *gaps])) > MAX_SECONDS - 0.01:
             chosen.pop()
         scene = Scene("speech", tuple(DIGITS[r.digit] for r in chosen), voice=speaker)
         if toy_text.held_out(scene) == split.evaluation:
@@ -188,7 +218,9 @@ def make_clip(pool: dict, split: Split, rng: np.random.Generator) -> tuple[Scene
     at = round(lead * rate)
     pieces, segments = [np.zeros(at)], []
     for i, (r, silence) in enumerate(zip(chosen, [*gaps[: len(chosen) - 1], trail])):
-        pieces += [r.samples * 10 ** (rng.uniform(-JITTER, JITTER) / 20), np.zeros(round(silence * rate))]
+        pieces += [
+            r.samples * 10**(rng.uniform(-JITTER, JITTER) / 20),
+            np.zeros(round(silence * rate))]
         segments.append(Segment(at / rate, (at + len(r.samples)) / rate, DIGITS[r.digit], i))
         at += len(r.samples) + len(pieces[-1])
     clip = resample(np.concatenate(pieces), ratio.numerator, ratio.denominator)
@@ -200,20 +232,26 @@ def make_clip(pool: dict, split: Split, rng: np.random.Generator) -> tuple[Scene
     level = np.sqrt(np.sum(clip**2) / voiced) * 10 ** (-rng.uniform(*split.snr) / 20)
     clip = clip + level * shaped_noise(len(clip), lambda hertz: (hertz + 20) ** (-slope / 2), rng)
     clip *= 0.9 * 10 ** (-rng.uniform(0, 14) / 20) / np.abs(clip).max()
-    return scene, {"recordings": [r.name for r in chosen], "factor": round(rate / RATE, 4)}, clip, segments
+    return scene, {"recordings": [r.name for r in chosen], "factor": round(rate / RATE,
+                                                                           4)}, clip, segments
 
 
-def make_clips(folder: Path, recordings: list[Recording], split: str, seed: int) -> list[tuple[Scene, dict]]:
-    """Write the clips of a split; returns each scene with the manifest fields that any stage needs."""
+def make_clips(folder: Path, recordings: list[Recording], split: str,
+               seed: int) -> list[tuple[Scene, dict]]:
+    """Write the clips of a split; returns each scene with the manifest fields that any stage
+    needs."""
     pool, clips = by_speaker(recordings, SPLITS[split].takes), []
     for i in progress(range(SPLITS[split].clips), desc=f"making {split}", unit="clip", leave=False):
         rng = np.random.default_rng([seed, list(SPLITS).index(split), i])
         scene, made_of, samples, segments = make_clip(pool, SPLITS[split], rng)
         name = f"{split}_{i:05d}"
         soundfile.write(folder / "clips" / f"{name}.wav", samples, SAMPLE_RATE, subtype="PCM_16")
-        row = {"audio_id": name, "audio_filepath": f"clips/{name}.wav", "dataset": "fsdd", "domain": "speech",
-               "duration": len(samples) / SAMPLE_RATE, "transcription": " ".join(scene.items), **made_of}
-        if split == "stage0":  # played much faster or slower, it is not the speaker's voice any more
+        row = {
+            "audio_id": name, "audio_filepath": f"clips/{name}.wav", "dataset": "fsdd",
+            "domain": "speech", "duration": len(samples) / SAMPLE_RATE, "transcription": " ".join(
+                scene.items), **made_of}
+        # played much faster or slower, it is not the speaker's voice any more
+        if split == "stage0":
             row["segments"] = [asdict(segment) for segment in segments]
             row["traits"] = {"speaker": scene.voice} if 0.95 <= row["factor"] <= 1.05 else {}
         clips.append((scene, row))
@@ -223,7 +261,8 @@ def make_clips(folder: Path, recordings: list[Recording], split: str, seed: int)
 def ask(type: str, scene: Scene, rng: np.random.Generator) -> toy_text.Question:
     """A question of `type`; the wrong answers to `who` are all other names."""
     question = toy_text.ask(type, scene, rng)
-    return replace(question, wrong=tuple(n for n in toy_text.NAMES if n != scene.voice)) if type == "who" else question
+    return replace(question, wrong=tuple(
+        n for n in toy_text.NAMES if n != scene.voice)) if type == "who" else question
 
 
 def training_question(scene: Scene, rng: np.random.Generator) -> toy_text.Question:
@@ -231,21 +270,27 @@ def training_question(scene: Scene, rng: np.random.Generator) -> toy_text.Questi
     question = ask(str(rng.choice(LETTERED)), scene, rng)
     if rng.random() < SHARE_LETTERED and len(question.wrong) > 1:
         return toy_text.lettered(question, rng)
-    return ask(str(rng.choice([type for type, weight in TYPES.items() for _ in range(weight)])), scene, rng)
+    return ask(str(rng.choice([type for type, weight in TYPES.items() for _ in range(weight)])),
+               scene, rng)
 
 
-def make_manifests(source: Path | None, out: Path, hold_out: str | None = None, seed: int = 0) -> dict[str, list[dict]]:
+def make_manifests(source: Path | None, out: Path, hold_out: str | None = None,
+                   seed: int = 0) -> dict[str, list[dict]]:
     """Write all clips and manifests into `out`; returns the manifests by name."""
     require(seed >= 0, f"--seed must not be negative, got {seed}")
-    require(source is None or source.is_dir(), f"{source}: expected a folder with recordings, got none; check --source")
+    require(source is None or source.is_dir(),
+            f"{source}: expected a folder with recordings, got none; check --source")
     try:
         (out / "clips").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out}: expected a folder to write to, got '{error.strerror}'; check --out") from None
+        raise UserError(
+            f"{out}: expected a folder to write to, got '{error.strerror}'; check --out") from None
     recordings = read_recordings(source or download(out))
     speakers = sorted({r.speaker for r in recordings})
-    require(hold_out is None or hold_out in speakers,
-            f"--hold-out {hold_out}: expected one of the speakers here, which are {', '.join(speakers)}")
+    require(
+        hold_out is None or hold_out in speakers,
+        f"--hold-out {hold_out}: expected one of the speakers here, which are {', '.join(speakers)}"
+    )
     known = [r for r in recordings if r.speaker != hold_out]
     other = [r for r in recordings if r.speaker == hold_out]
     require(known, f"--hold-out {hold_out}: expected another speaker to train on, got none")
@@ -264,11 +309,13 @@ def make_manifests(source: Path | None, out: Path, hold_out: str | None = None, 
                       for scene, row in clips["train"] for _ in range(N_QUESTIONS)]
     pairs = [row | {"chosen": row["target"]} for row in rows_of["sft"] if row["rejected"]]
     rows_of["preference"] = rng.permutation(pairs)[:N_PAIRS].tolist()
-    rows_of["validation"] = [row for type in TYPES for row in rng.permutation(rows("validation", type)).tolist()
-                             [: None if type == "asr" else N_PER_TYPE]]
+    rows_of["validation"] = [
+        row for type in TYPES for row in rng.permutation(rows("validation", type)).tolist()
+        [:None if type == "asr" else N_PER_TYPE]]
     rows_of["test"] = [row for type in TYPES for row in rows("test", type)]
     if hold_out:  # `who` cannot be asked about someone never heard
-        rows_of["held_out"] = [row for type in TYPES if type != "who" for row in rows("held_out", type)]
+        rows_of["held_out"] = [
+            row for type in TYPES if type != "who" for row in rows("held_out", type)]
     for name, manifest in rows_of.items():
         write_json(out / f"{name}.json", manifest)
     return rows_of
@@ -276,13 +323,16 @@ def make_manifests(source: Path | None, out: Path, hold_out: str | None = None, 
 
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--source", type=Path, metavar="DIR", help="a copy of the data set (default: download it)")
-    parser.add_argument("--out", type=Path, default=ASSETS / "fsdd", help="where the data goes (default: data/fsdd)")
+    parser.add_argument("--source", type=Path, metavar="DIR",
+                        help="a copy of the data set (default: download it)")
+    parser.add_argument("--out", type=Path, default=ASSETS / "fsdd",
+                        help="where the data goes (default: data/fsdd)")
     parser.add_argument("--hold-out", metavar="SPEAKER", help="a speaker to keep out of training")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     manifests = make_manifests(args.source, args.out, args.hold_out, args.seed)
-    print(f"{args.out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in manifests.items()) + " rows")
+    print(f"{args.out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in manifests.items()) +
+          " rows")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
     python data/librispeech.py                                   # train-clean-100 and dev-clean: 6.7 GB, 106 hours
     python data/librispeech.py train-clean-360 train-other-500   # further sets; those already there are used too
 
-Read speech with its text, by Vassil Panayotov and others (openslr.org/12), under CC BY 4.0. `train` sets go into
-stage1.json, `dev` sets into validation.json, `test` sets into test.json. A download that was cut off goes on where it was.
+Read speech with its text, by Vassil Panayotov and others (openslr.org/12), under CC BY 4.0. `train`
+sets go into stage1.json, `dev` sets into validation.json, `test` sets into test.json. A download
+that was cut off goes on where it was.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
+# so that this file runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffa2_mini.command.script import begin, progress, run_script
 
@@ -42,20 +44,37 @@ SETS = {  # GB to download, hours
 TRIES = 5  # of a connection that breaks
 N_VALIDATION = 300
 INSTRUCTIONS = (
-    "Please transcribe the audio to text.", "Transcribe the audio.", "Write down what is said.", "What is said in the audio?",
-    "Transcribe the speech into text.", "Convert the speech to text.", "What does the speaker say?",
-    "Write the words that you hear.", "Give a transcript of the recording.", "Please write out the spoken words.",
-    "Turn this recording into text.", "Type what the speaker says.", "What words are spoken?", "Provide the transcription.",
-    "Listen and write down every word.", "Please put the speech into writing.", "Recognise the speech in the audio.",
-    "Could you transcribe this?", "Repeat in writing what is said.", "Give me the text of this audio.",
-    "Note down the sentence that is spoken.", "Produce a written version of the speech.", "Transcribe what you hear.",
-    "Which words does the recording contain?", "Write the spoken content as text.",
+    "Please transcribe the audio to text.",
+    "Transcribe the audio.",
+    "Write down what is said.",
+    "What is said in the audio?",
+    "Transcribe the speech into text.",
+    "Convert the speech to text.",
+    "What does the speaker say?",
+    "Write the words that you hear.",
+    "Give a transcript of the recording.",
+    "Please write out the spoken words.",
+    "Turn this recording into text.",
+    "Type what the speaker says.",
+    "What words are spoken?",
+    "Provide the transcription.",
+    "Listen and write down every word.",
+    "Please put the speech into writing.",
+    "Recognise the speech in the audio.",
+    "Could you transcribe this?",
+    "Repeat in writing what is said.",
+    "Give me the text of this audio.",
+    "Note down the sentence that is spoken.",
+    "Produce a written version of the speech.",
+    "Transcribe what you hear.",
+    "Which words does the recording contain?",
+    "Write the spoken content as text.",
 )
 
 
 def fetch(url: str, start: int = 0):
-    """Open a URL from byte `start` on; None if there is nothing from there on. Raises UserError if the server does not have
-    it, and OSError if it may have it later."""
+    """Open a URL from byte `start` on; None if there is nothing from there on. Raises UserError if
+    the server does not have it, and OSError if it may have it later."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         return urllib.request.urlopen(request, timeout=60)
@@ -64,11 +83,13 @@ def fetch(url: str, start: int = 0):
             return None
         if error.code == 429 or error.code >= 500:
             raise  # an OSError: worth another try
-        raise UserError(f"{url}: expected a file, got '{error.code} {error.reason}'; check --url") from None
+        raise UserError(
+            f"{url}: expected a file, got '{error.code} {error.reason}'; check --url") from None
 
 
 def download(url: str, path: Path, md5: str) -> None:
-    """Fetch a file, or the rest of it, and check its MD5. What has come so far is kept in `path`.part. Raises UserError."""
+    """Fetch a file, or the rest of it, and check its MD5. What has come so far is kept in
+    `path`.part. Raises UserError."""
     part = path.with_name(f"{path.name}.part")
     for attempt in range(TRIES):
         start = part.stat().st_size if part.exists() else 0
@@ -80,10 +101,13 @@ def download(url: str, path: Path, md5: str) -> None:
                 start = start if response.status == 206 else 0  # a server may not know ranges
                 size = start + int(response.headers.get("Content-Length") or 0)
                 free = shutil.disk_usage(path.parent).free
-                require(free > 2 * size - start, f"{path.parent}: expected {(2 * size - start) / 1e9:.1f} GB of free space for "
-                                                 f"{path.name} and what is in it, got {free / 1e9:.1f}; free some")
+                require(
+                    free > 2 * size - start,
+                    f"{path.parent}: expected {(2 * size - start) / 1e9:.1f} GB of free space for "
+                    f"{path.name} and what is in it, got {free / 1e9:.1f}; free some")
                 with open(part, "ab" if start else "wb") as file, progress(
-                        total=size or None, initial=start, unit="B", unit_scale=True, desc=f"downloading {path.name}") as bar:
+                        total=size or None, initial=start, unit="B", unit_scale=True,
+                        desc=f"downloading {path.name}") as bar:
                     while chunk := response.read(1 << 20):
                         file.write(chunk)
                         bar.update(len(chunk))
@@ -92,7 +116,9 @@ def download(url: str, path: Path, md5: str) -> None:
             raise OSError("the connection was closed")
         except (OSError, http.client.HTTPException) as error:
             problem = " ".join(str(error).split()) or type(error).__name__
-            require(attempt + 1 < TRIES, f"{url}: broke off {TRIES} times ({problem}); the same command goes on from here")
+            require(
+                attempt + 1 < TRIES,
+                f"{url}: broke off {TRIES} times ({problem}); the same command goes on from here")
             time.sleep(min(attempt, 3))
     digest = hashlib.md5()
     with open(part, "rb") as file:
@@ -100,14 +126,16 @@ def download(url: str, path: Path, md5: str) -> None:
             digest.update(chunk)
     if digest.hexdigest() != md5:
         part.unlink()
-        raise UserError(f"{url}: expected the MD5 {md5}, got {digest.hexdigest()}; it was deleted, download it again")
+        raise UserError(
+            f"{url}: expected the MD5 {md5}, got {digest.hexdigest()}; it was deleted, download it again"
+        )
     part.rename(path)
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Put what is in `LibriSpeech/NAME` of the archive into `folder`: all of it or nothing. Files and
-    folders are all that is made, and below a folder of ours, whatever the archive says: the filter
-    that tarfile has for that is missing before Python 3.10.12 and 3.11.4."""
+    """Put what is in `LibriSpeech/NAME` of the archive into `folder`: all of it or nothing. Files
+    and folders are all that is made, and below a folder of ours, whatever the archive says: the
+    filter that tarfile has for that is missing before Python 3.10.12 and 3.11.4."""
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
             top = Path(temporary).resolve()
@@ -122,7 +150,9 @@ def unpack(archive: Path, folder: Path) -> None:
                             shutil.copyfileobj(inside, file)
             (top / "LibriSpeech" / folder.name).rename(folder)
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive}: could not be unpacked ({' '.join(str(error).split())}); delete it and start again") from None
+        raise UserError(
+            f"{archive}: could not be unpacked ({' '.join(str(error).split())}); delete it and start again"
+        ) from None
 
 
 def checksums(url: str) -> dict[str, str]:
@@ -131,37 +161,48 @@ def checksums(url: str) -> dict[str, str]:
         with fetch(f"{url}/md5sum.txt") as response:
             lines = response.read().decode("ascii", errors="replace").splitlines()
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"{url}: could not be reached ({' '.join(str(error).split())}); check the network or --url") from None
+        raise UserError(
+            f"{url}: could not be reached ({' '.join(str(error).split())}); check the network or --url"
+        ) from None
     return {name: md5 for md5, name in (line.split() for line in lines if len(line.split()) == 2)}
 
 
 def rows_of(folder: Path, rng: np.random.Generator) -> list[dict]:
-    """A manifest entry for each utterance below `folder`, in lower case; those longer than the model hears are left out."""
+    """A manifest entry for each utterance below `folder`, in lower case; those longer than the
+    model hears are left out."""
     rows = []
-    for transcript in progress(sorted(folder.rglob("*.trans.txt")), desc=f"reading {folder.name}", unit="chapter", leave=False):
+    for transcript in progress(sorted(folder.rglob("*.trans.txt")), desc=f"reading {folder.name}",
+                               unit="chapter", leave=False):
         for line in transcript.read_text(encoding="utf-8").splitlines():
             name, text = line.split(" ", 1)
             path = transcript.with_name(f"{name}.flac")
             seconds = duration(path)
             if seconds <= AudioConfig().max_seconds:
-                rows.append({"audio_id": name, "audio_filepath": path.relative_to(folder.parent).as_posix(),
-                             "transcription": text.lower(), "input": str(rng.choice(INSTRUCTIONS)), "target": text.lower(),
-                             "dataset": folder.name, "type": "asr", "domain": "speech", "duration": seconds})
-    require(rows, f"{folder}: expected chapters with their .trans.txt, got none; delete it and start again")
+                rows.append({
+                    "audio_id": name, "audio_filepath": path.relative_to(
+                        folder.parent).as_posix(), "transcription": text.lower(), "input": str(
+                            rng.choice(INSTRUCTIONS)), "target": text.lower(),
+                    "dataset": folder.name, "type": "asr", "domain": "speech", "duration": seconds})
+    require(
+        rows,
+        f"{folder}: expected chapters with their .trans.txt, got none; delete it and start again")
     return rows
 
 
 def prepare(sets: list[str], out: Path, url: str, seed: int = 0) -> dict[str, int]:
-    """Download and unpack what is missing, and write the manifests; returns how many rows each has."""
+    """Download and unpack what is missing, and write the manifests; returns how many rows each
+    has."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{out}: expected a folder to write to, got '{error.strerror}'; check --out") from None
+        raise UserError(
+            f"{out}: expected a folder to write to, got '{error.strerror}'; check --out") from None
     missing = [name for name in sets if not (out / name).is_dir()]
     known = checksums(url) if missing else {}
     for name in missing:
         archive = out / f"{name}.tar.gz"
-        require(archive.name in known, f"{url}/md5sum.txt: expected a checksum of {archive.name}, got none; check --url")
+        require(archive.name in known,
+                f"{url}/md5sum.txt: expected a checksum of {archive.name}, got none; check --url")
         if not archive.exists():
             download(f"{url}/{archive.name}", archive, known[archive.name])
         unpack(archive, out / name)
@@ -180,8 +221,10 @@ def prepare(sets: list[str], out: Path, url: str, seed: int = 0) -> dict[str, in
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
     listed = ", ".join(f"{name} ({gb:g} GB, {hours} h)" for name, (gb, hours) in SETS.items())
-    parser.add_argument("sets", nargs="*", default=["train-clean-100", "dev-clean"], metavar="SET", help=listed)
-    parser.add_argument("--out", type=Path, default=ASSETS / "librispeech", help="where the data goes (default: data/librispeech)")
+    parser.add_argument("sets", nargs="*", default=["train-clean-100", "dev-clean"], metavar="SET",
+                        help=listed)
+    parser.add_argument("--out", type=Path, default=ASSETS / "librispeech",
+                        help="where the data goes (default: data/librispeech)")
     parser.add_argument("--url", default=URL, help="the site or a mirror of it")
     args = parser.parse_args(argv)
     unknown = [name for name in args.sets if name not in SETS]

@@ -7,13 +7,15 @@
 
 `train.py --stage 0` makes clips of its own here, with their alignment.
 
-A clip depends on the seed, the split and its number alone. Scenes of evaluation are never those of training.
+A clip depends on the seed, the split and its number alone. Scenes of evaluation are never those of
+training.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
+# so that this file runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffa2_mini.command.script import begin, progress, run_script
 
@@ -43,25 +45,31 @@ SPLITS = {  # clips of each kind, in the order of KINDS
 }
 HELD_OUT = ("evaluation", "toybench")  # splits whose scenes no training shows
 N_QUESTIONS = 5  # per training clip
-TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 3, "caption": 2}  # how often the backbone's pretraining asks a type
-WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5}  # and training on clips
+# how often the backbone's pretraining asks a type
+TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 3, "caption": 2}
+# and training on clips
+WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5}
 N_PAIRS = 960  # preference pairs, of all types alike
 N_PER_TYPE = 30  # questions of each type in the validation set
 
 
 def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:
-    """Write the clips of a split; returns each scene with the manifest fields that any stage needs."""
+    """Write the clips of a split; returns each scene with the manifest fields that any stage
+    needs."""
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     kinds = [kind for kind, n in zip(KINDS, SPLITS[split]) for _ in range(n)]
     clips = []
-    for i, kind in enumerate(progress(kinds, desc=f"synthesising {split}", unit="clip", leave=False)):
+    for i, kind in enumerate(progress(kinds, desc=f"synthesising {split}", unit="clip",
+                                      leave=False)):
         rng = np.random.default_rng([seed, list(SPLITS).index(split), i])
         scene = toy_text.random_scene(rng, kind, evaluation=split in HELD_OUT)
         samples, segments = synthesize(scene, rng)
         name = f"clips/{split}_{i:05d}.wav"
         soundfile.write(folder / name, samples, SAMPLE_RATE, subtype="PCM_16")
-        row = {"audio_id": f"{split}_{i:05d}", "audio_filepath": name, "dataset": "toy", "domain": kind,
-               "duration": len(samples) / SAMPLE_RATE, "transcription": " ".join(scene.items)}
+        row = {
+            "audio_id": f"{split}_{i:05d}", "audio_filepath": name, "dataset": "toy",
+            "domain": kind, "duration": len(samples) / SAMPLE_RATE, "transcription": " ".join(
+                scene.items)}
         if split == "stage0":
             row["segments"] = [asdict(segment) for segment in segments]
             row["traits"] = toy_text.traits(scene)
@@ -75,7 +83,8 @@ def ask_row(row: dict, question: toy_text.Question, rng: np.random.Generator) ->
                   "rejected": str(rng.choice(question.wrong)) if question.wrong else ""}
 
 
-def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dict]], seed: int) -> dict[str, list[dict]]:
+def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dict]],
+              seed: int) -> dict[str, list[dict]]:
     """Every manifest of stages 1 to 4, by name."""
     rng = np.random.default_rng([seed, 99])
     speech = [(scene, row) for scene, row in clips if scene.kind == "speech"]
@@ -90,7 +99,8 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
     for scene, row in evaluation:
         for question in toy_text.questions(scene, rng):
             by_type.setdefault((scene.kind, question.type), []).append(ask_row(row, question, rng))
-    validation = [rows[i] for rows in by_type.values() for i in rng.permutation(len(rows))[:N_PER_TYPE]]
+    validation = [
+        rows[i] for rows in by_type.values() for i in rng.permutation(len(rows))[:N_PER_TYPE]]
     return {"stage1": stage1, "sft": sft, "preference": preference, "validation": validation}
 
 
@@ -103,14 +113,16 @@ def make_world(folder: Path, seed: int = 0) -> Path:
     """Make the data of stages 1 to 4 in `folder`, unless it is there."""
     folder = Path(folder)
     if not (folder / "validation.json").exists():  # the last file written
-        clips, evaluation = make_clips(folder, "train", seed), make_clips(folder, "evaluation", seed)
+        clips, evaluation = make_clips(folder, "train", seed), make_clips(
+            folder, "evaluation", seed)
         for name, rows in manifests(clips, evaluation, seed).items():
             write_json(folder / f"{name}.json", rows)
     return folder
 
 
 def make_stage0(folder: Path, seed: int = 0) -> Path:
-    """Make the encoder's pretraining data in `folder`, unless it is there: clips with their alignment and traits."""
+    """Make the encoder's pretraining data in `folder`, unless it is there: clips with their
+    alignment and traits."""
     folder = Path(folder)
     if not (folder / "stage0.json").exists():
         write_json(folder / "stage0.json", [row for _, row in make_clips(folder, "stage0", seed)])
@@ -118,22 +130,24 @@ def make_stage0(folder: Path, seed: int = 0) -> Path:
 
 
 def text_example(rng: np.random.Generator, evaluation: bool = False) -> TextExample:
-    """A question about a clip that was never synthesised, for the backbone's pretraining. Some speakers have names, so
-    that the same backbone serves real recordings."""
+    """A question about a clip that was never synthesised, for the backbone's pretraining. Some
+    speakers have names, so that the same backbone serves real recordings."""
     kind = str(rng.choice(KINDS, p=(0.4, 0.4, 0.2)))
     if kind == "speech" and rng.random() < 0.25:
         scene = toy_text.random_named_scene(rng, evaluation)
     else:
         scene = toy_text.random_scene(rng, kind, evaluation)
     question = toy_text.random_question(scene, rng, TEXT_WEIGHTS, share_lettered=0.4)
-    return TextExample(*toy_text.describe(scene, rng), question.type, question.instruction, question.answer)
+    return TextExample(*toy_text.describe(scene, rng), question.type, question.instruction,
+                       question.answer)
 
 
 def make_tokenizer(path: Path, n_merges: int, more: str = "", seed: int = 0) -> None:
-    """Train a BPE on the toy world's texts, where every word counts alike so that each becomes one token, and then on
-    `more` text."""
+    """Train a BPE on the toy world's texts, where every word counts alike so that each becomes one
+    token, and then on `more` text."""
     rng = np.random.default_rng(seed)
-    texts = [TextConfig().train_system, "This is the audio: <audio>.", "system", "user", "assistant"]
+    texts = [
+        TextConfig().train_system, "This is the audio: <audio>.", "system", "user", "assistant"]
     for _ in range(20_000):
         example = text_example(rng)
         texts += [example.instruction, example.answer, *(f" {word}" for word in example.words())]
@@ -152,13 +166,16 @@ def listen(folder: Path, seed: int = 0) -> None:
             soundfile.write(path, synthesize(scene, rng)[0], SAMPLE_RATE, subtype="PCM_16")
             print(f"\n{path}")
             for question in toy_text.questions(scene, rng):
-                print(f"  {question.type:12} {' / '.join(question.instruction.splitlines())}  ->  {question.answer}")
+                print(
+                    f"  {question.type:12} {' / '.join(question.instruction.splitlines())}  ->  {question.answer}"
+                )
 
 
 SHIPPED = {
     "three_one_four": Scene("speech", ("three", "one", "four"), voice="low", speed="slow"),
     "siren_bell_drum": Scene("sound", ("siren", "bell", "drum")),
-    "minor_arpeggio": Scene("music", speed="slow", pattern="arpeggio", mode="minor", instrument="flute", root=2),
+    "minor_arpeggio": Scene("music", speed="slow", pattern="arpeggio", mode="minor",
+                            instrument="flute", root=2),
 }
 
 
@@ -173,11 +190,14 @@ def make_shipped(folder: Path, seed: int = 0) -> None:
 
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=ASSETS / "toy", help="where the data goes (default: data/toy)")
+    parser.add_argument("--out", type=Path, default=ASSETS / "toy",
+                        help="where the data goes (default: data/toy)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--listen", type=Path, metavar="OUT", help="write a few clips with their questions instead")
+    parser.add_argument("--listen", type=Path, metavar="OUT",
+                        help="write a few clips with their questions instead")
     parser.add_argument("--clips", action="store_true", help="make the clips in data/clips instead")
-    parser.add_argument("--tokenizer", choices=["toy", "small"], help="train data/toy.bpe or data/small.bpe instead")
+    parser.add_argument("--tokenizer", choices=["toy", "small"],
+                        help="train data/toy.bpe or data/small.bpe instead")
     args = parser.parse_args(argv)
     if args.listen:
         listen(args.listen, args.seed)

@@ -1,6 +1,8 @@
-"""What a toy clip is, in symbols: a `Scene` goes in, `Segment`s come out. And the helpers that all sounds share.
+"""What a toy clip is, in symbols: a `Scene` goes in, `Segment`s come out. And the helpers that all
+sounds share.
 
-Letters in the toy sounds: N samples, T control frames, K frequency bins, S phoneme states, H harmonics.
+Letters in the toy sounds: N samples, T control frames, K frequency bins, S phoneme states, H
+harmonics.
 """
 
 from dataclasses import dataclass
@@ -50,9 +52,13 @@ def fade(sound: np.ndarray, attack: float, release: float) -> np.ndarray:
 
 
 def harmonics(frequency, amplitudes: tuple[float, ...], t: np.ndarray) -> np.ndarray:
-    """Partials 1, 2, ... of a `frequency` in Hz, constant or (N,), with these amplitudes, at `t` seconds; (N,)."""
-    phase = 2 * np.pi * (frequency * t if np.ndim(frequency) == 0 else np.cumsum(frequency) / SAMPLE_RATE)
-    audible = [(h, a) for h, a in enumerate(amplitudes, start=1) if a and h * np.max(frequency) < 0.47 * SAMPLE_RATE]
+    """Partials 1, 2, ... of a `frequency` in Hz, constant or (N,), with these amplitudes, at `t`
+    seconds; (N,)."""
+    phase = 2 * np.pi * (frequency * t if np.ndim(frequency) == 0 else np.cumsum(frequency) /
+                         SAMPLE_RATE)
+    audible = [(h, a)
+               for h, a in enumerate(amplitudes, start=1)
+               if a and h * np.max(frequency) < 0.47 * SAMPLE_RATE]
     number, amplitude = np.array(audible, dtype=np.float32).T  # (H,), (H,)
     return amplitude @ np.sin(number[:, None] * phase.astype(np.float32))  # (H,) @ (H, N)
 
@@ -61,6 +67,7 @@ def shaped_noise(num_samples: int, gain, rng: np.random.Generator) -> np.ndarray
     """Gaussian noise whose amplitude spectrum is `gain(hertz)`, scaled to an RMS of 1; (N,)."""
     size = 1 << max(num_samples - 1, 1).bit_length()  # a power of two: fast transform
     hertz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE).astype(np.float32)
-    spectrum = rng.standard_normal((len(hertz), 2), dtype=np.float32).view(np.complex64)[:, 0] * gain(hertz)
+    spectrum = rng.standard_normal(
+        (len(hertz), 2), dtype=np.float32).view(np.complex64)[:, 0] * gain(hertz)
     noise = np.fft.irfft(spectrum)[:num_samples]
     return noise / np.sqrt(np.mean(noise**2))

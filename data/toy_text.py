@@ -1,7 +1,9 @@
-"""What can be said of a toy clip: a description, questions with short answers, lettered choices, wrong answers.
+"""What can be said of a toy clip: a description, questions with short answers, lettered choices,
+wrong answers.
 
-Everything follows from a `Scene`. A wrong answer is the right answer about a scene that differs in one respect: fluent,
-and wrong about the audio. Scenes that are `held_out` are kept for evaluation: no training clip, stage 0 included, shows one.
+Everything follows from a `Scene`. A wrong answer is the right answer about a scene that differs in
+one respect: fluent, and wrong about the audio. Scenes that are `held_out` are kept for evaluation:
+no training clip, stage 0 included, shows one.
 """
 
 import zlib
@@ -12,7 +14,8 @@ import numpy as np
 
 from data.toy_sound import DIGITS, SOUNDS, Scene
 
-NAMES = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # speakers of the Free Spoken Digit Dataset
+# speakers of the Free Spoken Digit Dataset
+NAMES = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 ORDINALS = ("first", "second", "third", "fourth")
 CHOICES = {"voice": ("high", "low"), "speed": ("fast", "slow"), "pattern": ("arpeggio", "chords"),
            "mode": ("major", "minor"), "instrument": ("flute", "organ")}
@@ -20,8 +23,8 @@ MUSIC = ("speed", "pattern", "mode", "instrument")
 MUSICS = list(product(*(CHOICES[name] for name in MUSIC)))
 
 WORDINGS = {
-    "asr": ("Please transcribe the audio to text.", "Transcribe the speech.", "Write down what is said.",
-            "What is said?", "What does the speaker say?"),
+    "asr": ("Please transcribe the audio to text.", "Transcribe the speech.",
+            "Write down what is said.", "What is said?", "What does the speaker say?"),
     "count": ("How many {items} are there?", "How many {items} do you hear?"),
     "first": ("Which {item} comes first?", "What is the first {item}?"),
     "last": ("Which {item} comes last?", "What is the last {item}?"),
@@ -42,14 +45,17 @@ TYPES = {
     "sound": ("sounds", "count", "first", "last", "after", "caption", "kind"),
     "music": ("tempo", "mode", "pattern", "instrument", "caption", "kind"),
 }
-LETTERED = ("count", "first", "last", "after", "kind")  # mostly have at least two wrong answers of one word
+# mostly have at least two wrong answers of one word
+LETTERED = ("count", "first", "last", "after", "kind")
 LETTERS = "ABCD"
-SHIPPED_ITEMS = (("three", "one", "four"), ("siren", "bell", "drum"))  # what the clips in data/clips say
+# what the clips in data/clips say
+SHIPPED_ITEMS = (("three", "one", "four"), ("siren", "bell", "drum"))
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a clip. `type` is a key of WORDINGS, with `+abcd` when its choices have letters."""
+    """A question about a clip. `type` is a key of WORDINGS, with `+abcd` when its choices have
+    letters."""
 
     type: str
     instruction: str
@@ -58,12 +64,14 @@ class Question:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether a scene belongs to evaluation: every fifth sequence of digits or sounds, and each music in two of its keys."""
+    """Whether a scene belongs to evaluation: every fifth sequence of digits or sounds, and each
+    music in two of its keys."""
     if scene.kind == "music":
         return (scene.root + MUSICS.index(tuple(getattr(scene, name) for name in MUSIC))) % 6 == 0
     if scene.items in SHIPPED_ITEMS:
         return True
-    key = " ".join(scene.items if len(scene.items) > 1 else (*scene.items, scene.voice, scene.speed))
+    key = " ".join(scene.items if len(scene.items) > 1 else (*scene.items, scene.voice,
+                                                             scene.speed))
     return zlib.crc32(key.encode()) % 5 == 0
 
 
@@ -75,7 +83,8 @@ def random_scene(rng: np.random.Generator, kind: str, evaluation: bool = False) 
             items = tuple(str(d) for d in rng.choice(DIGITS, size=rng.integers(1, 5)))
             scene = Scene(kind, items, voice=pick["voice"], speed=pick["speed"])
         elif kind == "sound":
-            items = tuple(str(s) for s in rng.choice(SOUNDS, size=rng.integers(1, 4), replace=False))
+            items = tuple(
+                str(s) for s in rng.choice(SOUNDS, size=rng.integers(1, 4), replace=False))
             scene = Scene(kind, items)
         else:
             scene = Scene(kind, root=int(rng.integers(12)), **{name: pick[name] for name in MUSIC})
@@ -84,7 +93,8 @@ def random_scene(rng: np.random.Generator, kind: str, evaluation: bool = False) 
 
 
 def random_named_scene(rng: np.random.Generator, evaluation: bool = False) -> Scene:
-    """A scene of speech whose speaker has a name, as real recordings have; its speed is not known."""
+    """A scene of speech whose speaker has a name, as real recordings have; its speed is not
+    known."""
     scene = random_scene(rng, "speech", evaluation)
     return replace(scene, voice=str(rng.choice(NAMES)), speed="")
 
@@ -95,12 +105,14 @@ def speaker(scene: Scene) -> str:
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> tuple[list[str], list[tuple[str, str]]]:
-    """What stands in the audio's place in stage 0: the traits that are heard, and each item with its ordinal. Read one
-    after the other they are a sentence: `speech fast high voice first three second one`."""
+    """What stands in the audio's place in stage 0: the traits that are heard, and each item with
+    its ordinal. Read one after the other they are a sentence: `speech fast high voice first three
+    second one`."""
     if scene.kind == "music":
         traits = [scene.speed, scene.mode, scene.pattern, scene.instrument]
     elif scene.kind == "speech":
-        traits = [word for word in (scene.speed, *speaker(scene).removeprefix("a ").split()) if word]
+        traits = [
+            word for word in (scene.speed, *speaker(scene).removeprefix("a ").split()) if word]
     else:
         traits = []
     return [scene.kind, *rng.permutation(traits).tolist()], list(zip(ORDINALS, scene.items))
@@ -109,8 +121,10 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[list[str], list[tu
 def traits(scene: Scene) -> dict[str, str]:
     """Properties of the whole clip, for the encoder's pretraining."""
     names = {"speech": ("voice", "speed"), "sound": (), "music": MUSIC}[scene.kind]
-    key = {"music key": f"{scene.root} {scene.mode}"} if scene.kind == "music" else {}  # without it, modes stay unheard
-    return {"kind": scene.kind} | {f"{scene.kind} {name}": getattr(scene, name) for name in names} | key
+    # without it, modes stay unheard
+    key = {"music key": f"{scene.root} {scene.mode}"} if scene.kind == "music" else {}
+    return {"kind": scene.kind} | {f"{scene.kind} {name}": getattr(scene, name)
+                                   for name in names} | key
 
 
 def caption(scene: Scene) -> str:
@@ -127,7 +141,8 @@ def caption(scene: Scene) -> str:
 
 
 def answer(type: str, scene: Scene, x: str = "") -> str | None:
-    """The right answer to a question of `type`; None where the question makes no sense. `x` is the sound of `after`."""
+    """The right answer to a question of `type`; None where the question makes no sense. `x` is the
+    sound of `after`."""
     if type in ("asr", "sounds"):
         return " ".join(scene.items)
     if type == "count":
@@ -147,7 +162,8 @@ def answer(type: str, scene: Scene, x: str = "") -> str | None:
 
 
 def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The scene with at most one respect changed: an item replaced, dropped or added, two swapped, or another trait."""
+    """The scene with at most one respect changed: an item replaced, dropped or added, two swapped,
+    or another trait."""
     if scene.kind == "music":
         respects = list(MUSIC)
     else:
@@ -156,8 +172,11 @@ def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
     respect, items = rng.choice(respects), list(scene.items)
     if respect in ("voice", "speed", "pattern", "mode", "instrument"):
         options = NAMES if respect == "voice" and scene.voice in NAMES else CHOICES[respect]
-        return replace(scene, **{respect: str(rng.choice([o for o in options if o != getattr(scene, respect)]))})
-    new = str(rng.choice([w for w in (DIGITS if scene.kind == "speech" else SOUNDS) if w not in items]))
+        return replace(
+            scene,
+            **{respect: str(rng.choice([o for o in options if o != getattr(scene, respect)]))})
+    new = str(
+        rng.choice([w for w in (DIGITS if scene.kind == "speech" else SOUNDS) if w not in items]))
     i = int(rng.integers(len(items)))
     if respect == "replace":
         items[i] = new
@@ -171,7 +190,8 @@ def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
     return replace(scene, items=tuple(items))
 
 
-def ask(type: str, scene: Scene, rng: np.random.Generator, wording: int | None = None) -> Question | None:
+def ask(type: str, scene: Scene, rng: np.random.Generator,
+        wording: int | None = None) -> Question | None:
     """A question of `type`, in a random wording or a given one; None where it makes no sense."""
     x = str(rng.choice(scene.items[:-1])) if type == "after" and len(scene.items) > 1 else ""
     right = answer(type, scene, x)
@@ -181,7 +201,8 @@ def ask(type: str, scene: Scene, rng: np.random.Generator, wording: int | None =
         wrong = [option for option in (TYPES if type == "kind" else "1234") if option != right]
     else:
         candidates = [answer(type, mutate(scene, rng), x) for _ in range(12)]
-        wrong = [candidate for candidate in dict.fromkeys(candidates) if candidate not in (None, right)]
+        wrong = [
+            candidate for candidate in dict.fromkeys(candidates) if candidate not in (None, right)]
     item = "digit" if scene.kind == "speech" else "sound"
     wordings = WORDINGS[type]
     chosen = wordings[rng.integers(len(wordings)) if wording is None else wording]
@@ -192,22 +213,27 @@ def which_word_fits(scene: Scene, rng: np.random.Generator) -> Question:
     """One trait of the music is right, the others are turned into their opposites."""
     traits = {name: getattr(scene, name) for name in MUSIC}
     right = str(rng.choice(list(traits)))
-    wrong = tuple(option for name in traits if name != right for option in CHOICES[name] if option != traits[name])
+    wrong = tuple(option for name in traits if name != right for option in CHOICES[name]
+                  if option != traits[name])
     return Question("fits", str(rng.choice(WORDINGS["fits"])), traits[right], wrong)
 
 
 def lettered(question: Question, rng: np.random.Generator) -> Question:
-    """The same question with three or four lettered choices in random order; the answer is `B. siren`."""
+    """The same question with three or four lettered choices in random order; the answer is `B.
+    siren`."""
     wrong = rng.permutation(question.wrong)[:int(rng.integers(2, 4))].tolist()
     options = rng.permutation([question.answer, *wrong]).tolist()
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options)]
     right = lines.pop(options.index(question.answer))
     every = "\n".join(sorted([right, *lines]))
-    return Question(question.type + "+abcd", f"{question.instruction}\n{every}", right, tuple(lines))
+    return Question(question.type + "+abcd", f"{question.instruction}\n{every}", right,
+                    tuple(lines))
 
 
-def random_question(scene: Scene, rng: np.random.Generator, weights: dict[str, float], share_lettered: float) -> Question:
-    """A question of a random type, lettered or not. `weights` say how often a type is asked; others count 1."""
+def random_question(scene: Scene, rng: np.random.Generator, weights: dict[str, float],
+                    share_lettered: float) -> Question:
+    """A question of a random type, lettered or not. `weights` say how often a type is asked; others
+    count 1."""
     with_letters = rng.random() < share_lettered
     types = [type for type in TYPES[scene.kind] if not with_letters or type in LETTERED]
     if with_letters and scene.kind == "music" and rng.random() < 0.7:
@@ -222,7 +248,8 @@ def random_question(scene: Scene, rng: np.random.Generator, weights: dict[str, f
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """One question of each type that fits the scene, and its lettered form where it has one."""
     plain = [question for type in TYPES[scene.kind] if (question := ask(type, scene, rng))]
-    choices = [question for question in plain if question.type in LETTERED and len(question.wrong) > 1]
+    choices = [
+        question for question in plain if question.type in LETTERED and len(question.wrong) > 1]
     if scene.kind == "music":
         choices.append(which_word_fits(scene, rng))
     return plain + [lettered(question, rng) for question in choices]

@@ -1,17 +1,20 @@
-"""ToyBench: a benchmark of the toy world in the file format of MMAU, made by a fixed seed. Nothing is downloaded.
+"""ToyBench: a benchmark of the toy world in the file format of MMAU, made by a fixed seed. Nothing
+is downloaded.
 
     python data/toybench.py             # data/toy/toybench.json and its 180 clips
     python -m diffa2_mini.evaluate --benchmark toy
 
-Every question is asked about clips of held-out scenes: speech, sound and music (`task`), perception and reasoning (`category`),
-with its type as `sub-category`. MMAU's `difficulty` says how it is asked here: `free`, where the choices are never shown, or
-`lettered`. To perceive is to name what is there; to reason is to count, to order, or to find the only word that fits.
+Every question is asked about clips of held-out scenes: speech, sound and music (`task`), perception
+and reasoning (`category`), with its type as `sub-category`. MMAU's `difficulty` says how it is
+asked here: `free`, where the choices are never shown, or `lettered`. To perceive is to name what is
+there; to reason is to count, to order, or to find the only word that fits.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that this file runs as a script
+# so that this file runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from diffa2_mini.command.script import begin, run_script
 
@@ -21,9 +24,9 @@ begin(__name__)  # Ctrl-C while the rest is imported
 import numpy as np
 
 from data import toy, toy_text
-from diffa2_mini.evaluate.benchmarks import FREE
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import ASSETS
+from diffa2_mini.evaluate.benchmarks import FREE
 
 SEED = 0
 REASONING = ("count", "first", "last", "after", "fits")
@@ -40,9 +43,11 @@ def entry(row: dict, question: toy_text.Question, rng: np.random.Generator) -> d
         text, answer = question.instruction, question.answer
         choices = rng.permutation([answer, *question.wrong[:N_CHOICES - 1]]).tolist()
     asked = "lettered" if lettered else FREE
-    return {"id": f"{row['audio_id']}_{type}_{asked}", "audio_id": row["audio_filepath"], "question": text, "choices": choices,
-            "answer": answer, "task": row["domain"], "category": "reasoning" if type in REASONING else "perception",
-            "sub-category": type, "difficulty": asked}
+    return {
+        "id": f"{row['audio_id']}_{type}_{asked}", "audio_id": row["audio_filepath"],
+        "question": text, "choices": choices, "answer": answer, "task": row["domain"],
+        "category": "reasoning" if type in REASONING else "perception", "sub-category": type,
+        "difficulty": asked}
 
 
 def make(folder: Path, seed: int = SEED) -> Path:
@@ -51,14 +56,18 @@ def make(folder: Path, seed: int = SEED) -> Path:
     if not file.exists():  # the last file written
         rng = np.random.default_rng([seed, 98])
         clips = toy.make_clips(file.parent, "toybench", seed)
-        asked = [(row, question) for scene, row in clips for question in toy_text.questions(scene, rng) if question.wrong]
+        asked = [(row, question)
+                 for scene, row in clips
+                 for question in toy_text.questions(scene, rng)
+                 if question.wrong]
         toy.write_json(file, [entry(row, question, rng) for row, question in asked])
     return file
 
 
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=ASSETS / "toy", help="where it goes (default: data/toy)")
+    parser.add_argument("--out", type=Path, default=ASSETS / "toy",
+                        help="where it goes (default: data/toy)")
     print(f"ToyBench is {make(parser.parse_args(argv).out)}")
 
 

@@ -1,1 +1,2 @@
-"""diffa2_mini: DIFFA-2 (arXiv 2601.23161), a diffusion language model that listens, rebuilt small in plain PyTorch."""
+"""diffa2_mini: DIFFA-2 (arXiv 2601.23161), a diffusion language model that listens, rebuilt small
+in plain PyTorch."""

@@ -1,8 +1,9 @@
-"""The two adapters between encoder and backbone (arXiv 2601.23161, section 3.2), and all that stage 1 and 2 train.
+"""The two adapters between encoder and backbone (arXiv 2601.23161, section 3.2), and all that stage
+1 and 2 train.
 
-The semantic adapter keeps the order of time and says *what was said*: convolutions from 50 to 12.5 embeddings a second.
-The acoustic adapter says *how it sounded*: a Q-Former whose learned queries read several depths of the encoder, and
-which always gives the same number of embeddings.
+The semantic adapter keeps the order of time and says *what was said*: convolutions from 50 to 12.5
+embeddings a second. The acoustic adapter says *how it sounded*: a Q-Former whose learned queries
+read several depths of the encoder, and which always gives the same number of embeddings.
 """
 
 import torch
@@ -13,19 +14,22 @@ from .config import AdapterConfig, WhisperConfig
 
 
 class SemanticAdapter(nn.Module):
-    """Final hidden state [B, T, E] -> embeddings [B, T // 4, D], of which example b keeps n_frames[b] // 4.
+    """Final hidden state [B, T, E] -> embeddings [B, T // 4, D], of which example b keeps
+    n_frames[b] // 4.
 
-    Embedding j reads the frames 4j - 2 to 4j + 2, so those kept never see the padding behind a clip: a batch gives
-    exactly what its clips give alone.
+    Embedding j reads the frames 4j - 2 to 4j + 2, so those kept never see the padding behind a
+    clip: a batch gives exactly what its clips give alone.
     """
 
     def __init__(self, config: AdapterConfig, width: int, out_width: int):
         super().__init__()
         self.stride = config.semantic_stride
         wide = width * self.stride
-        self.conv = nn.Sequential(nn.Conv1d(width, width, kernel_size=3, padding=1), nn.GELU(),
-                                  nn.Conv1d(width, wide, kernel_size=3, stride=self.stride, padding=1))
-        self.linear_connector = nn.Sequential(nn.Linear(wide, width), nn.ReLU(), nn.Linear(width, out_width), nn.ReLU())
+        self.conv = nn.Sequential(
+            nn.Conv1d(width, width, kernel_size=3, padding=1), nn.GELU(),
+            nn.Conv1d(width, wide, kernel_size=3, stride=self.stride, padding=1))
+        self.linear_connector = nn.Sequential(nn.Linear(wide, width), nn.ReLU(),
+                                              nn.Linear(width, out_width), nn.ReLU())
         self.layernorm = nn.LayerNorm(out_width)
 
     def forward(self, final: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +69,8 @@ class CrossAttention(nn.Module):
 
 
 class QFormerLayer(nn.Module):
-    """The queries [B, Q, E] look at each other, then at the frames [B, T, E], then pass a feed-forward."""
+    """The queries [B, Q, E] look at each other, then at the frames [B, T, E], then pass a
+    feed-forward."""
 
     def __init__(self, config: AdapterConfig, width: int, n_heads: int):
         super().__init__()
@@ -84,9 +89,10 @@ class QFormerLayer(nn.Module):
 class AcousticAdapter(nn.Module):
     """Hidden states of N taps [B, N, T, E] -> Q embeddings [B, Q, D].
 
-    Each tap has its own queries; one decoder serves all taps, and sees all T frames, those of padding too. The outputs
-    are averaged over taps with weights learned per query. The queries themselves are not dropped:
-    the released code gives them to BERT's encoder directly, past the dropout of its embeddings.
+    Each tap has its own queries; one decoder serves all taps, and sees all T frames, those of
+    padding too. The outputs are averaged over taps with weights learned per query. The queries
+    themselves are not dropped: the released code gives them to BERT's encoder directly, past the
+    dropout of its embeddings.
     """
 
     def __init__(self, config: AdapterConfig, whisper: WhisperConfig, out_width: int):

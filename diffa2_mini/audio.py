@@ -1,18 +1,20 @@
 """From a sound file to what Whisper hears: loading, resampling, and the log-mel spectrogram.
 
-The front end is Whisper's (arXiv 2212.04356, section 2.2), which DIFFA-2 keeps unchanged (arXiv 2601.23161, section
-3.2): a window of 25 ms every 10 ms, the power in each of 128 mel bands, its logarithm, squeezed to about -1 ... 1.
+The front end is Whisper's (arXiv 2212.04356, section 2.2), which DIFFA-2 keeps unchanged (arXiv
+2601.23161, section 3.2): a window of 25 ms every 10 ms, the power in each of 128 mel bands, its
+logarithm, squeezed to about -1 ... 1.
 
-What differs: nothing in the numbers of `log_mel`. Whisper ships its filterbank as a file, and lets ffmpeg decode and
-resample; here the filterbank is computed, libsndfile decodes, and the resampler is ours.
+What differs: nothing in the numbers of `log_mel`. Whisper ships its filterbank as a file, and lets
+ffmpeg decode and resample; here the filterbank is computed, libsndfile decodes, and the resampler
+is ours.
 """
 
 import io
 import math
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import soundfile
@@ -40,39 +42,53 @@ TOO_SHORT = re.compile(  # bytes of a chunk in libsndfile's log: "data : 128000 
 FRAMES = re.compile(r"\bframes +: (\d+)", re.IGNORECASE)  # some headers tell samples beside bytes
 ENDLESS = re.compile("lacks an end-of-stream bit|Junk after the last page|reports a hole|truncated")
 
-# The resampler's low-pass filter. Frequencies are relative to the lower of the two Nyquist frequencies.
+# The resampler's low-pass filter. Frequencies are relative to the lower of the two Nyquist
+# frequencies.
 CUTOFF = 0.95  # the middle of the transition, which runs from 0.9 (flat) to 1 (silenced)
 KAISER_BETA = 7.86  # -80 dB in the stop band: 0.1102 (80 - 8.7), Kaiser's formula
-HALF_WIDTH = 51  # samples at the lower rate, each side: (80 - 8) / (2.285 pi 0.1) / 2, Kaiser's formula too
+# samples at the lower rate, each side: (80 - 8) / (2.285 pi 0.1) / 2, Kaiser's formula too
+HALF_WIDTH = 51
 PHASES = 640  # filters computed at most: what 11,025 Hz needs, and no usual rate needs more
 
 
-# ---------------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def _open(path: str | Path) -> soundfile.SoundFile:
-    """Open a sound file and check its header. Raises UserError, one line that starts with the path."""
+    """Open a sound file and check its header. Raises UserError, one line that starts with the
+    path."""
     path = Path(path)
     try:
-        require(path.exists(), f"{path}: expected an audio file, got nothing: there is no such file; check the path")
-        require(not path.is_dir(), f"{path}: expected an audio file, got a folder; name a file inside it")
-        require(path.is_file(), f"{path}: expected an audio file, got a device or a pipe; save it to a file first")
+        require(
+            path.exists(),
+            f"{path}: expected an audio file, got nothing: there is no such file; check the path")
+        require(not path.is_dir(),
+                f"{path}: expected an audio file, got a folder; name a file inside it")
+        require(path.is_file(),
+                f"{path}: expected an audio file, got a device or a pipe; save it to a file first")
         with open(path, "rb") as file:
             is_empty = not file.read(1)
     except OSError as error:
-        raise UserError(f"{path}: expected a readable file, got '{error.strerror}'; check its permissions") from error
+        raise UserError(
+            f"{path}: expected a readable file, got '{error.strerror}'; check its permissions"
+        ) from error
     require(not is_empty, f"{path}: expected an audio file, got 0 bytes; copy or download it again")
     require_contents(path, "an audio file")
     sound = _decoder(path, str(path))
     if sound.format == "WAV" and sound.frames == 0:
         sound = _decoder(path, _Unclosed(path))
-    require(MIN_RATE <= sound.samplerate <= MAX_RATE,
-            f"{path}: expected a sample rate of {MIN_RATE} to {MAX_RATE} Hz, got {sound.samplerate}; export it again")
-    require(sound.channels <= MAX_CHANNELS,
-            f"{path}: expected at most {MAX_CHANNELS} channels, got {sound.channels}; mix them down first")
-    require(sound.frames > 0,
-            f"{path}: expected sound, got a header and no samples that it tells of; record or copy it "
-            "again, or, if the file is not small, try 'ffmpeg -i INPUT OUTPUT.wav'")
+    require(
+        MIN_RATE <= sound.samplerate <= MAX_RATE,
+        f"{path}: expected a sample rate of {MIN_RATE} to {MAX_RATE} Hz, got {sound.samplerate}; export it again"
+    )
+    require(
+        sound.channels <= MAX_CHANNELS,
+        f"{path}: expected at most {MAX_CHANNELS} channels, got {sound.channels}; mix them down first"
+    )
+    require(
+        sound.frames > 0,
+        f"{path}: expected sound, got a header and no samples that it tells of; record or copy it "
+        "again, or, if the file is not small, try 'ffmpeg -i INPUT OUTPUT.wav'")
     return sound
 
 
@@ -151,7 +167,8 @@ def load_audio(path: str | Path, sample_rate: int = 16_000, max_seconds: float |
         require(note is not None, f"{line}; copy it again")
         note(line)
     peak = np.abs(mono).max()  # NaN if any sample is
-    require(peak < MAX_PEAK, f"{path}: expected samples of about -1 to 1, got {peak}; export the file again")
+    require(peak < MAX_PEAK,
+            f"{path}: expected samples of about -1 to 1, got {peak}; export the file again")
     n_samples = None if max_seconds is None else round(max_seconds * sample_rate)
     return resample(mono, rate, sample_rate)[:n_samples]
 
@@ -209,7 +226,7 @@ def _tells_length(path: str | Path) -> bool:
         return re.search(b"Xing|Info|VBRI", start + file.read(4096)) is not None
 
 
-# ----------------------------------------------------------------------------------------------------- resampling
+# --------------------------------------------------------------------------------------- resampling
 
 
 def _half_width(rate_in: int, rate_out: int) -> int:
@@ -220,10 +237,11 @@ def _half_width(rate_in: int, rate_out: int) -> int:
 def resample(x: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
     """Change the sample rate of x [samples]. Returns float32 [ceil(samples * rate_out / rate_in)].
 
-    Each output sample is a weighted sum of the inputs around it, the weights being a low-pass filter: a sinc, faded out
-    by a Kaiser window. Output n lies at input position n * down / up. The fraction of it, the *phase*, decides the
-    weights; there are only `up` phases, and the outputs of one phase lie `down` inputs apart. So we take a phase at a
-    time: the weights once, then all its outputs as one matrix-vector product.
+    Each output sample is a weighted sum of the inputs around it, the weights being a low-pass
+    filter: a sinc, faded out by a Kaiser window. Output n lies at input position n * down / up. The
+    fraction of it, the *phase*, decides the weights; there are only `up` phases, and the outputs of
+    one phase lie `down` inputs apart. So we take a phase at a time: the weights once, then all its
+    outputs as one matrix-vector product.
     """
     x = np.asarray(x, dtype=np.float32)
     if rate_in == rate_out:
@@ -232,14 +250,16 @@ def resample(x: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
     up, down = rate_out // common, rate_in // common
     half = _half_width(rate_in, rate_out)
     padded = np.pad(x, half)  # input i is padded[i + half]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half)  # a view; row i: inputs i-half ... i+half-1
+    # a view; row i: inputs i-half ... i+half-1
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half)
     y = np.empty(math.ceil(len(x) * up / down), dtype=np.float32)
     if min(up, len(y)) > PHASES:
         return _between_phases(y, windows, rate_in, rate_out)
     for phase in range(min(up, len(y))):
         whole, fraction = divmod(phase * down, up)  # position of output `phase`, in input samples
         weights = _low_pass(np.arange(1 - half, half + 1) - fraction / up, rate_in, rate_out)
-        rows = windows[whole + 1 :: down]  # + 1: the window around position `whole` begins at input whole + 1 - half
+        # + 1: the window around position `whole` begins at input whole + 1 - half
+        rows = windows[whole + 1 :: down]
         y[phase::up] = rows[: len(y[phase::up])] @ weights
     return y
 
@@ -273,7 +293,8 @@ def _between_phases(y: np.ndarray, windows: np.ndarray, rate_in: int, rate_out: 
 
 
 def _low_pass(t: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
-    """Weights of the inputs at distances t (in input samples) from the output sample; they sum to 1. float32, as t."""
+    """Weights of the inputs at distances t (in input samples) from the output sample; they sum to
+    1. float32, as t."""
     lower = min(1, rate_out / rate_in)  # the lower rate, in units of the input rate
     sinc = np.sinc(CUTOFF * lower * t)
     inside = np.clip(1 - (lower * t / HALF_WIDTH) ** 2, 0, None)
@@ -281,11 +302,12 @@ def _low_pass(t: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
     return (weights / weights.sum()).astype(np.float32)
 
 
-# -------------------------------------------------------------------------------------------------------- log-mel
+# ------------------------------------------------------------------------------------------ log-mel
 
 
 def _mel_to_hz(mel: torch.Tensor) -> torch.Tensor:
-    """Slaney's mel scale: linear up to 1000 Hz, which is mel 15, and 27 mels for each factor of 6.4 above."""
+    """Slaney's mel scale: linear up to 1000 Hz, which is mel 15, and 27 mels for each factor of 6.4
+    above."""
     return torch.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
 
 
@@ -295,14 +317,17 @@ def _hz_to_mel(hz: float) -> float:
 
 @lru_cache
 def mel_filterbank(config: AudioConfig) -> torch.Tensor:
-    """Triangles that sum the power spectrum into mel bands: float32 [n_mels, n_fft // 2 + 1], 0 Hz to Nyquist.
+    """Triangles that sum the power spectrum into mel bands: float32 [n_mels, n_fft // 2 + 1], 0 Hz
+    to Nyquist.
 
-    Each rises from the centre of the band below to its own and falls to the centre of the band above. Slaney divides
-    by half of its base, so that each has an area of 1 over frequency in Hz. Cached and shared: do not write to it.
+    Each rises from the centre of the band below to its own and falls to the centre of the band
+    above. Slaney divides by half of its base, so that each has an area of 1 over frequency in Hz.
+    Cached and shared: do not write to it.
     """
     nyquist = config.sample_rate / 2
     bins = torch.linspace(0, nyquist, config.n_fft // 2 + 1, dtype=torch.float64)  # Hz
-    edges = _mel_to_hz(torch.linspace(0, _hz_to_mel(nyquist), config.n_mels + 2, dtype=torch.float64))
+    edges = _mel_to_hz(
+        torch.linspace(0, _hz_to_mel(nyquist), config.n_mels + 2, dtype=torch.float64))
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]  # [n_mels, 1] each
     rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
     triangles = torch.minimum(rising, falling).clamp(min=0)
@@ -310,7 +335,8 @@ def mel_filterbank(config: AudioConfig) -> torch.Tensor:
 
 
 def pad_or_cut(x: np.ndarray | torch.Tensor, config: AudioConfig) -> torch.Tensor:
-    """A clip [samples] of any length as float32 [config.max_samples]: silence appended, or the end cut off."""
+    """A clip [samples] of any length as float32 [config.max_samples]: silence appended, or the end
+    cut off."""
     x = torch.as_tensor(x, dtype=torch.float32)
     assert x.ndim == 1, f"expected one clip [samples], got the shape {tuple(x.shape)}"
     x = x[: config.max_samples]
@@ -318,13 +344,16 @@ def pad_or_cut(x: np.ndarray | torch.Tensor, config: AudioConfig) -> torch.Tenso
 
 
 def log_mel(x: np.ndarray | torch.Tensor, config: AudioConfig) -> torch.Tensor:
-    """Whisper's log-mel spectrogram of one clip [samples] at config.sample_rate: float32 [n_mels, max_frames].
+    """Whisper's log-mel spectrogram of one clip [samples] at config.sample_rate: float32 [n_mels,
+    max_frames].
 
-    The clip is padded or cut to config.max_seconds first. Frame i is centred on sample i * hop_length.
+    The clip is padded or cut to config.max_seconds first. Frame i is centred on sample i *
+    hop_length.
     """
     x = pad_or_cut(x, config)
     window = torch.hann_window(config.n_fft, device=x.device)  # periodic
-    spectrum = torch.stft(x, config.n_fft, config.hop_length, window=window, center=True, pad_mode="reflect",
+    spectrum = torch.stft(x, config.n_fft, config.hop_length, window=window, center=True,
+                          pad_mode="reflect",
                           return_complex=True)  # [n_fft // 2 + 1, max_frames + 1]
     power = spectrum[:, :-1].abs() ** 2  # Whisper drops the last frame, which is centred on the end
     mel = mel_filterbank(config).to(x.device) @ power  # [n_mels, max_frames]
@@ -334,9 +363,11 @@ def log_mel(x: np.ndarray | torch.Tensor, config: AudioConfig) -> torch.Tensor:
 
 
 def encoder_frames(n_samples: int, config: AudioConfig) -> int:
-    """How many of Whisper's encoder frames (50 a second) hold sound, of a clip of n_samples; the rest is padding.
+    """How many of Whisper's encoder frames (50 a second) hold sound, of a clip of n_samples; the
+    rest is padding.
 
-    The encoder's second convolution has stride 2: F mel frames become (F - 1) // 2 + 1, and none become none.
+    The encoder's second convolution has stride 2: F mel frames become (F - 1) // 2 + 1, and none
+    become none.
     """
     mel_frames = min(config.max_frames, math.ceil(n_samples / config.hop_length))
     return (mel_frames - 1) // 2 + 1

@@ -1,7 +1,7 @@
 """Every number of DIFFA-2 in one place: frozen dataclasses, and the table of sizes.
 
-Sources are sections of the paper (arXiv 2601.23161) unless another is named. `toy` has the architecture of `full`
-with smaller numbers, and nothing else.
+Sources are sections of the paper (arXiv 2601.23161) unless another is named. `toy` has the
+architecture of `full` with smaller numbers, and nothing else.
 
 Letters used in shape comments everywhere:
     B batch   M mel frames   T encoder frames   E encoder width   N taps of the encoder   Q acoustic queries
@@ -27,7 +27,8 @@ class AudioConfig(Ranged):
     n_fft: int = 400  # samples: a window of 25 ms
     hop_length: int = 160  # samples: 10 ms, so 100 mel frames a second
     n_mels: int = 128
-    max_seconds: int = 30  # what the model hears; shorter clips are padded with silence, longer ones cut
+    # what the model hears; shorter clips are padded with silence, longer ones cut
+    max_seconds: int = 30
 
     @property
     def max_samples(self) -> int:
@@ -40,8 +41,9 @@ class AudioConfig(Ranged):
 
 @dataclass(frozen=True)
 class WhisperConfig(Ranged):
-    """The encoder of Whisper-large-v3. `taps` number the hidden states as Hugging Face does: 0 is the input of the first
-    block, i the output of block i, and the last one is taken after the final LayerNorm."""
+    """The encoder of Whisper-large-v3. `taps` number the hidden states as Hugging Face does: 0 is
+    the input of the first block, i the output of block i, and the last one is taken after the final
+    LayerNorm."""
 
     n_mels: int = 128
     n_positions: int = 1500  # encoder frames, 50 a second
@@ -57,7 +59,8 @@ class AdapterConfig(Ranged):
 
     n_queries: int = 64  # acoustic embeddings per clip
     qformer_layers: int = 2
-    qformer_hidden: int = 3072  # inner width of the Q-Former's feed-forward, whatever the encoder's width
+    # inner width of the Q-Former's feed-forward, whatever the encoder's width
+    qformer_hidden: int = 3072
     semantic_stride: int = 4  # encoder frames per semantic embedding: 50 Hz -> 12.5 Hz
     n_prompts: int = 20
 
@@ -100,8 +103,9 @@ class TextConfig(Ranged):
 
 @dataclass(frozen=True)
 class DecodeConfig(Ranged):
-    """The reverse process. A `factor` commits many tokens in confident steps (factor-based parallel decoding, arXiv
-    2505.22618), and so does a `threshold`; with both of them None the schedule is fixed, of `steps`."""
+    """The reverse process. A `factor` commits many tokens in confident steps (factor-based parallel
+    decoding, arXiv 2505.22618), and so does a `threshold`; with both of them None the schedule is
+    fixed, of `steps`."""
 
     gen_length: int = 128  # response tokens
     block_length: int = 32  # tokens per block, filled in from left to right
@@ -133,26 +137,32 @@ class DecodeConfig(Ranged):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.gen_length % self.block_length == 0,
-                f"--gen-length must be a multiple of --block-length, got {self.gen_length} and {self.block_length}")
+        require(
+            self.gen_length % self.block_length == 0,
+            f"--gen-length must be a multiple of --block-length, got {self.gen_length} and {self.block_length}"
+        )
         n_blocks = self.gen_length // self.block_length
         require(self.steps >= n_blocks and self.steps % n_blocks == 0,
                 f"--steps must be a multiple of the {n_blocks} blocks, got {self.steps}")
         require(self.threshold != 1, "--threshold must be below 1, got 1")
-        require(self.factor is None or self.threshold is None, "--factor and --threshold exclude each other; choose one")
+        require(self.factor is None or self.threshold is None,
+                "--factor and --threshold exclude each other; choose one")
         require(self.remasking in ("confidence", "random"),
                 f"--remasking must be confidence or random, got {self.remasking!r}")
         require(self.remasking == "confidence" or self.is_scheduled,
                 "--remasking random needs a fixed schedule; leave --factor and --threshold out")
-        require(self.cache in ("none", "prefix", "dual"), f"--cache must be none, prefix or dual, got {self.cache!r}")
-        require(self.cache != "none" or not (self.refresh or self.capture),
-                f"--{'refresh' if self.refresh else 'capture'} needs --cache prefix or dual: without a "
-                "cache everything is read in every step")
+        require(self.cache in ("none", "prefix", "dual"),
+                f"--cache must be none, prefix or dual, got {self.cache!r}")
+        require(
+            self.cache != "none" or not (self.refresh or self.capture),
+            f"--{'refresh' if self.refresh else 'capture'} needs --cache prefix or dual: without a "
+            "cache everything is read in every step")
 
 
 @dataclass(frozen=True)
 class StageConfig(Ranged):
-    """One row of the curriculum (section 3.3). `trains` names parts of the model; all else is frozen."""
+    """One row of the curriculum (section 3.3). `trains` names parts of the model; all else is
+    frozen."""
 
     title: str
     number: int  # decides, with the seed, the order of the examples and the noise
@@ -162,7 +172,7 @@ class StageConfig(Ranged):
     lr: float
     schedule: str  # "linear" or "cosine", to zero, after the warm-up
     batch_size: int  # examples per step, over all processes and accumulated gradients
-    at_once: int | None = None  # of these; None: all. Gradients are accumulated over the pieces
+    micro_batch: int | None = None  # of these; None: all. Gradients are accumulated over the pieces
     steps: int | None = None  # None: `epochs` decides
     epochs: int = 10
     preference: bool = False  # VRPO instead of the masked diffusion loss
@@ -189,7 +199,8 @@ class PretrainConfig(Ranged):
     encoder_steps: int = 3000
     encoder_batch: int = 32
     encoder_lr: float = 2e-3
-    mask_frames: int = 15  # SpecAugment (arXiv 1904.08779): two stretches of up to so many mel frames are blanked
+    # SpecAugment (arXiv 1904.08779): two stretches of up to so many mel frames are blanked
+    mask_frames: int = 15
     mask_mels: int = 8  # and two bands of up to so many mel bins
     recall_steps: int = 2500  # at most, of the exercise that comes before the texts
     recall_loss: float = 0.05  # in nats; it ends here
@@ -197,14 +208,18 @@ class PretrainConfig(Ranged):
     backbone_steps: int = 4000
     backbone_batch: int = 32
     backbone_lr: float = 1e-3
-    silence_steps: int = 1000  # more, in which frames of silence stand between the others, as between words
+    # more, in which frames of silence stand between the others, as between words
+    silence_steps: int = 1000
     silence_lr: float = 3e-4
     silences: int = 3  # in a row, at most
     warmup: int = 100
-    shortest_time: float = 0.3  # t is uniform from here to 1, and its cross-entropy is not divided by t
+    # t is uniform from here to 1, and its cross-entropy is not divided by t
+    shortest_time: float = 0.3
     eos_weight: float = 0.1  # of the EOS after the first, which are easy and many
-    letter_weight: float = 4.0  # of the letter of a lettered answer: hard to learn, and one token among many
-    noise: float = 0.3  # standard deviation of the noise on the description's embeddings, whose own is 1
+    # of the letter of a lettered answer: hard to learn, and one token among many
+    letter_weight: float = 4.0
+    # standard deviation of the noise on the description's embeddings, whose own is 1
+    noise: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -222,7 +237,8 @@ class Config:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether stage 0 makes the frozen parts; else they are downloaded, and have billions of weights."""
+        """Whether stage 0 makes the frozen parts; else they are downloaded, and have billions of
+        weights."""
         return self.text.tokenizer.endswith(".bpe")
 
 
@@ -232,33 +248,45 @@ def to_dict(config) -> dict:
 
 
 def from_dict(values: dict) -> Config:
-    """The inverse of `to_dict`, after JSON has turned tuples into lists. Raises UserError unless every field is there."""
+    """The inverse of `to_dict`, after JSON has turned tuples into lists. Raises UserError unless
+    every field is there."""
     def build(cls, values):
         names = {f.name for f in dataclasses.fields(cls)}
-        require(isinstance(values, dict) and set(values) == names, f"this is not the {cls.__name__} of this version")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        require(isinstance(values, dict) and set(values) == names,
+                f"this is not the {cls.__name__} of this version")
+        return cls(**{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()})
 
     require(isinstance(values, dict), "this is not a config of this version")
     types = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name != "size"}
-    parts = {name: build(types[name], part) if name in types else part for name, part in values.items()}
+    parts = {
+        name: build(types[name], part) if name in types else part
+        for name, part in values.items()}
     return build(Config, parts)
 
 
 def scaled(stages: dict[int, StageConfig], **changes: dict[int, dict]) -> dict[int, StageConfig]:
     """The curriculum with some numbers of some stages changed."""
-    return {n: dataclasses.replace(stage, **changes.get(f"stage{n}", {})) for n, stage in stages.items()}
+    return {
+        n: dataclasses.replace(stage, **changes.get(f"stage{n}", {}))
+        for n, stage in stages.items()}
 
 
-LISTEN, FEEL = ("prompts", "semantic"), ("acoustic", "semantic")
+PROMPTS_AND_SEMANTIC, ACOUSTIC_AND_SEMANTIC = ("prompts", "semantic"), ("acoustic", "semantic")
 FULL_STAGES = {
-    1: StageConfig("semantic alignment", 1, trains=LISTEN, data="stage1", audio=LISTEN, lr=1e-4, schedule="linear",
-                   batch_size=1280, at_once=8, epochs=20),
-    2: StageConfig("joint alignment", 2, trains=FEEL, data="sft", audio=FEEL, lr=5e-5, schedule="cosine", batch_size=192,
-                   at_once=8, adapter_dropout=0.1),
-    3: StageConfig("backbone fine-tuning", 3, trains=(*FEEL, "lora"), data="sft", audio=FEEL, lr=5e-5, schedule="cosine",
-                   batch_size=192, at_once=4, lora_dropout=0.05, adapter_dropout=0.1),
-    4: StageConfig("preference optimisation", 4, trains=(*FEEL, "lora"), data="preference", audio=FEEL, lr=5e-5,
-                   schedule="cosine", batch_size=16, at_once=1, preference=True),
+    1: StageConfig("semantic alignment", 1, trains=PROMPTS_AND_SEMANTIC, data="stage1",
+                   audio=PROMPTS_AND_SEMANTIC, lr=1e-4, schedule="linear", batch_size=1280,
+                   micro_batch=8, epochs=20),
+    2: StageConfig("joint alignment", 2, trains=ACOUSTIC_AND_SEMANTIC, data="sft",
+                   audio=ACOUSTIC_AND_SEMANTIC, lr=5e-5, schedule="cosine", batch_size=192,
+                   micro_batch=8, adapter_dropout=0.1),
+    3: StageConfig("backbone fine-tuning", 3, trains=(*ACOUSTIC_AND_SEMANTIC, "lora"), data="sft",
+                   audio=ACOUSTIC_AND_SEMANTIC, lr=5e-5, schedule="cosine", batch_size=192,
+                   micro_batch=4, lora_dropout=0.05, adapter_dropout=0.1),
+    4: StageConfig("preference optimisation", 4, trains=(*ACOUSTIC_AND_SEMANTIC, "lora"),
+                   data="preference", audio=ACOUSTIC_AND_SEMANTIC, lr=5e-5, schedule="cosine",
+                   batch_size=16, micro_batch=1, preference=True),
 }
 SMALL_STAGES = scaled(  # for one small GPU; not measured
     FULL_STAGES,
@@ -269,10 +297,12 @@ SMALL_STAGES = scaled(  # for one small GPU; not measured
 )
 TOY_STAGES = scaled(
     FULL_STAGES,
-    stage1=dict(lr=3e-3, batch_size=32, at_once=None, steps=200, warmup=30),
-    stage2=dict(lr=2e-3, batch_size=16, at_once=None, steps=800, warmup=30, adapter_dropout=0.0),
-    stage3=dict(lr=1e-3, batch_size=16, at_once=None, steps=560, warmup=30, adapter_dropout=0.0),
-    stage4=dict(lr=2e-4, batch_size=16, at_once=None, steps=60, warmup=5, vrpo_samples=2),
+    stage1=dict(lr=3e-3, batch_size=32, micro_batch=None, steps=200, warmup=30),
+    stage2=dict(lr=2e-3, batch_size=16, micro_batch=None, steps=800, warmup=30,
+                adapter_dropout=0.0),
+    stage3=dict(lr=1e-3, batch_size=16, micro_batch=None, steps=560, warmup=30,
+                adapter_dropout=0.0),
+    stage4=dict(lr=2e-4, batch_size=16, micro_batch=None, steps=60, warmup=5, vrpo_samples=2),
 )
 DIFFA1_STAGES = {n: FULL_STAGES[n] for n in (1, 2)}  # the first DIFFA has no LoRA
 SIZES = {
@@ -280,9 +310,11 @@ SIZES = {
         Config(
             size="toy",
             audio=AudioConfig(max_seconds=4),
-            whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4, taps=(1, 2, 3, 4)),
+            whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4,
+                                  taps=(1, 2, 3, 4)),
             adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
-            llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=10_000.0),
+            llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384,
+                              rope_theta=10_000.0),
             text=TextConfig(tokenizer="toy.bpe", response_multiple=16),
             decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5),
         ),
@@ -294,7 +326,8 @@ SIZES = {
             audio=AudioConfig(n_mels=80),
             whisper=WhisperConfig(n_mels=80, width=384, n_layers=4, n_heads=6, taps=(1, 2, 3, 4)),
             adapter=AdapterConfig(n_queries=32, qformer_hidden=1024),
-            llada=LladaConfig(vocab_size=4096, width=512, n_layers=10, n_heads=8, hidden=1536, rope_theta=10_000.0),
+            llada=LladaConfig(vocab_size=4096, width=512, n_layers=10, n_heads=8, hidden=1536,
+                              rope_theta=10_000.0),
             text=TextConfig(tokenizer="small.bpe"),
             decode=DecodeConfig(gen_length=64, steps=64),
         ),
@@ -304,7 +337,8 @@ SIZES = {
         Config(
             size="diffa1",
             audio=AudioConfig(n_mels=80),
-            whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12, taps=(2, 5, 8, 11)),
+            whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12,
+                                  taps=(2, 5, 8, 11)),
         ),
         DIFFA1_STAGES,
     ),

@@ -1,18 +1,19 @@
 """Manifests to batches: which clips with which questions, loaded, encoded and put side by side.
 
-A manifest is a JSON list (or JSON lines) of objects with the fields of the authors' and of DeSTA2's: `audio_filepath`,
-`transcription`, `input` (the instruction), `target` (the answer), and for stage 4 `chosen` (or `target`) and
-`rejected`. Paths are relative to the manifest. Every clip is looked at before training starts, so that a broken one
-stops a run in its first minute and not in its last hour.
+A manifest is a JSON list (or JSON lines) of objects with the fields of the authors' and of
+DeSTA2's: `audio_filepath`, `transcription`, `input` (the instruction), `target` (the answer), and
+for stage 4 `chosen` (or `target`) and `rejected`. Paths are relative to the manifest. Every clip is
+looked at before training starts, so that a broken one stops a run in its first minute and not in
+its last hour.
 """
 
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .audio import duration, encoder_frames, load_audio, log_mel
 from .config import AdapterConfig, AudioConfig, Config, StageConfig, TextConfig
-from .errors import UserError, require, require_contents
 from .diffusion import draw_noise, forward_process
+from .errors import UserError, require, require_contents
 from .model import Audio
 from .noise import stream
 from .tokenizer import Prompt, Tokenizer
@@ -47,28 +48,36 @@ class Example:
 
 def read_manifest(path: Path) -> list[dict]:
     """The entries of a manifest. Raises UserError that names the line where it is broken."""
-    require(Path(path).is_file(), f"{path}: expected a manifest (JSON list or JSON lines), found no such file")
+    require(Path(path).is_file(),
+            f"{path}: expected a manifest (JSON list or JSON lines), found no such file")
     require_contents(path, "a manifest")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # with or without the mark that Windows puts first
+        # with or without the mark that Windows puts first
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{path}: expected a manifest of text in UTF-8, got other bytes; save it as JSON") from None
+        raise UserError(
+            f"{path}: expected a manifest of text in UTF-8, got other bytes; save it as JSON"
+        ) from None
     is_list = text.lstrip().startswith("[")
     pieces = [text] if is_list else text.split("\n")
     rows = []
     for line, piece in enumerate(pieces, start=1):
         try:
             rows += [json.loads(piece)] if piece.strip() else []
-        except (ValueError, RecursionError) as error:  # ValueError: no JSON, or a number of thousands of digits
+        # ValueError: no JSON, or a number of thousands of digits
+        except (ValueError, RecursionError) as error:
             line += getattr(error, "lineno", 1) - 1
-            raise UserError(f"{path}: line {line} is not JSON ({getattr(error, 'msg', error)}); mend it") from None
+            raise UserError(
+                f"{path}: line {line} is not JSON ({getattr(error, 'msg', error)}); mend it"
+            ) from None
     rows = rows[0] if is_list else rows
     require(len(rows) > 0, f"{path}: expected entries, got an empty manifest")
     return rows
 
 
 def read_example(row: dict, folder: Path, stage: StageConfig, instruction: str) -> Example:
-    """An entry as an example of `stage`; missing instructions are replaced by `instruction`. Raises UserError."""
+    """An entry as an example of `stage`; missing instructions are replaced by `instruction`. Raises
+    UserError."""
     require(isinstance(row, dict), f"expected an object, got {type(row).__name__}")
 
     def text(*names, default=None):
@@ -76,7 +85,8 @@ def read_example(row: dict, folder: Path, stage: StageConfig, instruction: str) 
         value = default if row.get(name) is None else row[name]
         require(value is not None, f"the field {' or '.join(names)} is missing")
         require(isinstance(value, str), f"expected text in {name}, got {type(value).__name__}")
-        require(not re.search("[\0\ud800-\udfff]", value), f"expected text in {name}, got characters that are none")
+        require(not re.search("[\0\ud800-\udfff]", value),
+                f"expected text in {name}, got characters that are none")
         return value
 
     if stage.data == "stage1":
@@ -84,8 +94,9 @@ def read_example(row: dict, folder: Path, stage: StageConfig, instruction: str) 
     else:
         answer = text("chosen", "target") if stage.preference else text("target", "transcription")
     rejected = text("rejected") if stage.preference else text("rejected", default="")
-    return Example(folder / text("audio_filepath"), text("input", default=instruction), answer, rejected,
-                   text("type", "dataset", default="all"), text("domain", "dataset", default="all"))
+    return Example(folder / text("audio_filepath"), text("input", default=instruction), answer,
+                   rejected, text("type", "dataset", default="all"),
+                   text("domain", "dataset", default="all"))
 
 
 def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: bool, say: Callable,
@@ -112,12 +123,16 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
             examples.append(dataclasses.replace(example, seconds=seen[example.path]))
         except UserError as error:
             name = name if isinstance(name, str) else f"entry {i}"
-            broken.append(" ".join(f"{name}: {error}".split()))  # one line, whatever is in the names
+            # one line, whatever is in the names
+            broken.append(" ".join(f"{name}: {error}".split()))
     if broken:
-        listed = "; ".join(broken[:5]) + (f"; and {len(broken) - 5} more" if len(broken) > 5 else "")
-        require(skip_broken, f"{path}: {len(broken)} broken of {len(broken) + len(examples)} entries: {listed}. "
-                             "Mend them, or go on without them: --skip-broken")
-        say(f"skipped {len(broken)} broken of {len(broken) + len(examples)} entries of {path}: {listed}")
+        listed = "; ".join(
+            broken[:5]) + (f"; and {len(broken) - 5} more" if len(broken) > 5 else "")
+        require(skip_broken,
+                f"{path}: {len(broken)} broken of {len(broken) + len(examples)} entries: {listed}. "
+                "Mend them, or go on without them: --skip-broken")
+        say(f"skipped {len(broken)} broken of {len(broken) + len(examples)} entries of {path}: {listed}"
+            )
     require(len(examples) > 0, f"{path}: not one entry can be used")
     return examples
 
@@ -132,28 +147,32 @@ def load_clip(path: Path, config: AudioConfig, note: Callable[[str], None] | Non
 
 def n_embeddings(config: AdapterConfig, parts: tuple[str, ...], n_frames: int) -> int:
     """How many embeddings `parts` make of a clip with sound in `n_frames` encoder frames."""
-    return sum({"semantic": n_frames // config.semantic_stride, "acoustic": config.n_queries, "prompts": config.n_prompts}[part]
-               for part in parts)
+    return sum({
+        "semantic": n_frames //
+        config.semantic_stride, "acoustic": config.n_queries, "prompts": config.n_prompts
+    }[part] for part in parts)
 
 
 @dataclass(kw_only=True)
 class Batch:
-    """What every batch of B examples has. Those of pairs have 2B responses: chosen, rejected, ..."""
+    """What every batch of B examples has. Those of pairs have 2B responses: chosen, rejected,
+    ..."""
 
     examples: list[Example]
     clips: list[tuple[Tensor, int]]  # log-mels and numbers of frames, unless hidden states are kept
     prompts: list[Prompt]
     response: Tensor  # [B, R] token ids, padded with EOS to the longest
-    real: Tensor  # bool [B, R], False at that padding
+    valid: Tensor  # bool [B, R], False at that padding
     audio: Audio | None = None
-    broken: tuple[str, ...] = ()  # complaints about clips: silence takes their place, nothing is masked
+    # complaints about clips: silence takes their place, nothing is masked
+    broken: tuple[str, ...] = ()
     incomplete: dict[Path, str] = dataclasses.field(default_factory=dict)  # what clips in it lack
 
-    def heard(self, ears: Callable, device: torch.device) -> "Batch":
+    def audio_embeddings(self, features: Callable, device: torch.device) -> "Batch":
         """The batch on the device, with what `ears` makes of its clips."""
         tensors = {name: value.to(device) for name, value in vars(self).items()
                    if isinstance(value, Tensor)}
-        audio = ears([example.path for example in self.examples], self.clips)
+        audio = features([example.path for example in self.examples], self.clips)
         return dataclasses.replace(self, **tensors, audio=audio)
 
 
@@ -210,20 +229,22 @@ def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokeniz
                      for what, names in found.items() if names)
 
 
-def tokenize(example: Example, answer: str, stage: StageConfig, text: TextConfig, tokenizer: Tokenizer
-             ) -> tuple[Prompt, list[int]]:
-    """The prompt and a response to it. Together they have at most `max_tokens`: the end of a longer response is cut."""
+def tokenize(example: Example, answer: str, stage: StageConfig, text: TextConfig,
+             tokenizer: Tokenizer) -> tuple[Prompt, list[int]]:
+    """The prompt and a response to it. Together they have at most `max_tokens`: the end of a longer
+    response is cut."""
     prompt = tokenizer.prompt(text.train_system, example.instruction)
     room = max(1, stage.max_tokens - len(prompt.ids))  # load_examples has seen to it
     return prompt, tokenizer.response(answer, text.response_multiple)[:room]
 
 
 class Collate:
-    """Makes batches of some data; what the processes that load it are given. `load` has it load the clips too, and
-    `held_out` has the noise be another than that of training."""
+    """Makes batches of some data; what the processes that load it are given. `load` has it load the
+    clips too, and `held_out` has the noise be another than that of training."""
 
-    def __init__(self, data: list[Example], seed: int, stage: StageConfig, config: Config, tokenizer: Tokenizer, load: bool,
-                 skip_broken: bool = False, held_out: bool = False):
+    def __init__(self, data: list[Example], seed: int, stage: StageConfig, config: Config,
+                 tokenizer: Tokenizer, load: bool, skip_broken: bool = False,
+                 held_out: bool = False):
         self.data, self.seed, self.stage, self.config, self.tokenizer = data, seed, stage, config, tokenizer
         self.load, self.skip_broken, self.known = load, skip_broken, {}
         self.kind = "held-out answers" if held_out else "answers"
@@ -232,15 +253,19 @@ class Collate:
         """The prompt and the tokens of the answer; of a pair, of both."""
         example = self.data[number]
         both = (example.answer, example.rejected) if self.stage.preference else (example.answer,)
-        return [tokenize(example, answer, self.stage, self.config.text, self.tokenizer) for answer in both]
+        return [
+            tokenize(example, answer, self.stage, self.config.text, self.tokenizer)
+            for answer in both]
 
     def lengths(self, number: int) -> list[tuple[int, int]]:
-        """Of each answer to an example: the tokens that stand before it, audio included, and its own."""
+        """Of each answer to an example: the tokens that stand before it, audio included, and its
+        own."""
         if number not in self.known:
             config, seconds = self.config, self.data[number].seconds
             frames = encoder_frames(round(seconds * config.audio.sample_rate), config.audio)
             n_audio = n_embeddings(config.adapter, self.stage.audio, frames)
-            self.known[number] = [(len(prompt.ids) + n_audio, len(ids)) for prompt, ids in self.answers(number)]
+            self.known[number] = [(len(prompt.ids) + n_audio, len(ids))
+                                  for prompt, ids in self.answers(number)]
         return self.known[number]
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> "Batch | UserError":
@@ -255,10 +280,11 @@ class Collate:
         common = dict(
             examples=examples, clips=clips, prompts=[of_example[0][0] for of_example in answers],
             response=pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_id),
-            real=pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows],
+            valid=pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows],
                               batch_first=True),
             broken=(*broken.values(),), incomplete=incomplete)
-        noise = [(self.noise(*pair, which), len(ids)) for pair, of_example in zip(pairs, answers, strict=True)
+        noise = [(self.noise(*pair, which), len(ids))
+                 for pair, of_example in zip(pairs, answers, strict=True)
                  for which, (_, ids) in enumerate(of_example)]
         if self.stage.preference:
             return self.preference_batch(noise, [*broken], common)
@@ -270,7 +296,8 @@ class Collate:
 
     def answer_batch(self, noise: list[tuple[np.random.Generator, int]], broken: list[int],
                      common: dict) -> AnswerBatch:
-        """The batch with its responses hidden, of B generators with the lengths of their responses."""
+        """The batch with its responses hidden, of B generators with the lengths of their
+        responses."""
         drawn = [draw_noise(rng, length) for rng, length in noise]
         t = torch.tensor([t for t, _ in drawn], dtype=torch.float32)
         uniforms = pad_sequence([torch.from_numpy(numbers).float() for _, numbers in drawn],
@@ -291,8 +318,8 @@ class Collate:
     def load_clips(self, examples: list[Example]
                    ) -> tuple[list[tuple[Tensor, int]], dict[int, str], dict[Path, str]]:
         """The clips of examples as log-mels; by number what is wrong with those that are broken, in
-        whose place there is silence; and by path what is missing of those that are not whole. Raises
-        UserError where a broken one is not to be skipped."""
+        whose place there is silence; and by path what is missing of those that are not whole.
+        Raises UserError where a broken one is not to be skipped."""
         clips, broken, incomplete, config = [], {}, {}, self.config.audio
         for i, example in enumerate(examples):
             try:
@@ -306,9 +333,11 @@ class Collate:
                 clips.append((log_mel(silence, config), encoder_frames(len(silence), config)))
         return clips, broken, incomplete
 
-    def cut(self, pairs: list[tuple[int, int]], at_once: int, rank: int = 0, size: int = 1) -> list[list[tuple[int, int]]]:
-        """The share that process `rank` of `size` has of the pairs of a step, in pieces of `at_once`, the longest first, so that
-        what is padded together is of about the same length. The gradient of the step is the same however it is cut."""
+    def cut(self, pairs: list[tuple[int, int]], micro_batch: int, rank: int = 0,
+            size: int = 1) -> list[list[tuple[int, int]]]:
+        """The share that process `rank` of `size` has of the pairs of a step, in pieces of
+        `micro_batch`, the longest first, so that what is padded together is of about the same
+        length. The gradient of the step is the same however it is cut."""
         order = sorted(pairs, key=lambda pair: -max(map(sum, self.lengths(pair[1]))))
         share = order[rank::size]
-        return [share[start:start + at_once] for start in range(0, len(share), at_once)]
+        return [share[start:start + micro_batch] for start in range(0, len(share), micro_batch)]

@@ -1,39 +1,41 @@
-"""The reverse process: from a response of masks to an answer, many tokens at a time (arXiv 2502.09992,
-section 2.4).
+"""The reverse process: from a response of masks to an answer, many tokens at a time (arXiv
+2502.09992, section 2.4).
 
 Each step predicts every masked token at once, then commits some of the predictions and leaves the
-rest masked. Which ones is the decoder's whole question. The *fixed schedule* of LLaDA commits equally
-many in each step, the most confident first. The *threshold* of Fast-dLLM (arXiv 2505.22618, section
-3.3) commits what is more confident than, say, 0.9. Its *factor-based parallel decoding* commits as
-many as their joint confidence allows: sorted c_1 >= c_2 >= ..., token n goes while
-(n + 1)(1 - c_n) <= f. Either way the most confident token always goes. The response is filled in
-block by block, from left to right, and ends early once its EOS is settled.
+rest masked. Which ones is the decoder's whole question. The *fixed schedule* of LLaDA commits
+equally many in each step, the most confident first. The *threshold* of Fast-dLLM (arXiv 2505.22618,
+section 3.3) commits what is more confident than, say, 0.9. Its *factor-based parallel decoding*
+commits as many as their joint confidence allows: sorted c_1 >= c_2 >= ..., token n goes while (n +
+1)(1 - c_n) <= f. Either way the most confident token always goes. The response is filled in block
+by block, from left to right, and ends early once its EOS is settled.
 
-`decode` below is all of it for a model that maps tokens to logits. `fast/generate.py` gives the same
-tokens faster, and can do more: sampling, guidance, a cache, rows of several lengths.
+`decode` below is all of it for a model that maps tokens to logits. `fast/generate.py` gives the
+same tokens faster, and can do more: sampling, guidance, a cache, rows of several lengths.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .config import DecodeConfig
 
-
 # ---------------------------------------------------------------------------------- what to commit
 
 
 def most_confident(confidence: Tensor, candidates: Tensor, k: int) -> Tensor:
-    """Fixed schedule: the k candidates [B, R] of highest confidence (fewer if there are fewer), as bool [B, R]."""
+    """Fixed schedule: the k candidates [B, R] of highest confidence (fewer if there are fewer), as
+    bool [B, R]."""
     ranked = confidence.masked_fill(~candidates, -1).argsort(dim=-1, descending=True, stable=True)
     chosen = torch.zeros_like(candidates).scatter(-1, ranked[:, :k], True)
     return chosen & candidates
 
 
 def factor_based(confidence: Tensor, candidates: Tensor, factor: float) -> Tensor:
-    """Factor-based parallel decoding: how many candidates go is decided by their confidence; bool [B, R]."""
-    ordered, ranked = confidence.masked_fill(~candidates, -1).sort(dim=-1, descending=True, stable=True)
+    """Factor-based parallel decoding: how many candidates go is decided by their confidence; bool
+    [B, R]."""
+    ordered, ranked = confidence.masked_fill(~candidates, -1).sort(dim=-1, descending=True,
+                                                                   stable=True)
     n = torch.arange(1, ordered.shape[1] + 1, device=ordered.device)
     go = (n + 1) * (1 - ordered) <= factor
     go[:, 0] = True
@@ -42,7 +44,8 @@ def factor_based(confidence: Tensor, candidates: Tensor, factor: float) -> Tenso
 
 
 def above_threshold(confidence: Tensor, candidates: Tensor, threshold: float) -> Tensor:
-    """The candidates more confident than the threshold, and the most confident one in any case; bool [B, R]."""
+    """The candidates more confident than the threshold, and the most confident one in any case;
+    bool [B, R]."""
     return candidates & (confidence > threshold) | most_confident(confidence, candidates, 1)
 
 
@@ -60,7 +63,8 @@ def tokens_in_step(config: DecodeConfig, step: int) -> int:
 
 
 def commit(confidence: Tensor, candidates: Tensor, config: DecodeConfig, step: int) -> Tensor:
-    """Which `candidates` a step commits, by their `confidence`; all of them bool or float [B, R]."""
+    """Which `candidates` a step commits, by their `confidence`; all of them bool or float [B,
+    R]."""
     if config.factor is not None:
         return factor_based(confidence, candidates, config.factor)
     if config.threshold is not None:

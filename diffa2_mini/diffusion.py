@@ -1,12 +1,13 @@
-"""Masked diffusion: the forward process that hides a response, and the loss that teaches to restore it.
+"""Masked diffusion: the forward process that hides a response, and the loss that teaches to restore
+it.
 
 At time t each response token is [MASK] with probability t: nothing is hidden at 0, everything at 1.
 The model predicts all hidden tokens at once. The expected value of (1/t) * sum of their
-cross-entropies is an upper bound on -log p(response): arXiv 2502.09992, equation 3. Prompt and audio
-are never masked.
+cross-entropies is an upper bound on -log p(response): arXiv 2502.09992, equation 3. Prompt and
+audio are never masked.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -45,8 +46,8 @@ def diffusion_loss(logits: Tensor, response: Tensor, masked: Tensor, t: Tensor, 
     """The bound on -log p of each `response` [B, R] at the times t [B], per token.
 
     `logits` [K, V] are those of the K `masked` tokens, in order. `n_tokens` counts the response
-    tokens of the whole batch, the EOS padding that belongs to a response included: with the batch in
-    pieces, their losses add up.
+    tokens of the whole batch, the EOS padding that belongs to a response included: with the batch
+    in pieces, their losses add up.
     """
     losses = losses_of(logits, response[masked])  # [K]
     weights = (1 / t)[:, None].expand(response.shape)[masked]  # [K]

@@ -1,8 +1,9 @@
-"""LLaDA, the mask predictor: a LLaMA-style transformer that looks both ways (arXiv 2502.09992, section 2.1).
+"""LLaDA, the mask predictor: a LLaMA-style transformer that looks both ways (arXiv 2502.09992,
+section 2.1).
 
-It takes a sequence in which some tokens are [MASK] and predicts, for each of them at once, the token that was there.
-There is no causal mask, and no time embedding: the number of masks tells the model the time. Module names are those of
-the published weights, below `model.transformer`.
+It takes a sequence in which some tokens are [MASK] and predicts, for each of them at once, the
+token that was there. There is no causal mask, and no time embedding: the number of masks tells the
+model the time. Module names are those of the published weights, below `model.transformer`.
 """
 
 import torch
@@ -27,8 +28,8 @@ class RMSNorm(nn.Module):
 
 
 def rotary(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, float32 [..., head_width/2], of the angles position / theta^(2i / head_width)
-    for `positions` [...] (arXiv 2104.09864)."""
+    """Cosine and sine, float32 [..., head_width/2], of the angles position / theta^(2i /
+    head_width) for `positions` [...] (arXiv 2104.09864)."""
     even = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32)
     frequencies = theta ** -(even / head_width)
     angles = positions[..., None].float() * frequencies
@@ -102,12 +103,13 @@ class Llada(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None, positions: Tensor | None = None,
                 caches: list | None = None, first: int = 0) -> Tensor:
-        """Final hidden states of embeddings x [B, S, D]; those from the `first` on, [B, S - first, D].
+        """Final hidden states of embeddings x [B, S, D]; those from the `first` on, [B, S - first,
+        D].
 
-        `valid` [B, S] is False at padding, which nothing attends to ([B, S, S]: what each may attend
-        to); None means no padding. `positions` [B, S] says where each embedding stands; None means
-        0, 1, 2, ... `caches`, one a block, let x be a slice of the sequence: `valid` is then that of
-        the whole sequence.
+        `valid` [B, S] is False at padding, which nothing attends to ([B, S, S]: what each may
+        attend to); None means no padding. `positions` [B, S] says where each embedding stands; None
+        means 0, 1, 2, ... `caches`, one a block, let x be a slice of the sequence: `valid` is then
+        that of the whole sequence.
         """
         rotation, mask = self.rotation_and_mask(x, valid, positions)
         for i, block in enumerate(self.blocks):
@@ -116,7 +118,8 @@ class Llada(nn.Module):
 
     def rotation_and_mask(self, x: Tensor, valid: Tensor | None, positions: Tensor | None
                           ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-        """What all blocks share: the angles of the rotary embedding, and what may be attended to."""
+        """What all blocks share: the angles of the rotary embedding, and what may be attended
+        to."""
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
         head_width = self.config.width // self.config.n_heads

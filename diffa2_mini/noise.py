@@ -1,10 +1,10 @@
 """Where all random numbers come from: a stream of them for each kind of use and key.
 
 A stream depends on its kind and its key alone, so that batch size, number of processes and resuming
-change nothing, and no two uses see the same numbers. NumPy's own seeds do not tell keys apart: [42],
-[42, 0] and [42, 0, 0] are one stream, and so are [0, 1] and [2**32]; torch's generator on the CPU
-reads the lowest 32 bits of its seed. So kind and key are spelled out as text, and its SHA-256 is
-the seed.
+change nothing, and no two uses see the same numbers. NumPy's own seeds do not tell keys apart:
+[42], [42, 0] and [42, 0, 0] are one stream, and so are [0, 1] and [2**32]; torch's generator on the
+CPU reads the lowest 32 bits of its seed. So kind and key are spelled out as text, and its SHA-256
+is the seed.
 """
 
 import hashlib

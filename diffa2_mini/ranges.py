@@ -28,7 +28,7 @@ RANGES = {  # least and most, by the name of the flag or field
     "factor": (1e-9, 1e6), "threshold": (0, 1), "temperature": (0, 1e6), "cfg": (0, 1e6),
     "refresh": (1, MANY), "seed": SEED,
     # training
-    "number": (1, 99), "lr": (1e-12, 10), "batch_size": (1, 2**24), "at_once": (1, 2**24),
+    "number": (1, 99), "lr": (1e-12, 10), "batch_size": (1, 2**24), "micro_batch": (1, 2**24),
     "steps": (1, MANY), "epochs": (1, MANY), "warmup": (0, MANY), "lora_dropout": (0, 0.99),
     "adapter_dropout": (0, 0.99), "weight_decay": (0, 10), "betas": (0, 0.999999),
     "grad_clip": (1e-9, 1e9), "max_tokens": (1, MANY), "vrpo_beta": (0, 1e3),

@@ -3,12 +3,12 @@ section 3.3).
 
 DPO needs log p(answer), which a diffusion model cannot compute; its place is taken by a Monte Carlo
 estimate of the evidence lower bound. Noise in the estimate passes through a sigmoid and so *biases*
-the loss. Three things make it small: several samples; each with a number of masks of its own; and the
-*same* masks for the policy and for the reference.
+the loss. Three things make it small: several samples; each with a number of masks of its own; and
+the *same* masks for the policy and for the reference.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 import torch
@@ -41,14 +41,15 @@ def elbo(predict: Callable, response: Tensor, valid: Tensor, masks: Tensor, mask
     """Estimate of the lower bound on log p(response), in nats, for each row of `response` [B, R]:
     [B]. `valid` [B, R] is False at padding.
 
-    `masks` [B, n, R] are the samples, False at padding. A sample with k masks among the L tokens of a
-    row counts -(L / k) * sum of their cross-entropies, and nothing without masks; the estimate is the
-    mean over samples. `predict(noisy [B * n, R], valid, masked)` gives the logits [K, V] of the masked
-    tokens, in order.
+    `masks` [B, n, R] are the samples, False at padding. A sample with k masks among the L tokens of
+    a row counts -(L / k) * sum of their cross-entropies, and nothing without masks; the estimate is
+    the mean over samples. `predict(noisy [B * n, R], valid, masked)` gives the logits [K, V] of the
+    masked tokens, in order.
     """
     B, n, R = masks.shape
     masked = masks.reshape(B * n, R)
-    tiled, tiled_valid = response.repeat_interleave(n, 0), valid.repeat_interleave(n, 0)  # [B * n, R]
+    # [B * n, R]
+    tiled, tiled_valid = response.repeat_interleave(n, 0), valid.repeat_interleave(n, 0)
     logits = predict(tiled.masked_fill(masked, mask_id), tiled_valid, masked)
     losses = losses_of(logits, tiled[masked])  # [K]
     by_sample = losses.new_zeros(B * n, R).masked_scatter(masked, losses).sum(1)  # [B * n]
@@ -64,8 +65,8 @@ def pair_bounds(predict: Callable, pairs: Pairs, mask_id: int, losses_of: Callab
 
 
 def reference_of(model: nn.Module, tensors: dict[str, Tensor]) -> Callable:
-    """The model as it was when stage 4 began: the same frozen weights, with the trained `tensors` of
-    that time in the place of today's. It costs no second copy, and has no gradient."""
+    """The model as it was when stage 4 began: the same frozen weights, with the trained `tensors`
+    of that time in the place of today's. It costs no second copy, and has no gradient."""
     def call(*inputs):
         with torch.no_grad():
             return functional_call(model, tensors, inputs)
@@ -73,8 +74,9 @@ def reference_of(model: nn.Module, tensors: dict[str, Tensor]) -> Callable:
 
 
 def preference_margin(policy: Tensor, reference: Tensor) -> Tensor:
-    """How much more than the reference the policy prefers the chosen answers: [P]. Both are estimates of the lower
-    bounds of P pairs, [P, 2], the chosen answer first. Positive means that the implicit reward ranks the pair right."""
+    """How much more than the reference the policy prefers the chosen answers: [P]. Both are
+    estimates of the lower bounds of P pairs, [P, 2], the chosen answer first. Positive means that
+    the implicit reward ranks the pair right."""
     gain = policy - reference
     return gain[:, 0] - gain[:, 1]
 

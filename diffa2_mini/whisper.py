@@ -1,8 +1,10 @@
-"""Whisper's encoder (arXiv 2212.04356, section 2.2): log-mel in, hidden states of several depths out.
+"""Whisper's encoder (arXiv 2212.04356, section 2.2): log-mel in, hidden states of several depths
+out.
 
-Two convolutions halve the frame rate to 50 a second; fixed sinusoids tell the position; pre-norm transformer blocks
-follow. It is frozen in all four stages. The semantic adapter reads its last hidden state, the acoustic adapter several
-(`taps`). Module names are those of OpenAI's published weights, below `encoder`.
+Two convolutions halve the frame rate to 50 a second; fixed sinusoids tell the position; pre-norm
+transformer blocks follow. It is frozen in all four stages. The semantic adapter reads its last
+hidden state, the acoustic adapter several (`taps`). Module names are those of OpenAI's published
+weights, below `encoder`.
 """
 
 import math
@@ -15,7 +17,8 @@ from .config import WhisperConfig
 
 
 def sinusoids(n_positions: int, width: int) -> Tensor:
-    """Position table [n_positions, width], float32: sines of p / 10000^(i / (width/2 - 1)), then their cosines."""
+    """Position table [n_positions, width], float32: sines of p / 10000^(i / (width/2 - 1)), then
+    their cosines."""
     half = width // 2
     rates = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
     angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), rates)
@@ -23,7 +26,8 @@ def sinusoids(n_positions: int, width: int) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention in which every frame sees every frame. The key projection has no bias."""
+    """Multi-head attention in which every frame sees every frame. The key projection has no
+    bias."""
 
     def __init__(self, width: int, n_heads: int):
         super().__init__()
@@ -49,7 +53,8 @@ class EncoderBlock(nn.Module):
         self.attn_ln = nn.LayerNorm(width)
         self.attn = SelfAttention(width, n_heads)
         self.mlp_ln = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(
+            4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.attn_ln(x))
@@ -57,7 +62,8 @@ class EncoderBlock(nn.Module):
 
 
 class WhisperEncoder(nn.Module):
-    """log-mel [B, n_mels, 2T] -> hidden states. T is always `n_positions`: clips are padded to the full length."""
+    """log-mel [B, n_mels, 2T] -> hidden states. T is always `n_positions`: clips are padded to the
+    full length."""
 
     def __init__(self, config: WhisperConfig):
         super().__init__()
@@ -65,19 +71,22 @@ class WhisperEncoder(nn.Module):
         self.conv1 = nn.Conv1d(config.n_mels, config.width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(config.width, config.width, kernel_size=3, stride=2, padding=1)
         self.register_buffer("positional_embedding", sinusoids(config.n_positions, config.width))
-        self.blocks = nn.ModuleList(EncoderBlock(config.width, config.n_heads) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(config.width, config.n_heads) for _ in range(config.n_layers))
         self.ln_post = nn.LayerNorm(config.width)
 
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the final hidden state [B, T, E], and those of the taps [B, N, T, E]."""
         x = F.gelu(self.conv1(mel))
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # [B, E, T] -> [B, T, E]
-        assert x.shape[1] == self.config.n_positions, f"expected {self.config.n_positions} frames, got {x.shape[1]}"
+        assert x.shape[
+            1] == self.config.n_positions, f"expected {self.config.n_positions} frames, got {x.shape[1]}"
         x = x + self.positional_embedding.to(x.dtype)
         taps = {0: x}
         for i, block in enumerate(self.blocks, start=1):
             x = block(x)
             taps[i] = x
         final = self.ln_post(x)
-        taps[len(self.blocks)] = final  # numbered as Hugging Face does: the last one is after the final LayerNorm
+        # numbered as Hugging Face does: the last one is after the final LayerNorm
+        taps[len(self.blocks)] = final
         return final, torch.stack([taps[i] for i in self.config.taps], dim=1)

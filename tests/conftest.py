@@ -10,17 +10,24 @@ from contextlib import redirect_stdout
 import pytest
 import torch
 
-if not any("test_device" in argument for argument in sys.argv):  # `pytest tests/test_device.py` alone has the tests of CUDA run
+# `pytest tests/test_device.py` alone has the tests of CUDA run
+if not any("test_device" in argument for argument in sys.argv):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is bit-identical is so on the CPU
 
+from mini import train_here
+
 from data import toy
-from diffa2_mini.fast import memory
 from diffa2_mini.config import (
-    AdapterConfig, AudioConfig, Config, LladaConfig, LoraConfig, WhisperConfig
+    AdapterConfig,
+    AudioConfig,
+    Config,
+    LladaConfig,
+    LoraConfig,
+    WhisperConfig,
 )
 from diffa2_mini.data import read_manifest
-from diffa2_mini.model import Diffa2
-from mini import train_here
+from diffa2_mini.fast import memory
+from diffa2_mini.model import Diffa2Model
 
 torch.set_num_threads(1)
 
@@ -32,7 +39,8 @@ def seed():
 
 @pytest.fixture(autouse=True)
 def memory_as_it_is(monkeypatch):
-    monkeypatch.setattr(memory, "glibc", lambda: None)  # how memory is kept is a matter of the whole process
+    # how memory is kept is a matter of the whole process
+    monkeypatch.setattr(memory, "glibc", lambda: None)
 
 
 @pytest.fixture
@@ -41,16 +49,18 @@ def config() -> Config:
     return Config(
         size="micro",
         audio=AudioConfig(n_mels=5, max_seconds=1),
-        whisper=WhisperConfig(n_mels=5, n_positions=16, width=8, n_layers=3, n_heads=2, taps=(0, 2, 3)),
+        whisper=WhisperConfig(n_mels=5, n_positions=16, width=8, n_layers=3, n_heads=2,
+                              taps=(0, 2, 3)),
         adapter=AdapterConfig(n_queries=3, qformer_hidden=11, n_prompts=2),
-        llada=LladaConfig(vocab_size=23, width=12, n_layers=2, n_heads=3, hidden=20, rope_theta=100.0),
+        llada=LladaConfig(vocab_size=23, width=12, n_layers=2, n_heads=3, hidden=20,
+                          rope_theta=100.0),
         lora=LoraConfig(rank=2, alpha=4.0),
     )
 
 
 @pytest.fixture
-def model(config) -> Diffa2:
-    return Diffa2(config).eval()
+def model(config) -> Diffa2Model:
+    return Diffa2Model(config).eval()
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +68,13 @@ def world(tmp_path_factory):
     """The toy world with a handful of clips, and six questions to measure on."""
     folder = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "SPLITS", {"stage0": (4, 3, 3), "train": (8, 4, 4), "evaluation": (2, 2, 2)})
+        patch.setattr(toy, "SPLITS",
+                      {"stage0": (4, 3, 3), "train": (8, 4, 4), "evaluation": (2, 2, 2)})
         patch.setattr(toy, "N_PER_TYPE", 1)
         patch.setattr(toy, "N_PAIRS", 8)
         toy.make_stage0(toy.make_world(folder))
-    (folder / "validation.json").write_text(json.dumps(read_manifest(folder / "validation.json")[::6]))
+    (folder / "validation.json").write_text(
+        json.dumps(read_manifest(folder / "validation.json")[::6]))
     return folder
 
 

@@ -1,4 +1,5 @@
-"""The inputs and weights of the golden files, the same for the references and for us: everything from a seed."""
+"""The inputs and weights of the golden files, the same for the references and for us: everything
+from a seed."""
 
 import unicodedata
 import zlib
@@ -10,23 +11,30 @@ from diffa2_mini.audio import load_audio
 from diffa2_mini.config import ASSETS, AdapterConfig, LladaConfig, WhisperConfig
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
-ENCODER = WhisperConfig(n_mels=20, n_positions=60, width=48, n_layers=4, n_heads=4, taps=(0, 1, 2, 3, 4))
+ENCODER = WhisperConfig(n_mels=20, n_positions=60, width=48, n_layers=4, n_heads=4,
+                        taps=(0, 1, 2, 3, 4))
 ADAPTER = AdapterConfig(n_queries=7, qformer_hidden=80)
 LLADA = LladaConfig(vocab_size=97, width=64, n_layers=1, n_heads=4, hidden=160)
 LLAMA_NAMES = {  # of a layer in transformers: ours
-    "input_layernorm.weight": "attn_norm.weight", "post_attention_layernorm.weight": "ff_norm.weight",
-    "self_attn.q_proj.weight": "q_proj.weight", "self_attn.k_proj.weight": "k_proj.weight",
-    "self_attn.v_proj.weight": "v_proj.weight", "self_attn.o_proj.weight": "attn_out.weight",
-    "mlp.gate_proj.weight": "ff_proj.weight", "mlp.up_proj.weight": "up_proj.weight", "mlp.down_proj.weight": "ff_out.weight"}
+    "input_layernorm.weight": "attn_norm.weight",
+    "post_attention_layernorm.weight": "ff_norm.weight", "self_attn.q_proj.weight": "q_proj.weight",
+    "self_attn.k_proj.weight": "k_proj.weight", "self_attn.v_proj.weight": "v_proj.weight",
+    "self_attn.o_proj.weight": "attn_out.weight", "mlp.gate_proj.weight": "ff_proj.weight",
+    "mlp.up_proj.weight": "up_proj.weight", "mlp.down_proj.weight": "ff_out.weight"}
 MEL_FRAMES = [0, 1, 2, 3, 5, 9, 10, 11, 50, 100, 117, 500, 1234, 2000, 2996, 2997, 2998, 2999]
-TEMPLATE = ("<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|><|start_header_id|>user"
-            "<|end_header_id|>\n\nThis is the audio: <audio>. Who sings?<|eot_id|><|start_header_id|>assistant"
-            "<|end_header_id|>\n\n")
+TEMPLATE = (
+    "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|><|start_header_id|>user"
+    "<|end_header_id|>\n\nThis is the audio: <audio>. Who sings?<|eot_id|><|start_header_id|>assistant"
+    "<|end_header_id|>\n\n")
 
-FRAGMENTS = ["def f(x):\n\treturn x**2", "for (int i=0; i<10; ++i) {", "</div>\r\n", "I'm we'LL they'Re it's", "naïve façade", "e\u0301e\u0300",
-             "3.14159 1234567 １２３ Ⅷ ½ ٣", "汉字かな交じり文", "한국어", "ﬁﬂ ſ K", "👩‍👩‍👧‍👦🏽 🇺🇳 ❤️", "   ", "\t\t", "\n\n\n", "\r\n", "\u00a0\u2003\u3000", "\u200b\u200d",
-             "...", "!?!?", "$1,000.00", "https://example.org/a?b=c&d=%20", "snake_case camelCase", "ÅÄÖ ŞİI", "a" * 40, "-" * 25,
-             " leading", "trailing ", "A. one\nB. two", "<|not_special|>", "<audio>", "[MASK]", *SPECIAL_TOKENS]
+FRAGMENTS = [
+    "def f(x):\n\treturn x**2", "for (int i=0; i<10; ++i) {", "</div>\r\n",
+    "I'm we'LL they'Re it's", "naïve façade", "e\u0301e\u0300", "3.14159 1234567 １２３ Ⅷ ½ ٣",
+    "汉字かな交じり文", "한국어", "ﬁﬂ ſ K", "👩‍👩‍👧‍👦🏽 🇺🇳 ❤️", "   ", "\t\t", "\n\n\n", "\r\n",
+    "\u00a0\u2003\u3000", "\u200b\u200d", "...", "!?!?", "$1,000.00",
+    "https://example.org/a?b=c&d=%20", "snake_case camelCase", "ÅÄÖ ŞİI", "a" * 40, "-" * 25,
+    " leading", "trailing ", "A. one\nB. two", "<|not_special|>", "<audio>", "[MASK]",
+    *SPECIAL_TOKENS]
 
 
 def is_old(character: str) -> bool:
@@ -34,10 +42,12 @@ def is_old(character: str) -> bool:
 
 
 def strings(n: int = 10_000, seed: int = 0) -> list[str]:
-    """Texts of every kind: fragments of language and code, any character, combining marks, emoji, spaces. Characters
-    newer than Unicode 3.2 are left out, but for emoji: the tables of two libraries are not of the same year."""
+    """Texts of every kind: fragments of language and code, any character, combining marks, emoji,
+    spaces. Characters newer than Unicode 3.2 are left out, but for emoji: the tables of two
+    libraries are not of the same year."""
     rng, found = np.random.default_rng(seed), []
-    ranges = [(0x20, 0x7F), (0x00, 0x100), (0x300, 0x370), (0x1F300, 0x1FAFF), (0x00, 0x10000), (0x10000, 0x110000)]
+    ranges = [(0x20, 0x7F), (0x00, 0x100), (0x300, 0x370), (0x1F300, 0x1FAFF), (0x00, 0x10000),
+              (0x10000, 0x110000)]
     for _ in range(n):
         pieces = []
         for _ in range(rng.integers(1, 6)):
@@ -46,7 +56,10 @@ def strings(n: int = 10_000, seed: int = 0) -> list[str]:
             else:
                 low, high = ranges[rng.integers(len(ranges))]
                 points = rng.integers(low, high, size=rng.integers(1, 9))
-                pieces.append("".join(chr(point) for point in points if 0x1F300 <= point < 0x1FB00 or is_old(chr(point))))
+                pieces.append("".join(
+                    chr(point)
+                    for point in points
+                    if 0x1F300 <= point < 0x1FB00 or is_old(chr(point))))
             pieces.append(" " * int(rng.integers(0, 4)))
         found.append("".join(pieces))
     return found
@@ -61,8 +74,10 @@ def weights(shapes: dict[str, tuple[int, ...]], scale: float = 0.05) -> dict[str
     """A random tensor for each name, the same whatever the order; those of norms are around 1."""
     found = {}
     for name, shape in shapes.items():
-        values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32) * scale
-        found[name] = torch.from_numpy(values + (1 if "norm" in name.lower() and name.endswith("weight") else 0))
+        values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(
+            shape, dtype=np.float32) * scale
+        found[name] = torch.from_numpy(
+            values + (1 if "norm" in name.lower() and name.endswith("weight") else 0))
     return found
 
 
@@ -72,9 +87,12 @@ def tensor(name: str, *shape: int) -> torch.Tensor:
 
 
 def clips() -> dict[str, np.ndarray]:
-    """Samples at 16 kHz, float32: noise, speech, silence, a tenth of a second, and more than 30 s."""
+    """Samples at 16 kHz, float32: noise, speech, silence, a tenth of a second, and more than 30
+    s."""
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(35 * 16_000, dtype=np.float32) * 0.1
     tone = np.sin(np.arange(35 * 16_000) * 0.05).astype(np.float32)
-    return {"noise": noise[:5 * 16_000], "speech": load_audio(ASSETS / "clips" / "three_one_four.wav", 16_000),
-            "silence": np.zeros(16_000, np.float32), "tenth": noise[:1600], "long": 0.5 * noise + 0.3 * tone}
+    return {
+        "noise": noise[:5 * 16_000], "speech": load_audio(
+            ASSETS / "clips" / "three_one_four.wav", 16_000), "silence": np.zeros(
+                16_000, np.float32), "tenth": noise[:1600], "long": 0.5 * noise + 0.3 * tone}

@@ -22,11 +22,16 @@ from diffa2_mini.errors import UserError
 
 def peak() -> int:
     """The most memory that this process has had since the peak was forgotten, in bytes."""
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) * 1024
+                for line in open("/proc/self/status")
+                if line.startswith("VmHWM"))
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()}
 
 
 def run(number: int) -> dict:
@@ -50,17 +55,21 @@ def run(number: int) -> dict:
     if refused and ended == "read":
         wrong = "expected a UserError"
     after = listing(folder)
-    left = [name for name in after if ".tmp" in name] + [name for name, body in before.items() if after.get(name) != body]
+    left = [name for name in after if ".tmp" in name
+            ] + [name for name, body in before.items() if after.get(name) != body]
     memory = peak() - start
     shutil.rmtree(root)
-    return {"number": number, "what": what, "ended": ended, "wrong": wrong or (f"left {left}" if left else ""), "memory": memory}
+    return {
+        "number": number, "what": what, "ended": ended, "wrong": wrong or
+        (f"left {left}" if left else ""), "memory": memory}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     toy.make_world = lambda folder: folder  # what is not made here is missing
     limit = 4 * 2**30 + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))  # so that this machine survives what goes wrong
+    # so that this machine survives what goes wrong
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     answers, sys.stdout = sys.stdout, io.StringIO()
     for i, line in enumerate(sys.stdin):
         if i > 1:  # the first two make what is made once

@@ -9,7 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 GPU = torch.device("meta")
-MAY_MIX = ("_to_copy", "copy_", "index", "index_put", "index_put_", "_index_put_impl_")  # with the CPU
+# with the CPU
+MAY_MIX = ("_to_copy", "copy_", "index", "index_put", "index_put_", "_index_put_impl_")
 
 
 class OnGpu(torch.Tensor):
@@ -66,7 +67,8 @@ class Computes(TorchDispatchMode):
 
 
 class Moves(TorchFunctionMode):
-    """What is made of Python's numbers is moved there; torch itself leaves it out on this device."""
+    """What is made of Python's numbers is moved there; torch itself leaves it out on this
+    device."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})

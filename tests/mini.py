@@ -1,11 +1,12 @@
-"""train.py in miniature, as several tests run it: a small world, four steps of each stage, and what they leave."""
+"""train.py in miniature, as several tests run it: a small world, four steps of each stage, and what
+they leave."""
 
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
 
 import torch
 
@@ -14,12 +15,19 @@ from diffa2_mini.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600  # what takes longer hangs, on a slow and busy machine too
-MINI = ["--steps", "4", "--batch-size", "3", "--warmup", "1", "--save-every", "2", "--threads", "1", "--sample-every", "3"]
-CLOCK = ("time", "examples_per_second", "tokens_per_second", "mfu", "data_wait")  # the only figures that may differ between two equal runs
+MINI = [
+    "--steps", "4", "--batch-size", "3", "--warmup", "1", "--save-every", "2", "--threads", "1",
+    "--sample-every", "3"]
+# the only figures that may differ between two equal runs
+CLOCK = ("time", "examples_per_second", "tokens_per_second", "mfu", "data_wait")
 
 
 def command(world, out, *extra):
-    return [sys.executable, str(ROOT / "train.py"), "--data", str(world), "--out", str(out), *MINI, *extra]
+    return [
+        sys.executable,
+        str(ROOT / "train.py"), "--data",
+        str(world), "--out",
+        str(out), *MINI, *extra]
 
 
 def started_by(method: str, folder: Path) -> dict[str, str]:
@@ -58,5 +66,8 @@ def same(out, other, stages=(1, 2, 3, 4)):
         a, b = (checkpoint.load(folder / f"stage{number}.safetensors") for folder in (out, other))
         assert a.done and b.done and a.model.keys() == b.model.keys()
         assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
-    rows, others = ([row for row in logged(folder) if row["stage"] in stages] for folder in (out, other))
+    rows, others = ([row
+                     for row in logged(folder)
+                     if row["stage"] in stages]
+                    for folder in (out, other))
     return rows == others

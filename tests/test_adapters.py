@@ -1,4 +1,5 @@
-"""The adapters: 12.5 words a second whatever the batch, and always Q impressions drawn from every depth."""
+"""The adapters: 12.5 words a second whatever the batch, and always Q impressions drawn from every
+depth."""
 
 import dataclasses
 
@@ -38,7 +39,8 @@ def test_a_batch_of_clips_below_four_frames_gives_none(config):
 
 def test_semantic_is_two_convolutions_and_a_projection_of_the_clip_alone(config):
     adapter, clip = semantic(config), torch.randn(1, 8, 8)
-    x = adapter.conv(clip.transpose(1, 2)).transpose(1, 2)  # the plain convolutions, which pad with zeros
+    # the plain convolutions, which pad with zeros
+    x = adapter.conv(clip.transpose(1, 2)).transpose(1, 2)
     expected = adapter.layernorm(adapter.linear_connector(x))
     torch.testing.assert_close(adapter(clip, torch.tensor([8]))[0], expected, atol=1e-5, rtol=0)
 
@@ -104,22 +106,26 @@ def test_acoustic_depends_on_every_tap_and_on_padding_frames(config, tap):
 
 def test_one_decoder_serves_all_taps(config):
     one, three = acoustic(config, n_taps=1), acoustic(config, n_taps=3)
-    assert sum(p.numel() for p in one.qformer.parameters()) == sum(p.numel() for p in three.qformer.parameters())
+    assert sum(p.numel() for p in one.qformer.parameters()) == sum(
+        p.numel() for p in three.qformer.parameters())
     three.qformer, three.proj = one.qformer, one.proj
     for prompts in three.layer_prompts:
         prompts.data = one.layer_prompts[0].data
     tap = torch.randn(2, 1, 16, 8)
-    torch.testing.assert_close(three(tap.expand(-1, 3, -1, -1)), one(tap))  # three times the same is once
+    # three times the same is once
+    torch.testing.assert_close(three(tap.expand(-1, 3, -1, -1)), one(tap))
 
 
 def test_a_qformer_layer_equals_torchs_post_norm_decoder_layer(config):
     layer = QFormerLayer(config.adapter, width=8, n_heads=2).double()
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
-    torchs = nn.TransformerDecoderLayer(8, 2, 11, 0.0, "gelu", layer_norm_eps=1e-12, batch_first=True).double()
+    torchs = nn.TransformerDecoderLayer(8, 2, 11, 0.0, "gelu", layer_norm_eps=1e-12,
+                                        batch_first=True).double()
     pairs = [(torchs.self_attn, layer.attention), (torchs.multihead_attn, layer.crossattention)]
     for theirs, ours in pairs:
-        theirs.in_proj_weight.data = torch.cat([ours.query.weight, ours.key.weight, ours.value.weight])
+        theirs.in_proj_weight.data = torch.cat(
+            [ours.query.weight, ours.key.weight, ours.value.weight])
         theirs.in_proj_bias.data = torch.cat([ours.query.bias, ours.key.bias, ours.value.bias])
         theirs.out_proj = ours.dense
     torchs.linear1, torchs.linear2 = layer.intermediate, layer.output

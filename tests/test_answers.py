@@ -10,23 +10,35 @@ import pytest
 import soundfile
 import torch
 
+from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
+from diffa2_mini.data import Example
+from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate.answers import (
-    Answer, PREDICTIONS, answer, append, match, read_answers, resume, to_line
+    PREDICTIONS,
+    Answer,
+    answer,
+    append,
+    match,
+    read_answers,
+    resume,
+    to_line,
 )
 from diffa2_mini.evaluate.benchmarks import read_questions
-from diffa2_mini.config import AdapterConfig, LladaConfig, SIZES, WhisperConfig
-from diffa2_mini.errors import UserError
-from diffa2_mini.data import Example
-from diffa2_mini.training.features import Ears
-from diffa2_mini.model import Diffa2
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.weights import load_tokenizer
 
-ROWS = [{"id": f"q{i}", "audio_id": f"{i}.wav", "question": f"Which of {i}?", "choices": ["a dog", "a cat"], "answer": "a cat"}
-        for i in range(4)]
+ROWS = [{
+    "id": f"q{i}", "audio_id": f"{i}.wav", "question": f"Which of {i}?",
+    "choices": ["a dog", "a cat"], "answer": "a cat"
+} for i in range(4)]
 QUESTIONS = read_questions("mmau", ROWS, Path("file"), Path(), None)
 SHORT = "3.wav: expected 2.00 s, got 1.00 s, cut off or damaged"
-REPLIES = [Answer("a cat"), Answer("ein\n„Häßliches“ \u2028 Entlein", cut=True), Answer("", "2.wav: no such file"),
-           Answer("", incomplete=SHORT)]
+REPLIES = [
+    Answer("a cat"),
+    Answer("ein\n„Häßliches“ \u2028 Entlein", cut=True),
+    Answer("", "2.wav: no such file"),
+    Answer("", incomplete=SHORT)]
 TEXT = "".join(to_line("mmau", "a model", *pair) for pair in zip(QUESTIONS, REPLIES))
 HEARD = {"q0": REPLIES[0], "q1": REPLIES[1], "q3": REPLIES[3]}  # the others are asked again
 
@@ -56,10 +68,12 @@ def test_a_line_tells_the_contents_of_its_clip(tmp_path):
 
 
 def test_a_run_may_stop_at_any_byte(tmp_path):
-    """Whatever was written of the last line, the lines before it stay, and the rest of the file can be written anew."""
+    """Whatever was written of the last line, the lines before it stay, and the rest of the file can
+    be written anew."""
     path, data = tmp_path / "answers.jsonl", TEXT.encode()
     first, second = (len(line.encode()) + 1 for line in TEXT.split("\n")[:2])
-    for end in sorted({*range(0, first + second + 30, 7), 1, first - 1, first, first + 1, first + second}):
+    for end in sorted(
+        {*range(0, first + second + 30, 7), 1, first - 1, first, first + 1, first + second}):
         path.write_bytes(data[:end])
         known = resume(path, "mmau", "a model", QUESTIONS)
         assert [*known] == ["q0", "q1"][:(end >= first) + (end >= first + second)]
@@ -69,18 +83,23 @@ def test_a_run_may_stop_at_any_byte(tmp_path):
 def test_answers_of_another_run_are_refused_and_left(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text(TEXT)
-    shuffled = read_questions("mmau", [row | {"choices": row["choices"][::-1]} for row in ROWS], Path("file"), Path(), None)
-    others = read_questions("mmau", [row | {"choices": ["a bus", "a car"]} for row in ROWS], Path("file"), Path(), None)
-    for arguments, message in [(("mmar", "a model", QUESTIONS), "holds answers of mmau, this run is mmar"),
-                               (("mmau", "another", QUESTIONS), "holds answers of a model, this run is another"),
-                               (("mmau", "a model", QUESTIONS[:1]), "got one to q1, q2, q3"),
-                               (("mmau", "a model", shuffled), "another order; give the --shuffle-options"),
-                               (("mmau", "a model", others), "other choices")]:
+    shuffled = read_questions("mmau", [row | {"choices": row["choices"][::-1]} for row in ROWS],
+                              Path("file"), Path(), None)
+    others = read_questions("mmau", [row | {"choices": ["a bus", "a car"]} for row in ROWS],
+                            Path("file"), Path(), None)
+    for arguments, message in [
+        (("mmar", "a model", QUESTIONS), "holds answers of mmau, this run is mmar"),
+        (("mmau", "another", QUESTIONS), "holds answers of a model, this run is another"),
+        (("mmau", "a model", QUESTIONS[:1]), "got one to q1, q2, q3"),
+        (("mmau", "a model", shuffled), "another order; give the --shuffle-options"),
+        (("mmau", "a model", others), "other choices")
+    ]:
         with pytest.raises(UserError, match=message):
             resume(path, *arguments)
         assert path.read_text() == TEXT
     twice = TEXT + TEXT.split("\n")[0] + "\n"
-    for text, message in [("notes", "another file"), ("some\nnotes\n", "another file"), (TEXT + "{}\n", "another file"),
+    for text, message in [("notes", "another file"), ("some\nnotes\n", "another file"),
+                          (TEXT + "{}\n", "another file"),
                           (TEXT.replace('"id": "q1"', '"id": q1'), "is damaged"), (twice, "q0#2")]:
         path.write_text(text)
         with pytest.raises(UserError, match=message):
@@ -97,7 +116,8 @@ def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path):
 
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_predictions_from_elsewhere_go_by_four_names(name):
-    rows = [{"id": "q1", name: "a dog"}, {"id": "q0", name: "a cat", "more": 1}, {"id": "q3", name: None}, {"id": "q2"}]
+    rows = [{"id": "q1", name: "a dog"}, {"id": "q0", name: "a cat", "more": 1},
+            {"id": "q3", name: None}, {"id": "q2"}]
     assert match(rows, QUESTIONS, Path("file")) == {"q1": Answer("a dog"), "q0": Answer("a cat")}
     assert match([{"id": "q0", name: 3}], QUESTIONS, Path("file")) == {"q0": Answer("3")}
     asked = [{"id": "q0", name: "x", "question": f"Listen.\n{ROWS[0]['question']} A. a dog"}]
@@ -105,14 +125,17 @@ def test_predictions_from_elsewhere_go_by_four_names(name):
 
 
 def test_an_error_beside_a_reply_is_another_programs_and_does_not_make_it_none():
-    rows = [{"id": "q0", "response": "a dog", "error": "slow"}, {"id": "q1", "response": "", "error": "gone"}]
+    rows = [{"id": "q0", "response": "a dog", "error": "slow"},
+            {"id": "q1", "response": "", "error": "gone"}]
     assert match(rows, QUESTIONS, Path("file")) == {"q0": Answer("a dog"), "q1": Answer("", "gone")}
 
 
 @pytest.mark.parametrize("rows, message", [
-    ([{"id": "q0", "response": "x"}, {"id": "z", "response": "x"}], "got one to z, which is not asked"),
+    ([{"id": "q0", "response": "x"}, {"id": "z", "response": "x"}
+      ], "got one to z, which is not asked"),
     ([{"id": "q0", "response": "x"}, {"id": "q0", "response": "y"}], "q0#2"),
-    ([{"id": "q0", "prediction": "x"}], "under response, model_prediction, model_output or answer_prediction, got none"),
+    ([{"id": "q0", "prediction": "x"}
+      ], "under response, model_prediction, model_output or answer_prediction, got none"),
     ([{"id": "q0", "response": ["x"]}], "entry 1 is no answer: expected text under response"),
     ([{"response": "x"}], "entry 1 is no answer: the field id"),
     ([{"id": "q0", "response": "x", "question": "Which of 7?"}], "q0. was asked another question"),
@@ -139,22 +162,27 @@ def test_a_question_answered_twice_in_a_file_of_its_own_is_an_error(tmp_path):
 def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
     toy = SIZES["toy"][0]
     micro = dataclasses.replace(
-        toy, audio=dataclasses.replace(toy.audio, max_seconds=1, n_mels=16), adapter=AdapterConfig(n_queries=2),
-        whisper=WhisperConfig(n_mels=16, n_positions=50, width=8, n_layers=2, n_heads=2, taps=(1, 2)),
-        llada=LladaConfig(vocab_size=toy.llada.vocab_size, width=16, n_layers=1, n_heads=2, hidden=16))
-    model, tokenizer = Diffa2(micro).eval(), load_tokenizer(micro)
+        toy, audio=dataclasses.replace(
+            toy.audio, max_seconds=1,
+            n_mels=16), adapter=AdapterConfig(n_queries=2), whisper=WhisperConfig(
+                n_mels=16, n_positions=50, width=8,
+                n_layers=2, n_heads=2, taps=(1, 2)), llada=LladaConfig(
+                    vocab_size=toy.llada.vocab_size, width=16, n_layers=1, n_heads=2, hidden=16))
+    model, tokenizer = Diffa2Model(micro).eval(), load_tokenizer(micro)
     for weight in (p for p in model.llada.parameters() if p.dim() == 2):
         torch.nn.init.normal_(weight)  # large, so that the answers differ
-    ears = Ears(model, torch.device("cpu"), torch.float32, keep=True)
-    examples = [Example(tmp_path / f"{i}.wav", f"{i} " * (i + 1), "?", "", "asr", "speech") for i in range(5)]
+    features = FeatureCache(model, torch.device("cpu"), torch.float32, keep=True)
+    examples = [
+        Example(tmp_path / f"{i}.wav", f"{i} " * (i + 1), "?", "", "asr", "speech")
+        for i in range(5)]
     for i, item in enumerate(examples):
         soundfile.write(item.path, np.random.default_rng(i).normal(0, 0.1, 3000 * (i + 1)), 16_000)
     decode = dataclasses.replace(micro.decode, gen_length=4, block_length=4)
 
     def answers(batch_size, n_skipped=0, **changes):
         how = dataclasses.replace(decode, **changes)
-        return answer(model, tokenizer, ears, examples[n_skipped:], ("acoustic", "semantic"), how,
-                      batch_size, numbers=range(n_skipped, len(examples)))
+        return answer(model, tokenizer, features, examples[n_skipped:], ("acoustic", "semantic"),
+                      how, batch_size, numbers=range(n_skipped, len(examples)))
 
     texts, n_steps = answers(1)
     assert len(set(texts)) > 2 and 5 <= n_steps <= 20

@@ -1,4 +1,5 @@
-"""The front end against references written another way, and the loader against every file a user may bring."""
+"""The front end against references written another way, and the loader against every file a user
+may bring."""
 
 import io
 import math
@@ -13,7 +14,13 @@ import torch
 
 from diffa2_mini import audio
 from diffa2_mini.audio import (
-    duration, encoder_frames, load_audio, log_mel, mel_filterbank, pad_or_cut, resample
+    duration,
+    encoder_frames,
+    load_audio,
+    log_mel,
+    mel_filterbank,
+    pad_or_cut,
+    resample,
 )
 from diffa2_mini.config import AudioConfig
 from diffa2_mini.errors import UserError
@@ -55,7 +62,7 @@ def naive_log_mel(x, config):
     edges, hz = slaney_edges(config), k * config.sample_rate / n_fft
     bank = np.stack([np.interp(hz, edges[i : i + 3], [0, 2 / (edges[i + 2] - edges[i]), 0])
                      for i in range(config.n_mels)])
-    frames = [bank @ np.abs(dft @ x[i * hop : i * hop + n_fft]) ** 2 for i in range(config.max_frames)]
+    frames = [bank @ np.abs(dft @ x[i * hop:i * hop + n_fft])**2 for i in range(config.max_frames)]
     log = np.log10(np.maximum(np.stack(frames, axis=1), 1e-10))
     return (np.maximum(log, log.max() - 8) + 4) / 4
 
@@ -66,7 +73,8 @@ def test_log_mel_equals_the_naive_one_whatever_the_clip(config):
         x = noise(n_samples) + np.linspace(0, 1, n_samples) * sine(440, seconds=n_samples / 16_000)
         mel = log_mel(x, config)
         assert mel.shape == (config.n_mels, config.max_seconds * 100) and mel.dtype == torch.float32
-        assert mel.isfinite().all() and torch.equal(mel, log_mel(torch.from_numpy(x), config))  # NumPy or torch
+        # NumPy or torch
+        assert mel.isfinite().all() and torch.equal(mel, log_mel(torch.from_numpy(x), config))
         if config.max_seconds == 4:  # the naive one is slow
             np.testing.assert_allclose(mel.numpy(), naive_log_mel(x, config), atol=1e-4)
 
@@ -90,24 +98,32 @@ def test_log_mel_is_centred_shows_80_decibels_and_adds_a_half_for_ten_times_the_
     x = noise(SHORT.max_samples)  # no band of it is near the floor, so that all of it shifts alike
     louder = log_mel(10 * x, SHORT) - log_mel(x, SHORT)
     torch.testing.assert_close(louder, torch.full((128, 400), 0.5), atol=1e-4, rtol=0)
-    torch.testing.assert_close(log_mel(np.zeros(16_000), SHORT), torch.full((128, 400), (-10 + 4) / 4))  # silence
+    # silence
+    torch.testing.assert_close(log_mel(np.zeros(16_000), SHORT),
+                               torch.full((128, 400), (-10 + 4) / 4))
 
 
 def test_filterbank_triangles():
-    config = AudioConfig(n_fft=16_000)  # bins 1 Hz apart, so that a sum over bins is an integral over Hz
+    # bins 1 Hz apart, so that a sum over bins is an integral over Hz
+    config = AudioConfig(n_fft=16_000)
     bank, edges = mel_filterbank(config), slaney_edges(config)
     assert bank.shape == (128, 8001) and bank.min() == 0
-    torch.testing.assert_close(bank.sum(dim=1), torch.ones(128), atol=2e-3, rtol=0)  # Slaney: an area of 1 each
-    assert np.abs(bank.argmax(dim=1).numpy() - edges[1:-1]).max() <= 0.5  # the peak, to the nearest Hz
+    # Slaney: an area of 1 each
+    torch.testing.assert_close(bank.sum(dim=1), torch.ones(128), atol=2e-3, rtol=0)
+    # the peak, to the nearest Hz
+    assert np.abs(bank.argmax(dim=1).numpy() - edges[1:-1]).max() <= 0.5
     assert (bank[:, 0] == 0).all() and (bank[:, -1] < 1e-6).all()  # nothing from DC or Nyquist
     heights = torch.from_numpy((edges[2:] - edges[:-2]) / 2).float()
     total = (bank * heights[:, None]).sum(dim=0)[math.ceil(edges[1]) : int(edges[-2])]
-    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-4, rtol=0)  # scaled to height 1, they tile
+    # scaled to height 1, they tile
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("n_mels, entries", [
-    (80, [(0, 1, 0.024862595), (20, 20, 0.013890394), (40, 43, 0.014735566), (79, 196, 0.001795036)]),
-    (128, [(0, 1, 0.012373987), (20, 20, 0.0), (64, 43, 0.018091518), (127, 196, 0.004457121)])])
+@pytest.mark.parametrize("n_mels, entries", [(80, [(0, 1, 0.024862595), (20, 20, 0.013890394),
+                                                   (40, 43, 0.014735566), (79, 196, 0.001795036)]),
+                                             (128, [(0, 1, 0.012373987), (20, 20, 0.0),
+                                                    (64, 43, 0.018091518),
+                                                    (127, 196, 0.004457121)])])
 def test_filterbank_is_whispers_cached_and_leaves_no_band_empty(n_mels, entries):
     bank = mel_filterbank(AudioConfig(n_mels=n_mels))
     for band, k, value in entries:  # a few values of the file that Whisper ships (mel_filters.npz)
@@ -121,14 +137,16 @@ def test_pad_or_cut():
     x = noise(SHORT.max_samples + 7)
     assert np.array_equal(pad_or_cut(x, SHORT), x[: SHORT.max_samples])
     padded = pad_or_cut(x[:5], SHORT)
-    assert np.array_equal(padded[:5], x[:5]) and len(padded) == SHORT.max_samples and not padded[5:].any()
+    assert np.array_equal(padded[:5],
+                          x[:5]) and len(padded) == SHORT.max_samples and not padded[5:].any()
     with pytest.raises(AssertionError, match=r"\(2, 3\)"):
         pad_or_cut(np.zeros((2, 3)), SHORT)
 
 
-@pytest.mark.parametrize("n_samples, frames", [
-    (0, 0), (1, 1), (160, 1), (161, 1), (320, 1), (321, 2), (480, 2), (640, 2), (641, 3), (16_000, 50),
-    (16_001, 51), (479_680, 1499), (479_681, 1500), (480_000, 1500), (10**9, 1500)])
+@pytest.mark.parametrize("n_samples, frames", [(0, 0), (1, 1), (160, 1), (161, 1), (320, 1),
+                                               (321, 2), (480, 2), (640, 2), (641, 3), (16_000, 50),
+                                               (16_001, 51), (479_680, 1499), (479_681, 1500),
+                                               (480_000, 1500), (10**9, 1500)])
 def test_encoder_frames(n_samples, frames):
     assert encoder_frames(n_samples, AudioConfig()) == frames
 
@@ -147,7 +165,8 @@ def test_a_resampled_sine_is_the_sine(rate_in, rate_out):
         x = sine(fraction * nyquist, rate_in)
         y, expected = resample(x, rate_in, rate_out), sine(fraction * nyquist, rate_out)
         assert y.dtype == np.float32 and len(y) == math.ceil(len(x) * rate_out / rate_in)
-        middle = slice(len(y) // 10, -len(y) // 10)  # away from the ends, where the sine begins and stops
+        # away from the ends, where the sine begins and stops
+        middle = slice(len(y) // 10, -len(y) // 10)
         error = np.abs(y - expected)[middle].max() / 0.5
         assert error < 1e-3, f"at {fraction} of Nyquist"  # 0.1 dB would be 0.0116
     for n_samples in (0, 1, 2, 13):
@@ -159,7 +178,8 @@ def test_a_resampled_sine_is_the_sine(rate_in, rate_out):
 def test_what_is_above_the_new_nyquist_does_not_alias(rate_in, rate_out):
     for hz in np.linspace(rate_out / 2, rate_in / 2, 12):
         y = resample(np.cos(2 * np.pi * hz * np.arange(rate_in // 2) / rate_in), rate_in, rate_out)
-        assert np.abs(y[len(y) // 4 : -len(y) // 4]).max() < 10 ** (-79 / 20)  # -80 dB, give or take
+        # -80 dB, give or take
+        assert np.abs(y[len(y) // 4 : -len(y) // 4]).max() < 10 ** (-79 / 20)
 
 
 def test_rates_without_a_common_divisor_are_right_and_need_little_memory():
@@ -206,12 +226,20 @@ def test_odd_rates_take_no_more_filters_than_usual_ones(monkeypatch, rate):
     assert len(n_computed) <= audio.PHASES + 1 and peak < 5 * max(x.nbytes, 4 * 160_000)
 
 
-@pytest.mark.parametrize("suffix, subtype, rate, atol", [
-    ("wav", "PCM_U8", 16_000, 1e-2), ("wav", "PCM_16", 16_000, 1e-4), ("wav", "PCM_24", 16_000, 1e-6),
-    ("wav", "FLOAT", 16_000, 0), ("wav", "DOUBLE", 16_000, 0), ("wav", "ULAW", 16_000, 3e-2),
-    ("flac", "PCM_16", 16_000, 1e-4), ("flac", "PCM_24", 16_000, 1e-6), ("ogg", "VORBIS", 16_000, 5e-2),
-    ("mp3", "MPEG_LAYER_III", 16_000, 5e-2), ("wav", "FLOAT", 8000, 1e-3), ("wav", "FLOAT", 22_050, 1e-3),
-    ("wav", "FLOAT", 44_100, 1e-3), ("wav", "FLOAT", 192_000, 1e-3)])
+@pytest.mark.parametrize("suffix, subtype, rate, atol", [("wav", "PCM_U8", 16_000, 1e-2),
+                                                         ("wav", "PCM_16", 16_000, 1e-4),
+                                                         ("wav", "PCM_24", 16_000, 1e-6),
+                                                         ("wav", "FLOAT", 16_000, 0),
+                                                         ("wav", "DOUBLE", 16_000, 0),
+                                                         ("wav", "ULAW", 16_000, 3e-2),
+                                                         ("flac", "PCM_16", 16_000, 1e-4),
+                                                         ("flac", "PCM_24", 16_000, 1e-6),
+                                                         ("ogg", "VORBIS", 16_000, 5e-2),
+                                                         ("mp3", "MPEG_LAYER_III", 16_000, 5e-2),
+                                                         ("wav", "FLOAT", 8000, 1e-3),
+                                                         ("wav", "FLOAT", 22_050, 1e-3),
+                                                         ("wav", "FLOAT", 44_100, 1e-3),
+                                                         ("wav", "FLOAT", 192_000, 1e-3)])
 def test_any_format_and_rate_becomes_float32_at_16_khz(tmp_path, suffix, subtype, rate, atol):
     if suffix.upper() not in soundfile.available_formats():
         pytest.skip(f"this libsndfile has no {suffix}")
@@ -229,7 +257,8 @@ def test_channels_are_averaged(tmp_path):
     np.testing.assert_allclose(load_audio(tmp_path / "clip.wav"), x.mean(axis=1), atol=1e-6)
 
 
-@pytest.mark.parametrize("rate, n_samples", [(16_000, 1), (192_000, 1), (8000, 1), (44_100, 200), (16_000, 48)])
+@pytest.mark.parametrize("rate, n_samples", [(16_000, 1), (192_000, 1), (8000, 1), (44_100, 200),
+                                             (16_000, 48)])
 def test_tiny_clips(tmp_path, rate, n_samples):
     soundfile.write(tmp_path / "clip.wav", noise(n_samples), rate)
     y = load_audio(tmp_path / "clip.wav")
@@ -250,7 +279,8 @@ def test_max_seconds_is_the_start_of_the_whole(tmp_path, rate):
 
 
 def test_max_seconds_makes_a_long_file_cheap(tmp_path):
-    soundfile.write(tmp_path / "long.wav", np.zeros(20_000_000, dtype=np.int16), 16_000)  # 21 minutes
+    # 21 minutes
+    soundfile.write(tmp_path / "long.wav", np.zeros(20_000_000, dtype=np.int16), 16_000)
     y, peak = peak_memory(load_audio, tmp_path / "long.wav", max_seconds=4)
     assert len(y) == 64_000 and peak < 4e6
 
@@ -270,7 +300,8 @@ def flac(n_claimed=None):
     soundfile.write(file, noise(16_000), 16_000, format="FLAC")
     content = bytearray(file.getvalue())
     if n_claimed is not None:
-        fields = int.from_bytes(content[18:26], "big")  # rate, channels, bits, and the count in the lowest 36 bits
+        # rate, channels, bits, and the count in the lowest 36 bits
+        fields = int.from_bytes(content[18:26], "big")
         content[18:26] = (fields >> 36 << 36 | n_claimed).to_bytes(8, "big")
     return bytes(content)
 
@@ -481,7 +512,8 @@ def test_paths_without_a_file_to_read(tmp_path, monkeypatch, function):
     assert "Permission denied" in message_of(function, tmp_path / "clip.wav")
 
 
-def test_long_files_and_headers_that_claim_too_much_or_nothing_take_no_more_memory(tmp_path, monkeypatch):
+def test_long_files_and_headers_that_claim_too_much_or_nothing_take_no_more_memory(
+        tmp_path, monkeypatch):
     for n_bytes in (2**31, 2**32 - 2):  # what a recorder leaves behind that was switched off
         (tmp_path / "clip.wav").write_bytes(wav(n_bytes=n_bytes))
         y, peak = peak_memory(load_audio, tmp_path / "clip.wav")

@@ -1,4 +1,5 @@
-"""The autoregressive twin looks back alone, its cache is exact, and its loss is the cross-entropy of the next token."""
+"""The autoregressive twin looks back alone, its cache is exact, and its loss is the cross-entropy
+of the next token."""
 
 import math
 from types import SimpleNamespace
@@ -10,14 +11,20 @@ from torch import nn
 
 from data import toy
 from diffa2_mini import weights
-from diffa2_mini.pretraining import autoregressive
-from diffa2_mini.evaluate.answers import answer
-from diffa2_mini.pretraining.autoregressive import (
-    answer_loss, look_back, next_token_loss, recall_loss, states, text_loss, write
-)
-from diffa2_mini.config import DecodeConfig, FEEL, PretrainConfig, SIZES
+from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC, SIZES, DecodeConfig, PretrainConfig
 from diffa2_mini.data import Batch, Example
+from diffa2_mini.evaluate.answers import answer
 from diffa2_mini.model import Audio
+from diffa2_mini.pretraining import autoregressive
+from diffa2_mini.pretraining.autoregressive import (
+    answer_loss,
+    look_back,
+    next_token_loss,
+    recall_loss,
+    states,
+    text_loss,
+    write,
+)
 from diffa2_mini.pretraining.backbone import init_backbone
 from diffa2_mini.tokenizer import Prompt
 
@@ -28,7 +35,7 @@ REAL = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
 
 
 @pytest.fixture
-def heard():
+def audio_embeddings():
     return [torch.randn(3, 12), torch.randn(2, 12)]
 
 
@@ -43,68 +50,79 @@ def sharp(model):
 
 def test_a_token_attends_to_itself_and_to_what_is_real_before_it():
     seen = look_back(torch.tensor([[True, True, False, True]]))[0]
-    assert seen.tolist() == [[True, False, False, False], [True, True, False, False], [True, True, False, False],
-                             [True, True, False, True]]
+    assert seen.tolist() == [[True, False, False, False], [True, True, False, False],
+                             [True, True, False, False], [True, True, False, True]]
 
 
-def test_a_later_token_changes_no_earlier_state_and_an_earlier_one_changes_all_later(sharp, heard):
-    before = states(sharp, heard, PROMPTS, RESPONSE, REAL)
+def test_a_later_token_changes_no_earlier_state_and_an_earlier_one_changes_all_later(
+        sharp, audio_embeddings):
+    before = states(sharp, audio_embeddings, PROMPTS, RESPONSE, REAL)
     for j in range(6):
         other = RESPONSE.clone()
         other[:, j] = 15
-        changed = (states(sharp, heard, PROMPTS, other, REAL) - before).abs().amax(-1)  # [B, R]
+        # [B, R]
+        changed = (states(sharp, audio_embeddings, PROMPTS, other, REAL) - before).abs().amax(-1)
         assert changed[:, :j + 1].max() == 0
         assert changed[0, j + 1:].numel() == 0 or changed[0, j + 1:].min() > 1e-3
 
 
-def test_states_are_those_of_the_spliced_sequence_read_with_a_causal_mask(sharp, heard):
+def test_states_are_those_of_the_spliced_sequence_read_with_a_causal_mask(sharp, audio_embeddings):
     for row, prompt in enumerate(PROMPTS):
         text, n = sharp.llada.wte(torch.tensor(prompt.ids)), int(REAL[row].sum())
         answer = sharp.llada.wte(RESPONSE[row, :n])
-        x = torch.cat([text[:prompt.audio_at], heard[row], text[prompt.audio_at:], answer])[None]
+        x = torch.cat(
+            [text[:prompt.audio_at], audio_embeddings[row], text[prompt.audio_at:], answer])[None]
         hidden = sharp.llada(x, torch.ones(1, x.shape[1], x.shape[1]).tril().bool())[0]
-        found = states(sharp, heard, PROMPTS, RESPONSE, REAL)[row, :n]  # in a batch, whose other prompt has another length
+        # in a batch, whose other prompt has another length
+        found = states(sharp, audio_embeddings, PROMPTS, RESPONSE, REAL)[row, :n]
         torch.testing.assert_close(found, hidden[-n - 1:-1], atol=1e-5, rtol=1e-4)
 
 
-def test_what_is_heard_changes_every_state(sharp, heard):
-    before = states(sharp, heard, PROMPTS, RESPONSE, REAL)
-    after = states(sharp, [heard[0] + 1, heard[1]], PROMPTS, RESPONSE, REAL)
+def test_what_is_heard_changes_every_state(sharp, audio_embeddings):
+    before = states(sharp, audio_embeddings, PROMPTS, RESPONSE, REAL)
+    after = states(sharp, [audio_embeddings[0] + 1, audio_embeddings[1]], PROMPTS, RESPONSE, REAL)
     assert (after[0] - before[0]).abs().amax(-1).min() > 1e-3 and torch.equal(after[1], before[1])
 
 
-def test_the_loss_is_the_weighted_mean_of_the_cross_entropies_of_the_next_tokens(sharp, heard):
-    weight = torch.tensor([[1, 4, 1, 1, 0.1, 0], [2, 1, 0.5, 0, 9, 9]])  # what is no real token does not count
+def test_the_loss_is_the_weighted_mean_of_the_cross_entropies_of_the_next_tokens(
+        sharp, audio_embeddings):
+    # what is no real token does not count
+    weight = torch.tensor([[1, 4, 1, 1, 0.1, 0], [2, 1, 0.5, 0, 9, 9]])
     total = 0.0
-    log_p = sharp.llada.logits(states(sharp, heard, PROMPTS, RESPONSE, REAL)).log_softmax(-1)
+    log_p = sharp.llada.logits(states(sharp, audio_embeddings, PROMPTS, RESPONSE,
+                                      REAL)).log_softmax(-1)
     for row in range(2):
         for j in range(int(REAL[row].sum())):
             total -= float(weight[row, j] * log_p[row, j, RESPONSE[row, j]])
-    loss = next_token_loss(sharp, heard, PROMPTS, RESPONSE, REAL, weight)
+    loss = next_token_loss(sharp, audio_embeddings, PROMPTS, RESPONSE, REAL, weight)
     assert loss.item() == pytest.approx(total / (1 + 4 + 1 + 1 + 0.1 + 2 + 1 + 0.5), rel=1e-5)
 
 
 def made_batch(model):
     audio = Audio(torch.randn(2, 16, 8), torch.randn(2, 3, 16, 8), torch.tensor([16, 9]))
-    return Batch(examples=[], clips=[], prompts=PROMPTS, response=RESPONSE, real=REAL, audio=audio)
+    return Batch(examples=[], clips=[], prompts=PROMPTS, response=RESPONSE, valid=REAL, audio=audio)
 
 
 def test_an_answer_counts_up_to_its_end_and_hears_what_the_diffusion_model_hears(sharp):
-    batch, stage = made_batch(sharp), SimpleNamespace(audio=FEEL)
+    batch, stage = made_batch(sharp), SimpleNamespace(audio=ACOUSTIC_AND_SEMANTIC)
     upto = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]).float()
-    expected = next_token_loss(sharp, sharp.hear(batch.audio, FEEL), PROMPTS, RESPONSE, REAL, upto)
+    expected = next_token_loss(sharp, sharp.embed_audio(batch.audio, ACOUSTIC_AND_SEMANTIC),
+                               PROMPTS, RESPONSE, REAL, upto)
     assert torch.equal(answer_loss(sharp, batch, stage, TOKENS), expected)
     trained = sharp.train_only(("acoustic", "semantic"))
-    gradients = torch.autograd.grad(answer_loss(sharp, batch, stage, TOKENS), list(trained.values()))
-    assert all(gradient.isfinite().all() for gradient in gradients) and max(g.abs().max() for g in gradients) > 0
+    gradients = torch.autograd.grad(answer_loss(sharp, batch, stage, TOKENS), list(
+        trained.values()))
+    assert all(gradient.isfinite().all() for gradient in gradients) and max(g.abs().max()
+                                                                            for g in gradients) > 0
 
 
-def by_hand(model, heard, prompt, n):
+def by_hand(model, audio_embeddings, prompt, n):
     """Greedy decoding of one clip, everything read anew for each token."""
     tokens = torch.zeros(1, 0, dtype=torch.long)
     for _ in range(n):
         padded = torch.cat([tokens, torch.zeros(1, 1, dtype=torch.long)], dim=1)
-        logits = model.llada.logits(states(model, [heard], [prompt], padded, torch.ones_like(padded).bool())[0, -1])
+        logits = model.llada.logits(states(model, [audio_embeddings], [prompt], padded,
+                                           torch.ones_like(padded).bool())[0, -1])
         logits[TOKENS.mask_id] = -torch.inf
         tokens = torch.cat([tokens, logits.argmax()[None, None]], dim=1)
         if int(tokens[0, -1]) in (TOKENS.eot_id, TOKENS.eos_id):
@@ -112,14 +130,14 @@ def by_hand(model, heard, prompt, n):
     return tokens[0].tolist()
 
 
-def test_decoding_with_the_cache_equals_decoding_without(sharp, heard):
+def test_decoding_with_the_cache_equals_decoding_without(sharp, audio_embeddings):
     decode = DecodeConfig(gen_length=12, block_length=12, steps=12)
     lengths = set()
     for seed in range(12):
         torch.manual_seed(seed)
-        heard = [torch.randn(3, 12) * 3, torch.randn(2, 12) * 3]
-        tokens, n_passes = write(sharp, TOKENS, heard, PROMPTS, decode)
-        expected = [by_hand(sharp, heard[row], PROMPTS[row], 12) for row in range(2)]
+        audio_embeddings = [torch.randn(3, 12) * 3, torch.randn(2, 12) * 3]
+        tokens, n_passes = write(sharp, TOKENS, audio_embeddings, PROMPTS, decode)
+        expected = [by_hand(sharp, audio_embeddings[row], PROMPTS[row], 12) for row in range(2)]
         for row, known in zip(tokens.tolist(), expected):
             assert row == known + [TOKENS.eos_id] * (12 - len(known))
         assert n_passes == max(map(len, expected))
@@ -127,18 +145,26 @@ def test_decoding_with_the_cache_equals_decoding_without(sharp, heard):
     assert len(lengths) > 2  # some answers end early
 
 
-def test_answers_come_in_order_whatever_the_batch(heard):
+def test_answers_come_in_order_whatever_the_batch(audio_embeddings):
     config = SIZES["toy"][0]
     model, tokenizer = weights.build(config).eval(), weights.load_tokenizer(config)
 
-    def ears(paths):
-        audio = [Audio(torch.full((1, 200, 96), 0.1 * int(path)), torch.zeros(1, 4, 200, 96), torch.tensor([40])) for path in paths]
-        return Audio(*(torch.cat([getattr(a, name) for a in audio]) for name in ("final", "taps", "n_frames")))
+    def features(paths):
+        audio = [
+            Audio(torch.full((1, 200, 96), 0.1 * int(path)), torch.zeros(1, 4, 200, 96),
+                  torch.tensor([40])) for path in paths]
+        return Audio(*(torch.cat([getattr(a, name)
+                                  for a in audio])
+                       for name in ("final", "taps", "n_frames")))
 
-    ears.device, ears.dtype = torch.device("cpu"), torch.float32
-    examples = [Example(str(i), question, "", "", "", "") for i, question in enumerate(["What is said?", "Who speaks?", "How many?"])]
-    alone, passes = answer(model, tokenizer, ears, examples, FEEL, config.decode, 1, write)
-    together, fewer = answer(model, tokenizer, ears, examples, FEEL, config.decode, respond=write)
+    features.device, features.dtype = torch.device("cpu"), torch.float32
+    examples = [
+        Example(str(i), question, "", "", "", "")
+        for i, question in enumerate(["What is said?", "Who speaks?", "How many?"])]
+    alone, passes = answer(model, tokenizer, features, examples, ACOUSTIC_AND_SEMANTIC,
+                           config.decode, 1, write)
+    together, fewer = answer(model, tokenizer, features, examples, ACOUSTIC_AND_SEMANTIC,
+                             config.decode, respond=write)
     assert alone == together and len(alone) == 3 and fewer <= passes <= 3 * 16
 
 
@@ -149,7 +175,8 @@ class Elephant:
         found = torch.zeros(*tokens.shape, 100)
         for row in range(len(tokens)):
             for p in range(1, tokens.shape[1]):
-                earlier = [q for q in range(1, p) if tokens[row, q] == tokens[row, p] and seen[row, p, q]]
+                earlier = [
+                    q for q in range(1, p) if tokens[row, q] == tokens[row, p] and seen[row, p, q]]
                 if earlier:
                     found[row, p, tokens[row, earlier[-1] - 1]] = 50.0
         return found
@@ -163,7 +190,8 @@ class Elephant:
 
 def test_recall_asks_for_the_word_that_stood_before():
     config = PretrainConfig(backbone_batch=3)
-    loss = recall_loss(Elephant(), torch.arange(10, 60), 1, 2, config, torch.Generator().manual_seed(0))
+    loss = recall_loss(Elephant(), torch.arange(10, 60), 1, 2, config,
+                       torch.Generator().manual_seed(0))
     assert loss < 1e-6
 
 
@@ -176,10 +204,12 @@ def test_recall_and_texts_cost_what_guessing_costs_before_they_are_learned_and_l
     parameters = list(model.llada.requires_grad_(True).parameters())
     optimizer, losses = torch.optim.AdamW(parameters, lr=1e-3), []
     with torch.no_grad():
-        recall = recall_loss(model.llada, torch.arange(100, 160), 10, 5, PretrainConfig(), torch.Generator().manual_seed(0))
+        recall = recall_loss(model.llada, torch.arange(100, 160), 10, 5, PretrainConfig(),
+                             torch.Generator().manual_seed(0))
     assert recall > math.log(60)
     for _ in range(8):
-        loss = text_loss(model, tokenizer, examples, "", 0, PretrainConfig(), np.random.default_rng(0))
+        loss = text_loss(model, tokenizer, examples, "", 0, PretrainConfig(),
+                         np.random.default_rng(0))
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -187,6 +217,7 @@ def test_recall_and_texts_cost_what_guessing_costs_before_they_are_learned_and_l
     assert losses[0] > 3 and losses[-1] < losses[0] / 2
 
 
-def test_the_method_of_pretraining_writes_with_the_same_decoding(sharp, heard):
-    inputs = (sharp, TOKENS, heard, PROMPTS, DecodeConfig(gen_length=4, block_length=4, steps=4))
+def test_the_method_of_pretraining_writes_with_the_same_decoding(sharp, audio_embeddings):
+    inputs = (sharp, TOKENS, audio_embeddings, PROMPTS,
+              DecodeConfig(gen_length=4, block_length=4, steps=4))
     assert torch.equal(autoregressive.METHOD.write(*inputs)[0], write(*inputs)[0])

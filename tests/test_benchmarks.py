@@ -5,23 +5,31 @@ from pathlib import Path
 
 import pytest
 
-from diffa2_mini.evaluate.benchmarks import BENCHMARKS, can_be_scored, load_questions, with_choices
 from diffa2_mini.errors import UserError
+from diffa2_mini.evaluate.benchmarks import BENCHMARKS, can_be_scored, load_questions, with_choices
 
-MMSU = {"id": "long_speech_1", "audio_path": "audio/a.wav", "question": "What is said?", "choice_a": "one", "choice_b": "two",
-        "choice_c": "three", "choice_d": "four", "answer_gt": "two", "task_name": "long_speech", "category": "Perception",
-        "sub-category": "Linguistics", "sub-sub-category": "Semantics", "linguistics_sub_discipline": "Semantics"}
-MMAU = {"id": "3fe64f3d", "audio_id": "./test-mini-audios/3fe64f3d.wav", "question": "Which sound?",
-        "choices": ["a bell", "a siren"], "answer": "a siren", "dataset": "AudioSet", "task": "sound",
-        "split": "test-mini", "category": "Reasoning",
-        "sub-category": "Event Reasoning", "difficulty": "medium"}
-MMAR = {"id": "x_00-01", "audio_path": "./audio/x_00-01.wav", "question": "Who?", "choices": ["Ann", "Bob", "Cleo", "Dan", "Eve"],
-        "answer": "Bob", "modality": "mix-sound-speech", "category": "Semantic Layer", "sub-category": "Speaker Analysis",
-        "language": "en", "source": "youtube", "url": "https://example.org", "timestamp": "00:01"}
+MMSU = {
+    "id": "long_speech_1", "audio_path": "audio/a.wav", "question": "What is said?",
+    "choice_a": "one", "choice_b": "two", "choice_c": "three", "choice_d": "four",
+    "answer_gt": "two", "task_name": "long_speech", "category": "Perception",
+    "sub-category": "Linguistics", "sub-sub-category": "Semantics",
+    "linguistics_sub_discipline": "Semantics"}
+MMAU = {
+    "id": "3fe64f3d", "audio_id": "./test-mini-audios/3fe64f3d.wav", "question": "Which sound?",
+    "choices": ["a bell", "a siren"], "answer": "a siren", "dataset": "AudioSet", "task": "sound",
+    "split": "test-mini", "category": "Reasoning", "sub-category": "Event Reasoning",
+    "difficulty": "medium"}
+MMAR = {
+    "id": "x_00-01", "audio_path": "./audio/x_00-01.wav", "question": "Who?", "choices": [
+        "Ann", "Bob", "Cleo", "Dan", "Eve"
+    ], "answer": "Bob", "modality": "mix-sound-speech", "category": "Semantic Layer",
+    "sub-category": "Speaker Analysis", "language": "en", "source": "youtube",
+    "url": "https://example.org", "timestamp": "00:01"}
 
 
 def write(path: Path, rows: list[dict], lines: bool = False) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) if lines else json.dumps(rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) if lines else json.dumps(rows),
+                    encoding="utf-8")
     return path
 
 
@@ -39,10 +47,12 @@ def test_mmsu_is_asked_as_its_authors_do(tmp_path):
         "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, **you should only "
         "choose A or B or C or D.** Do not provide any additional explanations or content.\n\nQuestion: What is said?\n\n"
         "A. one\nB. two\nC. three\nD. four")
-    assert (question.id, question.audio, question.answer) == ("long_speech_1", tmp_path / "audio/a.wav", "two")
+    assert (question.id, question.audio, question.answer) == ("long_speech_1",
+                                                              tmp_path / "audio/a.wav", "two")
     assert question.groups == {
-        "category": ("Perception",), "category / sub-category": ("Perception / Linguistics",),
-        "category / sub-category / sub-sub-category": ("Perception / Linguistics / Semantics",), "task_name": ("long_speech",)}
+        "category": ("Perception", ), "category / sub-category": ("Perception / Linguistics", ),
+        "category / sub-category / sub-sub-category": ("Perception / Linguistics / Semantics", ),
+        "task_name": ("long_speech", )}
 
 
 def test_null_choices_of_mmsu_are_dropped(tmp_path):
@@ -60,27 +70,34 @@ def test_mmau_is_asked_as_the_authors_of_diffa2_do(tmp_path):
         "You are given the audio and a multiple-choice question. Choose the best answer based only on the speech content and "
         "style.\n\nQuestion: Which sound?\n\nChoices:\nA. a bell\nB. a siren\nAnswer:")
     assert question.audio == tmp_path / "test-mini-audios/3fe64f3d.wav"
-    assert question.groups == {"task": ("sound",), "category": ("Reasoning",), "sub-category": ("Event Reasoning",),
-                               "difficulty": ("medium",)}
+    assert question.groups == {
+        "task": ("sound", ), "category": ("Reasoning", ), "sub-category": ("Event Reasoning", ),
+        "difficulty": ("medium", )}
 
 
 def test_mmar_is_asked_as_mmau(tmp_path):
     (question,) = load("mmar", write(tmp_path / "mmar.json", [MMAR]), root=tmp_path / "elsewhere")
-    assert question.prompt.endswith("Question: Who?\n\nChoices:\nA. Ann\nB. Bob\nC. Cleo\nD. Dan\nE. Eve\nAnswer:")
+    assert question.prompt.endswith(
+        "Question: Who?\n\nChoices:\nA. Ann\nB. Bob\nC. Cleo\nD. Dan\nE. Eve\nAnswer:")
     assert question.audio == tmp_path / "elsewhere/audio/x_00-01.wav"
     assert question.groups == {"modality": ("mix-sound-speech",), "category": ("Semantic Layer",),
                                "sub-category": ("Speaker Analysis",), "language": ("en",)}
 
 
 def test_odd_fields_are_read(tmp_path):
-    rows = [MMAU | {"category": ["Reasoning", "Perception", "Reasoning"]}, MMAU | {"category": None, "audio_id": None},
-            MMAU | {"id": 7, "choices": [3, "4.5", None], "answer": 3, "difficulty": []}, MMAU | {"audio_id": "/abs/x.wav"}]
+    rows = [
+        MMAU | {"category": ["Reasoning", "Perception", "Reasoning"]},
+        MMAU | {"category": None, "audio_id": None},
+        MMAU | {"id": 7, "choices": [3, "4.5", None], "answer": 3, "difficulty": []},
+        MMAU | {"audio_id": "/abs/x.wav"}]
     questions = load("mmau", write(tmp_path / "mmau.json", rows))
-    assert questions[0].groups["category"] == ("Reasoning", "Perception") and questions[1].groups["category"] == ("(none)",)
+    assert questions[0].groups["category"] == (
+        "Reasoning", "Perception") and questions[1].groups["category"] == ("(none)", )
     assert questions[1].audio is None and questions[3].audio == Path("/abs/x.wav")
     assert (questions[2].id, questions[2].choices, questions[2].answer) == ("7", ("3", "4.5"), "3")
     assert questions[2].groups["difficulty"] == ("(none)",)
-    assert [q.id for q in questions] == ["3fe64f3d", "3fe64f3d#2", "7", "3fe64f3d#3"]  # asked more than once about a clip
+    # asked more than once about a clip
+    assert [q.id for q in questions] == ["3fe64f3d", "3fe64f3d#2", "7", "3fe64f3d#3"]
 
 
 def test_an_answer_is_one_of_the_choices_but_for_white_space(tmp_path):
@@ -113,27 +130,38 @@ def test_the_order_of_the_choices_follows_seed_and_id(tmp_path):
     path = write(tmp_path / "mmar.json", [MMAR | {"id": f"q{i}"} for i in range(20)])
     once, again, other, plain = (load("mmar", path, shuffle=seed) for seed in (1, 1, 2, None))
     assert once == again and all(sorted(q.choices) == sorted(MMAR["choices"]) for q in once)
-    assert [q.choices for q in once] != [q.choices for q in other] and len({q.choices for q in once}) > 10
+    assert [q.choices for q in once] != [q.choices
+                                         for q in other] and len({q.choices
+                                                                  for q in once}) > 10
     assert all(q.choices == tuple(MMAR["choices"]) for q in plain)
-    assert all(f"B. {q.choices[1]}\n" in q.prompt and q.row["choices"] == list(q.choices) for q in once)
+    assert all(
+        f"B. {q.choices[1]}\n" in q.prompt and q.row["choices"] == list(q.choices) for q in once)
     alone = write(tmp_path / "alone.json", [MMAR | {"id": "q7"}])
     assert load("mmar", alone, shuffle=1)[0].choices == once[7].choices  # whatever else is asked
-    null = load("mmsu", write(tmp_path / "m.jsonl", [MMSU | {"choice_d": None}], lines=True), shuffle=3)[0]
+    null = load("mmsu", write(tmp_path / "m.jsonl", [MMSU | {"choice_d": None}], lines=True),
+                shuffle=3)[0]
     assert sorted(null.choices) == ["one", "three", "two"] and null.row["choice_d"] is None
 
 
 @pytest.mark.parametrize("name, rows, message", [
-    ("mmau", [MMAU, without(MMAU, "answer", "audio_id")],
-     "entry 2 is no question of mmau: the field answer is missing"),
+    ("mmau", [MMAU, without(MMAU, "answer", "audio_id")
+              ], "entry 2 is no question of mmau: the field answer is missing"),
     ("mmau", [MMAU | {"answer": ["a bell"]}], "expected text in answer, got list"),
-    ("mmau", [{k: v for k, v in MMAU.items() if k != "question"}], "question is missing"),
-    ("mmau", [MMSU | {"answer": "x", "choice_a": None, "choice_b": None, "choice_c": None, "choice_d": None}], "choices, got 0"),
-    ("mmsu", [MMAU], "answer_gt is missing"), ("mmar", ["text"], "expected an object, got str"),
+    ("mmau", [{k: v
+               for k, v in MMAU.items()
+               if k != "question"}], "question is missing"),
+    ("mmau", [
+        MMSU |
+        {"answer": "x", "choice_a": None, "choice_b": None, "choice_c": None, "choice_d": None}
+    ], "choices, got 0"),
+    ("mmsu", [MMAU], "answer_gt is missing"),
+    ("mmar", ["text"], "expected an object, got str"),
     ("mmau", [{"question": "?"}], "id or audio_id or audio_filepath is missing"),
     ("mmau", [MMAU | {"question": {"a": 1}}], "expected text in question, got dict"),
     ("mmau", [MMAU | {"question": "\ud800"}], "characters that are none"),
     ("asr", [{"audio_filepath": "a.wav", "input": "?"}], "transcription or target is missing"),
-    ("asr", [{"audio_filepath": "a.wav", "type": "caption", "target": "x"}], "questions of other types alone"),
+    ("asr", [{"audio_filepath": "a.wav", "type": "caption", "target": "x"}
+             ], "questions of other types alone"),
 ])
 def test_a_broken_entry_is_named(tmp_path, name, rows, message):
     with pytest.raises(UserError, match="file.json") as error:
@@ -142,8 +170,10 @@ def test_a_broken_entry_is_named(tmp_path, name, rows, message):
 
 
 def test_a_manifest_is_a_benchmark_of_transcripts(tmp_path):
-    rows = [{"audio_id": "a", "audio_filepath": "a.wav", "transcription": "One.", "input": "?", "type": "asr"},
-            {"audio_filepath": "b.wav", "target": "two"},
+    rows = [{
+        "audio_id": "a", "audio_filepath": "a.wav", "transcription": "One.", "input": "?",
+        "type": "asr"
+    }, {"audio_filepath": "b.wav", "target": "two"},
             {"audio_id": "a", "audio_filepath": "a.wav", "target": "1", "type": "count"}]
     questions = load("asr", write(tmp_path / "manifest.json", rows))
     assert [(q.id, q.audio, q.answer) for q in questions] == [
@@ -152,19 +182,23 @@ def test_a_manifest_is_a_benchmark_of_transcripts(tmp_path):
 
 
 def test_kaldi(tmp_path):
-    (tmp_path / "wav.scp").write_text("u1 clips/my clip.wav\nu2\t/abs/u2.flac\n\n", encoding="utf-8")
+    (tmp_path / "wav.scp").write_text("u1 clips/my clip.wav\nu2\t/abs/u2.flac\n\n",
+                                      encoding="utf-8")
     (tmp_path / "text").write_text("u2 naïve words\nu1 one two\nu3 no clip\nu4\n", encoding="utf-8")
     for path in (tmp_path, tmp_path / "wav.scp"):
         questions = load("asr", path)
-        assert [(q.id, q.audio, q.answer) for q in questions] == [
-            ("u2", Path("/abs/u2.flac"), "naïve words"), ("u1", tmp_path / "clips/my clip.wav", "one two"),
-            ("u3", None, "no clip"), ("u4", None, "")]
+        assert [(q.id, q.audio, q.answer)
+                for q in questions] == [("u2", Path("/abs/u2.flac"), "naïve words"),
+                                        ("u1", tmp_path / "clips/my clip.wav", "one two"),
+                                        ("u3", None, "no clip"), ("u4", None, "")]
 
 
-@pytest.mark.parametrize("scp, text, message", [
-    ("u1 a.wav\n", "u2 words\n", "none of u1"), ("u1 a.wav\nu1 b.wav\n", "u1 words\n", "an id twice"),
-    ("", "u1 words\n", "got none"),
-    ("u1 sox a.wav -t wav - |\n", "u1 words\n", "a command to run for u1"), ("u1 a.wav\n", None, "found no such file")])
+@pytest.mark.parametrize("scp, text, message",
+                         [("u1 a.wav\n", "u2 words\n", "none of u1"),
+                          ("u1 a.wav\nu1 b.wav\n", "u1 words\n", "an id twice"),
+                          ("", "u1 words\n", "got none"),
+                          ("u1 sox a.wav -t wav - |\n", "u1 words\n", "a command to run for u1"),
+                          ("u1 a.wav\n", None, "found no such file")])
 def test_kaldi_files_that_do_not_fit(tmp_path, scp, text, message):
     (tmp_path / "wav.scp").write_text(scp)
     if text:
@@ -174,5 +208,9 @@ def test_kaldi_files_that_do_not_fit(tmp_path, scp, text, message):
 
 
 def test_decoding_defaults_are_the_authors():
-    assert {name: tuple(BENCHMARKS[name].decode.values()) for name in ("mmsu", "mmau", "mmar", "asr", "toy")} == {
-        "mmsu": (16, 16, 16), "mmau": (16, 16, 16), "mmar": (16, 16, 16), "asr": (128, 128, 128), "toy": ()}
+    assert {
+        name: tuple(BENCHMARKS[name].decode.values())
+        for name in ("mmsu", "mmau", "mmar", "asr", "toy")
+    } == {
+        "mmsu": (16, 16, 16), "mmau": (16, 16, 16), "mmar": (16, 16, 16), "asr": (128, 128, 128),
+        "toy": ()}

@@ -1,4 +1,5 @@
-"""Checkpoints: what is saved comes back bit for bit, what does not fit is named, and a failed save harms nothing."""
+"""Checkpoints: what is saved comes back bit for bit, what does not fit is named, and a failed save
+harms nothing."""
 
 import copy
 import dataclasses
@@ -11,31 +12,44 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffa2_mini.training import checkpoint, files
-from diffa2_mini.training.checkpoint import Checkpoint, load, restore, save, trained_tensors
-from diffa2_mini.training.checkpoint import begin, load_start, optimizer_tensors, restore_optimizer
-from diffa2_mini.training.checkpoint import same_parts, same_run, share
 from diffa2_mini.config import SIZES
 from diffa2_mini.errors import UserError
-from diffa2_mini.model import Diffa2
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.training import checkpoint, files
+from diffa2_mini.training.checkpoint import (
+    Checkpoint,
+    begin,
+    load,
+    load_start,
+    optimizer_tensors,
+    restore,
+    restore_optimizer,
+    same_parts,
+    same_run,
+    save,
+    share,
+    trained_tensors)
 from diffa2_mini.training.objective import adamw, names_of
 
 TRAINS = ("semantic", "acoustic", "lora")
 
 
 def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
 
 
 def saved(path, model, **changes):
     """A checkpoint of the model, written; and what was written."""
-    state = Checkpoint(model.config, stage=3, step=7, done=False, model=trained_tensors(model), **changes)
+    state = Checkpoint(model.config, stage=3, step=7, done=False, model=trained_tensors(model),
+                       **changes)
     save(path, state)
     return state
 
 
 def training(model):
-    """An optimiser of the model's trained parameters, and the function that does a step on noise."""
+    """An optimiser of the model's trained parameters, and the function that does a step on
+    noise."""
     trained = model.train_only(TRAINS)
     optimizer = adamw(trained, 0.01, (0.9, 0.999), 0.05)
 
@@ -66,11 +80,12 @@ def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
     assert same(found.model, at_save.model) and same(found.optimizer, at_save.optimizer)
     assert not same(found.model, trained_tensors(model))
     torch.manual_seed(99)
-    other = Diffa2(config)
+    other = Diffa2Model(config)
     restore(other, found.model, "a file")
     names, optimizer, step = training(other)
     restore_optimizer(optimizer, names, found.optimizer)
-    assert same(optimizer_tensors(optimizer, names), found.optimizer) and len(found.optimizer) == 3 * len(names)
+    assert same(optimizer_tensors(optimizer, names), found.optimizer) and len(
+        found.optimizer) == 3 * len(names)
     torch.manual_seed(7)
     step()
     assert same(trained_tensors(other), trained_tensors(model))
@@ -80,20 +95,23 @@ def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path, model):
     state = saved(tmp_path / "a.safetensors", model)
     found = load(tmp_path / "a.safetensors")
     assert same(found.model, state.model) and found.optimizer == {} and found.done is False
-    assert {name.split(".")[0] for name in found.model} == {"semantic_connector", "acoustic_connector",
-                                                            "trainable_prompts"}
+    assert {name.split(".")[0]
+            for name in found.model} == {
+                "semantic_connector", "acoustic_connector", "trainable_prompts"}
     save(tmp_path / "a.safetensors", dataclasses.replace(state, done=True))
     assert load(tmp_path / "a.safetensors").done is True
 
 
 def test_lora_tensors_make_the_model_grow_its_lora(config, model):
-    other, plain = Diffa2(config), trained_tensors(model)
+    other, plain = Diffa2Model(config), trained_tensors(model)
     model.add_lora()
     for name, tensor in trained_tensors(model).items():
         tensor.normal_()
     restore(other, trained_tensors(model), "a file")
-    assert same(trained_tensors(other), trained_tensors(model)) and len(trained_tensors(other)) > len(plain)
-    restore(other, plain, "the stage before")  # has no LoRA yet, and leaves the model's own as it is
+    assert same(trained_tensors(other), trained_tensors(model)) and len(
+        trained_tensors(other)) > len(plain)
+    # has no LoRA yet, and leaves the model's own as it is
+    restore(other, plain, "the stage before")
     assert same({n: p for n, p in trained_tensors(other).items() if "lora_" in n},
                 {n: p for n, p in trained_tensors(model).items() if "lora_" in n})
 
@@ -172,7 +190,8 @@ def test_a_frozen_tensor_is_unexpected(model, with_lora):
     if with_lora:
         model.add_lora()
     frozen = {"llada.wte.weight": torch.zeros_like(model.llada.wte.weight)}
-    assert "unexpected llada.wte.weight" in error_of(restore, model, trained_tensors(model) | frozen, "a file")
+    assert "unexpected llada.wte.weight" in error_of(restore, model,
+                                                     trained_tensors(model) | frozen, "a file")
     assert model.llada.wte.weight.any()
 
 
@@ -194,12 +213,14 @@ def test_200_damaged_variants_never_load_as_something_else(tmp_path, model):
         else:
             damaged = bytearray(whole)
             for _ in range(rng.choice([1, 8])):
-                at = rng.randrange(len(whole) if variant % 2 else len(whole) // 10)  # half of them near the header
+                # half of them near the header
+                at = rng.randrange(len(whole) if variant % 2 else len(whole) // 10)
                 damaged[at] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         try:
             found = load(path)
-            assert same(found.model, state.model) and found.step == state.step and same(found.optimizer, state.optimizer)
+            assert same(found.model, state.model) and found.step == state.step and same(
+                found.optimizer, state.optimizer)
         except UserError as error:
             assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
             refused += 1
@@ -236,7 +257,7 @@ def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
     begun = begin(config, 3, stage, seed=7)
     begun.fingerprints = {"whisper": "a", "llada": "b", "start": "c", "manifest": "d"}
     same_run(tmp_path, begun, copy.deepcopy(begun))
-    in_pieces = begin(config, 3, dataclasses.replace(stage, at_once=2, title="another"), seed=7)
+    in_pieces = begin(config, 3, dataclasses.replace(stage, micro_batch=2, title="another"), seed=7)
     same_run(tmp_path, begun, in_pieces)  # which decides nothing; nor do fingerprints not known yet
     steps, epochs = (begin(config, 3, dataclasses.replace(stage, steps=4, epochs=n), seed=7)
                      for n in (1, 2))
@@ -244,7 +265,7 @@ def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
     for done in (True, False):
         found = dataclasses.replace(begun, done=done)
         for field in dataclasses.fields(stage):
-            if field.name not in ("title", "data", "at_once"):
+            if field.name not in ("title", "data", "micro_batch"):
                 other = begin(config, 3, stage, seed=7)
                 other.settings[field.name] = "another"
                 name = field.name.replace("_", " ")

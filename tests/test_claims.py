@@ -1,4 +1,5 @@
-"""The claims at toy scale: every experiment gives cells once, and a verdict follows from the cells alone."""
+"""The claims at toy scale: every experiment gives cells once, and a verdict follows from the cells
+alone."""
 
 import json
 import math
@@ -9,16 +10,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mini import ROOT, SECONDS
 
 from data import toy
 from diffa2_mini import weights
-from diffa2_mini.training import checkpoint
 from diffa2_mini.command.script import run_script
+from diffa2_mini.training import checkpoint
 from tutorials import claims, claims_table
 from tutorials.claims_lab import QUICK
-from tutorials.claims_table import HIDES, OPPOSITE, SHOWS, Comparison, judge, numbers, summary, table, together, verdict
-from mini import ROOT, SECONDS
-
+from tutorials.claims_table import (
+    HIDES,
+    OPPOSITE,
+    SHOWS,
+    Comparison,
+    judge,
+    numbers,
+    summary,
+    table,
+    together,
+    verdict)
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +36,16 @@ def quick(tmp_path_factory):
     """A run of a few steps on a handful of clips; its folder, what it printed, and the command."""
     world, out = tmp_path_factory.mktemp("world"), tmp_path_factory.mktemp("claims")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "SPLITS", {"train": (8, 4, 4), "evaluation": (2, 2, 2), "stage0": (1, 1, 1)})
+        patch.setattr(toy, "SPLITS",
+                      {"train": (8, 4, 4), "evaluation": (2, 2, 2), "stage0": (1, 1, 1)})
         patch.setattr(toy, "N_PER_TYPE", 2)
         patch.setattr(toy, "N_PAIRS", 8)
         toy.make_world(world)
-    command = [sys.executable, str(ROOT / "tutorials" / "claims.py"), "--quick", "--threads", "1", "--data", str(world), "--out", str(out)]
+    command = [
+        sys.executable,
+        str(ROOT / "tutorials" / "claims.py"), "--quick", "--threads", "1", "--data",
+        str(world), "--out",
+        str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     return out, done.stdout, command
@@ -44,9 +59,12 @@ def cells_in(out):
 def test_every_experiment_yields_its_cells_with_finite_numbers(quick):
     out, printed, _ = quick
     found = {(cell["experiment"], cell["setting"]) for cell in cells_in(out)}
-    assert found == {(experiment, setting) for experiment, settings in claims.experiments(QUICK).items() for setting in settings}
+    assert found == {(experiment, setting)
+                     for experiment, settings in claims.experiments(QUICK).items()
+                     for setting in settings}
     for cell in cells_in(out):
-        assert cell["seed"] == 0 and all(math.isfinite(value) for value in numbers(cell).values()), cell
+        assert cell["seed"] == 0 and all(math.isfinite(value)
+                                         for value in numbers(cell).values()), cell
         assert any(name in cell for name in ("overall", "variance", "open"))
     assert printed.count(" s)") == len(found)
 
@@ -57,7 +75,8 @@ def test_every_comparison_of_a_claim_is_of_settings_and_figures_that_are_measure
     for claim in claims_table.CLAIMS:
         for comparison in claim.comparisons:
             for name in (comparison.more, comparison.less):
-                assert comparison.figure in settings[claim.experiment][name][0], (claim.experiment, comparison)
+                assert comparison.figure in settings[claim.experiment][name][0], (claim.experiment,
+                                                                                  comparison)
 
 
 @pytest.mark.slow
@@ -66,30 +85,46 @@ def test_what_is_written_sums_the_cells_up_and_one_seed_proves_nothing(quick):
     written = json.loads((out / "claims.json").read_text())
     assert {claim["verdict"] for claim in written["claims"]} == {"not measured yet"}
     both = written["experiments"]["adapters"]["both"]
-    assert both["mean"]["overall"] == both["cells"][0]["overall"] and both["spread"]["overall"] is None
+    assert both["mean"]["overall"] == both["cells"][0]["overall"] and both["spread"][
+        "overall"] is None
     assert all(f"| {claim.claim} |" in printed for claim in claims_table.CLAIMS)
 
 
 @pytest.mark.slow
 def test_a_second_start_measures_nothing_again(quick):
     out, _, command = quick
-    before = {path: path.stat().st_mtime_ns for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0 and f"{len(cells_in(out))} of {len(cells_in(out))} cells are there" in done.stdout
-    assert before == {path: path.stat().st_mtime_ns for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
+    assert before == {
+        path: path.stat().st_mtime_ns
+        for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
 
 
 @pytest.mark.slow
 def test_the_variants_differ_in_what_they_say(quick):
     of = {(cell["experiment"], cell["setting"]): cell for cell in cells_in(quick[0])}
-    lora = {setting: of["lora", setting]["trained"] for setting in ("rank 0", "rank 2", "rank 8", "rank 32")}
+    lora = {
+        setting: of["lora", setting]["trained"]
+        for setting in ("rank 0", "rank 2", "rank 8", "rank 32")}
     assert sorted(lora.values()) == list(lora.values()) and len(set(lora.values())) == 4
-    assert of["lora", "attention"]["trained"] + of["lora", "feed-forward"]["trained"] - lora["rank 0"] == lora["rank 8"]
-    parts = {setting: of["adapters", setting]["trained"] for setting in ("semantic", "acoustic", "both")}
+    assert of["lora", "attention"]["trained"] + of[
+        "lora", "feed-forward"]["trained"] - lora["rank 0"] == lora["rank 8"]
+    parts = {
+        setting: of["adapters", setting]["trained"]
+        for setting in ("semantic", "acoustic", "both")}
     assert parts["semantic"] + parts["acoustic"] == parts["both"]
-    assert [of["autoregressive", f"diffusion, {size}"]["clips"] for size in ("few clips", "more clips", "all clips")] == [3, 6, 16]
-    assert of["factor", "16 steps"]["forward_passes"] == 16 and 1 <= of["factor", "f = 4"]["forward_passes"] <= 16
-    assert of["vrpo", "4 x 1, shared"]["variance"] < of["vrpo", "4 x 1, independent"]["variance"] / 5
+    assert [
+        of["autoregressive", f"diffusion, {size}"]["clips"]
+        for size in ("few clips", "more clips", "all clips")
+    ] == [3, 6, 16]
+    assert of["factor",
+              "16 steps"]["forward_passes"] == 16 and 1 <= of["factor",
+                                                              "f = 4"]["forward_passes"] <= 16
+    assert of["vrpo",
+              "4 x 1, shared"]["variance"] < of["vrpo", "4 x 1, independent"]["variance"] / 5
 
 
 def test_a_verdict_needs_every_seed_and_a_difference_beyond_the_spread():
@@ -107,7 +142,8 @@ def test_a_verdict_needs_every_seed_and_a_difference_beyond_the_spread():
 
 def made_up(a, b, figure="overall"):
     return [{"experiment": "adapters", "setting": setting, "seed": seed, figure: value}
-            for setting, values in (("both", a), ("semantic", b), ("acoustic", b)) for seed, value in enumerate(values)]
+            for setting, values in (("both", a), ("semantic", b), ("acoustic", b))
+            for seed, value in enumerate(values)]
 
 
 def test_a_claim_is_stated_from_its_cells():
@@ -117,19 +153,22 @@ def test_a_claim_is_stated_from_its_cells():
     assert "**shows**" in row and "0.81 ± 0.01 against 0.613 ± 0.015, *shows*" in row
     assert summary(made_up([0.8, 0.5, 0.81], [0.6, 0.63, 0.61]))["claims"][0]["verdict"] == HIDES
     assert "does not show at this scale" in table(made_up([0.6, 0.6, 0.6], [0.6, 0.6, 0.6]))
-    assert summary(shows)["experiments"]["adapters"]["both"]["spread"]["overall"] == pytest.approx(0.01)
+    assert summary(shows)["experiments"]["adapters"]["both"]["spread"]["overall"] == pytest.approx(
+        0.01)
 
 
 def test_the_readme_shows_what_was_measured():
     cells = cells_in(ROOT / "tutorials" / "results")
     assert len(cells) == 144 and table(cells) in (ROOT / "README.md").read_text()
-    assert json.loads((ROOT / "tutorials" / "results" / "claims.json").read_text()) == json.loads(json.dumps(summary(cells)))
+    assert json.loads((ROOT / "tutorials" / "results" / "claims.json").read_text()) == json.loads(
+        json.dumps(summary(cells)))
 
 
 def test_seeds_are_paired_and_small_figures_compared_as_ratios():
     settings = {"a": {0: {"overall": 0.5}, 1: {"overall": 0.7}, 2: {"overall": 0.9}},
                 "b": {0: {"overall": 0.49}, 1: {"overall": 0.69}, 2: {"overall": 0.88}}}
-    assert judge(Comparison("", "a", "b"), settings)["verdict"] == SHOWS  # though the spread is far larger
+    # though the spread is far larger
+    assert judge(Comparison("", "a", "b"), settings)["verdict"] == SHOWS
     variances = {"a": {seed: {"variance": 10.0 ** seed} for seed in range(3)},
                  "b": {seed: {"variance": 10.0 ** seed / 4} for seed in range(3)}}
     assert judge(Comparison("", "a", "b", "variance"), variances)["verdict"] == SHOWS
@@ -138,14 +177,18 @@ def test_seeds_are_paired_and_small_figures_compared_as_ratios():
 
 def test_some_comparisons_are_a_claim_in_part():
     assert together([SHOWS, SHOWS]) == SHOWS
-    assert together([HIDES, SHOWS, OPPOSITE, HIDES]) == "shows in 1 of 4, the opposite in 1, neither in 2"
+    assert together([HIDES, SHOWS, OPPOSITE,
+                     HIDES]) == "shows in 1 of 4, the opposite in 1, neither in 2"
     assert together([HIDES, OPPOSITE]) == "shows in 0 of 2, the opposite in 1, neither in 1"
     assert together([OPPOSITE, OPPOSITE]) == OPPOSITE
 
 
 def test_the_fixed_schedule_is_compared_at_as_many_passes():
-    cells = [{"experiment": "factor", "setting": setting, "seed": 0, "forward_passes": passes, "overall": right}
-             for setting, passes, right in (("f = 1", 1.5, 0.9), ("1 steps", 1, 0.4), ("2 steps", 2, 0.8), ("16 steps", 16, 0.9))]
+    cells = [{
+        "experiment": "factor", "setting": setting, "seed": 0, "forward_passes": passes,
+        "overall": right
+    } for setting, passes, right in (("f = 1", 1.5, 0.9), ("1 steps", 1, 0.4), ("2 steps", 2, 0.8),
+                                     ("16 steps", 16, 0.9))]
     found = claims_table.arrange(cells)["factor"][claims_table.SAME_PASSES][0]
     assert found["overall"] == pytest.approx(0.6) and found["forward_passes"] == 1.5
 
@@ -154,7 +197,10 @@ def test_the_fixed_schedule_is_compared_at_as_many_passes():
 def test_pictures_are_drawn_of_what_is_there(quick, tmp_path):
     pytest.importorskip("matplotlib")
     paths = claims_table.draw(cells_in(quick[0]), tmp_path)
-    assert {path.name for path in paths} == {f"claims_{claim.experiment}.svg" for claim in claims_table.CLAIMS}
+    assert {path.name
+            for path in paths} == {
+                f"claims_{claim.experiment}.svg"
+                for claim in claims_table.CLAIMS}
     assert all("<svg" in path.read_text()[:2000] for path in paths)
     assert claims_table.draw(made_up([0.8], [0.6])[:0], tmp_path) == []
 

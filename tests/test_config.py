@@ -1,4 +1,5 @@
-"""The numbers: `full` has exactly the published parameter counts, and a config survives its trip through JSON."""
+"""The numbers: `full` has exactly the published parameter counts, and a config survives its trip
+through JSON."""
 
 import dataclasses
 import json
@@ -6,9 +7,9 @@ import json
 import pytest
 import torch
 
-from diffa2_mini.config import DecodeConfig, SIZES, from_dict, to_dict
+from diffa2_mini.config import SIZES, DecodeConfig, from_dict, to_dict
 from diffa2_mini.errors import UserError
-from diffa2_mini.model import Diffa2, part_of
+from diffa2_mini.model import Diffa2Model, part_of
 
 COUNTS = {  # SPEC section 1
     "whisper": 636_968_960,  # its fixed sinusoid table included
@@ -24,7 +25,7 @@ COUNTS = {  # SPEC section 1
 def full_counts() -> dict[str, int]:
     """Numbers in each part of the full model, built without memory."""
     with torch.device("meta"):
-        model = Diffa2(SIZES["full"][0])
+        model = Diffa2Model(SIZES["full"][0])
         model.add_lora()
     counts = dict.fromkeys(COUNTS, 0)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -69,13 +70,15 @@ def test_from_dict_refuses_bad_parts(part, changes):
         from_dict(values)
 
 
-@pytest.mark.parametrize("values", [None, [], "toy", {"size": "toy", "ears": {}}, {"size": "toy", "colour": "red"}])
+@pytest.mark.parametrize(
+    "values", [None, [], "toy", {"size": "toy", "ears": {}}, {"size": "toy", "colour": "red"}])
 def test_from_dict_refuses_what_is_not_a_config(values):
     with pytest.raises(UserError):
         from_dict(values)
 
 
-@pytest.mark.parametrize("part, name", [(None, "size"), (None, "llada"), ("llada", "rope_theta"), ("lora", "alpha")])
+@pytest.mark.parametrize("part, name", [(None, "size"), (None, "llada"), ("llada", "rope_theta"),
+                                        ("lora", "alpha")])
 def test_from_dict_refuses_missing_fields(part, name):
     values = to_dict(SIZES["toy"][0])
     del (values if part is None else values[part])[name]

@@ -1,4 +1,5 @@
-"""Batches: what an example gets depends on itself alone, and every epoch sees every example once."""
+"""Batches: what an example gets depends on itself alone, and every epoch sees every example
+once."""
 
 import multiprocessing
 from collections import Counter
@@ -10,44 +11,49 @@ import pytest
 import soundfile
 import torch
 
-from diffa2_mini.config import AdapterConfig, LladaConfig, SIZES, WhisperConfig
-from diffa2_mini.errors import UserError
+from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
 from diffa2_mini.data import Collate, Example
-from diffa2_mini.training.loader import Loader, batches
-from diffa2_mini.training.features import Ears
-from diffa2_mini.model import Diffa2
+from diffa2_mini.errors import UserError
+from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Tokenizer
+from diffa2_mini.training.features import FeatureCache
+from diffa2_mini.training.loader import Loader, batches
 from diffa2_mini.weights import load_tokenizer
 
 TOY, STAGES = SIZES["toy"]
 MICRO = replace(  # the toy's front end and tokenizer, little else
-    TOY, audio=replace(TOY.audio, max_seconds=1, n_mels=16), adapter=AdapterConfig(n_queries=2, qformer_hidden=8),
-    whisper=WhisperConfig(n_mels=16, n_positions=50, width=8, n_layers=2, n_heads=2, taps=(1, 2)),
-    llada=LladaConfig(vocab_size=TOY.llada.vocab_size, width=8, n_layers=1, n_heads=2, hidden=16))
+    TOY, audio=replace(TOY.audio, max_seconds=1, n_mels=16),
+    adapter=AdapterConfig(n_queries=2, qformer_hidden=8), whisper=WhisperConfig(
+        n_mels=16, n_positions=50, width=8, n_layers=2, n_heads=2, taps=(1, 2)), llada=LladaConfig(
+            vocab_size=TOY.llada.vocab_size, width=8, n_layers=1, n_heads=2, hidden=16))
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return Diffa2(MICRO).eval()
+    return Diffa2Model(MICRO).eval()
 
 
 def ears_of(model, keep):
-    return Ears(model, torch.device("cpu"), torch.float32, keep)
+    return FeatureCache(model, torch.device("cpu"), torch.float32, keep)
 
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
     """Eight clips of 0.1 to 0.8 s, with answers of 16, 16 and 32 tokens."""
-    folder, words = tmp_path_factory.mktemp("clips"), ["one", "two three four", "a high voice says " + "nine " * 20]
+    folder, words = tmp_path_factory.mktemp("clips"), [
+        "one", "two three four", "a high voice says " + "nine " * 20]
     for i in range(8):
-        soundfile.write(folder / f"{i}.wav", np.random.default_rng(i).normal(0, 0.1, 1600 * (i + 1)), 16_000)
-    return [Example(folder / f"{i}.wav", "What is said?", words[i % 3], words[(i + 1) % 3], "asr", "speech", (i + 1) / 10)
-            for i in range(8)]
+        soundfile.write(folder / f"{i}.wav",
+                        np.random.default_rng(i).normal(0, 0.1, 1600 * (i + 1)), 16_000)
+    return [
+        Example(folder / f"{i}.wav", "What is said?", words[i % 3], words[(i + 1) % 3], "asr",
+                "speech", (i + 1) / 10) for i in range(8)]
 
 
 def batch_of(pairs, examples, model, stage, seed=42, keep=True):
-    return collate(examples, stage, seed)[pairs].heard(ears_of(model, keep), torch.device("cpu"))
+    return collate(examples, stage, seed)[pairs].audio_embeddings(ears_of(model, keep),
+                                                                  torch.device("cpu"))
 
 
 def collate(examples, stage, seed=42, load=False):
@@ -57,12 +63,14 @@ def collate(examples, stage, seed=42, load=False):
 
 @pytest.mark.parametrize("stage", [2, 4])
 def test_text_is_cut_at_so_many_tokens(model, examples, stage):
-    prompt = len(batch_of([(0, 2)], examples, model, stage).prompts[0].ids)  # the answer of example 2 has 32 tokens
+    # the answer of example 2 has 32 tokens
+    prompt = len(batch_of([(0, 2)], examples, model, stage).prompts[0].ids)
     for limit, length in ((prompt + 32, 32), (prompt + 31, 31), (prompt + 1, 1), (prompt - 5, 1)):
         cut = replace(STAGES[stage], max_tokens=limit)
         batch = collate(examples, cut)[[(0, 2)]]
-        assert batch.real.sum(1)[0] == length and torch.equal(
-            batch.response[0, :length], batch_of([(0, 2)], examples, model, stage).response[0, :length])
+        assert batch.valid.sum(1)[0] == length and torch.equal(
+            batch.response[0, :length],
+            batch_of([(0, 2)], examples, model, stage).response[0, :length])
 
 
 @pytest.mark.parametrize("stage", [2, 4])
@@ -73,7 +81,8 @@ def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stag
         alone = batch_of([pair], examples, model, stage)
         R, rows = alone.response.shape[1], slice(n * i, n * i + n)
         assert alone.prompts == whole.prompts[i:i + 1] and alone.examples == whole.examples[i:i + 1]
-        assert torch.equal(alone.response, whole.response[rows, :R]) and torch.equal(alone.real, whole.real[rows, :R])
+        assert torch.equal(alone.response, whole.response[rows, :R]) and torch.equal(
+            alone.valid, whole.valid[rows, :R])
         torch.testing.assert_close(alone.audio.final, whole.audio.final[i:i + 1])
         if stage == 4:
             assert torch.equal(alone.masks, whole.masks[rows, :, :R])
@@ -108,10 +117,11 @@ def test_stage_3_replays_neither_the_noise_nor_the_order_of_stage_2(examples):
 @pytest.mark.parametrize("stage", [2, 4])
 def test_padding_is_eos_and_never_masked(model, examples, stage):
     batch = batch_of([(0, i) for i in range(8)], examples, model, stage)
-    padding = ~batch.real
-    assert padding.any(1).sum() > 2 and (batch.response[padding] == load_tokenizer(MICRO).eos_id).all()
-    assert (batch.real.sum(1) % MICRO.text.response_multiple == 0).all()
-    assert (batch.real.long().diff(dim=1) <= 0).all()  # padding is on the right
+    padding = ~batch.valid
+    assert padding.any(1).sum() > 2 and (batch.response[padding]
+                                         == load_tokenizer(MICRO).eos_id).all()
+    assert (batch.valid.sum(1) % MICRO.text.response_multiple == 0).all()
+    assert (batch.valid.long().diff(dim=1) <= 0).all()  # padding is on the right
     if stage == 4:
         assert batch.masks.shape == (16, STAGES[4].vrpo_samples, batch.response.shape[1])
         assert not (batch.masks & padding[:, None]).any() and batch.masks.any(2).all()
@@ -128,10 +138,13 @@ def test_every_example_is_seen_once_per_epoch_and_resuming_goes_on(n_examples, b
     n_steps = -(-3 * n_examples // batch_size)
     steps = list(batches(n_examples, batch_size, n_steps, 0, seed=5, stage=2))
     pairs = [pair for _, batch in steps for pair in batch]
-    assert [step for step, _ in steps] == list(range(n_steps)) and all(len(batch) == batch_size for _, batch in steps)
-    assert Counter(pairs[:3 * n_examples]) == Counter((e, i) for e in range(3) for i in range(n_examples))
+    assert [step for step, _ in steps] == list(range(n_steps)) and all(
+        len(batch) == batch_size for _, batch in steps)
+    assert Counter(pairs[:3 * n_examples]) == Counter(
+        (e, i) for e in range(3) for i in range(n_examples))
     for first in range(n_steps):
-        assert list(batches(n_examples, batch_size, n_steps, first, seed=5, stage=2)) == steps[first:]
+        assert list(batches(n_examples, batch_size, n_steps, first, seed=5,
+                            stage=2)) == steps[first:]
 
 
 def test_each_epoch_each_seed_and_each_stage_has_an_order_of_its_own():
@@ -145,9 +158,11 @@ def test_each_epoch_each_seed_and_each_stage_has_an_order_of_its_own():
 @pytest.mark.parametrize("stage", [1, 2, 4])
 def test_lengths_are_those_of_what_is_spliced(model, examples, stage):
     for number in (0, 2, 7):
-        batch, lengths = batch_of([(0, number)], examples, model, stage), collate(examples, stage).lengths(number)
-        _, (before,) = model.splice(model.hear(batch.audio, STAGES[stage].audio), batch.prompts)
-        assert lengths == [(before, n) for n in batch.real.sum(1)]
+        batch, lengths = batch_of([(0, number)], examples, model, stage), collate(
+            examples, stage).lengths(number)
+        _, (before, ) = model.splice(model.embed_audio(batch.audio, STAGES[stage].audio),
+                                     batch.prompts)
+        assert lengths == [(before, n) for n in batch.valid.sum(1)]
 
 
 @pytest.mark.parametrize("stage", [2, 4])
@@ -158,11 +173,12 @@ def test_a_batch_knows_how_many_tokens_it_masks(model, examples, stage):
 
 def test_a_step_is_cut_into_pieces_of_like_length_the_longest_first(examples):
     pairs, maker = [(0, i) for i in (3, 0, 7, 2, 5, 1, 6)], collate(examples, 2)
-    pieces = maker.cut(pairs, at_once=3)
-    assert [len(piece) for piece in pieces] == [3, 3, 1] and sorted(sum(pieces, [])) == sorted(pairs)
+    pieces = maker.cut(pairs, micro_batch=3)
+    assert [len(piece)
+            for piece in pieces] == [3, 3, 1] and sorted(sum(pieces, [])) == sorted(pairs)
     lengths = [[sum(maker.lengths(number)[0]) for _, number in piece] for piece in pieces]
     assert sum(lengths, []) == sorted(sum(lengths, []), reverse=True)
-    assert maker.cut(pairs, at_once=7) == [sum(pieces, [])]
+    assert maker.cut(pairs, micro_batch=7) == [sum(pieces, [])]
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
@@ -170,11 +186,13 @@ def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
     maker, state = collate(examples, 2, load=True), torch.get_rng_state()
     pieces = [[(0, 1), (0, 2)], [(0, 7)], [(1, 0), (0, 3)]]
     loader = Loader(maker, iter(pieces), n_workers)
-    ears = ears_of(model, keep=False)
+    features = ears_of(model, keep=False)
     for batch in [*loader.take(2), *loader.take(1)]:
         expected = maker[pieces.pop(0)]
-        assert torch.equal(batch.response, expected.response) and torch.equal(batch.noisy, expected.noisy)
-        assert torch.equal(batch.heard(ears, "cpu").audio.final, ears([e.path for e in batch.examples]).final)
+        assert torch.equal(batch.response, expected.response) and torch.equal(
+            batch.noisy, expected.noisy)
+        assert torch.equal(batch.audio_embeddings(features, "cpu").audio.final,
+                           features([e.path for e in batch.examples]).final)
         assert len(batch.clips) == len(batch.examples)
     assert not pieces and loader.waited > 0
     assert torch.equal(torch.get_rng_state(), state)  # or dropout would depend on the loader

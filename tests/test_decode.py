@@ -5,7 +5,13 @@ import torch
 from test_generate import EOS, MASK, SETTINGS, decode_fast, restless, settings
 
 from diffa2_mini.decode import (
-    above_threshold, commit, decode, factor_based, finished, most_confident, tokens_in_step
+    above_threshold,
+    commit,
+    decode,
+    factor_based,
+    finished,
+    most_confident,
+    tokens_in_step,
 )
 
 
@@ -64,7 +70,8 @@ def test_a_schedule_shares_the_masks_of_a_block_among_its_steps(block, steps, sh
         assert int(commit(confidence, candidates, config, i).sum()) == share
 
 
-GREEDY = [changes for changes in SETTINGS if "remasking" not in changes]  # the plain one draws nothing
+# the plain one draws nothing
+GREEDY = [changes for changes in SETTINGS if "remasking" not in changes]
 
 
 @pytest.mark.parametrize("block", [2, 4, 8])

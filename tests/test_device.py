@@ -1,4 +1,5 @@
-"""Compiling and capturing change speed and nothing else; where they cannot be had, nothing breaks."""
+"""Compiling and capturing change speed and nothing else; where they cannot be had, nothing
+breaks."""
 
 import os
 import shutil
@@ -8,16 +9,16 @@ from functools import partial
 
 import pytest
 import torch
+from mini import ROOT, SECONDS
 
 from diffa2_mini.config import DecodeConfig
 from diffa2_mini.errors import UserError
-from diffa2_mini.fast.generate import generate
-from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.fast.compiling import compile_blocks
 from diffa2_mini.fast.device import choose_device
+from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.graphs import Captured
+from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.tokenizer import Prompt
-from mini import ROOT, SECONDS
 
 COMPILE = """
 import torch
@@ -40,17 +41,19 @@ print("compiled", torch._dynamo.utils.counters["stats"]["unique_graphs"])
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", [None, "/no/such/compiler"])
-def test_compiled_blocks_compute_the_same_and_without_a_compiler_run_as_they_are(compiler, tmp_path):
+def test_compiled_blocks_compute_the_same_and_without_a_compiler_run_as_they_are(
+        compiler, tmp_path):
     there = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=there | ({"CXX": compiler} if compiler else {}),
-                          capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run([sys.executable, "-c", COMPILE],
+                          env=there | ({"CXX": compiler} if compiler else {}), capture_output=True,
+                          text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert (int(done.stdout.split()[-1]) > 0) == (compiler is None)
 
 
 def test_blocks_that_cannot_be_compiled_are_one_line(monkeypatch, capfd):
-    """The first compiler refuses the second block for another shape: it goes on as it is, and the first
-    stays compiled. The second compiler refuses everything, and is asked once."""
+    """The first compiler refuses the second block for another shape: it goes on as it is, and the
+    first stays compiled. The second compiler refuses everything, and is asked once."""
     original = torch.compile
 
     def run(refused):
@@ -91,14 +94,19 @@ def test_float64_on_a_macs_gpu_is_refused(monkeypatch):
 
 
 def answer(model, device, capture):
-    config = DecodeConfig(gen_length=8, block_length=4, steps=8, factor=None, cache="dual", capture=capture)
-    heard = [torch.ones(5, model.config.llada.width, device=device)]
-    return list(generate(DecodingState(model, heard, [Prompt([7] * 6, 2)], [8], 22), config, eos_id=-1))
+    config = DecodeConfig(gen_length=8, block_length=4, steps=8, factor=None, cache="dual",
+                          capture=capture)
+    audio_embeddings = [torch.ones(5, model.config.llada.width, device=device)]
+    return list(
+        generate(DecodingState(model, audio_embeddings, [Prompt([7] * 6, 2)], [8], 22), config,
+                 eos_id=-1))
 
 
 def test_asking_for_a_capture_does_nothing_on_the_cpu(model):
-    for plain, captured in zip(answer(model, "cpu", False), answer(model, "cpu", True), strict=True):
-        assert torch.equal(plain.tokens, captured.tokens) and torch.equal(plain.confidence, captured.confidence)
+    for plain, captured in zip(answer(model, "cpu", False), answer(model, "cpu", True),
+                               strict=True):
+        assert torch.equal(plain.tokens, captured.tokens) and torch.equal(
+            plain.confidence, captured.confidence)
 
 
 def test_what_cannot_be_captured_runs_as_it_is(monkeypatch):
@@ -115,7 +123,8 @@ def test_what_cannot_be_captured_runs_as_it_is(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a CUDA device")
 def test_what_is_captured_is_replayed_on_other_inputs(model):
     model.cuda()
-    for plain, captured in zip(answer(model, "cuda", False), answer(model, "cuda", True), strict=True):
+    for plain, captured in zip(answer(model, "cuda", False), answer(model, "cuda", True),
+                               strict=True):
         assert torch.equal(plain.tokens, captured.tokens)
         torch.testing.assert_close(plain.confidence, captured.confidence)
     double = Captured(lambda x: 2 * x)

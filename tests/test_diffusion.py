@@ -1,4 +1,5 @@
-"""The forward process and its loss, against exact enumeration where the vocabulary is small enough for it."""
+"""The forward process and its loss, against exact enumeration where the vocabulary is small enough
+for it."""
 
 from itertools import permutations, product
 from math import comb, factorial
@@ -13,20 +14,25 @@ from diffa2_mini.vrpo import elbo
 
 V, R, MASK = 3, 3, 3  # three words, three positions, and the mask
 X = torch.tensor([[2, 0, 1]])
-ALL_MASKS = torch.tensor(list(product((False, True), repeat=R))[1:])  # [7, R]: all but the empty one
+# [7, R]: all but the empty one
+ALL_MASKS = torch.tensor(list(product((False, True), repeat=R))[1:])
 REAL = torch.ones(1, R, dtype=torch.bool)
 
 
 def arbitrary_model():
-    """A prediction [R, V] for every noisy response, with no rhyme or reason: logits [V + 1, V + 1, V + 1, R, V]."""
+    """A prediction [R, V] for every noisy response, with no rhyme or reason: logits [V + 1, V + 1,
+    V + 1, R, V]."""
     return torch.randn(*[V + 1] * R, R, V)
 
 
 def consistent_model():
-    """The exact conditionals p(x_i | what is not masked) of a joint distribution, and that joint [V, V, V]."""
-    joint, table = torch.randn(*[V] * R).flatten().softmax(0).view(*[V] * R), torch.zeros(*[V + 1] * R, R, V)
+    """The exact conditionals p(x_i | what is not masked) of a joint distribution, and that joint
+    [V, V, V]."""
+    joint, table = torch.randn(*[V] * R).flatten().softmax(0).view(*[V] * R), torch.zeros(
+        *[V + 1] * R, R, V)
     for noisy in product(range(V + 1), repeat=R):
-        given = joint[tuple(slice(None) if token == MASK else slice(token, token + 1) for token in noisy)]
+        given = joint[tuple(
+            slice(None) if token == MASK else slice(token, token + 1) for token in noisy)]
         for i in range(R):
             marginal = given.sum([d for d in range(R) if d != i])
             table[noisy][i, :len(marginal)] = (marginal / marginal.sum()).log()
@@ -47,7 +53,8 @@ def losses(table, x):
 
 
 def exact_bound(table, x=X):
-    """E_t E_mask (1/t) sum CE. A mask of k tokens weighs the integral of t^(k-1) (1-t)^(R-k), a Beta function."""
+    """E_t E_mask (1/t) sum CE. A mask of k tokens weighs the integral of t^(k-1) (1-t)^(R-k), a
+    Beta function."""
     k = ALL_MASKS.sum(1).tolist()
     beta = torch.tensor([factorial(n - 1) * factorial(R - n) / factorial(R) for n in k])
     return (beta * losses(table, x)).sum()
@@ -85,9 +92,10 @@ def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():
 
 
 def test_masking_exactly_k_tokens_has_the_same_expectation():
-    """VRPO's estimator: k uniform in 1 ... R, then any k tokens, R/k. Here every mask once, with its probability."""
+    """VRPO's estimator: k uniform in 1 ... R, then any k tokens, R/k. Here every mask once, with
+    its probability."""
     table, n = arbitrary_model(), len(ALL_MASKS)
-    bounds = elbo(lambda noisy, real, masked: logits_at(table, noisy, masked),
+    bounds = elbo(lambda noisy, valid, masked: logits_at(table, noisy, masked),
                   X.expand(n, R), REAL.expand(n, R), ALL_MASKS[:, None], MASK)
     weights = torch.tensor([1 / (R * comb(R, k)) for k in ALL_MASKS.sum(1).tolist()])
     assert weights.sum() == pytest.approx(1)
@@ -98,7 +106,8 @@ def test_the_bound_is_the_mean_over_orders_and_so_above_the_models_own_log_likel
     table = arbitrary_model()
     in_order = torch.stack([log_p_in_order(table, order) for order in permutations(range(R))])
     torch.testing.assert_close(exact_bound(table), -in_order.mean())
-    assert exact_bound(table) > -in_order.exp().mean().log() + 1e-3  # p(X) with the order drawn at random
+    # p(X) with the order drawn at random
+    assert exact_bound(table) > -in_order.exp().mean().log() + 1e-3
 
 
 def test_the_bound_is_tight_for_the_conditionals_of_a_joint_distribution():
@@ -111,7 +120,8 @@ def test_a_wrong_model_has_a_bound_above_the_entropy_of_the_data():
     wrong = table + 0.5 * torch.randn_like(table)
 
     def mean_bound(model):
-        return sum(joint[x] * exact_bound(model, torch.tensor([x])) for x in product(range(V), repeat=R))
+        return sum(
+            joint[x] * exact_bound(model, torch.tensor([x])) for x in product(range(V), repeat=R))
 
     entropy = -(joint * joint.log()).sum()
     torch.testing.assert_close(mean_bound(table), entropy)
@@ -128,15 +138,18 @@ def test_time_one_masks_everything_and_time_zero_next_to_nothing():
 
 def test_the_share_of_masks_is_the_time():
     times = torch.tensor([0.05, 0.3, 0.5, 0.9])
-    _, masked, t = forward_process(torch.zeros(4, 50_000).long(), times, torch.rand(4, 50_000), MASK)
+    _, masked, t = forward_process(
+        torch.zeros(4, 50_000).long(), times, torch.rand(4, 50_000), MASK)
     error = (t * (1 - t) / 50_000).sqrt()
     assert ((masked.float().mean(1) - t).abs() < 4 * error).all()
     torch.testing.assert_close(t, times, atol=EPSILON, rtol=0)
 
 
 def test_times_are_uniform():
-    times = np.sort([draw_noise(stream("answers", 0, 1, 0, example, 0), 1)[0] for example in range(1000)])
-    assert np.abs(times - np.linspace(0, 1, 1000)).max() < 1.63 / 1000 ** 0.5  # Kolmogorov-Smirnov, 1 %
+    times = np.sort(
+        [draw_noise(stream("answers", 0, 1, 0, example, 0), 1)[0] for example in range(1000)])
+    # Kolmogorov-Smirnov, 1 %
+    assert np.abs(times - np.linspace(0, 1, 1000)).max() < 1.63 / 1000 ** 0.5
 
 
 def test_eos_that_belongs_to_the_response_counts_and_row_padding_does_not():
@@ -146,7 +159,8 @@ def test_eos_that_belongs_to_the_response_counts_and_row_padding_does_not():
     alone = diffusion_loss(logits, answer, masked, t, n_tokens=4)
     torch.testing.assert_close(alone, -logits.log_softmax(-1)[range(4), answer[0]].mean())
     padded = torch.cat([answer, torch.full((1, 2), eos)], dim=1)
-    _, masked, _ = forward_process(padded, t, torch.tensor([[0.0, 0, 0, 0, 2, 2]]), MASK)  # 2: never masked
+    # 2: never masked
+    _, masked, _ = forward_process(padded, t, torch.tensor([[0.0, 0, 0, 0, 2, 2]]), MASK)
     assert torch.equal(diffusion_loss(logits, padded, masked, t, n_tokens=4), alone)
 
 

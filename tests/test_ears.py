@@ -13,15 +13,15 @@ from test_data import MICRO, STAGES, ears_of, examples, model  # noqa: F401  (fi
 import sample
 import train
 from diffa2_mini import data
-from diffa2_mini.evaluate import __main__ as evaluate
-from diffa2_mini.training import features
 from diffa2_mini.audio import log_mel
-from diffa2_mini.training.checkpoint import trained_tensors
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import ASSETS
 from diffa2_mini.errors import UserError
-from diffa2_mini.training.features import Ears, NAMES
-from diffa2_mini.model import Diffa2
+from diffa2_mini.evaluate import __main__ as evaluate
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.training import features
+from diffa2_mini.training.checkpoint import trained_tensors
+from diffa2_mini.training.features import NAMES, FeatureCache
 from diffa2_mini.training.objective import measure_pairs
 from diffa2_mini.training.processes import World
 from diffa2_mini.weights import load_tokenizer
@@ -39,24 +39,25 @@ def paths(examples, tmp_path):  # noqa: F811
 
 
 def on_disk(model, folder, dtype=torch.float32):  # noqa: F811
-    return Ears(model, CPU, dtype, folder=folder)
+    return FeatureCache(model, CPU, dtype, folder=folder)
 
 
 def test_kept_in_memory(model, paths):  # noqa: F811
-    fresh, ears = ears_of(model, keep=False), ears_of(model, keep=True)
-    ears.prepare(paths + paths, lambda chunks: chunks)
+    fresh, features = ears_of(model, keep=False), ears_of(model, keep=True)
+    features.prepare(paths + paths, lambda chunks: chunks)
     expected = fresh(paths)
-    ears.encode = None  # nothing is computed again
-    assert same(ears(paths), expected) and expected.n_frames.tolist() == [20, 5, 40]
-    assert ears([paths[2], paths[0]]).n_frames.tolist() == [40, 20]
-    assert not fresh.kept and not fresh.remembers and ears.remembers
+    features.encode = None  # nothing is computed again
+    assert same(features(paths), expected) and expected.n_frames.tolist() == [20, 5, 40]
+    assert features([paths[2], paths[0]]).n_frames.tolist() == [40, 20]
+    assert not fresh.kept and not fresh.keeps_features and features.keeps_features
 
 
 def test_a_batch_is_its_clips_one_by_one(model, paths):  # noqa: F811
     together = ears_of(model, keep=False)(paths)
     for i, path in enumerate(paths):
         alone = ears_of(model, keep=False)([path])
-        assert torch.equal(alone.final[0], together.final[i]) and torch.equal(alone.taps[0], together.taps[i])
+        assert torch.equal(alone.final[0], together.final[i]) and torch.equal(
+            alone.taps[0], together.taps[i])
 
 
 def test_kept_on_disk_for_the_next_run_too(model, paths, tmp_path):  # noqa: F811
@@ -79,14 +80,17 @@ class Beside(World):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_processes_at_their_own_pace_encode_all_clips_between_them(model, paths, tmp_path, keep):  # noqa: F811
+# noqa: F811
+def test_processes_at_their_own_pace_encode_all_clips_between_them(model, paths, tmp_path, keep):
     for rank in range(2):  # the second looks at the folder when the first is done
-        Ears(model, CPU, torch.float32, keep, tmp_path / "cache").prepare(paths, lambda chunks: chunks, world=Beside(rank, 2))
+        FeatureCache(model, CPU, torch.float32, keep, tmp_path / "cache").prepare(
+            paths, lambda chunks: chunks, world=Beside(rank, 2))
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
 
 
 def test_the_space_of_all_processes_is_asked_for(model, paths, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 3 * 3 * 50 * 8 * 4))
+    monkeypatch.setattr(shutil, "disk_usage",
+                        lambda path: shutil._ntuple_diskusage(0, 0, 3 * 3 * 50 * 8 * 4))
     with pytest.raises(UserError, match="for 4 clips"):  # each has two of them
         on_disk(model, tmp_path / "cache").prepare(paths, lambda chunks: chunks, world=Beside(0, 2))
 
@@ -105,11 +109,12 @@ def test_what_is_no_longer_true_is_not_taken_from_disk(model, paths, tmp_path): 
     cache = tmp_path / "cache"
     before = on_disk(model, cache)(paths)
     torch.manual_seed(1)
-    assert not same(on_disk(Diffa2(MICRO).eval(), cache)(paths), before)  # another encoder
+    assert not same(on_disk(Diffa2Model(MICRO).eval(), cache)(paths), before)  # another encoder
     shutil.copy(paths[2], paths[0])
     os.utime(paths[0], (1, 1))
     changed = on_disk(model, cache)(paths)
-    assert torch.equal(changed.final[0], before.final[2]) and torch.equal(changed.final[1:], before.final[1:])
+    assert torch.equal(changed.final[0], before.final[2]) and torch.equal(
+        changed.final[1:], before.final[1:])
     for file in cache.rglob("*.safetensors"):  # damaged
         file.write_bytes(file.read_bytes()[:-7])
     assert same(on_disk(model, cache)(paths), changed)
@@ -120,7 +125,7 @@ def test_what_is_no_longer_true_is_not_taken_from_disk(model, paths, tmp_path): 
 def test_what_clips_lack_is_noted(model, paths, tmp_path, keep, folder):  # noqa: F811
     paths[1].write_bytes(paths[1].read_bytes()[:-1000])
     for _ in range(2):  # the second time from the folder
-        listener = Ears(model, CPU, torch.float32, keep, folder and tmp_path / folder)
+        listener = FeatureCache(model, CPU, torch.float32, keep, folder and tmp_path / folder)
         listener.prepare(paths, lambda chunks: chunks)
         listener(paths)
         ((path, line),) = listener.incomplete.items()
@@ -132,16 +137,19 @@ def test_another_precision_has_files_of_its_own(model, paths, tmp_path):  # noqa
     assert len(names) == 2
 
 
-def test_too_little_space_is_refused_before_anything_is_written(model, paths, tmp_path, monkeypatch):  # noqa: F811
+# noqa: F811
+def test_too_little_space_is_refused_before_anything_is_written(model, paths, tmp_path,
+                                                                monkeypatch):
     size = 3 * (2 + 1) * 50 * 8 * 4  # clips, hidden states, frames, width, bytes
     for free, fits in ((size + 1, True), (size, False)):
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free))
-        ears = on_disk(model, tmp_path / f"cache{fits}")
+        features = on_disk(model, tmp_path / f"cache{fits}")
         if fits:
-            ears.prepare(paths, lambda chunks: chunks)
+            features.prepare(paths, lambda chunks: chunks)
         else:
-            with pytest.raises(UserError, match="--cache-audio .*expected 0.0 GiB free for 3 clips"):
-                ears.prepare(paths, lambda chunks: chunks)
+            with pytest.raises(UserError,
+                               match="--cache-audio .*expected 0.0 GiB free for 3 clips"):
+                features.prepare(paths, lambda chunks: chunks)
             assert not (tmp_path / "cacheFalse").exists()
 
 
@@ -179,11 +187,11 @@ def test_the_log_mel_is_in_float32_in_bfloat16_too(command, front_end, world, tm
 
 
 def test_measured_pairs_are_heard_in_float32_too(front_end, model, examples):  # noqa: F811
-    ears = Ears(model.bfloat16(), torch.device("cpu"), torch.bfloat16)
+    features = FeatureCache(model.bfloat16(), torch.device("cpu"), torch.bfloat16)
     try:
-        stage = replace(STAGES[4], at_once=2)
+        stage = replace(STAGES[4], micro_batch=2)
         reference, tokenizer = trained_tensors(model), load_tokenizer(MICRO)
-        measure_pairs(model, reference, examples, stage, 0, tokenizer, ears)
+        measure_pairs(model, reference, examples, stage, 0, tokenizer, features)
     finally:
         model.float()
     assert {*front_end} == {(torch.float32, False)}

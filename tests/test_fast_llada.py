@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from diffa2_mini.fast.cache import empty_caches, place
-from diffa2_mini.fast.llada import FastLlada, RECOMPUTE
+from diffa2_mini.fast.llada import RECOMPUTE, FastLlada
 from diffa2_mini.llada import Llada
-from diffa2_mini.model import Diffa2
+from diffa2_mini.model import Diffa2Model
 
 
 @pytest.fixture
@@ -39,7 +39,8 @@ def test_a_full_cache_changes_nothing_and_a_slice_renews_its_own_positions(pair,
     positions, at = torch.arange(7).expand(2, -1), torch.tensor([2, 3, 4])
     kept = [cache.keys.clone() for cache in caches]
     again = fast(x[:, at], VALID, positions[:, at], place(caches, at))
-    torch.testing.assert_close(again, plain(x, VALID)[:, at])  # nothing has changed, so that it is exact
+    # nothing has changed, so that it is exact
+    torch.testing.assert_close(again, plain(x, VALID)[:, at])
     changed = x.clone()
     changed[:, at] += 1
     fast(changed[:, at], VALID, positions[:, at], place(caches, at))
@@ -49,12 +50,12 @@ def test_a_full_cache_changes_nothing_and_a_slice_renews_its_own_positions(pair,
 
 
 def test_a_model_takes_either_class(config):
-    assert type(Diffa2(config).llada) is Llada
-    assert type(Diffa2(config, llada=FastLlada).llada) is FastLlada
+    assert type(Diffa2Model(config).llada) is Llada
+    assert type(Diffa2Model(config, llada=FastLlada).llada) is FastLlada
 
 
 def test_recomputing_changes_memory_and_not_gradients(config):
-    model = Diffa2(config, llada=FastLlada)
+    model = Diffa2Model(config, llada=FastLlada)
     x, valid = torch.randn(2, 7, 12, requires_grad=True), torch.ones(2, 7, dtype=torch.bool)
     model.add_lora()
     trained = model.train_only(("lora",))
@@ -75,4 +76,5 @@ def test_recomputing_changes_memory_and_not_gradients(config):
         kept.append((saved, torch.autograd.grad(loss, [x, *trained.values()])))
     (nothing, gradients), (feed_forward, again), (blocks, once_more) = kept
     assert blocks < nothing / 3 and blocks < feed_forward < 0.8 * nothing
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(gradients, again, once_more))
+    assert all(
+        torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(gradients, again, once_more))

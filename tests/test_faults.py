@@ -1,4 +1,5 @@
-"""What breaks in a run harms nothing: damaged saves, a full disk, two runs in one folder, figures that are not finite."""
+"""What breaks in a run harms nothing: damaged saves, a full disk, two runs in one folder, figures
+that are not finite."""
 
 import json
 import math
@@ -8,22 +9,23 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from mini import ROOT, full_disk
 
 from diffa2_mini import weights
-from diffa2_mini.training import checkpoint, files
-from diffa2_mini.training.checkpoint import Checkpoint, trained_tensors
 from diffa2_mini.command.script import run_script
 from diffa2_mini.errors import UserError
-from diffa2_mini.training.processes import has_lost_another
+from diffa2_mini.training import checkpoint, files
+from diffa2_mini.training.checkpoint import Checkpoint, trained_tensors
 from diffa2_mini.training.log import Log
+from diffa2_mini.training.processes import has_lost_another
 from diffa2_mini.view.curves import draw_curves
-from mini import ROOT, full_disk
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no limit to the size of files")
 
 
 def save(path, model, step):
-    checkpoint.save(path, Checkpoint(model.config, 1, step, False, trained_tensors(model)), keep=True)
+    checkpoint.save(path, Checkpoint(model.config, 1, step, False, trained_tensors(model)),
+                    keep=True)
 
 
 def test_a_damaged_save_gives_way_to_the_one_before(tmp_path, model, capsys):
@@ -38,7 +40,8 @@ def test_a_damaged_save_gives_way_to_the_one_before(tmp_path, model, capsys):
     assert before != bytes(damaged)  # a second name of the save, not of its place
     assert files.load_last(path, checkpoint.load).step == 2
     printed = capsys.readouterr().out
-    assert printed.count("\n") == 1 and "checksum" in printed and "from the save before, step 2" in printed
+    assert printed.count(
+        "\n") == 1 and "checksum" in printed and "from the save before, step 2" in printed
     assert checkpoint.load(path).step == 2 and path.read_bytes() == before
     path.write_bytes(damaged)
     with pytest.raises(UserError, match="checksum"):  # none before it
@@ -62,10 +65,13 @@ def test_a_disk_that_is_full_leaves_the_last_save(tmp_path, model, capsys):
 
 def test_a_disk_that_is_full_is_told_of_a_bin_file_too(tmp_path, monkeypatch):
     def full(*args):  # as torch says it
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534\nmore")
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 640 vs 534\nmore")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match=r"a.bin: could not be written \(.*unexpected pos 640 vs 534\); free some"):
+    with pytest.raises(
+            UserError,
+            match=r"a.bin: could not be written \(.*unexpected pos 640 vs 534\); free some"):
         weights.save_diffa2({"semantic_connector.fc1.bias": torch.ones(2)}, tmp_path / "a.bin")
 
 
@@ -84,7 +90,8 @@ def test_memory_that_is_full_is_not_told_as_another_thing(tmp_path, monkeypatch)
     with pytest.raises(torch.OutOfMemoryError):
         weights.unpickle(tmp_path / "b.bin", "weights")
     assert not has_lost_another(RuntimeError("NCCL Error 1: unhandled cuda error: out of memory"))
-    assert has_lost_another(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"))
+    assert has_lost_another(
+        RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"))
     assert [path.name for path in tmp_path.iterdir()] == ["b.bin"]
 
 
@@ -166,7 +173,8 @@ def test_what_is_not_finite_is_written_down(tmp_path, bad, name):
     with pytest.raises(UserError, match="stage 1, step 6: .*--skip-nonfinite"):
         files.note_nonfinite(tmp_path, 1, 6, figures | {name: bad}, ["c.wav"], skip=False)
     rows = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["clips"]) for row in rows] == [(5, ["a.wav", "b.wav"]), (6, ["c.wav"])]
+    assert [(row["step"], row["clips"]) for row in rows] == [(5, ["a.wav", "b.wav"]),
+                                                             (6, ["c.wav"])]
     assert rows[0][name] == str(bad)
 
 

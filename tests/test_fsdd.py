@@ -1,4 +1,5 @@
-"""The manifests of real recordings: nothing leaks between splits, labels lie where the sound is, errors are a line."""
+"""The manifests of real recordings: nothing leaks between splits, labels lie where the sound is,
+errors are a line."""
 
 import functools
 import http.server
@@ -26,7 +27,8 @@ CLIPS = {"stage0": 40, "train": 24, "validation": 12, "test": 12, "held_out": 12
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Tones instead of digits: the pitch tells the digit, the length differs, some begin with silence."""
+    """Tones instead of digits: the pitch tells the digit, the length differs, some begin with
+    silence."""
     folder = tmp_path_factory.mktemp("source") / "recordings"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -36,14 +38,17 @@ def source(tmp_path_factory):
                 t = np.arange(round(rng.uniform(0.2, 1.2) * fsdd.RATE)) / fsdd.RATE
                 tone = rng.uniform(0.02, 0.9) * np.sin(2 * np.pi * (300 + 100 * digit) * t)
                 sound = np.concatenate([np.zeros(take * 100), tone])
-                soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", sound, fsdd.RATE, subtype="PCM_16")
+                soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", sound, fsdd.RATE,
+                                subtype="PCM_16")
     return folder.parent
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fsdd, "SPLITS", {name: replace(s, clips=CLIPS[name]) for name, s in fsdd.SPLITS.items()})
+        patch.setattr(fsdd, "SPLITS",
+                      {name: replace(s, clips=CLIPS[name])
+                       for name, s in fsdd.SPLITS.items()})
         yield
 
 
@@ -51,7 +56,9 @@ def small():
 def made(source, tmp_path_factory):
     """The folder and its manifests, with theo held out."""
     out = tmp_path_factory.mktemp("out")
-    assert run_script(fsdd.main, ["--source", str(source), "--out", str(out), "--hold-out", "theo"]) == 0
+    assert run_script(fsdd.main,
+                      ["--source", str(source), "--out",
+                       str(out), "--hold-out", "theo"]) == 0
     return out, {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
 
 
@@ -62,23 +69,28 @@ def parts(row):
 
 
 def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()}
 
 
-# ---------------------------------------------------------------------------------------------------------- leaks
+# -------------------------------------------------------------------------------------------- leaks
 
 
 def test_the_held_out_speaker_is_in_one_manifest_alone(made):
     for name, rows in made[1].items():
-        heard = {speaker for row in rows for _, speaker, _ in parts(row)}
-        assert heard == ({"theo"} if name == "held_out" else {"george", "lucas"}), name
-        assert not any(row.get("target") == "theo" or row.get("traits") == {"speaker": "theo"} for row in rows)
+        audio_embeddings = {speaker for row in rows for _, speaker, _ in parts(row)}
+        assert audio_embeddings == ({"theo"} if name == "held_out" else {"george", "lucas"}), name
+        assert not any(
+            row.get("target") == "theo" or row.get("traits") == {"speaker": "theo"} for row in rows)
 
 
 def test_takes_do_not_cross_splits(made):
     for name, takes in ALLOWED.items():
         assert {take for row in made[1][name] for _, _, take in parts(row)} <= set(takes), name
-    assert {take for row in made[1]["held_out"] for _, _, take in parts(row)} & set(range(5, 45))  # all of his
+    # all of his
+    assert {take for row in made[1]["held_out"] for _, _, take in parts(row)} & set(range(5, 45))
 
 
 def test_sequences_do_not_cross_from_evaluation_to_training(made):
@@ -87,19 +99,24 @@ def test_sequences_do_not_cross_from_evaluation_to_training(made):
         for row in rows:
             scene = Scene("speech", tuple(row["transcription"].split()), voice=parts(row)[0][1])
             assert toy_text.held_out(scene) == (name in EVALUATION), (name, row)
-    long = [{row["transcription"] for name in names for row in manifests[name] if " " in row["transcription"]}
+    long = [{
+        row["transcription"]
+        for name in names
+        for row in manifests[name]
+        if " " in row["transcription"]}
             for names in (TRAINING, EVALUATION)]
     assert long[0] and long[1] and not long[0] & long[1]
 
 
-# ---------------------------------------------------------------------------------------------------------- clips
+# -------------------------------------------------------------------------------------------- clips
 
 
 def test_a_clip_is_what_its_row_says(made):
     out, manifests = made
     for row in sum(manifests.values(), []):
         clip, rate = soundfile.read(out / row["audio_filepath"])
-        assert rate == 16_000 and clip.ndim == 1 and len(clip) == round(row["duration"] * rate) <= 3.9 * rate
+        assert rate == 16_000 and clip.ndim == 1 and len(clip) == round(
+            row["duration"] * rate) <= 3.9 * rate
         assert 0.1 < np.abs(clip).max() < 0.95
         assert row["transcription"].split() == [DIGITS[digit] for digit, _, _ in parts(row)]
         assert len({speaker for _, speaker, _ in parts(row)}) == 1
@@ -107,8 +124,11 @@ def test_a_clip_is_what_its_row_says(made):
 
 
 def test_long_strings_lose_digits(source):
-    """Four digits of 2 s each do not fit; the clips of one digit or two do, and are as long as they say."""
-    long = [replace(r, samples=np.resize(r.samples, 2 * fsdd.RATE)) for r in fsdd.read_recordings(source)]
+    """Four digits of 2 s each do not fit; the clips of one digit or two do, and are as long as they
+    say."""
+    long = [
+        replace(r, samples=np.resize(r.samples, 2 * fsdd.RATE))
+        for r in fsdd.read_recordings(source)]
     pool = fsdd.by_speaker(long, range(5, 45))
     for i in range(8):
         scene, _, clip, _ = fsdd.make_clip(pool, fsdd.SPLITS["stage0"], np.random.default_rng(i))
@@ -116,7 +136,8 @@ def test_long_strings_lose_digits(source):
 
 
 def test_segments_lie_where_the_energy_is(made):
-    """The power is inside of the segments, right up to their ends; and the pitch in each is its digit's."""
+    """The power is inside of the segments, right up to their ends; and the pitch in each is its
+    digit's."""
     out, manifests = made
     for row in manifests["stage0"]:
         clip, rate = soundfile.read(out / row["audio_filepath"])
@@ -132,9 +153,11 @@ def test_segments_lie_where_the_energy_is(made):
             expected = (300 + 100 * DIGITS.index(s["label"])) * row["factor"]
             assert abs(spectrum.argmax() * rate / (1 << 16) - expected) < 5
             whole = np.mean(piece**2)
-            for edge in (piece[320:640], piece[-640:-320]):  # the 20 ms next to the margin that trimming leaves
+            # the 20 ms next to the margin that trimming leaves
+            for edge in (piece[320:640], piece[-640:-320]):
                 assert np.mean(edge**2) > whole / 4
-        assert np.mean(clip[inside] ** 2) > 5 * np.mean(clip[~inside] ** 2)  # the noise is 10 dB below, or more
+        # the noise is 10 dB below, or more
+        assert np.mean(clip[inside] ** 2) > 5 * np.mean(clip[~inside] ** 2)
 
 
 def test_augmentation_stays_in_its_range(made):
@@ -155,7 +178,7 @@ def test_equalise_turns_three_knobs():
         assert 20 * np.log10(louder.std() / tone[4000:12_000].std()) == pytest.approx(gain, abs=0.1)
 
 
-# ------------------------------------------------------------------------------------------------------ questions
+# ---------------------------------------------------------------------------------------- questions
 
 
 def test_answers_are_right_and_rejected_ones_wrong(made):
@@ -165,8 +188,10 @@ def test_answers_are_right_and_rejected_ones_wrong(made):
                 assert "input" not in row
                 continue
             digits, speaker = row["transcription"].split(), parts(row)[0][1]
-            right = {"asr": row["transcription"], "count": str(len(digits)), "first": digits[0], "last": digits[-1],
-                     "who": speaker}[row["type"].removesuffix("+abcd")]
+            right = {
+                "asr": row["transcription"], "count": str(len(digits)), "first": digits[0],
+                "last": digits[-1], "who": speaker
+            }[row["type"].removesuffix("+abcd")]
             if row["type"].endswith("+abcd"):
                 assert row["target"] in row["input"].splitlines() and row["target"][3:] == right
             else:
@@ -181,10 +206,12 @@ def test_answers_are_right_and_rejected_ones_wrong(made):
 def test_each_manifest_asks_what_it_should(made):
     types = {name: [row.get("type") for row in rows] for name, rows in made[1].items()}
     assert set(types["stage1"]) == {"asr"} and len(types["stage1"]) == CLIPS["train"]
-    assert len(types["sft"]) == 4 * CLIPS["train"] and 0.2 < types["sft"].count("asr") / len(types["sft"]) < 0.5
+    assert len(types["sft"]) == 4 * CLIPS["train"] and 0.2 < types["sft"].count("asr") / len(
+        types["sft"]) < 0.5
     assert 0.08 < sum(type.endswith("+abcd") for type in types["sft"]) / len(types["sft"]) < 0.35
     assert types["test"] == [type for type in fsdd.TYPES for _ in range(CLIPS["test"])]
-    assert set(types["validation"]) == set(fsdd.TYPES) and types["validation"].count("asr") == CLIPS["validation"]
+    assert set(types["validation"]) == set(
+        fsdd.TYPES) and types["validation"].count("asr") == CLIPS["validation"]
     assert set(types["held_out"]) == set(fsdd.TYPES) - {"who"}
     asked = {row["input"] for row in made[1]["stage1"]}
     assert len(asked) > 1
@@ -193,7 +220,8 @@ def test_each_manifest_asks_what_it_should(made):
 @pytest.mark.slow
 def test_the_seed_decides_everything(made, source, tmp_path):
     again, other = tmp_path / "again", tmp_path / "other"
-    fsdd.make_manifests(source / "recordings", again, "theo")  # the recordings' own folder does as well
+    # the recordings' own folder does as well
+    fsdd.make_manifests(source / "recordings", again, "theo")
     assert files(again) == files(made[0])
     fsdd.make_manifests(source, other, seed=1)
     assert (other / "stage0.json").read_bytes() != (made[0] / "stage0.json").read_bytes()
@@ -202,7 +230,7 @@ def test_the_seed_decides_everything(made, source, tmp_path):
     assert any(row["target"] == "theo" for row in json.loads((again / "test.json").read_text()))
 
 
-# --------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
 def one_line(capsys, *arguments):
@@ -217,7 +245,8 @@ def test_errors_are_one_line(capsys, source, tmp_path):
     assert "--source" in one_line(capsys, "--out", out, "--source", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "got none" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
-    assert "george, lucas, theo" in one_line(capsys, "--out", out, "--source", source, "--hold-out", "nobody")
+    assert "george, lucas, theo" in one_line(capsys, "--out", out, "--source", source, "--hold-out",
+                                             "nobody")
     assert "--seed" in one_line(capsys, "--out", out, "--source", source, "--seed", -1)
     (tmp_path / "file").touch()
     assert "--out" in one_line(capsys, "--out", tmp_path / "file", "--source", source)
@@ -228,13 +257,14 @@ def test_errors_are_one_line(capsys, source, tmp_path):
     assert "silence" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
     soundfile.write(broken, np.ones(800) / 2, fsdd.RATE)
     assert "0_theo_N.wav" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
-    assert "another speaker" in one_line(capsys, "--out", out, "--source", tmp_path / "empty", "--hold-out", "theo")
+    assert "another speaker" in one_line(capsys, "--out", out, "--source", tmp_path / "empty",
+                                         "--hold-out", "theo")
     broken.rename(tmp_path / "empty" / "3_zorro_5.wav")
     assert "expected a speaker of" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
     assert not list(out.glob("*.json"))
 
 
-# ------------------------------------------------------------------------------------------------------- download
+# ----------------------------------------------------------------------------------------- download
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +285,8 @@ def serve(tmp_path, monkeypatch):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=root))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0),
+                                             functools.partial(Quiet, directory=root))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(fsdd, "URL", f"http://127.0.0.1:{server.server_port}/v1.tar.gz")
     yield (root / "v1.tar.gz").write_bytes
@@ -281,12 +312,15 @@ def test_download(source, made, serve, tmp_path, monkeypatch):
     serve(packed(source))
     out = tmp_path / "data"
     monkeypatch.setattr(fsdd, "SPEAKERS", SPEAKERS)
-    with pytest.raises(UserError, match="expected recordings with the SHA-256"):  # they are not the real ones
+    # they are not the real ones
+    with pytest.raises(UserError, match="expected recordings with the SHA-256"):
         fsdd.make_manifests(None, out, "theo")
     assert [path.name for path in out.iterdir()] == ["clips"]
     monkeypatch.setattr(fsdd, "SHA256", fsdd.digest(source / "recordings"))
     fsdd.make_manifests(None, out, "theo")
-    assert files(out / "recordings") == {path.relative_to("recordings"): data for path, data in files(source).items()}
+    assert files(out / "recordings") == {
+        path.relative_to("recordings"): data
+        for path, data in files(source).items()}
     assert (out / "sft.json").read_bytes() == (made[0] / "sft.json").read_bytes()
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["clips", "recordings"]
     monkeypatch.setattr(fsdd, "URL", "http://127.0.0.1:9/gone")

@@ -1,4 +1,5 @@
-"""Decoding on hand-made predictions: who is committed, when, and that nobody's answer depends on a neighbour's."""
+"""Decoding on hand-made predictions: who is committed, when, and that nobody's answer depends on a
+neighbour's."""
 
 import pytest
 import torch
@@ -10,11 +11,17 @@ from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.tokenizer import Prompt
 
 V, MASK, EOS = 6, 5, 4  # words 0 ... 3
-SETTINGS = [dict(steps=8), dict(steps=4, remasking="random"), dict(factor=1.0), dict(factor=1e-9), dict(threshold=0.6)]
+SETTINGS = [
+    dict(steps=8),
+    dict(steps=4, remasking="random"),
+    dict(factor=1.0),
+    dict(factor=1e-9),
+    dict(threshold=0.6)]
 
 
 def settings(**changes) -> DecodeConfig:
-    return DecodeConfig(**dict(gen_length=8, block_length=4, steps=8, factor=None, cache="none") | changes)
+    return DecodeConfig(**dict(gen_length=8, block_length=4, steps=8, factor=None, cache="none") |
+                        changes)
 
 
 class Guess:
@@ -49,7 +56,8 @@ def decode_fast(predict, config, n_rows=1, numbers=None):
 
 def sure(words, confidence):
     """Predicts `words` [R] with `confidence` [R], whatever it sees, and all else alike."""
-    p = ((1 - torch.tensor(confidence)) / (V - 2))[:, None].repeat(1, V)  # V - 2 others: the mask never counts
+    # V - 2 others: the mask never counts
+    p = ((1 - torch.tensor(confidence)) / (V - 2))[:, None].repeat(1, V)
     p[range(len(words)), words] = torch.tensor(confidence)
     p[:, MASK] = 1e-30
     return lambda tokens: p.log().expand(len(tokens), -1, -1).clone()
@@ -62,16 +70,20 @@ def restless(rows=(0,), scale=2.0):
 
     def predict(tokens, conditional=True):
         hot = torch.nn.functional.one_hot(tokens, V).float()  # [B, 8, V]
-        return torch.einsum("brv,brvsw->bsw", hot, tables[list(rows)]) * (1 if conditional else -0.5)
+        return torch.einsum("brv,brvsw->bsw", hot,
+                            tables[list(rows)]) * (1 if conditional else -0.5)
 
     return predict
 
 
-@pytest.mark.parametrize("block, steps, shares", [
-    (8, 8, [1] * 8), (8, 3, [3, 3, 2]), (8, 5, [2, 2, 2, 1, 1]), (4, 6, [2, 1, 1] * 2), (8, 1, [8]), (8, 20, [1] * 8)])
+@pytest.mark.parametrize("block, steps, shares", [(8, 8, [1] * 8), (8, 3, [3, 3, 2]),
+                                                  (8, 5, [2, 2, 2, 1, 1]), (4, 6, [2, 1, 1] * 2),
+                                                  (8, 1, [8]), (8, 20, [1] * 8)])
 @pytest.mark.parametrize("remasking", ["confidence", "random"])
-def test_the_fixed_schedule_shares_the_masks_with_the_remainder_first(block, steps, shares, remasking):
-    run = decode_fast(sure([0, 1, 2, 3] * 2, [0.5] * 8), settings(block_length=block, steps=steps, remasking=remasking))
+def test_the_fixed_schedule_shares_the_masks_with_the_remainder_first(block, steps, shares,
+                                                                      remasking):
+    run = decode_fast(sure([0, 1, 2, 3] * 2, [0.5] * 8),
+                      settings(block_length=block, steps=steps, remasking=remasking))
     assert [int(step.committed.sum()) for step in run] == shares
 
 
@@ -84,25 +96,29 @@ def test_a_committed_token_never_changes_and_no_mask_is_left(changes, temperatur
         assert (before[step.committed] == MASK).all() and step.committed.any()
         assert torch.equal(step.tokens, torch.where(step.committed, step.predicted, before))
         before = step.tokens
-    assert not (before[:, :4] == MASK).any() and (finished(before, MASK, EOS).all() or not (before == MASK).any())
+    assert not (before[:, :4] == MASK).any() and (finished(before, MASK, EOS).all() or
+                                                  not (before == MASK).any())
 
 
 @pytest.mark.parametrize("changes", [dict(factor=1e-9), dict(steps=8)])
 def test_one_at_a_time_goes_in_order_of_confidence(changes):
     confidence = [0.5, 0.9, 0.3, 0.7, 0.95, 0.4, 0.6, 0.8]
     run = decode_fast(sure([0] * 8, confidence), settings(block_length=8, **changes))
-    assert [step.committed.nonzero()[:, 1].tolist() for step in run] == [[4], [1], [7], [3], [6], [0], [5], [2]]
+    assert [step.committed.nonzero()[:, 1].tolist() for step in run] == [[4], [1], [7], [3], [6],
+                                                                         [0], [5], [2]]
 
 
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_blocks_are_filled_from_left_to_right(changes):
-    run = decode_fast(sure([0] * 8, [0.3] * 4 + [0.999] * 4), settings(**changes))  # the second is the surer one
+    # the second is the surer one
+    run = decode_fast(sure([0] * 8, [0.3] * 4 + [0.999] * 4), settings(**changes))
     for step in run:
         assert not step.committed[:, 4:].any() or not (step.tokens[:, :4] == MASK).any()
         assert step.committed[:, :4].any() != step.committed[:, 4:].any()
 
 
-@pytest.mark.parametrize("words, n_filled", [([0, 1, EOS, 2, 0, 0, 0, 0], 4), ([0, 1, 2, 3, EOS, 0, 0, 0], 8)])
+@pytest.mark.parametrize("words, n_filled", [([0, 1, EOS, 2, 0, 0, 0, 0], 4),
+                                             ([0, 1, 2, 3, EOS, 0, 0, 0], 8)])
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_decoding_stops_after_the_block_whose_eos_is_settled(words, n_filled, changes):
     run = decode_fast(sure(words, [0.9] * 8), settings(**changes))
@@ -115,23 +131,28 @@ def test_temperature_zero_is_deterministic_and_ignores_the_seed():
 
 
 def test_with_a_temperature_the_seed_decides():
-    runs = [decode_fast(restless(scale=0.5), settings(temperature=1.0, seed=seed))[-1].tokens for seed in (0, 0, 1)]
+    runs = [
+        decode_fast(restless(scale=0.5), settings(temperature=1.0, seed=seed))[-1].tokens
+        for seed in (0, 0, 1)]
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_a_temperature_samples_from_p_to_the_one_over_t_and_its_confidence_is_free_of_noise(temperature):
+def test_a_temperature_samples_from_p_to_the_one_over_t_and_its_confidence_is_free_of_noise(
+        temperature):
     n, p = 40_000, torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
     noise = gumbel(torch.rand(n, 1, 4, dtype=torch.float64), temperature)
     tokens, confidence = sample(p.log().expand(n, 1, 4), noise)
     torch.testing.assert_close(confidence, p[tokens].float())
     expected = n * p ** (1 / temperature) / (p ** (1 / temperature)).sum()
-    assert ((tokens.flatten().bincount(minlength=4) - expected) ** 2 / expected).sum() < 16.3  # chi-square, 3, 0.1 %
+    # chi-square, 3, 0.1 %
+    assert ((tokens.flatten().bincount(minlength=4) - expected) ** 2 / expected).sum() < 16.3
 
 
 def test_guidance_of_zero_never_asks_without_the_prompt():
     plain, guided = restless(), decode_fast(restless(), settings(cfg=0.0))
-    assert torch.equal(decode_fast(lambda tokens: plain(tokens), settings())[-1].tokens, guided[-1].tokens)
+    assert torch.equal(
+        decode_fast(lambda tokens: plain(tokens), settings())[-1].tokens, guided[-1].tokens)
 
 
 def test_choice_and_confidence_come_from_the_guided_logits():
@@ -150,8 +171,10 @@ def test_choice_and_confidence_come_from_the_guided_logits():
 
 def test_random_remasking_commits_anywhere_but_the_same_for_the_same_seed():
     predict = sure([0] * 8, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
-    orders = [[step.committed[0].nonzero().item() for step in
-               decode_fast(predict, settings(block_length=8, remasking="random", seed=seed))] for seed in (0, 0, 1)]
+    orders = [[
+        step.committed[0].nonzero().item()
+        for step in decode_fast(predict, settings(block_length=8, remasking="random", seed=seed))]
+              for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert all(sorted(order) == list(range(8)) != order for order in orders)
 
@@ -183,35 +206,40 @@ def test_a_batch_equals_its_rows_one_by_one(changes, temperature, cfg):
     (dict(temperature=1.0), 5), (dict(remasking="random"), 3), (dict(temperature=0.0), 1)])
 def test_copies_of_a_question_are_drawn_each_for_itself(changes, n_at_least):
     config = settings(**changes)
-    batch = decode_fast(restless([3] * 6, scale=0.5), config, n_rows=6, numbers=[*range(40, 46)])[-1].tokens
+    batch = decode_fast(restless([3] * 6, scale=0.5), config, n_rows=6,
+                        numbers=[*range(40, 46)])[-1].tokens
     answers = {tuple(row) for row in batch.tolist()}
     assert len(answers) >= n_at_least and (len(answers) > 1 or n_at_least == 1)
-    for row, number in enumerate(range(40, 46)):  # asked later, alone, the third gets the same answer
+    # asked later, alone, the third gets the same answer
+    for row, number in enumerate(range(40, 46)):
         alone = decode_fast(restless([3], scale=0.5), config, numbers=[number])[-1].tokens
         assert torch.equal(batch[row:row + 1], alone)
 
 
 def test_words_and_places_are_drawn_anew_for_each_answer_block_and_step():
     config = settings(temperature=1.0, remasking="random", seed=1795687535000000000)
-    places = torch.arange(4)[None]
-    drawn = [draw(config, [number], start, step, places, V)
+    mask_positions = torch.arange(4)[None]
+    drawn = [draw(config, [number], start, step, mask_positions, V)
              for number in (0, 1, 2**31) for start in (0, 4) for step in (0, 1)]
     words, orders = (torch.stack(each).flatten(1) for each in zip(*drawn))
     assert len(words.unique(dim=0)) == len(orders.unique(dim=0)) == 12
     assert words.dtype == orders.dtype == torch.float32
-    both = draw(config, [1, 0], 4, 1, places.flip(1).expand(2, -1), V)  # in other places and rows
+    # in other places and rows
+    both = draw(config, [1, 0], 4, 1, mask_positions.flip(1).expand(2, -1), V)
     assert torch.equal(both[0].flip(1), torch.cat([drawn[7][0], drawn[3][0]]))
     assert torch.equal(both[1].flip(1), torch.cat([drawn[7][1], drawn[3][1]]))
 
 
 def test_noise_is_finite_but_where_a_token_cannot_be_drawn():
-    ends = torch.tensor([0.0, 2.0**-53, 0.5, 1 - 2.0**-53], dtype=torch.float64)  # of a uniform number
+    # of a uniform number
+    ends = torch.tensor([0.0, 2.0**-53, 0.5, 1 - 2.0**-53], dtype=torch.float64)
     for temperature in (1e-300, 1.0, 1e6):
         noise = gumbel(ends, temperature)
-        assert noise.dtype == torch.float32 and noise[0] == -torch.inf and noise[1:].isfinite().all()
+        assert noise.dtype == torch.float32 and noise[0] == -torch.inf and noise[1:].isfinite().all(
+        )
 
 
-# ------------------------------------------------------------------------------------------- caches, with a real model
+# ------------------------------------------------------------------------ caches, with a real model
 
 
 @pytest.fixture
@@ -220,7 +248,8 @@ def restless_model(model):
     for parameter in model.llada.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.7)
-    model.llada.ff_out.weight.data[[4, 22]] *= torch.tensor([[1.5], [1.0]])  # so that some answers end early
+    # so that some answers end early
+    model.llada.ff_out.weight.data[[4, 22]] *= torch.tensor([[1.5], [1.0]])
     return model
 
 
@@ -232,9 +261,10 @@ def random_state(model, seed):
         return int(torch.randint(low, high, (), generator=rng))
 
     n = number(2, 5)
-    heard = [torch.randn(number(0, 6), model.config.llada.width, generator=rng) for _ in range(n)]
+    audio_embeddings = [
+        torch.randn(number(0, 6), model.config.llada.width, generator=rng) for _ in range(n)]
     prompts = [Prompt([number(6, 22) for _ in range(number(1, 8))], 1) for _ in range(n)]
-    return DecodingState(model, heard, prompts, [number(2, 14) for _ in range(n)], 22)
+    return DecodingState(model, audio_embeddings, prompts, [number(2, 14) for _ in range(n)], 22)
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
@@ -259,10 +289,12 @@ def test_fifty_random_batches_equal_their_clips_one_by_one(restless_model, cache
 @pytest.mark.parametrize("changes", [*SETTINGS, dict(cfg=1.0), dict(temperature=1.0)])
 def test_a_cache_that_is_refreshed_in_every_step_changes_nothing(restless_model, cache, changes):
     for seed in range(5):
-        runs = [list(generate(random_state(restless_model, seed), settings(**named, **changes), EOS))
-                for named in (dict(cache="none"), dict(cache=cache, refresh=1))]
+        runs = [
+            list(generate(random_state(restless_model, seed), settings(**named, **changes), EOS))
+            for named in (dict(cache="none"), dict(cache=cache, refresh=1))]
         for plain, cached in zip(*runs, strict=True):
-            assert torch.equal(plain.tokens, cached.tokens) and torch.equal(plain.confidence, cached.confidence)
+            assert torch.equal(plain.tokens, cached.tokens) and torch.equal(
+                plain.confidence, cached.confidence)
 
 
 def test_a_cache_reads_everything_once_a_block_and_then_less(restless_model, monkeypatch):
@@ -273,12 +305,13 @@ def test_a_cache_reads_everything_once_a_block_and_then_less(restless_model, mon
         return forward(x, *others, **named)
 
     monkeypatch.setattr(restless_model.llada, "forward", counted)
-    heard, prompts = [torch.randn(3, 12)], [Prompt([7] * 6, 2)]
+    audio_embeddings, prompts = [torch.randn(3, 12)], [Prompt([7] * 6, 2)]
     expected = {"none": [17] * 8, "prefix": [17, 8, 8, 8, 17, 4, 4, 4], "dual": [17, 4, 4, 4] * 2}
     answers = set()
     for cache, columns in expected.items():
         read.clear()
-        run = list(generate(DecodingState(restless_model, heard, prompts, [8], 22), settings(cache=cache), eos_id=-1))
+        run = list(generate(DecodingState(restless_model, audio_embeddings, prompts, [8], 22),
+                            settings(cache=cache), eos_id=-1))
         assert read == columns
         answers.add(tuple(run[-1].tokens[0].tolist()))
     assert len(answers) > 1  # the caches are not exact
@@ -313,5 +346,7 @@ def test_a_step_tells_the_likeliest_tokens_of_its_masks_if_asked_and_decodes_as_
         expected = logits.softmax(-1).topk(3)
         tokens, probabilities = step.likely
         torch.testing.assert_close(probabilities[here], expected.values[here])
-        assert (tokens[here] == expected.indices[here]).all() and (probabilities[step.confidence == 0] == 0).all()
+        assert (tokens[here]
+                == expected.indices[here]).all() and (probabilities[step.confidence == 0]
+                                                      == 0).all()
         seen = step.tokens

@@ -1,4 +1,5 @@
-"""Whatever file or command line comes: no trace, no hang, no flood of memory, nothing half-written, no code that runs, no special token."""
+"""Whatever file or command line comes: no trace, no hang, no flood of memory, nothing half-written,
+no code that runs, no special token."""
 
 import ast
 import json
@@ -12,13 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+from mini import ROOT, SECONDS
 
 from diffa2_mini.config import SIZES
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 from diffa2_mini.weights import load_tokenizer
-from mini import ROOT, SECONDS
 
-FILES = [path for path in ROOT.rglob("*.py") if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
+FILES = [
+    path for path in ROOT.rglob("*.py")
+    if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 COMPUTING, BYTES = 10, 2 * 2**30  # the first in seconds, in which other work does not count
 
 
@@ -33,7 +36,8 @@ class Worker:
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.lines = queue.Queue()
         threading.Thread(target=self.read, daemon=True).start()
-        for number in (0, 11):  # a file, and a command of train.py: with all that is imported and made
+        # a file, and a command of train.py: with all that is imported and made
+        for number in (0, 11):
             self.run(number)
 
     def read(self):
@@ -66,9 +70,13 @@ def try_all(numbers: range) -> None:
     worker.process.kill()
     wrong = [result for result in results if result["wrong"] or result["memory"] > BYTES]
     ended = [result["ended"] for result in results]
-    print(f"{len(results)} cases, {ended.count('refused')} refused, {ended.count('read')} read, {len(wrong)} wrong; most memory "
-          f"{max(result['memory'] for result in results) / 2**20:.0f} MiB; {time.monotonic() - start:.0f} s")
-    assert not wrong, "\n".join(f"case {result['number']} ({result['what']}): {result['wrong']} {result['memory']}" for result in wrong)
+    print(
+        f"{len(results)} cases, {ended.count('refused')} refused, {ended.count('read')} read, {len(wrong)} wrong; most memory "
+        f"{max(result['memory'] for result in results) / 2**20:.0f} MiB; {time.monotonic() - start:.0f} s"
+    )
+    assert not wrong, "\n".join(
+        f"case {result['number']} ({result['what']}): {result['wrong']} {result['memory']}"
+        for result in wrong)
     assert ended.count("refused") > len(ended) / 2 and ended.count("read") > 0
 
 
@@ -94,13 +102,16 @@ def calls(path: Path):
 
 
 def keyword(call: ast.Call, name: str):
-    return next((each.value.value for each in call.keywords if each.arg == name and isinstance(each.value, ast.Constant)), None)
+    return next((each.value.value
+                 for each in call.keywords
+                 if each.arg == name and isinstance(each.value, ast.Constant)), None)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_runs_what_it_reads(path):
     for name, call in calls(path):
-        assert name not in ("eval", "exec", "__import__", "compile", "os.system", "pickle.load", "pickle.loads", "marshal.loads", "yaml.load"), name
+        assert name not in ("eval", "exec", "__import__", "compile", "os.system", "pickle.load",
+                            "pickle.loads", "marshal.loads", "yaml.load"), name
         assert name != "torch.load" or keyword(call, "weights_only") is True
         assert name != "np.load" or not keyword(call, "allow_pickle")
         # Of what it unpacks it writes each file itself: not every Python has tarfile's filter.
@@ -108,12 +119,15 @@ def test_nothing_runs_what_it_reads(path):
         assert not any(each.arg == "shell" for each in call.keywords), name
 
 
-@pytest.mark.parametrize("text", [*SPECIAL_TOKENS, "<audio>", "a<|eot_id|><|mdm_mask|>b", " ".join(SPECIAL_TOKENS)])
+@pytest.mark.parametrize(
+    "text", [*SPECIAL_TOKENS, "<audio>", "a<|eot_id|><|mdm_mask|>b", " ".join(SPECIAL_TOKENS)])
 def test_text_never_becomes_a_special_token(text):
     tokenizer = load_tokenizer(SIZES["toy"][0])
     special = {*tokenizer.special.values()}
-    assert not special & {*tokenizer.encode(text)} and tokenizer.spell(tokenizer.encode(text)) == text
+    assert not special & {*tokenizer.encode(text)} and tokenizer.spell(
+        tokenizer.encode(text)) == text
     plain, prompt = tokenizer.prompt("system", "question"), tokenizer.prompt(text, text)
     assert [i for i in prompt.ids if i in special] == [i for i in plain.ids if i in special]
     response = tokenizer.response(text, 16)
-    assert {*response[:len(tokenizer.encode(text))]} & special == set() and response.count(tokenizer.eot_id) == 1
+    assert {*response[:len(tokenizer.encode(text))]} & special == set() and response.count(
+        tokenizer.eot_id) == 1

@@ -12,9 +12,10 @@ PACKAGE = ROOT / "diffa2_mini"
 TOP = ["errors", "ranges", "config", "noise", "audio", "whisper", "adapters", "tokenizer", "llada",
        "lora", "model", "diffusion", "vrpo", "decode", "data", "weights"]  # the order of reading
 FOLDERS = ["command", "fast", "training", "evaluate", "pretraining", "view", "bench"]
-KNOTS = {("weights", "training.checkpoint"), ("weights", "training.files"), ("weights", "command.script"),
-         ("training.dry_run", "evaluate.scoreboard"), ("training.log", "evaluate.scoreboard"),
-         ("command.flags", "fast"), ("command.flags", "training")}
+KNOTS = {("weights", "training.checkpoint"), ("weights", "training.files"),
+         ("weights", "command.script"), ("training.dry_run", "evaluate.scoreboard"),
+         ("training.log", "evaluate.scoreboard"), ("command.flags", "fast"),
+         ("command.flags", "training")}
 FILES = [path for path in ROOT.rglob("*.py")
          if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib",

@@ -1,4 +1,5 @@
-"""What may befall train.py: signals to all of its processes, a full disk, a damaged save, and going on with other flags."""
+"""What may befall train.py: signals to all of its processes, a full disk, a damaged save, and going
+on with other flags."""
 
 import json
 import os
@@ -13,22 +14,23 @@ from pathlib import Path
 
 import pytest
 import torch
-
-import train
-from diffa2_mini import weights
-from diffa2_mini.training import checkpoint, files, signals
-from diffa2_mini.command.script import run_script
-from diffa2_mini.errors import UserError
-from diffa2_mini.data import read_manifest
-from diffa2_mini.training.features import Ears
-from diffa2_mini.training.loader import has_ended
-from diffa2_mini.training.options import parse_arguments
-from diffa2_mini.training.processes import World
 from mini import MINI, SECONDS, command, full_disk, logged, same, started_by, train_here
 from test_weights import other_part
 
+import train
+from diffa2_mini import weights
+from diffa2_mini.command.script import run_script
+from diffa2_mini.data import read_manifest
+from diffa2_mini.errors import UserError
+from diffa2_mini.training import checkpoint, files, signals
+from diffa2_mini.training.features import FeatureCache
+from diffa2_mini.training.loader import has_ended
+from diffa2_mini.training.options import parse_arguments
+from diffa2_mini.training.processes import World
+
 pytest.importorskip("resource")  # Windows has no such limits, nor groups of processes
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux lists processes under /proc")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"),
+                           reason="Linux lists processes under /proc")
 
 
 def processes(out):
@@ -50,25 +52,30 @@ def until(condition, seconds):
 
 def started(arguments, out):
     """A process of its own group that trains, once it has logged a step."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
     log = out / "log.jsonl"
     assert until(lambda: process.poll() is not None or log.exists() and log.stat().st_size, SECONDS)
     assert process.poll() is None
     return process
 
 
-LONG = ["--stage", "1", "--steps", "100000", "--save-every", "100000", "--sample-every", "100000", "--workers", "1", "--no-cache-audio"]
+LONG = [
+    "--stage", "1", "--steps", "100000", "--save-every", "100000", "--sample-every", "100000",
+    "--workers", "1", "--no-cache-audio"]
 
 
 @linux
 @pytest.mark.slow
-def test_a_signal_to_the_whole_group_spares_those_that_load_audio_until_it_is_saved(world, tmp_path):
+def test_a_signal_to_the_whole_group_spares_those_that_load_audio_until_it_is_saved(
+        world, tmp_path):
     process = started(command(world, tmp_path / "a run", *LONG), tmp_path / "a run")
     os.killpg(process.pid, signal.SIGTERM)
     printed, error = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in error, error
     hint = shlex.split(printed.splitlines()[-1].partition("go on with: ")[2])
-    assert hint == ["python", "train.py", *command(world, tmp_path / "a run", *LONG)[2:], "--resume"]
+    assert hint == [
+        "python", "train.py", *command(world, tmp_path / "a run", *LONG)[2:], "--resume"]
     state = checkpoint.load(tmp_path / "a run" / "stage1.safetensors")
     assert state.step == len(logged(tmp_path / "a run")) and not state.done
     assert until(lambda: not processes(tmp_path), SECONDS)
@@ -114,14 +121,17 @@ def test_a_killed_process_that_loads_audio_is_one_line(world, tmp_path):
     (loads,) = processes(tmp_path) - {process.pid}
     os.kill(loads, signal.SIGKILL)
     error = process.communicate(timeout=SECONDS)[1].splitlines()[-1]
-    assert process.returncode == 2 and error.startswith("error: a process that loads audio has ended") and "--workers 0" in error
+    assert process.returncode == 2 and error.startswith(
+        "error: a process that loads audio has ended") and "--workers 0" in error
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_every_signal_that_ends_a_run_saves_first(number, world, tmp_path, monkeypatch, handlers, capsys):
+def test_every_signal_that_ends_a_run_saves_first(number, world, tmp_path, monkeypatch, handlers,
+                                                  capsys):
     """SIGHUP is what a terminal that is closed sends."""
     step_on = train.step_on
-    monkeypatch.setattr(train, "step_on", lambda *args: os.kill(os.getpid(), number) or step_on(*args))
+    monkeypatch.setattr(train, "step_on",
+                        lambda *args: os.kill(os.getpid(), number) or step_on(*args))
     with pytest.raises(SystemExit) as ended:
         train.main(["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI])
     state = checkpoint.load(tmp_path / "stage1.safetensors")
@@ -140,17 +150,22 @@ def test_what_is_started_with_nohup_outlives_its_terminal(handlers):
 @pytest.mark.parametrize("error, ended", [
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), True),
     (ConnectionResetError(104, "Connection reset by peer"), True), (EOFError(), True),
-    (RuntimeError("received 0 items of ancdata"), True), (OSError("got end of file during message"), True),
+    (RuntimeError("received 0 items of ancdata"), True),
+    (OSError("got end of file during message"), True),
     (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nshapes do not fit"), False),
-    (torch.OutOfMemoryError("CUDA out of memory"), False), (FileNotFoundError(2, "No such file", "a.wav"), False)])
+    (torch.OutOfMemoryError("CUDA out of memory"), False),
+    (FileNotFoundError(2, "No such file", "a.wav"), False)])
 def test_a_process_that_has_ended_is_told_from_one_whose_work_fails(error, ended):
     assert has_ended(error) == ended
 
 
 @pytest.mark.parametrize("during", ["listening", "a sample", "the measurement at the end"])
-def test_a_signal_while_no_step_is_made_is_heeded_and_resuming_is_right(during, world, whole, tmp_path, monkeypatch, handlers):
+def test_a_signal_while_no_step_is_made_is_heeded_and_resuming_is_right(
+        during, world, whole, tmp_path, monkeypatch, handlers):
     flags = ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]
-    on, name, n = {"listening": (Ears, "listen", 2), "a sample": (train.answers, "answer", 1)}.get(during, (train.answers, "answer", 2))
+    on, name, n = {
+        "listening": (FeatureCache, "listen", 2), "a sample": (train.answers, "answer", 1)
+    }.get(during, (train.answers, "answer", 2))
     function, calls = getattr(on, name), []
 
     def signalled(*args):
@@ -165,7 +180,8 @@ def test_a_signal_while_no_step_is_made_is_heeded_and_resuming_is_right(during, 
     assert ended.value.code == 128 + signal.SIGTERM and len(calls) == n
     path = tmp_path / "stage1.safetensors"
     assert path.exists() == (during != "listening")
-    assert during == "listening" or (checkpoint.load(path).step, checkpoint.load(path).done) == (3 if during == "a sample" else 4, False)
+    assert during == "listening" or (checkpoint.load(path).step, checkpoint.load(path).done) == (
+        3 if during == "a sample" else 4, False)
     monkeypatch.undo()
     train.main([*flags, "--resume"])
     assert same(tmp_path, whole[0], stages=(1,))
@@ -178,7 +194,8 @@ def begun(whole, out):
 
 
 @pytest.mark.parametrize("limit, what", [(1000, "config.json"), (1_000_000, "stage1.safetensors")])
-def test_a_disk_that_is_full_ends_a_run_with_one_line_and_harms_nothing(limit, what, world, whole, tmp_path, capsys):
+def test_a_disk_that_is_full_ends_a_run_with_one_line_and_harms_nothing(
+        limit, what, world, whole, tmp_path, capsys):
     path = begun(whole, tmp_path)
     before = path.read_bytes()
     with full_disk(limit):
@@ -186,7 +203,9 @@ def test_a_disk_that_is_full_ends_a_run_with_one_line_and_harms_nothing(limit, w
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{what}: could not be written" in error and "free some space" in error
     assert path.read_bytes() == before and checkpoint.load(path).step == 2
-    assert {file.name for file in tmp_path.iterdir()} <= {".lock", "config.json", "log.jsonl", "stage1.safetensors"}
+    assert {file.name
+            for file in tmp_path.iterdir()} <= {
+                ".lock", "config.json", "log.jsonl", "stage1.safetensors"}
     assert what == "config.json" or json.loads((tmp_path / "config.json").read_text())
 
 
@@ -198,7 +217,8 @@ def test_a_resumed_run_falls_back_to_the_save_before(world, whole, tmp_path, cap
     train_here(world, out, "--resume")
     printed = capsys.readouterr().out
     assert "checksum" in printed and "going on from the save before, step 2" in printed and "stage 4 is done" in printed
-    assert all(same(out, whole[0], stages=(number,)) for number in (1, 2, 3, 4))  # stage 1 is logged again, at the end
+    # stage 1 is logged again, at the end
+    assert all(same(out, whole[0], stages=(number,)) for number in (1, 2, 3, 4))
 
 
 def refused(capsys, *arguments):
@@ -320,21 +340,29 @@ class Another(World):
     """A world in which another process sees other things."""
 
     def gather(self, items):
-        return items + [[(1, 2, False)] if isinstance(items[0], list) else 5] if [*map(type, items)] == [self.apart] else items
+        return items + [[(1, 2, False)] if isinstance(items[0], list) else 5] if [
+            *map(type, items)
+        ] == [self.apart] else items
 
 
-@pytest.mark.parametrize("type, message", [(list, "the processes see different checkpoints"), (int, "the processes see different examples")])
+@pytest.mark.parametrize("type, message", [(list, "the processes see different checkpoints"),
+                                           (int, "the processes see different examples")])
 def test_processes_that_see_different_things_do_not_train(type, message, world, tmp_path):
     apart = Another()
     object.__setattr__(apart, "apart", type)
-    args = parse_arguments(["--stage", "1", "--resume", "--data", str(world), "--out", str(tmp_path), *MINI], "")
+    args = parse_arguments(["--stage", "1", "--resume", "--data",
+                            str(world), "--out",
+                            str(tmp_path), *MINI], "")
     with ExitStack() as held, pytest.raises(UserError, match=message):
         train.train(args, apart, held)
 
 
-@pytest.mark.parametrize("size, message", [("2", "without RANK, LOCAL_RANK, LOCAL_WORLD_SIZE"), ("x", "got 'x'"), ("0", "got '0'")])
-def test_what_torchrun_has_not_started_is_one_line(size, message, world, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("size, message", [("2", "without RANK, LOCAL_RANK, LOCAL_WORLD_SIZE"),
+                                           ("x", "got 'x'"), ("0", "got '0'")])
+def test_what_torchrun_has_not_started_is_one_line(size, message, world, tmp_path, monkeypatch,
+                                                   capsys):
     monkeypatch.setenv("WORLD_SIZE", size)
-    assert run_script(train.main, ["--data", str(world), "--out", str(tmp_path / "out"), *MINI]) == 2
+    assert run_script(train.main,
+                      ["--data", str(world), "--out", str(tmp_path / "out"), *MINI]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

@@ -1,4 +1,5 @@
-"""The downloader against a small server of its own: ranges, a connection that is cut, a wrong checksum."""
+"""The downloader against a small server of its own: ranges, a connection that is cut, a wrong
+checksum."""
 
 import hashlib
 import http.server
@@ -17,7 +18,9 @@ from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import load_examples
 
-TEXTS = {"1272-128104-0000": "MISTER QUILTER IS THE APOSTLE", "1272-128104-0001": "NOR IS MISTER QUILTER'S MANNER"}
+TEXTS = {
+    "1272-128104-0000": "MISTER QUILTER IS THE APOSTLE",
+    "1272-128104-0001": "NOR IS MISTER QUILTER'S MANNER"}
 
 
 def archive(name: str, texts=TEXTS, seconds=0.5) -> bytes:
@@ -30,7 +33,8 @@ def archive(name: str, texts=TEXTS, seconds=0.5) -> bytes:
             tar.addfile(info, io.BytesIO(content))
 
         chapter = f"{name}/1272/128104"
-        add(f"{chapter}/1272-128104.trans.txt", "".join(f"{key} {text}\n" for key, text in texts.items()).encode())
+        add(f"{chapter}/1272-128104.trans.txt", "".join(
+            f"{key} {text}\n" for key, text in texts.items()).encode())
         for i, key in enumerate(texts):
             flac = io.BytesIO()
             noise = np.random.default_rng(i).uniform(-0.5, 0.5, int(16_000 * seconds))
@@ -40,7 +44,8 @@ def archive(name: str, texts=TEXTS, seconds=0.5) -> bytes:
 
 
 class Site(http.server.BaseHTTPRequestHandler):
-    """Serves `files`, by range too; breaks off once in the middle of each name in `cut`; notes what was asked for."""
+    """Serves `files`, by range too; breaks off once in the middle of each name in `cut`; notes what
+    was asked for."""
 
     files, cut, busy, asked, ranges = {}, set(), set(), [], True
 
@@ -81,10 +86,14 @@ def before_python_3_10_12(monkeypatch):
 @pytest.fixture
 def site(monkeypatch):
     """A site with three sets; yields its handler and its address."""
-    files = {f"{name}.tar.gz": archive(name) for name in ("train-clean-100", "dev-clean", "test-clean")}
+    files = {
+        f"{name}.tar.gz": archive(name)
+        for name in ("train-clean-100", "dev-clean", "test-clean")}
     lines = [f"{hashlib.md5(body).hexdigest()}  {name}" for name, body in files.items()]
-    handler = type("Handler", (Site,), {"files": files | {"md5sum.txt": "\n".join(lines).encode()}, "cut": set(), "busy": set(),
-                                        "asked": []})
+    handler = type(
+        "Handler", (Site, ), {
+            "files": files | {"md5sum.txt": "\n".join(lines).encode()}, "cut": set(), "busy": set(),
+            "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(librispeech.time, "sleep", lambda seconds: None)
@@ -99,14 +108,16 @@ def test_the_manifests_are_those_that_stage_1_reads(site, tmp_path, capsys):
     config, stages = SIZES["full"]
     examples = load_examples(tmp_path / "out" / "stage1.json", stages[1], config, False, print)
     assert [example.answer for example in examples] == [text.lower() for text in TEXTS.values()]
-    assert all(example.path.is_file() and example.instruction in librispeech.INSTRUCTIONS for example in examples)
+    assert all(example.path.is_file() and example.instruction in librispeech.INSTRUCTIONS
+               for example in examples)
     rows = json.loads((tmp_path / "out" / "validation.json").read_text())
     assert {row["type"] for row in rows} == {"asr"} and rows[0]["duration"] == 0.5
     assert len(set(librispeech.INSTRUCTIONS)) == 25
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "dev-clean", "stage1.json", "train-clean-100", "validation.json"]
     before = len(site[0].asked)
-    assert librispeech.prepare(["dev-clean"], tmp_path / "out", site[1]) == {"validation": 2, "stage1": 2}
+    assert librispeech.prepare(["dev-clean"], tmp_path / "out",
+                               site[1]) == {"validation": 2, "stage1": 2}
     assert len(site[0].asked) == before  # nothing is fetched twice
 
 
@@ -116,7 +127,8 @@ def test_a_download_that_is_cut_goes_on_where_it_was(site, tmp_path, ranges):
     handler.cut, handler.ranges = {"dev-clean.tar.gz"}, ranges
     librispeech.prepare(["dev-clean"], tmp_path, url)
     half = len(handler.files["dev-clean.tar.gz"]) // 2
-    assert [wanted for name, wanted in handler.asked if name != "md5sum.txt"] == [None, f"bytes={half}-"]
+    assert [wanted for name, wanted in handler.asked
+            if name != "md5sum.txt"] == [None, f"bytes={half}-"]
     assert len(list(tmp_path.rglob("*.flac"))) == 2
 
 
@@ -125,7 +137,8 @@ def test_a_download_that_was_stopped_goes_on_the_next_time(site, tmp_path):
     body = handler.files["dev-clean.tar.gz"]
     (tmp_path / "dev-clean.tar.gz.part").write_bytes(body[:1000])
     librispeech.prepare(["dev-clean"], tmp_path, url)
-    assert ("dev-clean.tar.gz", "bytes=1000-") in handler.asked and len(list(tmp_path.rglob("*.flac"))) == 2
+    assert ("dev-clean.tar.gz", "bytes=1000-") in handler.asked and len(
+        list(tmp_path.rglob("*.flac"))) == 2
 
 
 def test_a_download_that_was_stopped_before_its_checksum_is_only_checked(site, tmp_path):
@@ -166,12 +179,14 @@ def test_an_archive_writes_nothing_elsewhere(name, site, tmp_path, capsys):
         info.size = 4
         tar.addfile(info, io.BytesIO(b"evil"))
     handler.files["dev-clean.tar.gz"] = packed.getvalue()
-    handler.files["md5sum.txt"] = f"{hashlib.md5(packed.getvalue()).hexdigest()} dev-clean.tar.gz".encode()
+    handler.files[
+        "md5sum.txt"] = f"{hashlib.md5(packed.getvalue()).hexdigest()} dev-clean.tar.gz".encode()
     assert run_script(librispeech.main, ["dev-clean", "--out", str(out), "--url", url]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "dev-clean.tar.gz: could not be unpacked" in error and "delete it" in error
     assert [path.name for path in out.iterdir()] == ["dev-clean.tar.gz"]
-    assert not [*elsewhere.iterdir()] and {path.name for path in tmp_path.iterdir()} == {"elsewhere", "out"}
+    assert not [*elsewhere.iterdir()] and {path.name
+                                           for path in tmp_path.iterdir()} == {"elsewhere", "out"}
 
 
 def test_what_cannot_be_had_is_one_line(site, tmp_path, capsys):
@@ -185,7 +200,8 @@ def test_what_cannot_be_had_is_one_line(site, tmp_path, capsys):
         (["dev-clean", "--url", "http://127.0.0.1:9"], "could not be reached"),
         (["dev-clean", "--out", str(tmp_path / "file" / "x")], "expected a folder to write to"),
     ]:
-        assert run_script(librispeech.main, ["--out", str(tmp_path / "out"), "--url", url, *arguments]) == 2
+        assert run_script(librispeech.main,
+                          ["--out", str(tmp_path / "out"), "--url", url, *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error.splitlines()[-1] and "Traceback" not in error
 

@@ -12,12 +12,14 @@ def naive_norm(x, weight, eps):
 
 
 def naive_rotate(x, theta):
-    """x [S, width]: pair (x_i, x_{i + width/2}) as a complex number, turned by position * theta^(-2i / width)."""
+    """x [S, width]: pair (x_i, x_{i + width/2}) as a complex number, turned by position *
+    theta^(-2i / width)."""
     S, width = x.shape
     rates = theta ** -(2 * torch.arange(width // 2).double() / width)
-    turn = torch.polar(torch.ones(S, width // 2).double(), torch.arange(S).double()[:, None] * rates)
+    turn = torch.polar(torch.ones(S, width // 2).double(),
+                       torch.arange(S).double()[:, None] * rates)
     z = torch.complex(x[:, :width // 2], x[:, width // 2:]) * turn
-    return torch.cat([z.real, z.imag], dim=-1)
+    return torch.cat([z.valid, z.imag], dim=-1)
 
 
 def naive_block(block, x, config):
@@ -28,7 +30,8 @@ def naive_block(block, x, config):
     size = config.width // config.n_heads
     for head in range(config.n_heads):
         at = slice(head * size, (head + 1) * size)
-        scores = naive_rotate(q[:, at], config.rope_theta) @ naive_rotate(k[:, at], config.rope_theta).T / size ** 0.5
+        scores = naive_rotate(q[:, at], config.rope_theta) @ naive_rotate(
+            k[:, at], config.rope_theta).T / size**0.5
         heads.append((scores.exp() / scores.exp().sum(-1, keepdim=True)) @ v[:, at])
     x = x + torch.cat(heads, dim=-1) @ w["attn_out.weight"].T
     h = naive_norm(x, w["ff_norm.weight"], config.norm_eps)
@@ -63,14 +66,16 @@ def test_rms_norm_squares_in_float32():
 def test_rotation_equals_its_complex_formula_and_keeps_norms():
     x = torch.randn(1, 1, 50, 8)
     turned = rotate(x, rotary(torch.arange(50), 8, 100.0))
-    torch.testing.assert_close(turned[0, 0].double(), naive_rotate(x[0, 0].double(), 100.0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(turned[0, 0].double(), naive_rotate(x[0, 0].double(), 100.0),
+                               atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     torch.testing.assert_close(turned[..., 0, :], x[..., 0, :])  # position 0 does not turn
 
 
 def test_attention_depends_on_relative_distance_alone():
     q, k, rotation = torch.randn(8), torch.randn(8), rotary(torch.arange(20), 8, 100.0)
-    scores = rotate(q.expand(1, 1, 20, 8), rotation)[0, 0] @ rotate(k.expand(1, 1, 20, 8), rotation)[0, 0].T
+    scores = rotate(q.expand(1, 1, 20, 8), rotation)[0, 0] @ rotate(k.expand(1, 1, 20, 8),
+                                                                    rotation)[0, 0].T
     for distance in (-7, 0, 3):
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=1e-5)
@@ -98,11 +103,13 @@ def test_padding_is_never_attended_to(config):
     hidden = llada(x, valid)
     torch.testing.assert_close(hidden[1, :4], llada(x[1:, :4])[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(hidden[0], llada(x[:1])[0], atol=1e-5, rtol=0)
-    assert not torch.allclose(llada(x)[1, :4], hidden[1, :4], atol=1e-3)  # without the mask it would be
+    # without the mask it would be
+    assert not torch.allclose(llada(x)[1, :4], hidden[1, :4], atol=1e-3)
 
 
 def test_names_are_those_of_the_published_weights(config):
-    block = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out")
+    block = ("attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj",
+             "ff_out")
     expected = {"wte.weight", "ln_f.weight", "ff_out.weight"}
     expected |= {f"blocks.{i}.{name}.weight" for i in range(2) for name in block}
     assert set(Llada(config.llada).state_dict()) == expected  # so no biases either

@@ -1,4 +1,5 @@
-"""Loading needs no more memory than the weights and little beside them, and dtypes do what they promise."""
+"""Loading needs no more memory than the weights and little beside them, and dtypes do what they
+promise."""
 
 import json
 import subprocess
@@ -46,19 +47,27 @@ print(max(peak) - before)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from Linux's /proc")
-@pytest.mark.parametrize("layout, dtype", [("model.safetensors", torch.bfloat16), ("pytorch_model.bin", torch.float16)])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(),
+                    reason="anonymous memory is read from Linux's /proc")
+@pytest.mark.parametrize("layout, dtype", [("model.safetensors", torch.bfloat16),
+                                           ("pytorch_model.bin", torch.float16)])
 def test_loading_needs_little_more_memory_than_the_weights(tmp_path, layout, dtype):
-    """1.07 GiB of shards, loaded in bfloat16: as much again in memory, and less than 300 MiB beside it. (1.5 GiB would do.)"""
+    """1.07 GiB of shards, loaded in bfloat16: as much again in memory, and less than 300 MiB beside
+    it. (1.5 GiB would do.)"""
     numbers = dict(vocab_size=32_000, width=2048, n_layers=10, n_heads=16, hidden=5632)
     with torch.device("meta"):
         model = Llada(LladaConfig(**numbers))
     fill_at_random(model, torch.device("cpu"), dtype)
-    write_shards(tmp_path / "llada", {f"model.transformer.{name}": t for name, t in model.state_dict().items()}, layout)
+    write_shards(tmp_path / "llada",
+                 {f"model.transformer.{name}": t
+                  for name, t in model.state_dict().items()}, layout)
     size = sum(file.stat().st_size for file in (tmp_path / "llada").iterdir())
     assert 2**30 < size < 2**31
     root = str(Path(__file__).resolve().parent.parent)
-    command = [sys.executable, "-c", MEMORY, root, str(tmp_path / "llada"), json.dumps(numbers), "bfloat16"]
+    command = [
+        sys.executable, "-c", MEMORY, root,
+        str(tmp_path / "llada"),
+        json.dumps(numbers), "bfloat16"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert size - 2**20 < int(run.stdout) < size + 300 * 2**20

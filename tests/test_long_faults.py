@@ -1,4 +1,5 @@
-"""Faults at length: a run that is killed again and again, and a process that answers thousands of questions."""
+"""Faults at length: a run that is killed again and again, and a process that answers thousands of
+questions."""
 
 import json
 import os
@@ -7,9 +8,9 @@ import sys
 import time
 
 import pytest
+from mini import ROOT, SECONDS, logged
 
 from diffa2_mini.training import checkpoint
-from mini import ROOT, SECONDS, logged
 
 STEPS = ["--batch-size", "2", "--warmup", "1", "--save-every", "1", "--threads", "1",
          "--sample-every", "1000"]
@@ -38,7 +39,8 @@ while True:  # a child that trains, until one comes to its end
 
 def outcome(out, n_steps):
     """Weights of all stages, the optimiser's state a step before their ends, and the log."""
-    names = [f"stage{stage}{kind}.safetensors" for stage in (1, 2, 3, 4) for kind in ("", ".previous")]
+    names = [
+        f"stage{stage}{kind}.safetensors" for stage in (1, 2, 3, 4) for kind in ("", ".previous")]
     found = [checkpoint.load(out / name) for name in names]
     assert [state.step for state in found] == [n_steps, n_steps - 1] * 4
     return [state.model | state.optimizer for state in found], logged(out)
@@ -65,17 +67,23 @@ def test_a_run_killed_at_many_moments_ends_as_if_it_had_not_been(n_steps, least,
     n_kills = n_saving = 0
     for attempt in range(40):
         (tmp_path / str(attempt)).mkdir()
-        done = subprocess.run([sys.executable, "-c", KILLED, str(attempt), str(seconds), *flags(str(attempt)), "--resume"], env=there,
-                              capture_output=True, text=True, timeout=100 * seconds)
+        done = subprocess.run([
+            sys.executable, "-c", KILLED,
+            str(attempt),
+            str(seconds), *flags(str(attempt)), "--resume"
+        ], env=there, capture_output=True, text=True, timeout=100 * seconds)
         assert done.returncode == 0, done.stderr
-        n_kills, n_saving = n_kills + done.stderr.count("killed"), n_saving + done.stderr.count("killed, while saving")
+        n_kills, n_saving = n_kills + done.stderr.count("killed"), n_saving + done.stderr.count(
+            "killed, while saving")
         again, log_again = outcome(tmp_path / str(attempt), n_steps)
         assert log_again == log
         for a, b in zip(tensors, again):
             assert a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
         if n_kills >= least and n_saving >= least // 5:
             break
-    print(f"{n_kills} kills in {attempt + 1} runs, {n_saving} of them while a checkpoint was being written")
+    print(
+        f"{n_kills} kills in {attempt + 1} runs, {n_saving} of them while a checkpoint was being written"
+    )
     assert n_kills >= least and n_saving >= least // 5
 
 
@@ -103,12 +111,15 @@ for i in range(int(sys.argv[1])):
 
 @pytest.mark.parametrize("n", [pytest.param(300, marks=pytest.mark.slow),
                                pytest.param(2000, marks=pytest.mark.long)])
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells the memory of a process")
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"),
+                    reason="Linux tells the memory of a process")
 def test_many_answers_take_no_more_memory_than_a_hundred(n):
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", MANY, str(n)], cwd=ROOT, capture_output=True,
                           text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
     memory = [int(line) for line in done.stdout.split()]
-    print(f"{memory[0] / 1024:.0f} MiB after 100 answers, at most {max(memory) / 1024:.0f} later; {time.monotonic() - start:.0f} s")
+    print(
+        f"{memory[0] / 1024:.0f} MiB after 100 answers, at most {max(memory) / 1024:.0f} later; {time.monotonic() - start:.0f} s"
+    )
     assert len(memory) == n // 50 - 1 and max(memory) < 1.05 * memory[0]

@@ -1,4 +1,5 @@
-"""LoRA starts as the identity, touches only its targets, learns only A and B, and merges without a trace."""
+"""LoRA starts as the identity, touches only its targets, learns only A and B, and merges without a
+trace."""
 
 import pytest
 import torch
@@ -28,7 +29,10 @@ def trained(llada, config):
 
 
 def lora_layers(llada):
-    return {name: module for name, module in llada.named_modules() if isinstance(module, LoraLinear)}
+    return {
+        name: module
+        for name, module in llada.named_modules()
+        if isinstance(module, LoraLinear)}
 
 
 def test_lora_starts_as_the_identity(llada, config, x):
@@ -86,13 +90,15 @@ def test_merging_is_exact_and_leaves_plain_layers(llada, config, x):
 def test_merging_keeps_the_weights_dtype(config):
     layer = LoraLinear(nn.Linear(6, 4, bias=False).bfloat16(), config.lora)
     nn.init.normal_(layer.lora_B)
-    assert layer.lora_A.dtype == layer.lora_B.dtype == torch.float32  # trained in float32 beside a bfloat16 backbone
+    # trained in float32 beside a bfloat16 backbone
+    assert layer.lora_A.dtype == layer.lora_B.dtype == torch.float32
     assert layer(torch.randn(3, 6).bfloat16()).dtype == torch.bfloat16
     expected = (layer.weight.float() + 2 * layer.lora_B @ layer.lora_A).bfloat16()
     assert torch.equal(layer.merged().weight, expected)
 
 
-@pytest.mark.parametrize("p, training, changes", [(0.5, True, True), (0.5, False, False), (0.0, True, False)])
+@pytest.mark.parametrize("p, training, changes", [(0.5, True, True), (0.5, False, False),
+                                                  (0.0, True, False)])
 def test_dropout_acts_in_training_mode_alone(llada, config, x, p, training, changes):
     before = trained(llada, config)(x)
     set_dropout(llada, p)
@@ -109,7 +115,10 @@ def test_dropout_drops_the_input_of_a_and_not_of_the_base(config):
 
 def test_gradient_reaches_a_and_b_and_nothing_else(llada, config, x):
     trained(llada, config)(x).square().sum().backward()
-    with_grad = {name for name, p in llada.named_parameters() if p.grad is not None and p.grad.any()}
+    with_grad = {
+        name
+        for name, p in llada.named_parameters()
+        if p.grad is not None and p.grad.any()}
     assert with_grad == {name for name, _ in llada.named_parameters() if "lora_" in name}
 
 

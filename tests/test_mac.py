@@ -5,20 +5,20 @@ import math
 
 import pytest
 import torch
+from mac import GPU, mac
+from mini import ROOT, logged, train_here
 
 import sample
 import train
 from data import toy
 from diffa2_mini.command import flags as model_flags
-from diffa2_mini.evaluate import __main__ as evaluate
-from diffa2_mini.pretraining import backbone
 from diffa2_mini.command.script import run_script
-from diffa2_mini.config import PretrainConfig, SIZES
-from diffa2_mini.model import Diffa2
+from diffa2_mini.config import SIZES, PretrainConfig
+from diffa2_mini.evaluate import __main__ as evaluate
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.pretraining import backbone
 from diffa2_mini.pretraining.encoder import LabelledClips, pretrain_encoder
 from diffa2_mini.weights import load_tokenizer
-from mac import GPU, mac
-from mini import ROOT, logged, train_here
 
 CLIP = ROOT / "data" / "clips" / "three_one_four.wav"
 
@@ -31,9 +31,11 @@ def iter_of(steps, desc):
 def on_mac(monkeypatch):
     """Commands choose the pretended GPU."""
     autocast = torch.autocast
-    monkeypatch.setattr(torch, "autocast", lambda kind, *rest, **named: autocast("cpu", *rest, **named))
+    monkeypatch.setattr(torch, "autocast",
+                        lambda kind, *rest, **named: autocast("cpu", *rest, **named))
     for module in (model_flags, train, backbone):
-        monkeypatch.setattr(module, "choose_device", lambda *rest, **named: (GPU, torch.float32, "pretended"))
+        monkeypatch.setattr(module, "choose_device", lambda *rest, **named:
+                            (GPU, torch.float32, "pretended"))
     with mac():
         yield
 
@@ -52,29 +54,35 @@ def test_the_pretended_gpu_refuses_what_the_real_one_does(on_mac, make):
         make()
 
 
-@pytest.mark.parametrize("flags", [
-    [], ["--temperature", "3"], ["--steps", "4", "--remasking", "random"], ["--cfg", "1", "--threshold", "0.9"],
-    ["--cache", "prefix", "--temperature", "1"], ["--cache", "dual", "--refresh", "2"]])
+@pytest.mark.parametrize(
+    "flags", [[], ["--temperature", "3"], ["--steps", "4", "--remasking", "random"],
+              ["--cfg", "1", "--threshold", "0.9"], ["--cache", "prefix", "--temperature", "1"],
+              ["--cache", "dual", "--refresh", "2"]])
 def test_answers_are_those_of_the_cpu(flags, request, capsys):
     answers = []
     for _ in range(2):
         assert run_script(sample.main, [str(CLIP), str(CLIP), "--json", *flags]) == 0
-        answers.append([json.loads(line)["tokens"] for line in capsys.readouterr().out.splitlines()])
+        answers.append(
+            [json.loads(line)["tokens"] for line in capsys.readouterr().out.splitlines()])
         request.getfixturevalue("on_mac")
     assert answers[0] == answers[1]
 
 
 def test_a_benchmark_is_asked_there(on_mac, world, capsys, tmp_path):
-    row = {"id": "a", "audio_id": str(CLIP), "question": "What is said?", "choices": ["three one four", "three"], "answer": "three",
-           "task": "speech", "difficulty": "free"}
+    row = {
+        "id": "a", "audio_id": str(CLIP), "question": "What is said?",
+        "choices": ["three one four",
+                    "three"], "answer": "three", "task": "speech", "difficulty": "free"}
     (tmp_path / "toy.json").write_text(json.dumps([row]))
-    where = ["--benchmark", "toy", "--file", tmp_path / "toy.json", "--out", tmp_path / "answers.jsonl"]
+    where = [
+        "--benchmark", "toy", "--file", tmp_path / "toy.json", "--out", tmp_path / "answers.jsonl"]
     assert run_script(evaluate.main, [*map(str, where)]) == 0, capsys.readouterr()
     assert json.loads((tmp_path / "answers.jsonl").read_text())["response"]
 
 
 def test_each_stage_takes_a_step_there(on_mac, world, tmp_path, capsys):
-    (tmp_path / "one.json").write_text(json.dumps([{"audio_filepath": str(CLIP), "target": "three"}]))
+    (tmp_path / "one.json").write_text(
+        json.dumps([{"audio_filepath": str(CLIP), "target": "three"}]))
     train_here(world, tmp_path / "out", "--no-cache-audio", "--steps", "1",
                "--validation", str(tmp_path / "one.json"))
     losses = [row["loss"] for row in logged(tmp_path / "out") if "loss" in row]
@@ -86,9 +94,9 @@ def test_stage_0_trains_there(on_mac, world):
     config = PretrainConfig(recall_steps=1, backbone_steps=1, silence_steps=1, encoder_steps=1,
                             backbone_batch=2, encoder_batch=2)
     toy_size = SIZES["toy"][0]
-    model, tokenizer = Diffa2(toy_size).to(GPU), load_tokenizer(toy_size)
-    *_, (_, loss, _) = backbone.pretrain_backbone(model, tokenizer, toy.text_example, config, 0, 0, iter_of,
-                                                  n_evaluation=2)
+    model, tokenizer = Diffa2Model(toy_size).to(GPU), load_tokenizer(toy_size)
+    *_, (_, loss, _) = backbone.pretrain_backbone(model, tokenizer, toy.text_example, config, 0, 0,
+                                                  iter_of, n_evaluation=2)
     assert math.isfinite(loss) and model.llada.wte.weight.device == GPU
     clips = LabelledClips.load(world / "stage0.json", toy_size.audio, iter)
     for _ in pretrain_encoder(model.whisper, clips, config, 0, iter):

@@ -1,4 +1,5 @@
-"""Manifests: lists and lines are read, each stage finds its fields, and every way to be broken has its one line."""
+"""Manifests: lists and lines are read, each stage finds its fields, and every way to be broken has
+its one line."""
 
 import json
 from dataclasses import replace
@@ -8,14 +9,21 @@ import pytest
 import soundfile
 
 from diffa2_mini.config import SIZES
+from diffa2_mini.data import (
+    N_AROUND,
+    Example,
+    load_examples,
+    may_exceed,
+    read_manifest,
+    what_is_cut)
 from diffa2_mini.errors import UserError
-from diffa2_mini.data import Example, N_AROUND, load_examples, may_exceed
-from diffa2_mini.data import read_manifest, what_is_cut
 from diffa2_mini.weights import load_tokenizer
 
 TOY, STAGES = SIZES["toy"]
-ROW = {"audio_id": "a", "audio_filepath": "clips/0.wav", "transcription": "one two", "input": "What is said?",
-       "target": "two words", "chosen": "good words", "rejected": "bad words", "dataset": "toy", "duration": 0.5}
+ROW = {
+    "audio_id": "a", "audio_filepath": "clips/0.wav", "transcription": "one two",
+    "input": "What is said?", "target": "two words", "chosen": "good words",
+    "rejected": "bad words", "dataset": "toy", "duration": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +98,10 @@ def test_a_manifest_that_is_not_there(tmp_path):
     (4, "good words", "bad words")])
 def test_each_stage_takes_its_fields(folder, stage, answer, rejected):
     [example] = load(folder, [ROW], stage)
-    assert (example.answer, example.rejected, example.instruction) == (answer, rejected, "What is said?")
-    assert example.path == folder / "clips/0.wav" and (example.type, example.domain) == ("toy", "toy")
+    assert (example.answer, example.rejected, example.instruction) == (answer, rejected,
+                                                                       "What is said?")
+    assert example.path == folder / "clips/0.wav" and (example.type, example.domain) == ("toy",
+                                                                                         "toy")
 
 
 def without(*names):
@@ -99,9 +109,11 @@ def without(*names):
 
 
 def test_fields_that_a_stage_does_not_need_may_be_missing(folder):
-    [heard] = load(folder, [{"audio_filepath": str(folder / "clips/1.wav"), "transcription": "one"}], stage=1)
-    assert heard.instruction == "Please transcribe the audio to text." and heard.path == folder / "clips/1.wav"
-    assert (heard.answer, heard.rejected, heard.type, heard.domain) == ("one", "", "all", "all")
+    [audio_embeddings] = load(
+        folder, [{"audio_filepath": str(folder / "clips/1.wav"), "transcription": "one"}], stage=1)
+    assert audio_embeddings.instruction == "Please transcribe the audio to text." and audio_embeddings.path == folder / "clips/1.wav"
+    assert (audio_embeddings.answer, audio_embeddings.rejected, audio_embeddings.type,
+            audio_embeddings.domain) == ("one", "", "all", "all")
     assert load(folder, [without("chosen") | {"input": None}], stage=4)[0].answer == "two words"
     assert load(folder, [ROW | {"type": "asr", "domain": "speech"}])[0].type == "asr"
 
@@ -121,7 +133,8 @@ def test_fields_that_a_stage_does_not_need_may_be_missing(folder):
     (2, ROW | {"audio_filepath": "clips/a\nb.wav"}, "no such file"),
     (2, ROW | {"audio_filepath": "x" * 5000}, "name too long"),
     (2, ROW | {"audio_filepath": ""}, "folder"),
-    (2, ROW | {"audio_id": {"no": "name"}, "target": []}, "entry 1: expected text in target, got list"),
+    (2, ROW | {"audio_id": {"no": "name"}, "target": []},
+     "entry 1: expected text in target, got list"),
     (2, ["clips/0.wav"], "entry 1: expected an object, got list"),
     (2, None, "entry 1: expected an object, got NoneType"),
 ])
@@ -149,14 +162,17 @@ def test_three_broken_clips_among_ten_thousand_are_named_and_can_be_skipped(fold
         assert words in message
     said = []
     examples = load(tmp_path, rows, skip_broken=True, say=said.append)
-    assert len(said) == 1 and said[0].startswith("skipped 3 broken of 10000 entries") and "id100: " in said[0]
+    assert len(said) == 1 and said[0].startswith(
+        "skipped 3 broken of 10000 entries") and "id100: " in said[0]
     assert {int(example.path.stem) for example in examples} == set(range(10_000)) - {7, 100, 9999}
 
 
 def test_many_broken_entries_are_not_all_listed(folder):
     message = one_line_error(load, folder, [ROW | {"audio_filepath": "none.wav"}] * 20 + [ROW])
-    assert "20 broken of 21" in message and message.count("none.wav") == 5 and "and 15 more" in message
-    assert "not one entry" in one_line_error(load, folder, [None], skip_broken=True, say=lambda text: None)
+    assert "20 broken of 21" in message and message.count(
+        "none.wav") == 5 and "and 15 more" in message
+    assert "not one entry" in one_line_error(load, folder, [None], skip_broken=True,
+                                             say=lambda text: None)
 
 
 def test_an_entry_whose_prompt_leaves_no_room_for_an_answer_is_named(folder):

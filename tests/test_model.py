@@ -1,4 +1,5 @@
-"""Encoder, adapters and backbone together: the audio lands in its place, and a batch is its clips one by one."""
+"""Encoder, adapters and backbone together: the audio lands in its place, and a batch is its clips
+one by one."""
 
 import pytest
 import torch
@@ -33,23 +34,23 @@ def test_encode_keeps_no_graph(model, audio):
 
 @pytest.mark.parametrize("parts, lengths", [(PARTS[0], [6, 2, 4]), (PARTS[1], [7, 3, 5])])
 def test_each_clip_is_heard_in_its_own_length(model, audio, parts, lengths):
-    assert [len(row) for row in model.hear(audio, parts)] == lengths
+    assert [len(row) for row in model.embed_audio(audio, parts)] == lengths
 
 
 @pytest.mark.parametrize("first", ["prompts", "acoustic"])
 def test_the_parts_are_heard_in_order(model, audio, first):
-    pieces = [model.hear(audio, (part,)) for part in (first, "semantic")]
-    for both, one, other in zip(model.hear(audio, (first, "semantic")), *pieces):
+    pieces = [model.embed_audio(audio, (part,)) for part in (first, "semantic")]
+    for both, one, other in zip(model.embed_audio(audio, (first, "semantic")), *pieces):
         assert torch.equal(both, torch.cat([one, other]))
     if first == "prompts":
         assert all(torch.equal(row, model.trainable_prompts.weight) for row in pieces[0])
 
 
 def test_the_audio_lands_at_audio_at_and_the_prompt_is_padded_behind(model, audio):
-    heard = model.hear(audio, PARTS[1])
-    x, lengths = model.splice(heard, PROMPTS)
+    audio_embeddings = model.embed_audio(audio, PARTS[1])
+    x, lengths = model.splice(audio_embeddings, PROMPTS)
     embed = model.llada.wte
-    for row, embeddings, prompt, length in zip(x, heard, PROMPTS, lengths):
+    for row, embeddings, prompt, length in zip(x, audio_embeddings, PROMPTS, lengths):
         end = prompt.audio_at + len(embeddings)
         assert length == len(prompt.ids) + len(embeddings)
         assert torch.equal(row[:prompt.audio_at], embed(torch.tensor(prompt.ids[:prompt.audio_at])))
@@ -59,9 +60,10 @@ def test_the_audio_lands_at_audio_at_and_the_prompt_is_padded_behind(model, audi
 
 
 def test_positions_count_on_from_prompt_to_response_as_if_there_were_no_padding():
-    positions, real = lay_out(torch.tensor([2, 4]), 4, torch.tensor([[True, True, False], [True, False, False]]))
+    positions, valid = lay_out(torch.tensor([2, 4]), 4,
+                               torch.tensor([[True, True, False], [True, False, False]]))
     assert positions.tolist() == [[0, 1, 2, 3, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6]]
-    assert real.long().tolist() == [[1, 1, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 0, 0]]
+    assert valid.long().tolist() == [[1, 1, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize("parts", PARTS)
@@ -70,7 +72,8 @@ def test_a_batch_equals_its_clips_one_by_one(model, audio, parts):
     for i, states in enumerate(batch):
         n, response = REAL[i].sum(), RESPONSE[i:i + 1]
         everything = torch.ones(1, n, dtype=torch.bool)
-        alone = model(clip(audio, i), parts, PROMPTS[i:i + 1], response[:, :n], everything, everything)
+        alone = model(clip(audio, i), parts, PROMPTS[i:i + 1], response[:, :n], everything,
+                      everything)
         torch.testing.assert_close(states, alone, atol=1e-5, rtol=0)
 
 
@@ -92,13 +95,14 @@ def test_states_come_at_the_selected_tokens_in_row_order(model, audio):
 
 
 def test_n_responses_to_a_clip_equal_the_clip_n_times(model, audio):
-    response, real = RESPONSE.repeat_interleave(2, 0), REAL.repeat_interleave(2, 0)
+    response, valid = RESPONSE.repeat_interleave(2, 0), REAL.repeat_interleave(2, 0)
     response[1::2] = response[1::2].flip(1)
-    real[:] = True
-    twice = type(audio)(*(part.repeat_interleave(2, 0) for part in (audio.final, audio.taps, audio.n_frames)))
+    valid[:] = True
+    twice = type(audio)(*(part.repeat_interleave(2, 0)
+                          for part in (audio.final, audio.taps, audio.n_frames)))
     prompts = [prompt for prompt in PROMPTS for _ in range(2)]
-    shared = model(audio, PARTS[1], PROMPTS, response, real, real)
-    torch.testing.assert_close(shared, model(twice, PARTS[1], prompts, response, real, real))
+    shared = model(audio, PARTS[1], PROMPTS, response, valid, valid)
+    torch.testing.assert_close(shared, model(twice, PARTS[1], prompts, response, valid, valid))
 
 
 @pytest.mark.parametrize("parts", [(), ("semantic",), *PARTS, ("acoustic", "semantic", "lora")])
@@ -116,7 +120,10 @@ def test_the_loss_reaches_every_part_that_a_stage_trains(model, audio, parts):
     model.add_lora()
     trained = model.train_only(parts)
     model(audio, parts[:2], PROMPTS, RESPONSE, REAL, REAL).square().sum().backward()
-    reached = {part_of(name) for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    reached = {
+        part_of(name)
+        for name, p in model.named_parameters()
+        if p.grad is not None and p.grad.any()}
     assert reached == set(parts) and all(p.grad is not None for p in trained.values())
 
 
@@ -127,44 +134,53 @@ def test_everything_is_frozen_at_first_and_lora_starts_as_the_identity(model, au
     assert torch.equal(model(audio, PARTS[1], PROMPTS, RESPONSE, REAL, REAL), before)
 
 
-def state(model, heard, prompts=PROMPTS, lengths=(4, 2, 3)):
-    return DecodingState(model, heard, prompts, list(lengths), MASK)
+def state(model, audio_embeddings, prompts=PROMPTS, lengths=(4, 2, 3)):
+    return DecodingState(model, audio_embeddings, prompts, list(lengths), MASK)
 
 
 def test_the_unconditional_state_has_the_audio_and_no_prompt(model, audio):
-    heard = model.hear(audio, PARTS[1])
+    audio_embeddings = model.embed_audio(audio, PARTS[1])
     others = [Prompt([21] * len(p.ids), p.audio_at) for p in PROMPTS]
-    deaf = [torch.zeros_like(row) for row in heard]
-    assert not torch.allclose(state(model, heard).forward_all(RESPONSE), state(model, heard, others).forward_all(RESPONSE), atol=1e-4)
-    blind = state(model, heard).unconditional().forward_all(RESPONSE)
-    assert torch.equal(blind, state(model, heard, others).unconditional().forward_all(RESPONSE))
-    assert not torch.allclose(blind, state(model, deaf).unconditional().forward_all(RESPONSE), atol=1e-4)
+    unreadable = [torch.zeros_like(row) for row in audio_embeddings]
+    assert not torch.allclose(
+        state(model, audio_embeddings).forward_all(RESPONSE),
+        state(model, audio_embeddings, others).forward_all(RESPONSE), atol=1e-4)
+    unconditional = state(model, audio_embeddings).unconditional().forward_all(RESPONSE)
+    assert torch.equal(unconditional,
+                       state(model, audio_embeddings, others).unconditional().forward_all(RESPONSE))
+    assert not torch.allclose(unconditional,
+                              state(model, unreadable).unconditional().forward_all(RESPONSE),
+                              atol=1e-4)
 
 
 def test_decoding_computes_what_training_does_and_its_rows_as_if_alone(model, audio):
-    heard = model.hear(audio, PARTS[1])
-    read = state(model, heard).forward_all(RESPONSE)
-    torch.testing.assert_close(read[REAL], model.hidden_states(heard, PROMPTS, RESPONSE, REAL)[REAL])
+    audio_embeddings = model.embed_audio(audio, PARTS[1])
+    read = state(model, audio_embeddings).forward_all(RESPONSE)
+    torch.testing.assert_close(read[REAL],
+                               model.hidden_states(audio_embeddings, PROMPTS, RESPONSE, REAL)[REAL])
     for i in range(3):
         n = int(REAL[i].sum())
-        alone = state(model, heard).rows([i])
+        alone = state(model, audio_embeddings).rows([i])
         assert (alone.valid is None) and alone.response.shape == (1, n)
-        torch.testing.assert_close(alone.forward_all(RESPONSE[i:i + 1, :n])[0], read[i, :n], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            alone.forward_all(RESPONSE[i:i + 1, :n])[0], read[i, :n], atol=1e-5, rtol=0)
 
 
 def test_what_is_read_again_is_exact_if_nothing_else_has_changed_and_sees_what_was(model, audio):
     other = RESPONSE.clone()
     other[:, 1] = 5
-    again = state(model, model.hear(audio, PARTS[1]))
+    again = state(model, model.embed_audio(audio, PARTS[1]))
     before = again.forward_all(RESPONSE, keep=True)
-    torch.testing.assert_close(again.forward_block(RESPONSE, 1, 3), before[:, 1:3], atol=1e-5, rtol=0)
+    torch.testing.assert_close(again.forward_block(RESPONSE, 1, 3), before[:, 1:3], atol=1e-5,
+                               rtol=0)
     changed = again.forward_block(other, 1, 2)  # the others, remembered, have not seen the change
     assert not torch.allclose(changed, before[:, 1:2], atol=1e-4)
     assert not torch.allclose(changed, again.forward_all(other)[:, 1:2], atol=1e-6)
     first = again.forward_block(RESPONSE, 0, 1)  # and what is remembered of the changed one is new
     assert not torch.allclose(first, before[:, :1], atol=1e-6)
     again.forward_all(other, keep=True)
-    torch.testing.assert_close(again.forward_block(other, 1, 2), again.forward_all(other)[:, 1:2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(again.forward_block(other, 1, 2),
+                               again.forward_all(other)[:, 1:2], atol=1e-5, rtol=0)
 
 
 def test_the_cache_is_in_the_dtype_of_the_computation(model, audio):
@@ -172,7 +188,7 @@ def test_the_cache_is_in_the_dtype_of_the_computation(model, audio):
     for dtype, autocast in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, True)):
         model.llada.to(dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            again = state(model, model.hear(audio, PARTS[1]))
+            again = state(model, model.embed_audio(audio, PARTS[1]))
             again.forward_all(RESPONSE, keep=True)
             assert again.caches[0].keys.dtype == (torch.bfloat16 if autocast else torch.float32)
             assert again.forward_block(RESPONSE, 1, 3).shape == (3, 2, 12)

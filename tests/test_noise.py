@@ -5,9 +5,9 @@ from itertools import product
 
 import numpy as np
 import torch
+from mini import ROOT
 
 from diffa2_mini.noise import KINDS, seed_of, stream
-from mini import ROOT
 
 
 def test_a_stream_depends_on_its_key_alone():

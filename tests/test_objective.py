@@ -6,19 +6,24 @@ import pytest
 import torch
 from test_data import MICRO, STAGES, batch_of, ears_of, examples, model  # noqa: F401  (fixtures)
 
-from diffa2_mini.training.checkpoint import trained_tensors
-from diffa2_mini.config import FEEL
+from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC
 from diffa2_mini.lora import set_dropout
-from diffa2_mini.model import Diffa2
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.training.checkpoint import trained_tensors
 from diffa2_mini.training.objective import (
-    adamw, measure_pairs, names_of, piece_loss, preference_bounds
+    adamw,
+    measure_pairs,
+    names_of,
+    piece_loss,
+    preference_bounds,
 )
 from diffa2_mini.weights import load_tokenizer
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_the_loss_of_a_batch_is_the_sum_over_its_examples(model, examples, number):  # noqa: F811
-    pairs, stage, tokenizer = [(0, i) for i in (2, 0, 7, 4)], replace(STAGES[number], batch_size=4), load_tokenizer(MICRO)
+    pairs, stage, tokenizer = [(0, i) for i in (2, 0, 7, 4)], replace(
+        STAGES[number], batch_size=4), load_tokenizer(MICRO)
     reference = {name: tensor + 0.1 for name, tensor in trained_tensors(model).items()}
 
     def loss(some):
@@ -38,17 +43,18 @@ def test_both_answers_of_a_pair_are_bounded_as_if_alone(model, examples):  # noq
     policy, reference = preference_bounds(model, trained_tensors(model), together, stage, tokenizer)
     torch.testing.assert_close(policy, reference)  # the reference is the model itself
     for i, number in enumerate((2, 0)):
-        alone, _ = preference_bounds(model, {}, batch_of([(0, number)], examples, model, 4), stage, tokenizer)
+        alone, _ = preference_bounds(model, {}, batch_of([(0, number)], examples, model, 4), stage,
+                                     tokenizer)
         torch.testing.assert_close(alone[0], policy[i])
 
 
 def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):  # noqa: F811
-    stage, reference = replace(STAGES[4], at_once=8), trained_tensors(model)
-    ears = ears_of(model, keep=True)
+    stage, reference = replace(STAGES[4], micro_batch=8), trained_tensors(model)
+    features = ears_of(model, keep=True)
     set_dropout(model.acoustic_connector, 0.5)
     try:
         figures = measure_pairs(model.train(), reference, examples * 2, stage, 0,
-                                load_tokenizer(MICRO), ears)
+                                load_tokenizer(MICRO), features)
         assert model.training and figures["margin"] == 0  # the reference is the model itself
         assert figures["variance_shared"] == 0 < figures["variance_independent"]
     finally:
@@ -56,9 +62,9 @@ def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):  # noq
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():
-    model = Diffa2(MICRO)  # noqa: F811
+    model = Diffa2Model(MICRO)  # noqa: F811
     model.add_lora()
-    trained = model.train_only((*FEEL, "prompts", "lora"))
+    trained = model.train_only((*ACOUSTIC_AND_SEMANTIC, "prompts", "lora"))
     optimizer = adamw(trained, lr=0.1, betas=(0.9, 0.999), weight_decay=0.5)
     assert sorted(names_of(optimizer)) == sorted(trained)
     before = {name: p.detach().clone() for name, p in trained.items()}

@@ -1,4 +1,5 @@
-"""The page of sample.py --html: what is in it, that nothing breaks out of it, and that it works in a real browser."""
+"""The page of sample.py --html: what is in it, that nothing breaks out of it, and that it works in
+a real browser."""
 
 import base64
 import io
@@ -14,14 +15,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from mini import SECONDS
 
 import sample
-from diffa2_mini.view import page
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 from diffa2_mini.fast.generate import Step
+from diffa2_mini.view import page
 from diffa2_mini.weights import SHIPPED, load_tokenizer
-from mini import SECONDS
 
 CLIP = Path(__file__).resolve().parent.parent / "data" / "clips" / "three_one_four.wav"
 HOSTILE = "</script><script>document.title = 'broken'</script><!--\" & 'SECTIONS"
@@ -35,7 +36,9 @@ def ask(capsys, *arguments) -> list[dict]:
 
 def sections(html: str) -> list[dict]:
     """The JSON in the page, read as a browser does: up to the first </script>."""
-    return json.loads(re.search(r'<script type="application/json" id="sections">(.*?)</script>', html, re.DOTALL).group(1))
+    return json.loads(
+        re.search(r'<script type="application/json" id="sections">(.*?)</script>', html,
+                  re.DOTALL).group(1))
 
 
 def last_text(section: dict) -> str:
@@ -44,7 +47,8 @@ def last_text(section: dict) -> str:
     for frame in section["frames"]:
         for at, token, *_ in frame:
             tokens[at] = token
-    spelled = "".join("░" if token is None else token for token in tokens[:tokens.index("") if "" in tokens else None])
+    spelled = "".join("░" if token is None else token
+                      for token in tokens[:tokens.index("") if "" in tokens else None])
     return spelled.encode("latin-1").decode().strip()
 
 
@@ -57,22 +61,28 @@ def test_the_last_step_is_the_answer_and_each_step_tells_its_alternatives(tmp_pa
     (row,) = ask(capsys, CLIP, "--steps", 16, "--html", tmp_path / "out.html")
     (section,) = sections((tmp_path / "out.html").read_text(encoding="utf-8"))
     assert last_text(section) == section["text"] == row["text"] == "three one four"
-    assert (section["passes"], section["seconds"]) == (row["steps"], row["seconds"]) == (16, row["seconds"])
-    assert [len(frame) for frame in section["frames"]] == [*range(16, 0, -1)]  # each step predicts what is masked
+    assert (section["passes"], section["seconds"]) == (row["steps"],
+                                                       row["seconds"]) == (16, row["seconds"])
+    # each step predicts what is masked
+    assert [len(frame) for frame in section["frames"]] == [*range(16, 0, -1)]
     for frame in section["frames"]:
         assert sum(token is not None for _, token, *_ in frame) == 1
         for _, _, confidence, top in frame:
             probabilities = [p for _, p in top]
-            assert len(top) == page.TOP and probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1.001
-            assert confidence == pytest.approx(probabilities[0], abs=2e-4)  # without a temperature the first is taken
+            assert len(top) == page.TOP and probabilities == sorted(
+                probabilities, reverse=True) and sum(probabilities) <= 1.001
+            # without a temperature the first is taken
+            assert confidence == pytest.approx(probabilities[0], abs=2e-4)
 
 
 def test_the_page_changes_no_answer(tmp_path, capsys):
     for flags in ([], ["--temperature", "2", "--seed", "1"], ["--threshold", "0.9", "--cfg", "1"]):
-        (plain,), (row,) = ask(capsys, CLIP, *flags), ask(capsys, CLIP, *flags, "--html", tmp_path / "out.html")
+        (plain, ), (row, ) = ask(capsys, CLIP, *flags), ask(capsys, CLIP, *flags, "--html",
+                                                            tmp_path / "out.html")
         assert row["tokens"] == plain["tokens"]
         (section,) = sections((tmp_path / "out.html").read_text(encoding="utf-8"))
-        assert last_text(section) == row["text"] and section["passes"] == row["steps"] * (2 if "--cfg" in flags else 1)
+        assert last_text(section) == row["text"] and section["passes"] == row["steps"] * (
+            2 if "--cfg" in flags else 1)
 
 
 def test_clips_and_parts_are_sections_of_one_page(tmp_path, capsys):
@@ -91,17 +101,20 @@ def test_nothing_breaks_out_of_the_page_and_nothing_is_fetched(tmp_path, capsys)
     clip = tmp_path / "<script>alert(1)<!-- &.wav"
     shutil.copy(CLIP, clip)
     ask(capsys, clip, "--prompt", HOSTILE, "--html", tmp_path / "out.html")
-    html, template = ((path.read_text(encoding="utf-8")) for path in (tmp_path / "out.html", page.TEMPLATE))
+    html, template = ((path.read_text(encoding="utf-8"))
+                      for path in (tmp_path / "out.html", page.TEMPLATE))
     (section,) = sections(html)
     assert (section["clip"], section["prompt"]) == (str(clip), HOSTILE)
     assert all(html.count(tag) == template.count(tag) for tag in ("<script", "</script", "<!--"))
-    assert "default-src 'none'" in html and not re.search(r"https?:|@import|url\(|src=\"|href=\"(?!data:)", html)
+    assert "default-src 'none'" in html and not re.search(
+        r"https?:|@import|url\(|src=\"|href=\"(?!data:)", html)
 
 
 def test_the_sound_and_the_picture_are_those_of_the_clip(tmp_path, capsys):
     ask(capsys, CLIP, "--html", tmp_path / "out.html")
     (section,) = sections((tmp_path / "out.html").read_text(encoding="utf-8"))
-    sound, rate = soundfile.read(io.BytesIO(base64.b64decode(section["sound"].removeprefix("data:audio/wav;base64,"))))
+    sound, rate = soundfile.read(
+        io.BytesIO(base64.b64decode(section["sound"].removeprefix("data:audio/wav;base64,"))))
     np.testing.assert_allclose(sound, soundfile.read(CLIP)[0], atol=1e-4)
     file = base64.b64decode(section["picture"].removeprefix("data:image/png;base64,"))
     assert rate == 16_000 and struct.unpack(">II", file[16:24]) == (-(-len(sound) // 160), 128)
@@ -117,22 +130,29 @@ def test_a_picture_has_its_highest_band_on_top_and_silence_has_one_too():
 
 
 def test_a_letter_of_two_tokens_and_an_end_are_recorded_as_bytes(tokenizer):
-    first, second = (next(i for i, token in tokenizer.tokens.items() if token == bytes([b])) for b in "é".encode())
+    first, second = (next(i
+                          for i, token in tokenizer.tokens.items()
+                          if token == bytes([b]))
+                     for b in "é".encode())
     tokens = torch.tensor([[first, second, tokenizer.mask_id, tokenizer.eos_id]])
     likely = tokens[..., None].expand(-1, -1, 2), torch.tensor([0.75, 0.0]).expand(1, 4, 2)
     frames = []
-    list(page.record(iter([Step(tokens, tokens, torch.full((1, 4), 0.75), tokens > 0, likely)]), tokenizer, frames))
+    list(page.record(iter([Step(tokens, tokens, torch.full((1, 4), 0.75), tokens > 0, likely)]),
+                     tokenizer, frames))
     assert [token for _, token, *_ in frames[0]] == ["\xc3", "\xa9", None, ""]
     assert frames[0][3][2:] == [0.75, [["<|endoftext|>", 0.75]]]
 
 
-@pytest.mark.parametrize("name, message", [("missing/out.html", "there is no"), ("out.wav", ".html"), ("folder.html", "a folder")])
-def test_a_page_that_cannot_be_is_refused_before_the_model_is_loaded(name, message, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("name, message", [("missing/out.html", "there is no"),
+                                           ("out.wav", ".html"), ("folder.html", "a folder")])
+def test_a_page_that_cannot_be_is_refused_before_the_model_is_loaded(name, message, tmp_path,
+                                                                     capsys, monkeypatch):
     (tmp_path / "folder.html").mkdir()
     monkeypatch.setattr(sample, "load_model", None)
     assert run_script(sample.main, [str(CLIP), "--html", str(tmp_path / name)]) == 2
     printed = capsys.readouterr()
-    assert message in printed.err and str(tmp_path / name) in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert message in printed.err and str(
+        tmp_path / name) in printed.err and printed.err.count("\n") == 1 and not printed.out
     assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]
 
 
@@ -148,17 +168,19 @@ def test_a_disk_that_is_full_leaves_the_old_page(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "out.html").read_bytes() == b"old" and len([*tmp_path.iterdir()]) == 1
 
 
-# ------------------------------------------------------------------------------------------------------ a browser
+# ---------------------------------------------------------------------------------------- a browser
 
 
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium that keeps what is written to its console."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install selenium")
+    webdriver = pytest.importorskip("selenium.webdriver",
+                                    reason="selenium is not installed: pip install selenium")
     programs = [next(filter(None, map(shutil.which, names)), None)
                 for names in (("chromium", "chromium-browser", "google-chrome"), ("chromedriver",))]
     if None in programs:
-        pytest.skip("no Chromium with its driver is installed: apt-get install chromium chromium-driver")
+        pytest.skip(
+            "no Chromium with its driver is installed: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = programs[0]
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
@@ -171,27 +193,35 @@ def browser():
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The page of two answers in 16 steps each, the second of a clip and a question that are hostile; and its path."""
+    """The page of two answers in 16 steps each, the second of a clip and a question that are
+    hostile; and its path."""
     folder = tmp_path_factory.mktemp("page")
     hostile = folder / f"<img src=x onerror=alert(1)>{'long' * 20}.wav"
     shutil.copy(CLIP, hostile)
     path = folder / "out.html"
-    assert run_script(sample.main, [str(CLIP), str(hostile), "--prompt", HOSTILE, "--steps", "16", "--html", str(path)]) == 0
+    assert run_script(sample.main,
+                      [str(CLIP),
+                       str(hostile), "--prompt", HOSTILE, "--steps", "16", "--html",
+                       str(path)]) == 0
     return path
 
 
 @pytest.fixture
 def opened(browser, written):
-    """The page, opened anew at 900 pixels in the light; returns the first section of it, and the browser."""
+    """The page, opened anew at 900 pixels in the light; returns the first section of it, and the
+    browser."""
     look(browser, written)
     return browser.find_element("css selector", "section"), browser
 
 
 def look(browser, path, width=900, scheme="light"):
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500})
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [
-        {"name": "prefers-color-scheme", "value": scheme}, {"name": "prefers-reduced-motion", "value": "reduce"}]})
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500})
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {
+            "features": [{"name": "prefers-color-scheme", "value": scheme},
+                         {"name": "prefers-reduced-motion", "value": "reduce"}]})
     browser.get(path.as_uri())
 
 
@@ -200,7 +230,9 @@ def text(section) -> str:
 
 
 def tokens(section) -> list:
-    return [token for token in section.find_elements("css selector", ".tokens span") if token.is_displayed()]
+    return [
+        token for token in section.find_elements("css selector", ".tokens span")
+        if token.is_displayed()]
 
 
 def keys(browser):
@@ -221,25 +253,36 @@ def test_the_page_opens_on_the_answers_without_an_error_or_a_request(opened, wri
     found = sections(written.read_text(encoding="utf-8"))
     shown = browser.find_elements("css selector", "section")
     assert [text(section) for section in shown] == [section["text"] for section in found]
-    assert [section.find_element("css selector", "h2").text for section in shown] == [section["clip"] for section in found]
+    assert [section.find_element("css selector", "h2").text
+            for section in shown] == [section["clip"] for section in found]
     assert browser.title == "How DIFFA-2 answered"
-    wait(lambda: browser.execute_script("return document.querySelector('img').complete && document.querySelector('audio').readyState > 0"))
-    width, seconds = browser.execute_script("return [document.querySelector('img').naturalWidth, document.querySelector('audio').duration]")
+    wait(lambda: browser.execute_script(
+        "return document.querySelector('img').complete && document.querySelector('audio').readyState > 0"
+    ))
+    width, seconds = browser.execute_script(
+        "return [document.querySelector('img').naturalWidth, document.querySelector('audio').duration]"
+    )
     assert width > 100 and seconds == pytest.approx(found[0]["heard"], abs=0.01)
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    asked = [
+        m["params"]["request"]["url"]
+        for m in messages
+        if m["method"] == "Network.requestWillBeSent"]
     assert asked and all(url.startswith(("file:", "data:")) for url in asked)
 
 
 def test_tokens_are_shaded_by_confidence_and_the_work_is_stated(opened, written):
     (section, browser), found = opened, sections(written.read_text(encoding="utf-8"))[0]
     confidence = {at: c for frame in found["frames"] for at, _, c, _ in frame}
-    shown = [float(browser.execute_script("return getComputedStyle(arguments[0]).getPropertyValue('--confidence')", token))
-             for token in tokens(section)]
+    shown = [
+        float(browser.execute_script(
+                  "return getComputedStyle(arguments[0]).getPropertyValue('--confidence')", token))
+        for token in tokens(section)]
     assert shown == pytest.approx([confidence[at] for at in range(len(shown))]) and 0 < min(shown)
     shades = {token.value_of_css_property("background-color") for token in tokens(section)}
-    assert len(shades) > 1 and f"{found['passes']} forward passes, {found['seconds']:.2f} s" in section.text
+    assert len(shades
+    ) > 1 and f"{found['passes']} forward passes, {found['seconds']:.2f} s" in section.text
 
 
 def test_the_slider_goes_through_the_steps_by_keyboard_too(opened):
@@ -256,7 +299,8 @@ def test_the_slider_goes_through_the_steps_by_keyboard_too(opened):
     assert len({*seen}) > 4 and seen[-1] == answer
     press(Keys.ARROW_LEFT)
     assert "15 / 16" in section.text
-    assert section.find_element("css selector", "[role=status]").get_property("textContent") == text(section)
+    assert section.find_element("css selector",
+                                "[role=status]").get_property("textContent") == text(section)
 
 
 def test_play_shows_the_steps_and_ends_on_the_answer(opened):
@@ -286,9 +330,11 @@ def test_focus_and_pointer_show_the_alternatives_of_a_token(opened, written):
     assert not tooltip.is_displayed()
     press(Keys.TAB)
     focused = browser.switch_to.active_element
-    assert focused == tokens(section)[0] and focused.get_attribute("aria-describedby") == tooltip.get_attribute("id")
+    assert focused == tokens(section)[0] and focused.get_attribute(
+        "aria-describedby") == tooltip.get_attribute("id")
     assert tooltip.is_displayed() and len(tooltip.find_elements("css selector", "li")) == page.TOP
-    assert browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert browser.execute_script(
+        "return getComputedStyle(document.activeElement).outlineStyle") == "solid"
     before = tooltip.text
     press(Keys.ARROW_RIGHT)
     assert browser.switch_to.active_element == tokens(section)[1] and tooltip.text != before
@@ -310,7 +356,8 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(opened, written):
     for section in browser.find_elements("css selector", "section"):
         for token in tokens(section):
             browser.execute_script("arguments[0].focus()", token)
-            assert browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
+            assert browser.execute_script(
+                "return [innerWidth, document.documentElement.scrollWidth]") == [360, 360]
     for button in browser.find_elements("css selector", "button, input, audio"):
         assert button.size["height"] >= 44  # what a finger hits
 
@@ -333,18 +380,24 @@ def test_all_text_has_a_readable_contrast(scheme, opened, written):
     _, browser = opened
     look(browser, written, scheme=scheme)
     browser.execute_script("document.querySelector('.tokens span').focus()")
-    is_dark = browser.execute_script("return getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128")
+    is_dark = browser.execute_script(
+        "return getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128")
     contrasts = browser.execute_script(CONTRASTS)
     assert is_dark == (scheme == "dark") and len(contrasts) > 20
     assert [(name, contrast) for name, contrast in contrasts if contrast < 4.5] == []
 
 
 def test_a_letter_of_two_tokens_is_shown_whole(browser, tmp_path):
-    section = dict(clip="c", prompt="p", text="é!", length=4, passes=2, seconds=0.1, heard=1.0, highest=8000.0, bands=128,
-                   picture="data:,", sound="data:,", frames=[[[0, "\xc3", 1.0, []], [2, "!", 1.0, []]],
-                                                             [[1, "\xa9", 1.0, []], [3, "", 1.0, []]]])
+    section = dict(
+        clip="c", prompt="p", text="é!", length=4, passes=2, seconds=0.1, audio_embeddings=1.0,
+        highest=8000.0, bands=128, picture="data:,", sound="data:,", frames=[[[0, "\xc3", 1.0, []],
+                                                                              [2, "!", 1.0, []]],
+                                                                             [[1, "\xa9", 1.0, []],
+                                                                              [3, "", 1.0, []]]])
     page.save(tmp_path / "out.html", [section])
     look(browser, tmp_path / "out.html")
     assert text(browser.find_element("css selector", "section")) == "é!"
-    browser.execute_script("const s = document.querySelector('input'); s.value = 1; s.dispatchEvent(new Event('input'))")
+    browser.execute_script(
+        "const s = document.querySelector('input'); s.value = 1; s.dispatchEvent(new Event('input'))"
+    )
     assert text(browser.find_element("css selector", "section")) == "�░!░"

@@ -1,4 +1,5 @@
-"""Several processes train the model that one would: the same batches, the same loss over all of a batch, the same weights."""
+"""Several processes train the model that one would: the same batches, the same loss over all of a
+batch, the same weights."""
 
 import json
 import os
@@ -12,18 +13,18 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-
-import train
-from diffa2_mini.training import checkpoint
-from diffa2_mini.config import SIZES
-from diffa2_mini.data import Collate, load_examples, read_manifest
-from diffa2_mini.training.features import Ears
-from diffa2_mini.training.loader import batches
-from diffa2_mini.training.objective import answer_loss
-from diffa2_mini.training.processes import HASTE
-from diffa2_mini.weights import build, load_tokenizer
 from mini import ROOT, SECONDS, logged
 from test_interrupted import processes, started, until
+
+import train
+from diffa2_mini.config import SIZES
+from diffa2_mini.data import Collate, load_examples, read_manifest
+from diffa2_mini.training import checkpoint
+from diffa2_mini.training.features import FeatureCache
+from diffa2_mini.training.loader import batches
+from diffa2_mini.training.objective import answer_loss
+from diffa2_mini.training.processes import STEP_TIMEOUT
+from diffa2_mini.weights import build, load_tokenizer
 
 CONFIG, STAGES = SIZES["toy"]
 STEPS = ["--steps", "2", "--save-every", "1", "--batch-size", "6", "--warmup", "1",
@@ -33,15 +34,23 @@ STEPS = ["--steps", "2", "--save-every", "1", "--batch-size", "6", "--warmup", "
 @pytest.fixture(scope="session")
 def manifests(world):
     """The small world, with two questions to measure on."""
-    rows = [{name: value for name, value in row.items() if name != "rejected"} for row in read_manifest(world / "validation.json")]
+    rows = [{name: value
+             for name, value in row.items()
+             if name != "rejected"}
+            for row in read_manifest(world / "validation.json")]
     (world / "few.json").write_text(json.dumps(rows[:2]))
     return world
 
 
 def command(n, manifests, out, *extra):
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"] if n > 1 else []
-    return [sys.executable, *start, str(ROOT / "train.py"), "--data", str(manifests), "--validation", str(manifests / "few.json"),
-            "--out", str(out), *STEPS, *extra]
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"
+             ] if n > 1 else []
+    return [
+        sys.executable, *start,
+        str(ROOT / "train.py"), "--data",
+        str(manifests), "--validation",
+        str(manifests / "few.json"), "--out",
+        str(out), *STEPS, *extra]
 
 
 def run(n, manifests, out, *extra):
@@ -240,27 +249,37 @@ def test_in_float32_rounding_is_amplified_this_far(manifests, tmp_path):
 
 @pytest.mark.slow
 def test_stage_0_shares_out_its_parts(world, tmp_path):
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"), "--stage", "0"]
-    done = subprocess.run([sys.executable, *start, "--data", str(world), "--out", str(tmp_path), "--steps", "2", "--threads", "1"],
-                          capture_output=True, text=True, timeout=SECONDS)
+    start = [
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+        str(ROOT / "train.py"), "--stage", "0"]
+    done = subprocess.run([
+        sys.executable, *start, "--data",
+        str(world), "--out",
+        str(tmp_path), "--steps", "2", "--threads", "1"
+    ], capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "toy_whisper.safetensors").exists() and done.stdout.count("device cpu") == 1
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_run(manifests, tmp_path):
-    many = command(2, manifests, tmp_path, "--stage", "1", "--steps", "100000", "--sample-every", "100000")
+    many = command(2, manifests, tmp_path, "--stage", "1", "--steps", "100000", "--sample-every",
+                   "100000")
     running = subprocess.Popen(many, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "log.jsonl").exists() or not (tmp_path / "log.jsonl").read_text():
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.1)
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-    (second,) = [int(pid) for pid in children if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
+    (second, ) = [
+        int(pid)
+        for pid in children
+        if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()]
     os.kill(second, signal.SIGKILL)
     start = time.monotonic()
     _, printed = running.communicate(timeout=SECONDS)
     assert running.returncode != 0
-    assert time.monotonic() - start < 2 * HASTE.total_seconds()  # a minute, on a free machine
+    # a minute, on a free machine
+    assert time.monotonic() - start < 2 * STEP_TIMEOUT.total_seconds()
     assert "process 0 of 2 has lost another" in printed and "--resume" in printed
 
 
@@ -294,7 +313,8 @@ def test_split_blocks_hold_half_and_come_together_one_at_a_time(tmp_path):
     done = torchrun(2, SPLIT, tmp_path)
     assert done.returncode == 0, done.stderr
     whole, *held = map(int, done.stdout.split())
-    assert all(each < 0.6 * whole for each in held)  # before, after the forward pass, after the backward pass
+    # before, after the forward pass, after the backward pass
+    assert all(each < 0.6 * whole for each in held)
 
 
 PATIENT = """
@@ -305,11 +325,11 @@ from diffa2_mini.config import run_script
 parallel.HASTE = timedelta(seconds=5)
 def main(argv):
     with parallel.together(2) as world:
-        time.sleep(0 if world.first else 8)
+        time.sleep(0 if world.is_main else 8)
         world.wait()
         assert world.gather([world.rank]) == [0, 1] and world.total({"a": 1.0}) == {"a": 2.0}
         print("waited", flush=True)
-        time.sleep(0 if world.first else 60)
+        time.sleep(0 if world.is_main else 60)
         world.total({"a": 1.0})
 start = time.monotonic()
 code = run_script(main, [])
@@ -322,19 +342,22 @@ sys.exit(code)
 def test_processes_wait_for_one_another_but_not_within_a_step(tmp_path):
     done = torchrun(2, PATIENT, tmp_path)
     assert done.returncode != 0 and done.stdout == "waited\n"
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: process 0 of 2 has lost another")]
+    (line, ) = [
+        line for line in done.stderr.splitlines()
+        if line.startswith("error: process 0 of 2 has lost another")]
     assert "hangs" in line and "Timed out" in line  # what torch says of it
 
 
 @pytest.mark.slow
 def test_torchrun_that_is_told_to_stop_saves_and_leaves_nobody_behind(manifests, tmp_path):
-    many = command(2, manifests, tmp_path, "--stage", "1", "--steps", "100000", "--sample-every", "100000", "--save-every", "100000",
-                   "--workers", "1", "--no-cache-audio")
+    many = command(2, manifests, tmp_path, "--stage", "1", "--steps", "100000", "--sample-every",
+                   "100000", "--save-every", "100000", "--workers", "1", "--no-cache-audio")
     running = started(many, tmp_path)
     assert len(processes(tmp_path)) == 5  # torchrun, two that train, two that load audio
     os.kill(running.pid, signal.SIGTERM)
     printed, error = running.communicate(timeout=SECONDS)
-    assert printed.splitlines()[-1] == "stopped and saved; go on with: the same torchrun command and --resume"
+    assert printed.splitlines(
+    )[-1] == "stopped and saved; go on with: the same torchrun command and --resume"
     assert "DataLoader" not in error and running.returncode != 0
     rows = (tmp_path / "log.jsonl").read_text().splitlines()
     assert checkpoint.load(tmp_path / "stage1.safetensors").step == len(rows)
@@ -352,25 +375,34 @@ def test_every_example_is_dealt_out_exactly_once_an_epoch(collate, size):
     n, batch_size = len(collate.data), 7
     assert n % batch_size and batch_size % 2
     n_epochs = 3
-    dealt = [pair for _, pairs in batches(n, batch_size, n * n_epochs // batch_size + 1, 0, 0, 2)
-             for rank in range(size) for piece in collate.cut(pairs, 2, rank, size) for pair in piece]
+    dealt = [
+        pair for _, pairs in batches(n, batch_size, n * n_epochs // batch_size + 1, 0, 0, 2)
+        for rank in range(size) for piece in collate.cut(pairs, 2, rank, size) for pair in piece]
     counts = {pair: dealt.count(pair) for pair in dealt}
-    assert {*counts.values()} == {1} and {(e, i) for e in range(n_epochs) for i in range(n)} <= counts.keys()
+    assert {*counts.values()} == {1} and {(e, i)
+                                          for e in range(n_epochs)
+                                          for i in range(n)} <= counts.keys()
 
 
 @torch.no_grad()
 def test_the_loss_is_normalised_over_the_whole_batch(collate):
-    """An average of the processes' averages is another number, as they have different numbers of tokens."""
+    """An average of the processes' averages is another number, as they have different numbers of
+    tokens."""
     model = build(CONFIG, dtype=torch.float64)
-    ears, (_, pairs) = Ears(model, torch.device("cpu"), torch.float64, keep=True), next(batches(len(collate.data), 9, 1, 0, 0, 2))
+    features, (_, pairs) = FeatureCache(model, torch.device("cpu"), torch.float64, keep=True), next(
+        batches(len(collate.data), 9, 1, 0, 0, 2))
 
     def loss(pairs, n_tokens):
-        return float(answer_loss(model, collate[pairs].heard(ears, ears.device), STAGES[2], n_tokens))
+        return float(answer_loss(model, collate[pairs].audio_embeddings(features, features.device),
+                                 STAGES[2], n_tokens))
 
     def tokens(pairs):
         return sum(own for _, i in pairs for _, own in collate.lengths(i))
 
-    shares = [[pair for piece in collate.cut(pairs, 9, rank, 2) for pair in piece] for rank in range(2)]
+    shares = [[pair
+               for piece in collate.cut(pairs, 9, rank, 2)
+               for pair in piece]
+              for rank in range(2)]
     whole = loss(pairs, tokens(pairs))
     assert tokens(shares[0]) != tokens(shares[1])
     assert sum(loss(share, tokens(pairs)) for share in shares) == pytest.approx(whole, rel=1e-12)

@@ -1,5 +1,5 @@
-"""Each piece gives what the library that people trust for it gives, on the same weights: tests/golden, which
-tests/make_golden.py wrote."""
+"""Each piece gives what the library that people trust for it gives, on the same weights:
+tests/golden, which tests/make_golden.py wrote."""
 
 import json
 from pathlib import Path
@@ -43,10 +43,12 @@ def test_log_mel_is_whispers(n_mels, name):
     found = golden("log_mel")
     ours = log_mel(inputs.clips()[name], AudioConfig(n_mels=n_mels)).numpy()
     assert np.abs(ours[:, inputs.MEL_FRAMES] - found[f"openai_{n_mels}_{name}"]).max() <= 1e-5
-    assert found[f"gap_{n_mels}_{name}"] <= 1e-6  # between openai-whisper and WhisperFeatureExtractor
+    # between openai-whisper and WhisperFeatureExtractor
+    assert found[f"gap_{n_mels}_{name}"] <= 1e-6
 
 
-@pytest.mark.parametrize("layout, key", [("OpenAI's Whisper", "openai"), ("Hugging Face's Whisper", "hugging_face")])
+@pytest.mark.parametrize("layout, key", [("OpenAI's Whisper", "openai"),
+                                         ("Hugging Face's Whisper", "hugging_face")])
 def test_all_hidden_states_are_whispers(layout, key):
     found = golden("encoder")
     config = inputs.ENCODER
@@ -62,14 +64,18 @@ def test_all_hidden_states_are_whispers(layout, key):
 def test_the_acoustic_adapter_is_berts_encoder_with_cross_attention():
     found = golden("acoustic")
     config, encoder = inputs.ADAPTER, inputs.ENCODER
-    layers = torch.nn.ModuleList(QFormerLayer(config, encoder.width, encoder.n_heads) for _ in range(config.qformer_layers))
+    layers = torch.nn.ModuleList(
+        QFormerLayer(config, encoder.width, encoder.n_heads) for _ in range(config.qformer_layers))
     tensors = seeded(found["names"], "DIFFA-2")
-    layers.load_state_dict({name.removeprefix("acoustic_connector.qformer."): t for name, t in tensors.items()})
-    x, frames = inputs.tensor("queries", 3, config.n_queries, encoder.width), inputs.tensor("frames", 3, 50, encoder.width)
+    layers.load_state_dict({name.removeprefix("acoustic_connector.qformer."): t
+                            for name, t in tensors.items()})
+    x, frames = inputs.tensor("queries", 3, config.n_queries, encoder.width), inputs.tensor(
+        "frames", 3, 50, encoder.width)
     with torch.no_grad():
         for layer in layers:
             x = layer(x, frames)
-    assert relative(x, found["output"]) <= 2e-6  # 1e-5 in the place of 1e-12 in its norms would cost 5e-6
+    # 1e-5 in the place of 1e-12 in its norms would cost 5e-6
+    assert relative(x, found["output"]) <= 2e-6
 
 
 def test_lora_and_its_merge_are_pefts():
@@ -89,18 +95,23 @@ def test_a_block_of_the_backbone_is_llamas_without_the_causal_mask():
     block = Block(config)
     values = inputs.weights({f"model.transformer.blocks.0.{name}": tuple(tensor.shape)
                              for name, tensor in block.state_dict().items()})
-    block.load_state_dict({name: values[f"model.transformer.blocks.0.{name}"] for name in block.state_dict()})
+    block.load_state_dict({name: values[f"model.transformer.blocks.0.{name}"]
+                           for name in block.state_dict()})
     with torch.no_grad():
-        y = block(inputs.tensor("x", 2, 70, config.width), rotary(torch.arange(70), config.width // config.n_heads, config.rope_theta), None)
+        y = block(inputs.tensor("x", 2, 70, config.width),
+                  rotary(torch.arange(70), config.width // config.n_heads, config.rope_theta), None)
     assert relative(y, golden("block")["output"]) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "digits", "odd"])
 def test_ten_thousand_texts_get_the_ids_of_the_tokenizers_library(name):
-    found, tokenizer = golden("tokenizers"), Tokenizer.from_tokenizer_json(GOLDEN / f"tokenizer_{name}.json")
+    found, tokenizer = golden("tokenizers"), Tokenizer.from_tokenizer_json(
+        GOLDEN / f"tokenizer_{name}.json")
     texts = inputs.strings()
     assert len(texts) == len(found[name]) == 10_000
-    wrong = [text for text, known in zip(texts, found[name]) if inputs.fingerprint(tokenizer.encode(text)) != known]
+    wrong = [
+        text for text, known in zip(texts, found[name])
+        if inputs.fingerprint(tokenizer.encode(text)) != known]
     assert not wrong
     if name != "odd":  # the library puts odd's space before each piece that stands between specials
         assert tokenizer.prompt("Be kind.", "Who sings?").ids == found[f"{name}_template"].tolist()
@@ -126,10 +137,12 @@ def first_merges_swapped(data):
     (lambda data: data["model"].update(dropout=0.1), "dropout"),
     (lambda data: data.update(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
     (lambda data: data.update(pre_tokenizer=None), "pre_tokenizer"),
-    (lambda data: data.update(pre_tokenizer={"type": "Split", "pattern": {"String": "a"}, "behavior": "MergedWithNext",
-                                             "invert": False}), "MergedWithNext"),
+    (lambda data: data.update(pre_tokenizer={
+        "type": "Split", "pattern": {"String": "a"}, "behavior": "MergedWithNext", "invert": False
+    }), "MergedWithNext"),
     (lambda data: data.update(added_tokens=data["added_tokens"][1:]), "<|startoftext|>"),
-    (lambda data: data["added_tokens"].append({"id": 5000, "content": "hm", "special": False, "lstrip": True}), "lstrip"),
+    (lambda data: data["added_tokens"].append(
+        {"id": 5000, "content": "hm", "special": False, "lstrip": True}), "lstrip"),
     (lambda data: data["model"]["vocab"].pop("A"), "A"),
     (first_merges_swapped, "merged otherwise"),
     (lambda data: data["model"]["merges"].append(["A", "never"]), "never"),
@@ -144,11 +157,13 @@ def test_a_tokenizer_of_another_kind_is_an_error_that_names_it(tmp_path, change,
 
 
 def test_a_pair_that_only_tiktoken_would_merge_is_noticed(tmp_path):
-    """`ab` + `c` and `a` + `bc` are the same bytes; the list of merges joins `abc` only from the latter, which it never
-    reaches where `ab` is merged first."""
+    """`ab` + `c` and `a` + `bc` are the same bytes; the list of merges joins `abc` only from the
+    latter, which it never reaches where `ab` is merged first."""
     def change(data):
         vocab, merges = data["model"]["vocab"], [["a", "b"], ["b", "c"], ["a", "bc"]]
-        data["model"]["vocab"] = {t: i for t, i in vocab.items() if len(t) == 1} | {"ab": 900, "bc": 901, "abc": 902}
+        data["model"]["vocab"] = {t: i
+                                  for t, i in vocab.items()
+                                  if len(t) == 1} | {"ab": 900, "bc": 901, "abc": 902}
         data["model"]["merges"] = merges
     (tmp_path / "tokenizer.json").write_text(broken(change), encoding="utf-8")
     with pytest.raises(UserError, match="merged otherwise"):

@@ -1,9 +1,10 @@
-"""The dry run counts exactly, and its estimate of memory is what a step really takes, to within 15 %."""
+"""The dry run counts exactly, and its estimate of memory is what a step really takes, to within 15
+%."""
 
 import dataclasses
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Callable
 
 import pytest
 import torch
@@ -13,14 +14,14 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
-from diffa2_mini.training import checkpoint, dry_run
 from diffa2_mini.command.script import run_script
-from diffa2_mini.config import AdapterConfig, AudioConfig, LladaConfig, SIZES, WhisperConfig
+from diffa2_mini.config import SIZES, AdapterConfig, AudioConfig, LladaConfig, WhisperConfig
 from diffa2_mini.data import AnswerBatch, PreferenceBatch
 from diffa2_mini.fast.llada import FastLlada
-from diffa2_mini.model import Diffa2
-from diffa2_mini.training.objective import answer_loss, preference_bounds
+from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Prompt
+from diffa2_mini.training import checkpoint, dry_run
+from diffa2_mini.training.objective import answer_loss, preference_bounds
 from diffa2_mini.vrpo import vrpo_loss
 
 FULL = SIZES["full"][1]
@@ -31,15 +32,18 @@ SMALLER = dataclasses.replace(  # the shape of full, with smaller numbers
     llada=LladaConfig(vocab_size=4096, width=256, n_layers=6, n_heads=4, hidden=768))
 
 
-@pytest.mark.parametrize("stage, trainable", [(1, "36,474,368"), (2, "84,285,440"), (3, "98,965,504"), (4, "98,965,504")])
+@pytest.mark.parametrize("stage, trainable", [(1, "36,474,368"), (2, "84,285,440"),
+                                              (3, "98,965,504"), (4, "98,965,504")])
 def test_the_dry_run_counts_what_is_trained(capsys, stage, trainable):
     train.main(["--stage", str(stage), "--size", "full", "--dry-run"])
     out = capsys.readouterr().out
     assert f"trainable parameters: {trainable}\n" in out
     assert "636,968,960" in out and "8,015,581,184" in out
-    (memory,) = [float(line.split()[-2]) for line in out.splitlines() if "estimated peak memory" in line]
+    (memory, ) = [
+        float(line.split()[-2]) for line in out.splitlines() if "estimated peak memory" in line]
     assert 17 < memory <= 22  # GiB: it fits a card of 24 GB
-    for word in ("gradients", "state of AdamW", "tokens per step", "operations per step", "steps", "hours on one"):
+    for word in ("gradients", "state of AdamW", "tokens per step", "operations per step", "steps",
+                 "hours on one"):
         assert word in out
 
 
@@ -48,14 +52,17 @@ def test_the_dry_run_plans_every_stage_of_every_size(capsys):
         train.main(["--size", size, "--dry-run"])
         out = capsys.readouterr().out
         assert out.count("estimated peak memory") == len(stages)
-        hours = [float(line.split()[-1]) for line in out.splitlines() if line.strip().startswith("hours")]
+        hours = [
+            float(line.split()[-1]) for line in out.splitlines() if line.strip().startswith("hours")
+        ]
         assert hours[-1] == pytest.approx(sum(hours[:-1]), abs=0.03)
     assert run_script(train.main, ["--size", "diffa1", "--stage", "3", "--dry-run"]) == 2
     assert "has stages 1, 2" in capsys.readouterr().err
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes of all tensors that exist at once, at most; what operations use inside does not count."""
+    """Bytes of all tensors that exist at once, at most; what operations use inside does not
+    count."""
 
     def __init__(self, model):
         super().__init__()
@@ -76,7 +83,8 @@ class PeakMemory(TorchDispatchMode):
         self.now -= self.held.pop(key)
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if operation is torch.ops.aten.mm.default:  # only sizes count, and a CPU may take a minute for products in bfloat16
+        # only sizes count, and a CPU may take a minute for products in bfloat16
+        if operation is torch.ops.aten.mm.default:
             output = args[0].new_zeros(args[0].shape[0], args[1].shape[1])
         else:
             output = operation(*args, **(kwargs or {}))
@@ -91,8 +99,9 @@ class Mask:
 
 
 def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: Callable) -> None:
-    """Two steps of a stage on `clips` full-length clips, or pairs, under the context that `watch` gives for a model."""
-    model = Diffa2(SMALLER, llada=FastLlada)
+    """Two steps of a stage on `clips` full-length clips, or pairs, under the context that `watch`
+    gives for a model."""
+    model = Diffa2Model(SMALLER, llada=FastLlada)
     if "lora" in stage.trains:
         model.add_lora()
     model.whisper.to(dtype)
@@ -107,19 +116,23 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
     masks[..., ::2] = True
     prompts = [Prompt([7] * dry_run.PROMPT, 20)] * clips
     with watch(model):
-        reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()}
+        reference = {
+            name: tensor.clone()
+            for name, tensor in checkpoint.trained_tensors(model).items()}
         for _ in range(2):
             common = dict(examples=[], clips=[], prompts=prompts, response=response,
-                          real=torch.ones_like(response).bool(),
+                          valid=torch.ones_like(response).bool(),
                           audio=model.encode(mel, torch.full((clips,), T)))
             if stage.preference:
                 batch = PreferenceBatch(masks=masks, **common)
             else:
                 batch = AnswerBatch(noisy=response.masked_fill(masks[:, 0], 0), masked=masks[:, 0],
                                     t=torch.full((rows,), 0.5), **common)
-            with torch.autocast("cpu", torch.bfloat16) if dtype == torch.bfloat16 else nullcontext():
+            with torch.autocast("cpu",
+                                torch.bfloat16) if dtype == torch.bfloat16 else nullcontext():
                 if stage.preference:
-                    loss = vrpo_loss(*preference_bounds(model, reference, batch, stage, Mask), stage.vrpo_beta)
+                    loss = vrpo_loss(*preference_bounds(model, reference, batch, stage, Mask),
+                                     stage.vrpo_beta)
                 else:
                     loss = answer_loss(model, batch, stage, rows * R)
             loss.backward()
@@ -129,14 +142,18 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
 
 
 @pytest.mark.parametrize("number, dtype, recompute", [
-    *((number, torch.bfloat16, recompute) for number in (1, 2, 3, 4) for recompute in ("nothing", "feed-forward", "blocks")),
-    (3, torch.float32, "blocks"), (3, torch.float32, "nothing")])
+    *((number, torch.bfloat16, recompute)
+      for number in (1, 2, 3, 4)
+      for recompute in ("nothing", "feed-forward", "blocks")), (3, torch.float32, "blocks"),
+    (3, torch.float32, "nothing")])
 def test_the_estimate_of_memory_is_within_15_percent(number, dtype, recompute):
     stage, clips = FULL[number], 1 if number == 4 else 2
-    counts, shape = dry_run.count_parameters(SMALLER, stage), dry_run.shape_of(SMALLER, stage, clips)
+    counts, shape = dry_run.count_parameters(SMALLER, stage), dry_run.shape_of(
+        SMALLER, stage, clips)
     estimate = dry_run.peak_bytes(SMALLER, stage, counts, shape, dtype.itemsize, recompute)
     memory = []
-    run_two_steps(stage, dtype, recompute, clips, lambda model: memory.append(PeakMemory(model)) or memory[0])
+    run_two_steps(stage, dtype, recompute, clips,
+                  lambda model: memory.append(PeakMemory(model)) or memory[0])
     assert estimate == pytest.approx(memory[0].peak, rel=0.15)
 
 

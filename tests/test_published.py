@@ -1,5 +1,5 @@
-"""Published weights: every layout loads strictly, what is wrong is named, no code is run, and what we write the authors
-can read."""
+"""Published weights: every layout loads strictly, what is wrong is named, no code is run, and what
+we write the authors can read."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ import sample
 from diffa2_mini import config as configs
 from diffa2_mini import weights
 from diffa2_mini.audio import encoder_frames, load_audio, log_mel
-from diffa2_mini.training.checkpoint import trained_tensors
 from diffa2_mini.config import ASSETS, AdapterConfig, AudioConfig, Config, DecodeConfig, LladaConfig
 from diffa2_mini.errors import UserError
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
-from diffa2_mini.model import Diffa2
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.training.checkpoint import trained_tensors
 from diffa2_mini.weights import load_diffa2, load_part, load_pretrained, locate, save_diffa2
 from diffa2_mini.whisper import WhisperEncoder
 
@@ -38,11 +38,16 @@ CONFIG = Config(
     decode=DecodeConfig(gen_length=8, block_length=4, steps=8),
 )
 HUGGING_FACE = {  # names of Whisper there: here
-    "conv1.weight": "conv1.weight", "conv2.bias": "conv2.bias", "embed_positions.weight": "positional_embedding",
-    "layers.3.self_attn.q_proj.bias": "blocks.3.attn.query.bias", "layers.0.self_attn.k_proj.weight": "blocks.0.attn.key.weight",
-    "layers.1.self_attn.v_proj.weight": "blocks.1.attn.value.weight", "layers.2.self_attn.out_proj.bias": "blocks.2.attn.out.bias",
-    "layers.0.self_attn_layer_norm.weight": "blocks.0.attn_ln.weight", "layers.0.final_layer_norm.bias": "blocks.0.mlp_ln.bias",
-    "layers.3.fc1.weight": "blocks.3.mlp.0.weight", "layers.3.fc2.bias": "blocks.3.mlp.2.bias", "layer_norm.weight": "ln_post.weight"}
+    "conv1.weight": "conv1.weight", "conv2.bias": "conv2.bias",
+    "embed_positions.weight": "positional_embedding",
+    "layers.3.self_attn.q_proj.bias": "blocks.3.attn.query.bias",
+    "layers.0.self_attn.k_proj.weight": "blocks.0.attn.key.weight",
+    "layers.1.self_attn.v_proj.weight": "blocks.1.attn.value.weight",
+    "layers.2.self_attn.out_proj.bias": "blocks.2.attn.out.bias",
+    "layers.0.self_attn_layer_norm.weight": "blocks.0.attn_ln.weight",
+    "layers.0.final_layer_norm.bias": "blocks.0.mlp_ln.bias",
+    "layers.3.fc1.weight": "blocks.3.mlp.0.weight", "layers.3.fc2.bias": "blocks.3.mlp.2.bias",
+    "layer_norm.weight": "ln_post.weight"}
 LORA = "llm_model.base_model.model.model.transformer.blocks.1.up_proj.lora_A.default.weight"
 QFORMER = "acoustic_connector.qformer.layer."
 NAMES = {  # SPEC section 12: names of DIFFA-2's file, here
@@ -68,13 +73,18 @@ def hugging_face_whisper(dtype=torch.float32) -> dict[str, torch.Tensor]:
     names = json.loads(str(np.load(GOLDEN / "encoder.npz")["hugging_face_names"]))
     names["model.encoder.embed_positions.weight"] = (WHISPER.n_positions, WHISPER.width)
     tensors = inputs.weights({name: tuple(shape) for name, shape in names.items()})
-    decoder = {"model.decoder.embed_tokens.weight": torch.zeros(3, 2), "proj_out.weight": torch.zeros(3, 2)}
+    decoder = {
+        "model.decoder.embed_tokens.weight": torch.zeros(3, 2), "proj_out.weight": torch.zeros(
+            3, 2)}
     return {name: tensor.to(dtype) for name, tensor in (tensors | decoder).items()}
 
 
 def openai_whisper(dtype=torch.float16) -> dict:
-    tensors = {f"encoder.{name}": tensor.to(dtype) for name, tensor in WhisperEncoder(WHISPER).state_dict().items()}
-    return {"dims": {"n_mels": 20}, "model_state_dict": tensors | {"decoder.ln.weight": torch.zeros(3)}}
+    tensors = {
+        f"encoder.{name}": tensor.to(dtype)
+        for name, tensor in WhisperEncoder(WHISPER).state_dict().items()}
+    return {
+        "dims": {"n_mels": 20}, "model_state_dict": tensors | {"decoder.ln.weight": torch.zeros(3)}}
 
 
 def write_shards(folder: Path, tensors: dict, name: str) -> None:
@@ -85,16 +95,17 @@ def write_shards(folder: Path, tensors: dict, name: str) -> None:
     for i, part in enumerate((list(tensors)[::2], list(tensors)[1::2]), start=1):
         shard = f"{stem}-0000{i}-of-00002.{suffix}"
         held = {key: tensors[key].contiguous() for key in part}
-        save_file(held, folder / shard) if suffix == "safetensors" else torch.save(held, folder / shard)
+        save_file(held, folder /
+                  shard) if suffix == "safetensors" else torch.save(held, folder / shard)
         where |= dict.fromkeys(part, shard)
     (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
 
 
 @pytest.fixture(scope="module")
-def trained() -> Diffa2:
+def trained() -> Diffa2Model:
     """A model with everything trained at random."""
     torch.manual_seed(0)
-    model = Diffa2(CONFIG)
+    model = Diffa2Model(CONFIG)
     model.add_lora()
     for tensor in trained_tensors(model).values():
         tensor.normal_(0, 0.2)
@@ -107,8 +118,10 @@ def published(tmp_path_factory, trained) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("published")
     (folder / "whisper").mkdir()
     save_file(hugging_face_whisper(torch.float16), folder / "whisper" / "model.safetensors")
-    llada = {f"model.transformer.{name}": tensor.bfloat16() for name, tensor in trained.llada.state_dict().items()
-             if "lora_" not in name}
+    llada = {
+        f"model.transformer.{name}": tensor.bfloat16()
+        for name, tensor in trained.llada.state_dict().items()
+        if "lora_" not in name}
     write_shards(folder / "llada", llada, "model.safetensors")
     shutil.copy(GOLDEN / "tokenizer_gpt2.json", folder / "llada" / "tokenizer.json")
     save_diffa2(trained_tensors(trained), folder / "diffa2" / "pytorch_model.bin")
@@ -122,12 +135,13 @@ def error_of(function, *args, **kwargs) -> str:
     return str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------------- layouts
+# ------------------------------------------------------------------------------------------ layouts
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("layout", ["model.safetensors", "pytorch_model.bin", "shards model.safetensors",
-                                    "shards pytorch_model.bin", "without model."])
+@pytest.mark.parametrize("layout", [
+    "model.safetensors", "pytorch_model.bin", "shards model.safetensors",
+    "shards pytorch_model.bin", "without model."])
 def test_hugging_faces_whisper_loads_from_every_layout(tmp_path, layout, dtype):
     tensors = hugging_face_whisper(dtype)
     if layout == "without model.":
@@ -167,13 +181,16 @@ def test_all_three_load_in_one_call_and_answer(published, trained):
     assert torch.equal(model.llada.wte.weight, trained.llada.wte.weight.bfloat16().float())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     samples = load_audio(CLIP, 16_000)[:32_000]
-    audio = model.encode(log_mel(samples, CONFIG.audio)[None], torch.tensor([encoder_frames(len(samples), CONFIG.audio)]))
+    audio = model.encode(log_mel(samples, CONFIG.audio)[None],
+                         torch.tensor([encoder_frames(len(samples), CONFIG.audio)]))
     tokenizer = weights.load_tokenizer(CONFIG, published["llada"])
     question = tokenizer.prompt(CONFIG.text.system, "Who speaks?")
-    state = DecodingState(model, model.hear(audio, ("acoustic", "semantic")), [question], [8], tokenizer.mask_id)
+    state = DecodingState(model, model.embed_audio(audio, ("acoustic", "semantic")), [question],
+                          [8], tokenizer.mask_id)
     *_, step = generate(state, CONFIG.decode, tokenizer.eos_id)
     response = step.tokens[0].tolist()
-    assert len(response) == 8 and tokenizer.mask_id not in response[:(response + [tokenizer.eos_id]).index(tokenizer.eos_id)]
+    assert len(response) == 8 and tokenizer.mask_id not in response[:(
+        response + [tokenizer.eos_id]).index(tokenizer.eos_id)]
 
 
 def test_sample_runs_on_published_files(published, monkeypatch, capsys):
@@ -183,7 +200,7 @@ def test_sample_runs_on_published_files(published, monkeypatch, capsys):
     assert len(json.loads(capsys.readouterr().out)["tokens"]) == CONFIG.decode.gen_length
 
 
-# ----------------------------------------------------------------------------------------------------- in and out
+# --------------------------------------------------------------------------------------- in and out
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
@@ -193,20 +210,25 @@ def test_out_and_in_is_bit_identical_and_in_the_authors_names(tmp_path, trained,
     assert len(file) == len(trained_tensors(trained))
     for theirs, ours in NAMES.items():
         assert torch.equal(file[theirs], trained_tensors(trained)[ours]), theirs
-    model = Diffa2(CONFIG)
+    model = Diffa2Model(CONFIG)
     assert load_diffa2(model, tmp_path) == ("acoustic", "semantic")
     for ours, tensor in trained_tensors(trained).items():
         assert torch.equal(trained_tensors(model)[ours], tensor)
 
 
 @pytest.mark.parametrize("old, new", [("base_model.model.", ""), (".default", "")])
-def test_other_spellings_of_lora_load_and_copies_of_frozen_parts_are_skipped(tmp_path, trained, old, new):
+def test_other_spellings_of_lora_load_and_copies_of_frozen_parts_are_skipped(
+        tmp_path, trained, old, new):
     save_diffa2(trained_tensors(trained), tmp_path / "all.bin")
-    file = {name.replace(old, new): tensor for name, tensor in weights.read_weights(tmp_path / "all.bin", "diffa2").items()}
-    file |= {"whisper_model.conv1.weight": torch.zeros(2), LORA.replace("lora_A.default", "base_layer"): torch.zeros(2),
-             "llm_model.model.transformer.wte.weight": torch.zeros(2)}
+    file = {
+        name.replace(old, new): tensor
+        for name, tensor in weights.read_weights(tmp_path / "all.bin", "diffa2").items()}
+    file |= {
+        "whisper_model.conv1.weight": torch.zeros(2),
+        LORA.replace("lora_A.default", "base_layer"): torch.zeros(2),
+        "llm_model.model.transformer.wte.weight": torch.zeros(2)}
     torch.save({name: tensor.clone() for name, tensor in file.items()}, tmp_path / "other.bin")
-    model = Diffa2(CONFIG)
+    model = Diffa2Model(CONFIG)
     load_diffa2(model, tmp_path / "other.bin")
     assert torch.equal(model.llada.blocks[1].up_proj.lora_A, trained.llada.blocks[1].up_proj.lora_A)
 
@@ -215,39 +237,48 @@ def test_stage_1_and_the_first_diffa_load(tmp_path, trained):
     tensors = trained_tensors(trained)
     listen = {name: t for name, t in tensors.items() if name.startswith(("semantic", "trainable"))}
     save_diffa2(listen, tmp_path / "stage1" / "pytorch_model.bin")
-    model = Diffa2(CONFIG)
+    model = Diffa2Model(CONFIG)
     assert load_diffa2(model, tmp_path / "stage1") == ("prompts", "semantic")
     assert torch.equal(model.trainable_prompts.weight, trained.trainable_prompts.weight)
-    untrained = {name: torch.zeros_like(t) if name.endswith("layer_weights") else t for name, t in tensors.items()}
-    save_diffa2(untrained, tmp_path / "untrained.bin")  # the authors' model always has an acoustic adapter
-    assert load_diffa2(Diffa2(CONFIG), tmp_path / "untrained.bin") == ("prompts", "semantic")
-    save_diffa2({name: t for name, t in tensors.items() if "lora_" not in name}, tmp_path / "diffa1.bin")
+    untrained = {
+        name: torch.zeros_like(t) if name.endswith("layer_weights") else t
+        for name, t in tensors.items()}
+    # the authors' model always has an acoustic adapter
+    save_diffa2(untrained, tmp_path / "untrained.bin")
+    assert load_diffa2(Diffa2Model(CONFIG), tmp_path / "untrained.bin") == ("prompts", "semantic")
+    save_diffa2({name: t
+                 for name, t in tensors.items()
+                 if "lora_" not in name}, tmp_path / "diffa1.bin")
     assert load_diffa2(model, tmp_path / "diffa1.bin") == ("acoustic", "semantic")
     assert not any("lora_" in name for name in model.state_dict())
 
 
 def test_merged_and_separate_lora_give_the_same_logits(published):
-    separate, merged = load_pretrained(CONFIG, **published), load_pretrained(CONFIG, **published, merge=True)
+    separate, merged = load_pretrained(CONFIG, **published), load_pretrained(
+        CONFIG, **published, merge=True)
     x = torch.randn(2, 9, CONFIG.llada.width)
     a, b = (model.llada.logits(model.llada(x)) for model in (separate, merged))
     assert not any("lora_" in name for name in merged.state_dict())
     assert float((a - b).detach().abs().max()) <= 1e-5
 
 
-# ---------------------------------------------------------------------------------------------------- what is wrong
+# ------------------------------------------------------------------------------------ what is wrong
 
 
 def test_every_tensor_is_accounted_for(tmp_path, trained):
     save_diffa2(trained_tensors(trained), tmp_path / "all.bin")
     file = weights.read_weights(tmp_path / "all.bin", "diffa2")
-    model = Diffa2(CONFIG)
+    model = Diffa2Model(CONFIG)
     before = {name: tensor.clone() for name, tensor in trained_tensors(model).items()}
 
     def message(change: dict, without: str = "none"):
-        torch.save({name: t.clone() for name, t in (file | change).items() if without not in name}, tmp_path / "x.bin")
+        torch.save({name: t.clone()
+                    for name, t in (file | change).items()
+                    if without not in name}, tmp_path / "x.bin")
         return error_of(load_diffa2, model, tmp_path / "x.bin")
 
-    assert "unexpected acoustic_connector.more" in message({"acoustic_connector.more": torch.zeros(1)})
+    assert "unexpected acoustic_connector.more" in message(
+        {"acoustic_connector.more": torch.zeros(1)})
     assert "unexpected more" in message({"more": torch.zeros(1)})
     assert "missing semantic_connector.conv.2.bias" in message({}, without="conv.2.bias")
     assert "[2, 3], expected [2, 32]" in message({"trainable_prompts.weight": torch.zeros(2, 3)})
@@ -265,10 +296,12 @@ class Smuggler:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_file_that_smuggles_code_runs_nothing(tmp_path):
-    torch.save({"conv1.weight": torch.zeros(1), "code": Smuggler(tmp_path / "ran")}, tmp_path / "whisper.pt")
+    torch.save({"conv1.weight": torch.zeros(1), "code": Smuggler(tmp_path / "ran")},
+               tmp_path / "whisper.pt")
     (tmp_path / "plain.bin").write_bytes(pickle.dumps(Smuggler(tmp_path / "ran")))
     for name in ("whisper.pt", "plain.bin"):
-        assert "it was not run" in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / name)
+        assert "it was not run" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
+                                            tmp_path / name)
     assert not (tmp_path / "ran").exists()
     run, arguments = Smuggler(tmp_path / "ran").__reduce__()
     run(*arguments)  # what unpickling would have done
@@ -279,21 +312,27 @@ def test_damaged_and_incomplete_downloads_are_one_clear_line(tmp_path):
     torch.save(openai_whisper(), tmp_path / "cut.pt")
     whole = (tmp_path / "cut.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[:len(whole) // 2])
-    assert "cut off or damaged" in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "cut.pt")
+    assert "cut off or damaged" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
+                                            tmp_path / "cut.pt")
     (tmp_path / "page.bin").write_text("<html>not found</html>")
-    assert "a web page?" in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "page.bin")
+    assert "a web page?" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
+                                     tmp_path / "page.bin")
     torch.save([1, 2], tmp_path / "list.pt")
-    assert "without named tensors" in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "list.pt")
+    assert "without named tensors" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
+                                               tmp_path / "list.pt")
     write_shards(tmp_path / "shards", hugging_face_whisper(), "model.safetensors")
     shard = tmp_path / "shards" / "model-00002-of-00002.safetensors"
     shard.rename(tmp_path / "gone")
-    assert shard.name in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "shards")
+    assert shard.name in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
+                                  tmp_path / "shards")
     shutil.copy(tmp_path / "shards" / "model-00001-of-00002.safetensors", shard)
     assert "twice" in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "shards")
     (tmp_path / "shards" / "model.safetensors.index.json").write_text("{}")
-    assert "weight_map" in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "shards")
+    assert "weight_map" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
+                                    tmp_path / "shards")
     (tmp_path / "empty").mkdir()
-    assert "model.safetensors" in error_of(load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "empty")
+    assert "model.safetensors" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
+                                           tmp_path / "empty")
 
 
 def test_a_hub_name_is_looked_up_here_and_in_the_cache(tmp_path, monkeypatch):

@@ -11,12 +11,11 @@ import train
 from data import fsdd, librispeech, toy, toybench
 from diffa2_mini import config
 from diffa2_mini.bench import __main__ as bench
-from diffa2_mini.evaluate import __main__ as evaluate
-from diffa2_mini.config import Config, PretrainConfig, SIZES, from_dict, to_dict
-from diffa2_mini.errors import UserError
-from diffa2_mini.ranges import Ranged
-from diffa2_mini.ranges import RANGES, out_of_range
 from diffa2_mini.command.script import Parser, run_script
+from diffa2_mini.config import SIZES, Config, PretrainConfig, from_dict, to_dict
+from diffa2_mini.errors import UserError
+from diffa2_mini.evaluate import __main__ as evaluate
+from diffa2_mini.ranges import RANGES, Ranged, out_of_range
 from tutorials import build, claims
 
 COMMANDS = [train, sample, evaluate, bench, fsdd, librispeech, toy, toybench, build, claims]

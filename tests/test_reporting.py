@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffa2_mini.data import Example
+from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.answers import Answer
 from diffa2_mini.evaluate.benchmarks import read_questions
-from diffa2_mini.errors import UserError
-from diffa2_mini.data import Example
 from diffa2_mini.evaluate.scoreboard import columns, report, table, wilson, word_error_rate
 from diffa2_mini.evaluate.scoring import WordErrors
 
@@ -21,67 +21,85 @@ def example(type, answer, domain="speech", path="clip.wav"):
 
 
 GRADED = [  # example, answer
-    (example("asr", "one two three"), "one two three"), (example("asr", "four"), "five"),
-    (example("asr", "six seven"), "six"), (example("asr", "nine"), "nine nine"),
+    (example("asr", "one two three"), "one two three"),
+    (example("asr", "four"), "five"),
+    (example("asr", "six seven"), "six"),
+    (example("asr", "nine"), "nine nine"),
     (example("caption", "a bell", "sound"), "a bell"),
     (example("caption", "fast", "speech"), "slow"),
-    (example("count", "2", "sound"), "2"), (example("count", "3", "sound"), "3"), (example("count", "3", "sound"), "2"),
-    (example("count+abcd", "A. 2", "sound"), "A. 2"), (example("count+abcd", "C. 2", "sound"), "B. 2"),
+    (example("count", "2", "sound"), "2"),
+    (example("count", "3", "sound"), "3"),
+    (example("count", "3", "sound"), "2"),
+    (example("count+abcd", "A. 2", "sound"), "A. 2"),
+    (example("count+abcd", "C. 2", "sound"), "B. 2"),
     (example("first+abcd", "D. six"), "D"),
 ]
 
 
 def test_report_by_hand():
     result = report(*zip(*GRADED))
-    assert result.accuracy == pytest.approx({
-        ("speech", "asr"): 1 / 4, ("sound", "caption"): 1, ("speech", "caption"): 0, ("sound", "count"): 2 / 3,
-        ("sound", "count+abcd"): 1 / 2, ("speech", "first+abcd"): 1})
+    assert result.accuracy == pytest.approx({("speech", "asr"): 1 / 4, ("sound", "caption"): 1,
+                                             ("speech", "caption"): 0, ("sound", "count"): 2 / 3,
+                                             ("sound", "count+abcd"): 1 / 2,
+                                             ("speech", "first+abcd"): 1})
     assert result.count == {("speech", "asr"): 4, ("sound", "caption"): 1, ("speech", "caption"): 1,
-                            ("sound", "count"): 3, ("sound", "count+abcd"): 2, ("speech", "first+abcd"): 1}
+                            ("sound", "count"): 3, ("sound", "count+abcd"): 2,
+                            ("speech", "first+abcd"): 1}
     assert result.figures == pytest.approx({
-        "open": (1 / 4 + 1 + 0 + 2 / 3) / 4, "lettered": (1 / 2 + 1) / 2, "caption": 1 / 2, "overall": 6 / 12,
-        "worst_open": 0, "wer": (0 + 1 + 1 + 1) / (3 + 1 + 2 + 1)})
+        "open": (1 / 4 + 1 + 0 + 2 / 3) / 4, "lettered": (1 / 2 + 1) / 2, "caption": 1 / 2,
+        "overall": 6 / 12, "worst_open": 0, "wer": (0 + 1 + 1 + 1) / (3 + 1 + 2 + 1)})
 
 
 def test_report_leaves_out_what_was_not_asked():
     figures = report([example("first+abcd", "A. six")], ["A. six"]).figures
-    assert set(figures) == {"lettered", "overall", "worst_open"} and math.isnan(figures["worst_open"])
+    assert set(figures) == {"lettered", "overall", "worst_open"} and math.isnan(
+        figures["worst_open"])
     with pytest.raises(ValueError):
         report([example("asr", "six")], [])
 
 
 def test_the_table_has_a_line_per_type_and_a_column_per_domain():
     lines = table(report(*zip(*GRADED))).splitlines()
-    assert [line.split() for line in lines[:-1]] == [
-        ["question", "sound", "speech"], ["asr", "0.25"], ["caption", "1.00", "0.00"], ["count", "0.67"],
-        ["count+abcd", "0.50"], ["first+abcd", "1.00"]]
+    assert [line.split() for line in lines[:-1]] == [["question", "sound", "speech"],
+                                                     ["asr", "0.25"], ["caption", "1.00", "0.00"],
+                                                     ["count", "0.67"], ["count+abcd", "0.50"],
+                                                     ["first+abcd", "1.00"]]
     assert lines[1].index("0.25") + 4 == len(lines[0])  # below speech
-    assert lines[-1].startswith("12 questions: open 0.479, lettered 0.750, caption 0.500, overall 0.500")
+    assert lines[-1].startswith(
+        "12 questions: open 0.479, lettered 0.750, caption 0.500, overall 0.500")
 
 
-# --------------------------------------------------------------------------------------------------- a benchmark
+# -------------------------------------------------------------------------------------- a benchmark
 
-ROWS = [{"id": f"q{i}", "audio_id": f"{i}.wav", "question": "Which?", "choices": ["a dog", "a cat"], "answer": "a cat",
-         "task": "sound" if i < 4 else "speech", "category": ["Reasoning", "Perception"] if i == 0 else "Reasoning",
-         "sub-category": None, "difficulty": "easy"} for i in range(6)]
+ROWS = [{
+    "id": f"q{i}", "audio_id": f"{i}.wav", "question": "Which?", "choices": ["a dog", "a cat"],
+    "answer": "a cat", "task": "sound" if i < 4 else "speech",
+    "category": ["Reasoning", "Perception"] if i == 0 else "Reasoning", "sub-category": None,
+    "difficulty": "easy"
+} for i in range(6)]
 ANSWERS = {"q0": Answer("a cat"), "q1": Answer("B"), "q2": Answer("a dog", cut=True),
            "q3": Answer("I hear nothing", incomplete="3.wav: expected 2.00 s, got 1.00 s"),
            "q4": Answer("", "4.wav: not there")}  # and q5 has none
 
 
 def scored():
-    return scoreboard.score("mmau", read_questions("mmau", ROWS, Path("file"), Path(), None), ANSWERS)
+    return scoreboard.score("mmau", read_questions("mmau", ROWS, Path("file"), Path(), None),
+                            ANSWERS)
 
 
 def test_a_result_by_hand():
     result = scored()
     assert {k: result["overall"][k] for k in ("count", "right", "accuracy", "mended")} == {
         "count": 6, "right": 1, "accuracy": 1 / 6, "mended": 2 / 6}
-    assert {task: (s["count"], s["right"]) for task, s in result["tables"]["task"].items()} == {"sound": (4, 1), "speech": (2, 0)}
-    assert {c: s["count"] for c, s in result["tables"]["category"].items()} == {"Perception": 1, "Reasoning": 6}  # one is both
+    assert {task: (s["count"], s["right"])
+            for task, s in result["tables"]["task"].items()} == {"sound": (4, 1), "speech": (2, 0)}
+    # one is both
+    assert {c: s["count"]
+            for c, s in result["tables"]["category"].items()} == {"Perception": 1, "Reasoning": 6}
     assert {c: s["count"] for c, s in result["tables"]["sub-category"].items()} == {"(none)": 6}
     assert result["bare_letters"] == 1 and result["malformed"] == {"q3": "I hear nothing"}
-    assert result["broken_audio"] == {"q4": "4.wav: not there"} and result["unanswered"] == ["q5"] and result["cut"] == 1
+    assert result["broken_audio"] == {"q4": "4.wav: not there"
+                                      } and result["unanswered"] == ["q5"] and result["cut"] == 1
     assert result["incomplete"] == {"q3": "3.wav: expected 2.00 s, got 1.00 s"}
 
 
@@ -102,8 +120,11 @@ def test_long_lists_are_cut_in_the_text_alone():
     assert lines[0] == "words: 13" and len(lines) == 12 and lines[-1] == "  and 3 more"
 
 
-@pytest.mark.parametrize("right, count, low, high", [  # from tables of Wilson's interval
-    (0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (653, 1000, 0.6229, 0.6819)])
+@pytest.mark.parametrize(
+    "right, count, low, high",
+    [  # from tables of Wilson's interval
+        (0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0),
+        (653, 1000, 0.6229, 0.6819)])
 def test_the_interval_of_a_share(right, count, low, high):
     assert wilson(right, count) == pytest.approx([low, high], abs=2e-4)
 
@@ -112,11 +133,16 @@ def test_word_errors_of_a_corpus():
     texts = {"a": "One, two!", "b": "three four", "c": "five", "d": "six"}
     rows = [{"id": id, "transcription": text} for id, text in texts.items()]
     questions = read_questions("asr", rows, Path("file"), Path(), None)
-    answers = {"a": Answer("one two"), "b": Answer("three for for"), "c": Answer("", "no such file")}
+    answers = {
+        "a": Answer("one two"), "b": Answer("three for for"), "c": Answer("", "no such file")}
     result = scoreboard.score("asr", questions, answers)
-    assert [result[k] for k in ("substitutions", "deletions", "insertions", "words", "clips", "empty")] == [1, 2, 1, 6, 4, 2]
-    assert result["wer"] == pytest.approx(4 / 6) and result["interval"][0] < 4 / 6 < result["interval"][1]
-    assert [clip["id"] for clip in result["worst"]] == ["b", "c", "d"] and result["worst"][0]["hypothesis"] == "three for for"
+    assert [
+        result[k] for k in ("substitutions", "deletions", "insertions", "words", "clips", "empty")
+    ] == [1, 2, 1, 6, 4, 2]
+    assert result["wer"] == pytest.approx(
+        4 / 6) and result["interval"][0] < 4 / 6 < result["interval"][1]
+    assert [clip["id"] for clip in result["worst"]
+            ] == ["b", "c", "d"] and result["worst"][0]["hypothesis"] == "three for for"
     assert result["broken_audio"] == {"c": "no such file"} and result["unanswered"] == ["d"]
     text = scoreboard.as_text(result)
     assert "66.7 %" in text and "1 substitutions, 2 deletions, 1 insertions in 6 words of 4 clips" in text and "lower" in text
@@ -124,19 +150,24 @@ def test_word_errors_of_a_corpus():
 
 def test_at_most_ten_clips_are_the_worst():
     rows = [{"id": str(i), "transcription": "a " * (i + 1)} for i in range(12)]
-    worst = scoreboard.score("asr", read_questions("asr", rows, Path("file"), Path(), None), {})["worst"]
+    worst = scoreboard.score("asr", read_questions("asr", rows, Path("file"), Path(), None),
+                             {})["worst"]
     assert [clip["id"] for clip in worst] == [str(i) for i in range(11, 1, -1)]
 
 
 def test_no_words_are_no_rate():
     with pytest.raises(UserError, match="no word error rate"):
-        scoreboard.score("asr", read_questions("asr", [{"id": "a", "transcription": "..."}], Path("f"), Path(), None), {})
+        scoreboard.score(
+            "asr",
+            read_questions("asr", [{"id": "a", "transcription": "..."}], Path("f"), Path(), None),
+            {})
     assert math.isnan(word_error_rate([WordErrors()]))
 
 
 def test_the_rate_is_of_the_corpus_and_its_interval_narrows():
     few, many = ([WordErrors(i % 2, 0, 0, 2) for i in range(n)] for n in (10, 1000))
-    assert word_error_rate(many) == 0.25 and np.diff(scoreboard.bootstrap(many)) < np.diff(scoreboard.bootstrap(few)) / 3
+    assert word_error_rate(many) == 0.25 and np.diff(
+        scoreboard.bootstrap(many)) < np.diff(scoreboard.bootstrap(few)) / 3
 
 
 def test_columns():
@@ -146,7 +177,8 @@ def test_columns():
 def test_the_tally_is_what_the_result_will_be():
     questions = read_questions("mmau", ROWS[:5], Path("file"), Path(), None)
     tally = scoreboard.Tally("mmau")
-    assert tally.add(questions[:1], ANSWERS) == "accuracy 1.000" and tally.add(questions[1:], ANSWERS) == "accuracy 0.200"
+    assert tally.add(questions[:1], ANSWERS) == "accuracy 1.000" and tally.add(
+        questions[1:], ANSWERS) == "accuracy 0.200"
     assert scoreboard.Tally("mmau").add([], {}) == "accuracy not known"
 
 

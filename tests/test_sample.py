@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+from mini import ROOT, SECONDS
 
 import sample
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
-from mini import ROOT, SECONDS
 
 CLIP = ROOT / "data" / "clips" / "three_one_four.wav"
 
@@ -63,7 +63,8 @@ def test_the_flags_reach_the_decoder(capsys):
 
     hot = texts("--temperature", "3", "--seed", "1")
     assert hot[0] == hot[1] != texts("--temperature", "3", "--seed", "2")[0]
-    assert texts("--remasking", "random", "--seed", "1")[0] != texts("--cfg", "2", "--gen-length", "8")[0]
+    assert texts("--remasking", "random", "--seed", "1")[0] != texts("--cfg", "2", "--gen-length",
+                                                                     "8")[0]
 
 
 def test_each_clip_is_drawn_for_itself_with_any_seed(capsys):
@@ -106,9 +107,11 @@ def test_what_is_answered_is_there_at_once_and_nobody_reading_ends_it_quietly(ca
     part = SimpleNamespace(samples=None, name=str(CLIP))
     read, written = os.pipe()
     monkeypatch.setattr(sample, "ask", answer)
-    monkeypatch.setattr(sample, "load_model", lambda *args: (SimpleNamespace(config=SIZES["toy"][0]), ()))
+    monkeypatch.setattr(sample, "load_model", lambda *args:
+                        (SimpleNamespace(config=SIZES["toy"][0]), ()))
     with os.fdopen(written, "w") as out, redirect_stdout(out):
-        monkeypatch.setattr(sample, "parts_of_clip", lambda *args: reads(read) if len(asked) == 1 else [part])
+        monkeypatch.setattr(sample, "parts_of_clip", lambda *args: reads(read)
+                            if len(asked) == 1 else [part])
         assert run_script(sample.main, [str(CLIP)] * 3) == 128 + 13
     assert len(asked) == 2 and capfd.readouterr().err == ""
 
@@ -121,7 +124,11 @@ def reads(pipe):
 
 
 @pytest.mark.parametrize("options", [
-    dict(seconds=0.003), dict(seconds=1, rate=192_000), dict(channels=8), dict(subtype="PCM_U8"), dict(subtype="FLOAT"),
+    dict(seconds=0.003),
+    dict(seconds=1, rate=192_000),
+    dict(channels=8),
+    dict(subtype="PCM_U8"),
+    dict(subtype="FLOAT"),
 ])
 def test_odd_but_valid_clips_are_answered(tmp_path, capsys, options):
     (row,) = ask(capsys, noise(tmp_path / "odd.wav", **options))
@@ -195,14 +202,16 @@ def broken_files(folder):
     soundfile.write(folder / "none.wav", np.zeros(0), 16_000)
     soundfile.write(folder / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
     soundfile.write(folder / "inf.wav", np.array([0.0, np.inf]), 16_000, subtype="FLOAT")
-    return ["missing.wav", ".", "empty.wav", "header.wav", "text.wav", "none.wav", "nan.wav", "inf.wav"]
+    return [
+        "missing.wav", ".", "empty.wav", "header.wav", "text.wav", "none.wav", "nan.wav", "inf.wav"]
 
 
 def test_a_clip_that_is_none_is_one_line_and_exit_code_2(tmp_path, capfd):
     for name in broken_files(tmp_path):
         assert run_script(sample.main, [str(tmp_path / name)]) == 2, name
         printed = capfd.readouterr()
-        assert printed.err.count("\n") == 1 and str(tmp_path / name) in printed.err and not printed.out
+        assert printed.err.count("\n") == 1 and str(
+            tmp_path / name) in printed.err and not printed.out
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -226,5 +235,6 @@ def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(flags, message, capsy
 def test_a_checkpoint_cut_short_is_refused(tmp_path, capsys):
     whole = weights.SHIPPED["diffa2"].read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:len(whole) // 2])
-    assert run_script(sample.main, [str(CLIP), "--checkpoint", str(tmp_path / "cut.safetensors")]) == 2
+    assert run_script(sample.main,
+                      [str(CLIP), "--checkpoint", str(tmp_path / "cut.safetensors")]) == 2
     assert "cut off or damaged" in capsys.readouterr().err

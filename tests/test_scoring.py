@@ -6,21 +6,53 @@ import pytest
 
 from diffa2_mini.data import Example
 from diffa2_mini.evaluate.scoring import (
-    WordErrors, is_bare_letter, is_right, mend_letter, mmsu_letter, names_a_choice, normalise,
-    score_by_words, score_mended, score_mmsu, word_errors
+    WordErrors,
+    is_bare_letter,
+    is_right,
+    mend_letter,
+    mmsu_letter,
+    names_a_choice,
+    normalise,
+    score_by_words,
+    score_mended,
+    score_mmsu,
+    word_errors,
 )
 
 ANIMALS = ("a dog", "a cat", "a bird", "a cow")
 
 
-@pytest.mark.parametrize("reply, letter", [
-    ("B", "B"), ("B. a cat", "B"), ("(B)", "B"), ("(B).", None), ("\n B\n", "B"),
-    ("a cat", None), ("b", None), ("", None), (" ", None), ("x", None), ("None", None), ("E", None),
-    ("The answer is B.", "B"), ("The answer is B", None), ("The answer is (B)", "B"), ("Answer: B", "A"), ("answer:\nB)", "B"),
-    ("A and B", "A"), ("B and A", "B"), ("either A or B.", "B"),
-    ("A dog barks", "A"), ("Cats purr", "C"), ("ABBA", "A"), ("XBA", "B"),
-    ("\u0392", None), ("\uff22", None), ("猫B。", "B"),  # a Greek Beta, a full-width B
-])
+@pytest.mark.parametrize(
+    "reply, letter",
+    [
+        ("B", "B"),
+        ("B. a cat", "B"),
+        ("(B)", "B"),
+        ("(B).", None),
+        ("\n B\n", "B"),
+        ("a cat", None),
+        ("b", None),
+        ("", None),
+        (" ", None),
+        ("x", None),
+        ("None", None),
+        ("E", None),
+        ("The answer is B.", "B"),
+        ("The answer is B", None),
+        ("The answer is (B)", "B"),
+        ("Answer: B", "A"),
+        ("answer:\nB)", "B"),
+        ("A and B", "A"),
+        ("B and A", "B"),
+        ("either A or B.", "B"),
+        ("A dog barks", "A"),
+        ("Cats purr", "C"),
+        ("ABBA", "A"),
+        ("XBA", "B"),
+        ("\u0392", None),
+        ("\uff22", None),
+        ("猫B。", "B"),  # a Greek Beta, a full-width B
+    ])
 def test_the_letter_of_mmsu_is_the_first_character_or_the_last_but_one(reply, letter):
     assert mmsu_letter(reply) == letter
     assert score_mmsu(reply, "a cat", ANIMALS) is (letter == "B")
@@ -35,32 +67,61 @@ def test_a_letter_without_a_choice_is_wrong():
 CARS = ("a red car", "a blue car", "a bus", "no car")
 
 
-@pytest.mark.parametrize("reply, raw, mended", [
-    ("a red car", True, True), ("A red car.", True, True), ("car, red, a", True, True), ("RED A CAR", True, True),
-    ("A. a red car", True, True), ("(A) a red car", True, True), ("The answer is A. a red car", True, True),
-    ("A", False, True), ("A.", False, True), ("(A)", False, True), (" A\n", False, True),
-    ("A)", False, False), ("a", False, False), ("[A]", False, False), ("(A).", False, False), ("A..", False, False),
-    ("B", False, False), ("B.", False, False), ("B. a red car", True, True), ("E", False, False),
-    ("", False, False), ("...", False, False),
-    ("red car", False, False),  # a word is missing
-    ("a red car or a bus", False, False), ("a red car, not a blue car", False, False), ("a redcar", False, False),
-    ("a red car, surely", True, True),  # words of no choice do not matter
-])
+@pytest.mark.parametrize(
+    "reply, raw, mended",
+    [
+        ("a red car", True, True),
+        ("A red car.", True, True),
+        ("car, red, a", True, True),
+        ("RED A CAR", True, True),
+        ("A. a red car", True, True),
+        ("(A) a red car", True, True),
+        ("The answer is A. a red car", True, True),
+        ("A", False, True),
+        ("A.", False, True),
+        ("(A)", False, True),
+        (" A\n", False, True),
+        ("A)", False, False),
+        ("a", False, False),
+        ("[A]", False, False),
+        ("(A).", False, False),
+        ("A..", False, False),
+        ("B", False, False),
+        ("B.", False, False),
+        ("B. a red car", True, True),
+        ("E", False, False),
+        ("", False, False),
+        ("...", False, False),
+        ("red car", False, False),  # a word is missing
+        ("a red car or a bus", False, False),
+        ("a red car, not a blue car", False, False),
+        ("a redcar", False, False),
+        ("a red car, surely", True, True),  # words of no choice do not matter
+    ])
 def test_the_words_decide_and_a_bare_letter_stands_for_its_choice(reply, raw, mended):
     assert score_by_words(reply, "a red car", CARS) is raw
     assert score_mended(reply, "a red car", CARS) is mended
 
 
-@pytest.mark.parametrize("answer, choices, reply, right", [
-    ("no car", CARS, "there is no car", True), ("no car", CARS, "there is not a car", False),
-    ("a car", ("a car", "a red car"), "a car", True), ("a car", ("a car", "a red car"), "a red car", False),
-    ("a red car", ("a car", "a red car"), "a red car", True), ("a red car", ("a car", "a red car"), "a car", False),
-    ("dog then cat", ("dog then cat", "cat then dog"), "cat then dog", True),  # the order is not looked at
-    ("ÉTÉ", ("ÉTÉ", "hiver"), "l'été", True), ("été", ("été", "hiver"), "ete", False),
-    ("狗", ("狗", "猫"), "狗。", True), ("狗", ("狗", "猫"), "是狗", False),  # one word, as the rule sees it
-    ("42", ("42", "43"), "It is 42.", True), ("4.2", ("4.2", "4.3"), "2, 4", True),
-    ("dog", ("cat", "dog"), "A dog barks", True), ("cat", ("cat", "dog"), "A dog barks", False),
-])
+# the order is not looked at
+@pytest.mark.parametrize(
+    "answer, choices, reply, right",
+    [
+        ("no car", CARS, "there is no car", True),
+        ("no car", CARS, "there is not a car", False),
+        ("a car", ("a car", "a red car"), "a car", True),
+        ("a car", ("a car", "a red car"), "a red car", False),
+        ("a red car", ("a car", "a red car"), "a red car", True),
+        ("a red car", ("a car", "a red car"), "a car", False),
+        ("dog then cat", ("dog then cat", "cat then dog"), "cat then dog", True),
+        ("ÉTÉ", ("ÉTÉ", "hiver"), "l'été", True),
+        ("été", ("été", "hiver"), "ete", False),
+        ("狗", ("狗", "猫"), "狗。", True),
+        ("狗", ("狗", "猫"), "是狗", False),  # one word, as the rule sees it
+        ("42", ("42", "43"), "It is 42.", True),
+        ("4.2", ("4.2", "4.3"), "2, 4", True),
+        ("dog", ("cat", "dog"), "A dog barks", True),
+        ("cat", ("cat", "dog"), "A dog barks", False)])
 def test_words_overlap_and_scripts_differ(answer, choices, reply, right):
     assert score_by_words(reply, answer, choices) is right
     assert score_mended(reply, answer, choices) is right  # none of these is only a letter
@@ -69,15 +130,19 @@ def test_words_overlap_and_scripts_differ(answer, choices, reply, right):
 def test_a_dog_barks_is_not_option_a():
     """MMSU's rule takes it for one; the mended score does not."""
     choices = ("cat", "dog", "bird", "cow")
-    assert score_mmsu("A dog barks", "cat", choices) and not score_mended("A dog barks", "cat", choices)
-    assert score_mended("A dog barks", "dog", choices) and mend_letter("A dog barks", choices) == "A dog barks"
+    assert score_mmsu("A dog barks", "cat",
+                      choices) and not score_mended("A dog barks", "cat", choices)
+    assert score_mended("A dog barks", "dog", choices) and mend_letter("A dog barks",
+                                                                       choices) == "A dog barks"
 
 
 def test_only_a_letter_is_mended():
     assert [mend_letter(reply, ANIMALS) for reply in ("C", "C.", "(C)", " C ")] == ["a bird"] * 4
-    for reply in ("c", "C)", "C:", "(C", "CC", "E", "E.", "", "C. a bird", "\u0421"):  # the last is Cyrillic
+    # the last is Cyrillic
+    for reply in ("c", "C)", "C:", "(C", "CC", "E", "E.", "", "C. a bird", "\u0421"):
         assert mend_letter(reply, ANIMALS) == reply
-    assert [is_bare_letter(reply) for reply in ("C", "(C)", "E", "C)", "")] == [True, True, True, False, False]
+    assert [is_bare_letter(reply)
+            for reply in ("C", "(C)", "E", "C)", "")] == [True, True, True, False, False]
     assert mend_letter("A", ("C", "D", "A")) == "A"  # keys of music: a text already
     assert score_mended("A", "A", ("C", "D", "A"))
     assert mend_letter("A", ("C ", "D ", "A ")) == "A"
@@ -89,11 +154,13 @@ def test_an_answer_without_a_word_must_be_said_as_it_is():
 
 
 def test_a_reply_that_names_no_choice_is_malformed():
-    assert all(names_a_choice(reply, ANIMALS) for reply in ("a dog", "B", "(B)", "It is a cow.", "a dog, or a cat"))
-    assert not any(names_a_choice(reply, ANIMALS) for reply in ("", "dog", "E", "I cannot hear", "a", "?"))
+    assert all(names_a_choice(reply, ANIMALS)
+               for reply in ("a dog", "B", "(B)", "It is a cow.", "a dog, or a cat"))
+    assert not any(
+        names_a_choice(reply, ANIMALS) for reply in ("", "dog", "E", "I cannot hear", "a", "?"))
 
 
-# ----------------------------------------------------------------------------------------------------- transcripts
+# -------------------------------------------------------------------------------------- transcripts
 
 
 @pytest.mark.parametrize("reference, hypothesis, errors", [
@@ -119,11 +186,17 @@ def test_the_fewest_edits(reference, hypothesis, errors):
     assert there.words - there.deletions + there.insertions == len(hypothesis.split())
 
 
-@pytest.mark.parametrize("reference, hypothesis, s, d, i", [
-    ("a b c", "a x c", 1, 0, 0), ("a b c", "a c", 0, 1, 0), ("a b c", "a b b c", 0, 0, 1), ("a b c", "", 0, 3, 0),
-    ("", "a b", 0, 0, 2), ("a b", "b c", 0, 1, 1),  # not two substitutions: a word is right
-    ("the cat sat on the mat", "a cat sat the mat today", 1, 1, 1), ("a", "b c", 1, 0, 1),
-])
+@pytest.mark.parametrize(
+    "reference, hypothesis, s, d, i",
+    [
+        ("a b c", "a x c", 1, 0, 0),
+        ("a b c", "a c", 0, 1, 0),
+        ("a b c", "a b b c", 0, 0, 1),
+        ("a b c", "", 0, 3, 0),
+        ("", "a b", 0, 0, 2),
+        ("a b", "b c", 0, 1, 1),  # not two substitutions: a word is right
+        ("the cat sat on the mat", "a cat sat the mat today", 1, 1, 1),
+        ("a", "b c", 1, 0, 1)])
 def test_edits_by_kind(reference, hypothesis, s, d, i):
     assert word_errors(reference, hypothesis) == WordErrors(s, d, i, len(reference.split()))
 
@@ -134,33 +207,48 @@ def test_edits_add_up():
 
 
 @pytest.mark.parametrize("text, normal", [
-    ("Hello, World!", "hello world"), ("don't \u2018don\u2019t\u2019", "dont dont"), ("well-known", "well known"),
-    ("  a\tb\n", "a b"), ("...", ""), ("3.5 %", "3 5"), ("E\u0301TE\u0301", "\u00e9t\u00e9"),
-    ("नमस्ते!", "नमस्ते"), ("snake_case", "snake case"),
-    ("\u00bfQu\u00e9? \u2014 s\u00ed", "qu\u00e9 s\u00ed"), ("你好。", "你好"),
+    ("Hello, World!", "hello world"),
+    ("don't \u2018don\u2019t\u2019", "dont dont"),
+    ("well-known", "well known"),
+    ("  a\tb\n", "a b"),
+    ("...", ""),
+    ("3.5 %", "3 5"),
+    ("E\u0301TE\u0301", "\u00e9t\u00e9"),
+    ("नमस्ते!", "नमस्ते"),
+    ("snake_case", "snake case"),
+    ("\u00bfQu\u00e9? \u2014 s\u00ed", "qu\u00e9 s\u00ed"),
+    ("你好。", "你好"),
 ])
 def test_normalisation(text, normal):
     assert normalise(text) == normal == normalise(normal)
 
 
-# -------------------------------------------------------------------------------------------------------- manifests
+# ---------------------------------------------------------------------------------------- manifests
 
 
 def example(type, answer, domain="speech", path="clip.wav"):
     return Example(Path(path), "?", answer, "", type, domain)
 
 
-@pytest.mark.parametrize("type, target, text, right", [
-    ("first", "nine", "nine", True), ("first", "nine", "nine nine", False), ("first", "nine", "Nine", False),
-    ("first", "nine", "", False), ("caption", "B. siren", "B. beep", False),
-    ("first+abcd", "B. siren", "B. siren", True), ("first+abcd", "B. siren", "B", True),
-    ("first+abcd", "B. siren", "B. beep", True), ("first+abcd", "B. siren", "A. siren", False),
-    ("first+abcd", "B. siren", "siren", False), ("first+abcd", "B. siren", "", False),
-    ("first", "three one four ", "three one four", True), ("first", "nine", "nine\n", True),
-    ("first", "three one", "threeone", False),  # white space within a text counts
-    ("first+abcd", " B. siren", "B", True), ("first+abcd", "\nB. siren", "A", False),
-])
-def test_an_open_answer_counts_as_a_whole_and_a_lettered_one_by_its_letter(type, target, text, right):
+@pytest.mark.parametrize(
+    "type, target, text, right",
+    [
+        ("first", "nine", "nine", True),
+        ("first", "nine", "nine nine", False),
+        ("first", "nine", "Nine", False),
+        ("first", "nine", "", False),
+        ("caption", "B. siren", "B. beep", False),
+        ("first+abcd", "B. siren", "B. siren", True),
+        ("first+abcd", "B. siren", "B", True),
+        ("first+abcd", "B. siren", "B. beep", True),
+        ("first+abcd", "B. siren", "A. siren", False),
+        ("first+abcd", "B. siren", "siren", False),
+        ("first+abcd", "B. siren", "", False),
+        ("first", "three one four ", "three one four", True),
+        ("first", "nine", "nine\n", True),
+        ("first", "three one", "threeone", False),  # white space within a text counts
+        ("first+abcd", " B. siren", "B", True),
+        ("first+abcd", "\nB. siren", "A", False)])
+def test_an_open_answer_counts_as_a_whole_and_a_lettered_one_by_its_letter(
+        type, target, text, right):
     assert is_right(example(type, target), text) is right
-
-

@@ -1,4 +1,5 @@
-"""How commands print and end: consoles that cannot show it, readers that have gone, Ctrl-C at any moment, errors."""
+"""How commands print and end: consoles that cannot show it, readers that have gone, Ctrl-C at any
+moment, errors."""
 
 import ast
 import io
@@ -11,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mini import MINI
 
 import train
 from diffa2_mini.command import script
+from diffa2_mini.command.script import EVERY, explain, progress, run_script, unread
+from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.training import checkpoint
-from diffa2_mini.errors import UserError
-from diffa2_mini.command.script import EVERY, explain, progress, run_script, unread
-from mini import MINI
 
 ROOT = Path(__file__).resolve().parent.parent
 END = 'if __name__ == "__main__":\n    sys.exit(run_script('
@@ -47,7 +48,7 @@ def gone():
         yield stream
 
 
-# ------------------------------------------------------------------------------------------------------ what is printed
+# ---------------------------------------------------------------------------------- what is printed
 
 
 def test_what_a_console_cannot_show_is_escaped():
@@ -58,8 +59,8 @@ def test_what_a_console_cannot_show_is_escaped():
 
 @pytest.mark.parametrize("name", ["train.py", "sample.py"])
 def test_help_is_shown_by_any_console(name):
-    done = subprocess.run([sys.executable, str(ROOT / name), "--help"], capture_output=True, timeout=120,
-                          env=os.environ | {"PYTHONIOENCODING": "cp1252"})
+    done = subprocess.run([sys.executable, str(ROOT / name), "--help"], capture_output=True,
+                          timeout=120, env=os.environ | {"PYTHONIOENCODING": "cp1252"})
     assert done.returncode == 0 and done.stderr == b"" and b"usage" in done.stdout
 
 
@@ -75,18 +76,22 @@ def chinese(world, folder):
 
 
 def test_training_ends_with_a_checkpoint_whatever_the_console_shows(world, tmp_path):
-    flags = ["--stage", "1", "--data", str(chinese(world, tmp_path)), "--out", str(tmp_path / "out"), *MINI]
+    flags = [
+        "--stage", "1", "--data",
+        str(chinese(world, tmp_path)), "--out",
+        str(tmp_path / "out"), *MINI]
     with cp1252() as out, cp1252() as err, redirect_stdout(out), redirect_stderr(err):
         assert run_script(train.main, flags) == 0
         assert "target '\\u4e00" in printed(out)
     assert checkpoint.load(tmp_path / "out" / "stage1.safetensors").done
 
 
-def test_training_saves_when_its_reader_goes_on_the_way(world, tmp_path, capfd, handlers, monkeypatch):
+def test_training_saves_when_its_reader_goes_on_the_way(world, tmp_path, capfd, handlers,
+                                                        monkeypatch):
     flags = ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]
     read, written = os.pipe()
-    step_on, reader = train.step_on, os.fdopen(read)
-    monkeypatch.setattr(train, "step_on", lambda *args: reader.close() or step_on(*args))
+    step_on, state = train.step_on, os.fdopen(read)
+    monkeypatch.setattr(train, "step_on", lambda *args: state.close() or step_on(*args))
     with os.fdopen(written, "w") as out, redirect_stdout(out), pytest.raises(SystemExit) as ended:
         run_script(train.main, [*flags, "--sample-every", "1"])
     assert ended.value.code == 128 + 13 and "Error" not in capfd.readouterr().err
@@ -96,8 +101,10 @@ def test_training_saves_when_its_reader_goes_on_the_way(world, tmp_path, capfd, 
 
 def scored(world, tmp_path):
     """The flags of an evaluation that has its answers, in Chinese; and where its result goes."""
-    rows = [{"id": "a", "audio_id": "a.wav", "question": CHINESE, "choices": [CHINESE, "no"], "answer": CHINESE,
-             "task": CHINESE, "category": "x", "sub-category": "y", "difficulty": "easy", "response": "你好"}]
+    rows = [{
+        "id": "a", "audio_id": "a.wav", "question": CHINESE, "choices": [CHINESE, "no"],
+        "answer": CHINESE, "task": CHINESE, "category": "x", "sub-category": "y",
+        "difficulty": "easy", "response": "你好"}]
     path = tmp_path / "answers.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     return ["--benchmark", "mmau", "--score", str(path)], tmp_path / "answers.result.json"
@@ -150,7 +157,7 @@ def test_a_bar_on_a_terminal_moves():
     assert err.getvalue().count("\r") > 3
 
 
-# --------------------------------------------------------------------------------------------------- how a command ends
+# ------------------------------------------------------------------------------- how a command ends
 
 
 def first_of(tree):
@@ -184,8 +191,8 @@ def test_ctrl_c_in_the_first_second_is_one_line(path, tmp_path):
         (tmp_path / f"{name}.py").write_text(STUCK)
     module = path.parent.name == "diffa2_mini"
     command = ["-m", f"diffa2_mini.{path.stem}"] if module else [str(path)]
-    done = subprocess.run([sys.executable, *command, "x", "y"], capture_output=True, text=True, timeout=30, cwd=ROOT,
-                          env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    done = subprocess.run([sys.executable, *command, "x", "y"], capture_output=True, text=True,
+                          timeout=30, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
 
 
@@ -211,7 +218,8 @@ sys.exit(code)
 
 @pytest.mark.parametrize("twice", [False, True])
 def test_ctrl_c_cleans_up_and_the_second_one_ends_at_once(twice):
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED, *["twice"] * twice], capture_output=True, text=True, timeout=30, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, *["twice"] * twice],
+                          capture_output=True, text=True, timeout=30, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (130, "cleaned up\n", "stopped\n")
 
 
@@ -221,21 +229,27 @@ def test_ctrl_c_says_how_an_evaluation_goes_on(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(evaluate, "ask_all", interrupt)
     monkeypatch.setattr(evaluate, "load_questions", lambda *args: [])
-    assert run_script(evaluate.main, ["--benchmark", "toy", "--out", str(tmp_path / "a.jsonl")]) == 130
+    assert run_script(evaluate.main,
+                      ["--benchmark", "toy", "--out", str(tmp_path / "a.jsonl")]) == 130
     error = capsys.readouterr().err
     assert error == f"stopped; the same command goes on from {tmp_path / 'a.jsonl'}\n"
 
 
-# ------------------------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------------------------------------- errors
 
 
+# of no file that is known
 @pytest.mark.parametrize("error, starts", [
     (UserError("clip.wav: expected"), "error: clip.wav: expected"),
-    (FileNotFoundError(2, "No such file", "a.json"), "error: 'a.json': expected a file that can be used, got 'No such file'"),
-    (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device"),  # of no file that is known
-    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "error: expected memory enough, got 'CUDA out of"),
-    (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), "error: expected memory enough"),
-    (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"), "error: expected memory enough"),
+    (FileNotFoundError(2, "No such file", "a.json"),
+     "error: 'a.json': expected a file that can be used, got 'No such file'"),
+    (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device"),
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+     "error: expected memory enough, got 'CUDA out of"),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+     "error: expected memory enough"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+     "error: expected memory enough"),
     (MemoryError(), "error: expected memory enough, got 'MemoryError'"),
 ])
 def test_an_error_is_told_as_what_it_is(error, starts, capsys):

@@ -1,4 +1,5 @@
-"""The shipped toy model answers as well as its model card says, on 100 clips of scenes that no training has shown."""
+"""The shipped toy model answers as well as its model card says, on 100 clips of scenes that no
+training has shown."""
 
 import numpy as np
 import pytest
@@ -6,12 +7,12 @@ import torch
 
 from data import toy, toy_text
 from diffa2_mini import weights
+from diffa2_mini.config import SIZES
+from diffa2_mini.data import Example
 from diffa2_mini.evaluate import answers, scoreboard
 from diffa2_mini.pretraining import backbone
 from diffa2_mini.training import checkpoint
-from diffa2_mini.config import SIZES
-from diffa2_mini.data import Example
-from diffa2_mini.training.features import Ears
+from diffa2_mini.training.features import FeatureCache
 
 SHARE_RIGHT = 0.90  # of every third open question, mean over types; measured: 0.931, of all 0.927
 
@@ -23,8 +24,13 @@ def examples(tmp_path_factory):
     clips = toy.make_clips(folder, "evaluation", seed=1)
     patch.undo()
     rng = np.random.default_rng(1)
-    return [Example(folder / row["audio_filepath"], question.instruction, question.answer, "", question.type, scene.kind)
-            for scene, row in clips for question in toy_text.questions(scene, rng) if "+" not in question.type][::3]
+    return [
+        Example(folder / row["audio_filepath"], question.instruction, question.answer, "",
+                question.type, scene.kind)
+        for scene, row in clips
+        for question in toy_text.questions(scene, rng)
+        if "+" not in question.type
+    ][::3]
 
 
 def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
@@ -32,20 +38,24 @@ def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
     model = weights.build(trained.config, None, None, torch.device("cpu"), torch.float32)
     checkpoint.restore(model, trained.model, "the shipped checkpoint")
     tokenizer = weights.load_tokenizer(trained.config)
-    ears = Ears(model, torch.device("cpu"), torch.float32, keep=True)
-    replies, _ = answers.answer(model.eval(), tokenizer, ears, examples, trained.audio, trained.config.decode)
+    features = FeatureCache(model, torch.device("cpu"), torch.float32, keep=True)
+    replies, _ = answers.answer(model.eval(), tokenizer, features, examples, trained.audio,
+                                trained.config.decode)
     figures = scoreboard.report(examples, replies).figures
     assert figures["open"] >= SHARE_RIGHT, figures
 
 
 def test_the_shipped_backbone_answers_from_text_alone():
     config = SIZES["toy"][0]
-    model, rng = weights.build(config, None, None, torch.device("cpu"), torch.float32), np.random.default_rng(0)
+    model, rng = weights.build(config, None, None, torch.device("cpu"),
+                               torch.float32), np.random.default_rng(0)
     examples = [toy.text_example(rng, evaluation=True) for _ in range(200)]
-    plain, lettered = backbone.summarize(backbone.gate(model, weights.load_tokenizer(config), examples))
+    plain, lettered = backbone.summarize(
+        backbone.gate(model, weights.load_tokenizer(config), examples))
     assert plain >= 0.98 and lettered >= 0.95, (plain, lettered)
 
 
 def test_the_shipped_files_are_as_small_as_promised():
-    assert sum(path.stat().st_size for path in (weights.SHIPPED["whisper"], weights.SHIPPED["llada"])) <= 5e6
+    assert sum(path.stat().st_size
+               for path in (weights.SHIPPED["whisper"], weights.SHIPPED["llada"])) <= 5e6
     assert weights.SHIPPED["diffa2"].stat().st_size <= 2e6

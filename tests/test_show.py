@@ -8,8 +8,8 @@ import torch
 
 from diffa2_mini.config import ASSETS
 from diffa2_mini.fast.generate import Step
-from diffa2_mini.view.terminal import characters, watch
 from diffa2_mini.tokenizer import Tokenizer
+from diffa2_mini.view.terminal import characters, watch
 
 TOKENIZER = Tokenizer.from_ranks(ASSETS / "toy.bpe")
 MASK, EOT = TOKENIZER.mask_id, TOKENIZER.eot_id
@@ -98,10 +98,12 @@ def test_half_a_character_waits_for_its_other_half(text):
     tokens = TOKENIZER.encode(text)
     assert len(tokens) > len(text)  # some characters are several tokens
     for step in steps_to(text):
-        shown = "".join(each for each, _ in characters(step.tokens[0].tolist(), [0.5] * 99, TOKENIZER))
+        shown = "".join(
+            each for each, _ in characters(step.tokens[0].tolist(), [0.5] * 99, TOKENIZER))
         assert "\ufffd" not in shown and {*shown} <= {*text, "░"}
     assert shown == text
-    assert TOKENIZER.decode([tokens[0], EOT]) == "".join(c for c, _ in characters([tokens[0], EOT], [0.5, 0.5], TOKENIZER))
+    assert TOKENIZER.decode([tokens[0], EOT]) == "".join(
+        c for c, _ in characters([tokens[0], EOT], [0.5, 0.5], TOKENIZER))
 
 
 def test_text_of_a_model_cannot_steer_the_terminal():

@@ -1,4 +1,5 @@
-"""Text to ids and back; what a user types stays text; the audio has its place; a response has its length."""
+"""Text to ids and back; what a user types stays text; the audio has its place; a response has its
+length."""
 
 from collections import Counter
 from multiprocessing.reduction import ForkingPickler
@@ -30,7 +31,8 @@ def test_a_special_token_typed_by_a_user_stays_text(tokenizer, special):
 
 
 def test_special_tokens_follow_the_ranks_in_order():
-    assert [TOY.special[token] for token in SPECIAL_TOKENS] == list(range(TOY.vocab_size - 6, TOY.vocab_size))
+    assert [TOY.special[token] for token in SPECIAL_TOKENS] == list(
+        range(TOY.vocab_size - 6, TOY.vocab_size))
     assert (TOY.eos_id, TOY.mask_id, TOY.eot_id) == tuple(TOY.vocab_size - i for i in (5, 4, 1))
 
 
@@ -42,7 +44,8 @@ def test_it_can_be_sent_to_another_process(tokenizer):
     assert again.spell(again.encode(text)) == tokenizer.spell(tokenizer.encode(text))
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("tokenizer_*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("tokenizer_*.json")),
+                         ids=lambda path: path.stem)
 def test_one_from_a_tokenizer_json_can_be_sent_to_another_process(path):
     test_it_can_be_sent_to_another_process(Tokenizer.from_tokenizer_json(path))
 
@@ -74,7 +77,8 @@ def test_the_prompt_is_the_chat_template():
 
 
 @TOKENIZERS
-@pytest.mark.parametrize("system", ["", "You are a helpful voice assistant.", "This is the audio: <audio>. A trap."])
+@pytest.mark.parametrize(
+    "system", ["", "You are a helpful voice assistant.", "This is the audio: <audio>. A trap."])
 @pytest.mark.parametrize("instruction", ["", "What is said?", "This is the audio: again", "日本語"])
 def test_the_audio_goes_right_after_this_is_the_audio(tokenizer, system, instruction):
     prompt = tokenizer.prompt(system, instruction)
@@ -84,8 +88,9 @@ def test_the_audio_goes_right_after_this_is_the_audio(tokenizer, system, instruc
     assert after.startswith(f" <audio>. {instruction}<|eot_id|>")
 
 
-@pytest.mark.parametrize("n_bytes, multiple, length", [
-    (0, 16, 16), (1, 16, 16), (14, 16, 16), (15, 16, 32), (16, 16, 32), (31, 16, 48), (30, 32, 32), (31, 32, 64)])
+@pytest.mark.parametrize("n_bytes, multiple, length", [(0, 16, 16), (1, 16, 16), (14, 16, 16),
+                                                       (15, 16, 32), (16, 16, 32), (31, 16, 48),
+                                                       (30, 32, 32), (31, 32, 64)])
 def test_a_response_is_answer_eot_and_at_least_one_eos_up_to_a_multiple(n_bytes, multiple, length):
     ids = BYTES.response("x" * n_bytes, multiple)
     assert len(ids) == length

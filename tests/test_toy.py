@@ -1,4 +1,5 @@
-"""The toy world's questions have right answers and wrong ones, and no scene of evaluation is ever trained on."""
+"""The toy world's questions have right answers and wrong ones, and no scene of evaluation is ever
+trained on."""
 
 import json
 from collections import Counter
@@ -19,17 +20,23 @@ SOUND = Scene("sound", ("siren", "beep", "drum"))
 MUSIC = Scene("music", speed="slow", pattern="arpeggio", mode="minor", instrument="organ")
 CHORDS = Scene("music", speed="fast", pattern="chords", mode="major", instrument="flute")
 ANSWERS = [
-    (SPEECH, dict(asr="three one four", count="3", first="three", last="four", who="a high voice", speed="fast",
-                  caption="a fast high voice says three one four", kind="speech")),
-    (NAMED, dict(asr="two", count="1", first="two", last="two", who="theo", caption="theo says two", kind="speech")),
-    (SOUND, dict(sounds="siren beep drum", count="3", first="siren", last="drum", kind="sound",
-                 caption="siren, then beep, then drum")),
-    (Scene("sound", ("bell",)), dict(sounds="bell", count="1", first="bell", last="bell", kind="sound",
-                                     caption="bell")),
-    (MUSIC, dict(tempo="slow", mode="minor", pattern="arpeggio", instrument="organ", kind="music",
-                 caption="a slow minor arpeggio on the organ")),
-    (CHORDS, dict(tempo="fast", mode="major", pattern="chords", instrument="flute", kind="music",
-                  caption="fast major chords on the flute")),
+    (SPEECH,
+     dict(asr="three one four", count="3", first="three", last="four", who="a high voice",
+          speed="fast", caption="a fast high voice says three one four", kind="speech")),
+    (NAMED,
+     dict(asr="two", count="1", first="two", last="two", who="theo", caption="theo says two",
+          kind="speech")),
+    (SOUND,
+     dict(sounds="siren beep drum", count="3", first="siren", last="drum", kind="sound",
+          caption="siren, then beep, then drum")),
+    (Scene("sound", ("bell", )),
+     dict(sounds="bell", count="1", first="bell", last="bell", kind="sound", caption="bell")),
+    (MUSIC,
+     dict(tempo="slow", mode="minor", pattern="arpeggio", instrument="organ", kind="music",
+          caption="a slow minor arpeggio on the organ")),
+    (CHORDS,
+     dict(tempo="fast", mode="major", pattern="chords", instrument="flute", kind="music",
+          caption="fast major chords on the flute")),
 ]
 
 
@@ -37,10 +44,14 @@ ANSWERS = [
 def test_every_question_gets_the_right_answer_and_wrong_ones_that_differ(scene, answers):
     rng = np.random.default_rng(0)
     for _ in range(30):
-        asked = {question.type: question for question in toy_text.questions(scene, rng) if "+" not in question.type}
+        asked = {
+            question.type: question
+            for question in toy_text.questions(scene, rng)
+            if "+" not in question.type}
         assert {type: asked[type].answer for type in asked if type != "after"} == answers
         for question in asked.values():
-            assert question.answer not in question.wrong and len(set(question.wrong)) == len(question.wrong)
+            assert question.answer not in question.wrong and len(set(question.wrong)) == len(
+                question.wrong)
             assert "{" not in question.instruction
             assert ("digit" in question.instruction) <= (scene.kind == "speech")
 
@@ -48,8 +59,10 @@ def test_every_question_gets_the_right_answer_and_wrong_ones_that_differ(scene, 
 def test_after_asks_about_a_sound_that_something_follows():
     rng, follows = np.random.default_rng(0), {"siren": "beep", "beep": "drum"}
     asked = [toy_text.ask("after", SOUND, rng, wording=0) for _ in range(30)]
-    found = {question.instruction.removeprefix("Which sound comes after the ").rstrip("?"): question.answer
-             for question in asked}
+    found = {
+        question.instruction.removeprefix("Which sound comes after the ").rstrip("?"): question.
+        answer
+        for question in asked}
     assert found == follows
     assert toy_text.ask("after", Scene("sound", ("bell",)), rng) is None
 
@@ -63,7 +76,8 @@ def is_true(scene, question, option):
     return option == toy_text.answer(plain, scene, x)
 
 
-@pytest.mark.parametrize("scene", [SPEECH, NAMED, SOUND, MUSIC], ids=["speech", "named", "sound", "music"])
+@pytest.mark.parametrize("scene", [SPEECH, NAMED, SOUND, MUSIC],
+                         ids=["speech", "named", "sound", "music"])
 def test_lettered_questions_have_one_right_option_at_any_letter(scene):
     rng, letters = np.random.default_rng(0), Counter()
     for _ in range(150):
@@ -72,14 +86,17 @@ def test_lettered_questions_have_one_right_option_at_any_letter(scene):
                 continue
             options = question.instruction.splitlines()[1:]
             assert [option[:3] for option in options] == ["A. ", "B. ", "C. ", "D. "][:len(options)]
-            assert len(options) in (3, 4) and len(set(option[3:] for option in options)) == len(options)
-            assert [option for option in options if is_true(scene, question, option[3:])] == [question.answer]
+            assert len(options) in (3, 4) and len(set(option[3:]
+                                                      for option in options)) == len(options)
+            assert [option for option in options
+                    if is_true(scene, question, option[3:])] == [question.answer]
             assert sorted([question.answer, *question.wrong]) == options
             letters[len(options), question.answer[0]] += 1
     for n in (3, 4):
         total = sum(letters[n, letter] for letter in "ABCD")
         for letter in "ABCD"[:n]:
-            assert abs(letters[n, letter] - total / n) < 5 * np.sqrt(total * (n - 1)) / n  # five standard deviations
+            # five standard deviations
+            assert abs(letters[n, letter] - total / n) < 5 * np.sqrt(total * (n - 1)) / n
 
 
 def test_training_scenes_are_never_held_out_and_evaluation_scenes_always():
@@ -87,11 +104,13 @@ def test_training_scenes_are_never_held_out_and_evaluation_scenes_always():
         rng = np.random.default_rng(0)
         for kind in toy.KINDS:
             scenes = [toy_text.random_scene(rng, kind, evaluation) for _ in range(100)]
-            assert {scene.kind for scene in scenes} == {kind} and len(set(scenes)) > (3 if evaluation else 11)
+            assert {scene.kind
+                    for scene in scenes} == {kind} and len(set(scenes)) > (3 if evaluation else 11)
             assert all(toy_text.held_out(scene) == evaluation for scene in scenes)
         named = [toy_text.random_named_scene(rng, evaluation) for _ in range(100)]
         assert {scene.voice for scene in named} == set(toy_text.NAMES)
-        assert all(toy_text.held_out(scene) == evaluation for scene in named if len(scene.items) > 1)
+        assert all(
+            toy_text.held_out(scene) == evaluation for scene in named if len(scene.items) > 1)
 
 
 def one_edit_apart(a, b):
@@ -103,7 +122,8 @@ def one_edit_apart(a, b):
     return short in [long[:i] + long[i + 1:] for i in range(len(long))]
 
 
-@pytest.mark.parametrize("scene", [SPEECH, NAMED, SOUND, MUSIC], ids=["speech", "named", "sound", "music"])
+@pytest.mark.parametrize("scene", [SPEECH, NAMED, SOUND, MUSIC],
+                         ids=["speech", "named", "sound", "music"])
 def test_a_mutation_changes_one_respect(scene):
     rng, changed = np.random.default_rng(0), Counter()
     for _ in range(200):
@@ -111,7 +131,8 @@ def test_a_mutation_changes_one_respect(scene):
         fields = [name for name, value in asdict(scene).items() if getattr(mutant, name) != value]
         assert len(fields) <= 1  # a swap of an item with itself changes nothing
         assert fields != ["items"] or one_edit_apart(scene.items, mutant.items)
-        assert mutant.kind == scene.kind and (mutant.voice in toy_text.NAMES) == (scene.voice in toy_text.NAMES)
+        assert mutant.kind == scene.kind and (mutant.voice in toy_text.NAMES) == (scene.voice
+                                                                                  in toy_text.NAMES)
         changed.update(fields)
     given = {name for name, value in asdict(scene).items() if value and name != "kind"}
     assert set(changed) == given and changed.total() > 100
@@ -121,14 +142,16 @@ def test_a_mutation_changes_one_respect(scene):
 def world(tmp_path_factory):
     """Few clips of each split, on disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "SPLITS", {"stage0": (3, 2, 2), "train": (12, 6, 6), "evaluation": (6, 4, 4)})
+        patch.setattr(toy, "SPLITS",
+                      {"stage0": (3, 2, 2), "train": (12, 6, 6), "evaluation": (6, 4, 4)})
         folder = toy.make_world(tmp_path_factory.mktemp("toy"))
         toy.make_stage0(folder)
         again = tmp_path_factory.mktemp("again")
         yield folder, again, {split: toy.make_clips(again, split, seed=0) for split in toy.SPLITS}
 
 
-@pytest.mark.parametrize("name, number", [("stage1", 1), ("sft", 2), ("preference", 4), ("validation", 2)])
+@pytest.mark.parametrize("name, number", [("stage1", 1), ("sft", 2), ("preference", 4),
+                                          ("validation", 2)])
 def test_manifests_have_the_fields_that_the_stages_read(world, name, number):
     folder, _, clips = world
     config, stages = SIZES["toy"]
@@ -136,15 +159,19 @@ def test_manifests_have_the_fields_that_the_stages_read(world, name, number):
     split = "evaluation" if name == "validation" else "train"
     scenes = {row["audio_id"]: scene for scene, row in clips[split]}
     for row in rows:
-        assert {"audio_id", "audio_filepath", "transcription", "input", "target", "dataset", "duration", "type",
-                "domain", "rejected"} | ({"chosen"} if name == "preference" else set()) == set(row)
-        assert row["rejected"] != row["target"] and row.get("chosen", row["target"]) == row["target"]
+        assert {
+            "audio_id", "audio_filepath", "transcription", "input", "target", "dataset", "duration",
+            "type", "domain", "rejected"
+        } | ({"chosen"} if name == "preference" else set()) == set(row)
+        assert row["rejected"] != row["target"] and row.get("chosen",
+                                                            row["target"]) == row["target"]
         assert row["rejected"] or name != "preference"
         scene = scenes[row["audio_id"]]  # and so of the right split
         assert row["domain"] == scene.kind and row["transcription"] == " ".join(scene.items)
         assert toy_text.held_out(scene) == (name == "validation")
     assert len(rows) == {"stage1": 12, "sft": 24 * toy.N_QUESTIONS}.get(name, len(rows))
-    assert len(load_examples(folder / f"{name}.json", stages[number], config, False, print)) == len(rows)
+    assert len(load_examples(folder / f"{name}.json", stages[number], config, False,
+                             print)) == len(rows)
 
 
 def test_training_asks_only_what_has_a_wrong_answer_too():
@@ -152,12 +179,14 @@ def test_training_asks_only_what_has_a_wrong_answer_too():
     clips = [(toy_text.random_scene(rng, kind), {}) for kind in toy.KINDS for _ in range(40)]
     found = toy.manifests(clips, [], seed=0)
     assert len(found["sft"]) == 600 and all(row["rejected"] for row in found["sft"])
-    assert len(found["preference"]) == toy.N_PAIRS and all(row["rejected"] for row in found["preference"])
+    assert len(found["preference"]) == toy.N_PAIRS and all(row["rejected"]
+                                                           for row in found["preference"])
 
 
 def test_a_clip_is_the_same_whenever_it_is_made_and_evaluation_is_no_training_clip(world):
     folder, again, clips = world
-    assert read_manifest(folder / "stage0.json") == json.loads(json.dumps([row for _, row in clips["stage0"]]))
+    assert read_manifest(folder / "stage0.json") == json.loads(
+        json.dumps([row for _, row in clips["stage0"]]))
     first = clips["train"][0][1]["audio_filepath"]
     assert (folder / first).read_bytes() == (again / first).read_bytes()
     training = {scene for split in ("stage0", "train") for scene, _ in clips[split]}

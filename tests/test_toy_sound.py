@@ -1,4 +1,5 @@
-"""The toy sounds are what their labels say: where they sound, at which pitch, and the same for the same seed."""
+"""The toy sounds are what their labels say: where they sound, at which pitch, and the same for the
+same seed."""
 
 from dataclasses import replace
 from itertools import product
@@ -40,10 +41,14 @@ def test_a_clip_is_sound_where_its_segments_say(scene):
     assert [segment.ordinal for segment in segments] == list(range(len(segments)))
     labels = [segment.label for segment in segments]
     assert labels == (list(scene.items) or [scene.pattern] * len(segments)) and len(segments) > 1
-    edges = np.array([(segment.start, segment.end) for segment in segments]).ravel()  # start, end, start, end, ...
-    assert 0 <= edges[0] <= 0.4 and (np.diff(edges) > 0).all() and edges[-1] <= len(samples) / SAMPLE_RATE
+    # start, end, start, end, ...
+    edges = np.array([(segment.start, segment.end) for segment in segments]).ravel()
+    assert 0 <= edges[0] <= 0.4 and (np.diff(edges)
+                                     > 0).all() and edges[-1] <= len(samples) / SAMPLE_RATE
     inside = np.zeros(len(samples), dtype=bool)
-    spans = [slice(round(segment.start * SAMPLE_RATE), round(segment.end * SAMPLE_RATE)) for segment in segments]
+    spans = [
+        slice(round(segment.start * SAMPLE_RATE), round(segment.end * SAMPLE_RATE))
+        for segment in segments]
     for span in spans:
         inside[span] = True
     assert min(rms(samples[span]) for span in spans) > 2 * rms(samples[~inside])
@@ -63,20 +68,24 @@ def test_a_clip_depends_on_its_seed_alone(scene):
     assert clips[0].shape != clips[2].shape or not np.array_equal(clips[0], clips[2])
 
 
-@pytest.mark.parametrize("instrument, speed, seed", [*product(("flute", "organ"), ("fast", "slow"), (0, 1, 2))])
+@pytest.mark.parametrize("instrument, speed, seed",
+                         [*product(("flute", "organ"), ("fast", "slow"), (0, 1, 2))])
 def test_the_notes_of_an_arpeggio_have_the_labelled_pitch(instrument, speed, seed):
     scene = replace(ARPEGGIO, instrument=instrument, speed=speed)
     samples, segments = synthesize(scene, np.random.default_rng(seed))
     for segment in segments:
-        loudest = spectrum(samples[round(segment.start * SAMPLE_RATE):round(segment.end * SAMPLE_RATE)]).argmax()
-        assert round(12 * np.log2(loudest / 523.25)) % 12 == segment.pitches[0] and len(segment.pitches) == 1
+        loudest = spectrum(
+            samples[round(segment.start * SAMPLE_RATE):round(segment.end * SAMPLE_RATE)]).argmax()
+        assert round(12 * np.log2(loudest / 523.25)) % 12 == segment.pitches[0] and len(
+            segment.pitches) == 1
 
 
 @pytest.mark.parametrize("mode, seed", [*product(("major", "minor"), (0, 1, 2))])
 def test_a_chord_has_three_pitches_of_its_mode(mode, seed):
     samples, segments = synthesize(replace(CHORDS, mode=mode), np.random.default_rng(seed))
     for segment in segments:
-        amplitude = spectrum(samples[round(segment.start * SAMPLE_RATE):round(segment.end * SAMPLE_RATE)])
+        amplitude = spectrum(
+            samples[round(segment.start * SAMPLE_RATE):round(segment.end * SAMPLE_RATE)])
         notes = [amplitude[round(523.25 * 2 ** (semitone / 12))] for semitone in range(36)]
         loudest = np.argsort(np.array(notes).reshape(3, 12).max(axis=0))[-3:]
         assert set(loudest.tolist()) == set(segment.pitches)

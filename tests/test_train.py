@@ -1,4 +1,5 @@
-"""train.py as a user runs it: four stages in miniature, stopped, killed, resumed, and given what it cannot use."""
+"""train.py as a user runs it: four stages in miniature, stopped, killed, resumed, and given what it
+cannot use."""
 
 import dataclasses
 import json
@@ -15,21 +16,21 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from mini import MINI, ROOT, SECONDS, command, logged, same, started_by, train_here
+from test_faults import held
+from test_weights import other_part
 
 import sample
 import train
 from data import toy
 from diffa2_mini import weights
+from diffa2_mini.command.script import run_script
+from diffa2_mini.data import read_manifest
+from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
+from diffa2_mini.model import part_of
 from diffa2_mini.pretraining import backbone
 from diffa2_mini.training import checkpoint, dry_run
-from diffa2_mini.command.script import run_script
-from diffa2_mini.errors import UserError
-from diffa2_mini.data import read_manifest
-from diffa2_mini.model import part_of
-from mini import MINI, ROOT, SECONDS, command, logged, same, started_by, train_here
-from test_faults import held
-from test_weights import other_part
 
 
 def test_four_stages_leave_checkpoints_a_log_and_a_table(whole):
@@ -44,9 +45,14 @@ def test_four_stages_leave_checkpoints_a_log_and_a_table(whole):
 def test_each_stage_trains_its_parts_and_no_other(whole):
     out, _ = whole
     before = checkpoint.load(out / "stage1.safetensors").model
-    for number, parts in ((2, {"semantic", "acoustic"}), (3, {"semantic", "acoustic", "lora"}), (4, {"semantic", "acoustic", "lora"})):
+    for number, parts in ((2, {"semantic",
+                               "acoustic"}), (3, {"semantic", "acoustic",
+                                                  "lora"}), (4, {"semantic", "acoustic", "lora"})):
         after = checkpoint.load(out / f"stage{number}.safetensors").model
-        changed = {part_of(name) for name in after if name not in before or not torch.equal(after[name], before[name])}
+        changed = {
+            part_of(name)
+            for name in after
+            if name not in before or not torch.equal(after[name], before[name])}
         assert changed == parts
         before = after
 
@@ -62,18 +68,21 @@ def test_preference_training_starts_at_log_2_and_a_margin_of_zero(whole):
 def test_workers_change_nothing_however_they_are_started(world, whole, tmp_path, method):
     out = tmp_path / "out"
     arguments = command(world, out, "--stage", "1", "--workers", "2", "--no-cache-audio")
-    done = subprocess.run(arguments, env=started_by(method, tmp_path), capture_output=True, text=True,
-                          timeout=SECONDS)
+    done = subprocess.run(arguments, env=started_by(method, tmp_path), capture_output=True,
+                          text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert same(out, whole[0], stages=(1,))
 
 
 @pytest.mark.parametrize("signum", [
-    signal.SIGKILL, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGINT, signal.SIGTERM))])
+    signal.SIGKILL, *(pytest.param(other, marks=pytest.mark.slow)
+                      for other in (signal.SIGINT, signal.SIGTERM))])
 def test_a_stopped_run_resumes_to_bit_identical_weights_and_log(world, whole, tmp_path, signum):
-    process = subprocess.Popen(command(world, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command(world, tmp_path), stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True)
     deadline = time.time() + SECONDS
-    while time.time() < deadline:  # until stage 3, which has dropout, has left a checkpoint in its middle
+    # until stage 3, which has dropout, has left a checkpoint in its middle
+    while time.time() < deadline:
         path = tmp_path / "stage3.safetensors"
         if path.exists():
             break
@@ -81,7 +90,8 @@ def test_a_stopped_run_resumes_to_bit_identical_weights_and_log(world, whole, tm
     process.send_signal(signum)
     printed, _ = process.communicate(timeout=SECONDS)
     checkpoint.load(path)
-    assert process.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)  # in stage 3, or at least in stage 4
+    # in stage 3, or at least in stage 4
+    assert process.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
     assert ("--resume" in printed) == (signum != signal.SIGKILL)
     train_here(world, tmp_path, "--resume")
     assert same(tmp_path, whole[0])
@@ -110,9 +120,12 @@ def test_a_batch_in_pieces_is_the_same_batch(world, whole, tmp_path):
     assert losses == pytest.approx(expected, rel=0.05)  # then AdamW amplifies their rounding
 
 
-def test_one_stage_starts_from_the_checkpoint_it_is_given_and_is_tested_on_what_it_is_given(world, whole, tmp_path, capsys):
-    train_here(world, tmp_path, "--stage", "2", "--init", str(whole[0] / "stage1.safetensors"), "--test", str(world / "validation.json"))
-    measured, tested = (line for line in capsys.readouterr().out.splitlines() if "questions: open" in line)
+def test_one_stage_starts_from_the_checkpoint_it_is_given_and_is_tested_on_what_it_is_given(
+        world, whole, tmp_path, capsys):
+    train_here(world, tmp_path, "--stage", "2", "--init", str(whole[0] / "stage1.safetensors"),
+               "--test", str(world / "validation.json"))
+    measured, tested = (line for line in capsys.readouterr().out.splitlines()
+                        if "questions: open" in line)
     assert measured == tested
     a, b = (checkpoint.load(folder / "stage2.safetensors").model for folder in (tmp_path, whole[0]))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -121,8 +134,11 @@ def test_one_stage_starts_from_the_checkpoint_it_is_given_and_is_tested_on_what_
 def test_stage_0_pretrains_both_parts(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(toy, "make_stage0", lambda folder: world)
     monkeypatch.setattr(backbone, "N_EVALUATION", 8)
-    assert run_script(train.main, ["--stage", "0", "--out", str(tmp_path), "--steps", "2", "--threads", "1"]) == 0
-    assert (tmp_path / "toy_whisper.safetensors").stat().st_size + (tmp_path / "toy_llada.safetensors").stat().st_size < 5e6
+    assert run_script(train.main,
+                      ["--stage", "0", "--out",
+                       str(tmp_path), "--steps", "2", "--threads", "1"]) == 0
+    assert (tmp_path / "toy_whisper.safetensors").stat().st_size + (
+        tmp_path / "toy_llada.safetensors").stat().st_size < 5e6
     printed = capsys.readouterr().out
     assert "sentences: " in printed and "frames: " in printed
 
@@ -132,8 +148,12 @@ def test_stage_0_names_an_entry_without_its_alignment(world, tmp_path, capsys):
     del rows[1]["segments"][0]["label"]
     (tmp_path / "stage0.json").write_text(json.dumps(rows))
     out = tmp_path / "out"
-    assert run_script(train.main, ["--stage", "0", "--data", str(tmp_path), "--out", str(out), "--steps", "1"]) == 2
-    assert "entry 2: expected audio_filepath, traits and segments" in capsys.readouterr().err and not out.exists()
+    assert run_script(train.main,
+                      ["--stage", "0", "--data",
+                       str(tmp_path), "--out",
+                       str(out), "--steps", "1"]) == 2
+    assert "entry 2: expected audio_filepath, traits and segments" in capsys.readouterr(
+    ).err and not out.exists()
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -148,7 +168,8 @@ def test_stage_0_names_an_entry_without_its_alignment(world, tmp_path, capsys):
     (["--stage", "0", "--parts", "llada", "--data", "WORLD"], "leave out --data"),
     (["--device", "mps"], "--device mps"),
 ])
-def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(arguments, message, world, tmp_path, capsys):
+def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(arguments, message, world, tmp_path,
+                                                            capsys):
     arguments = [argument.replace("WORLD", str(world)) for argument in arguments]
     assert run_script(train.main, [*arguments, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
@@ -178,18 +199,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped_and_counted(
     assert run_script(train.main, [*flags, "--skip-nonfinite"]) == 0
     assert "skipped 3 steps whose loss or gradient was not finite" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [2, 2, 3, 4] and all(len(row["clips"]) == 3 for row in rows)
+    assert [row["step"]
+            for row in rows] == [2, 2, 3, 4] and all(len(row["clips"]) == 3 for row in rows)
 
 
 def test_a_second_run_into_a_folder_is_refused(world, tmp_path, capsys):
     with held(tmp_path):
-        assert run_script(train.main, ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]) == 2
+        assert run_script(train.main,
+                          ["--stage", "1", "--data",
+                           str(world), "--out",
+                           str(tmp_path), *MINI]) == 2
     assert "another run is writing here" in capsys.readouterr().err
 
 
 @pytest.fixture
 def broken_within(world, tmp_path):
-    """The small world with a clip whose header is whole, and whose sound is not: nothing but decoding it tells."""
+    """The small world with a clip whose header is whole, and whose sound is not: nothing but
+    decoding it tells."""
     rows = read_manifest(world / "preference.json")
     path = tmp_path / "broken.flac"
     soundfile.write(path, np.random.default_rng(0).standard_normal(32_000) / 10, 16_000)
@@ -197,21 +223,31 @@ def broken_within(world, tmp_path):
     rows = [row | {"audio_filepath": str(world / row["audio_filepath"])} for row in rows]
     rows[3]["audio_filepath"] = str(path)
     for stage in ("stage1", "preference"):
-        (tmp_path / f"{stage}.json").write_text(json.dumps(
-            [row if stage == "preference" else {"audio_filepath": row["audio_filepath"], "transcription": "one"} for row in rows]))
+        (tmp_path / f"{stage}.json").write_text(
+            json.dumps([
+                row if stage == "preference" else
+                {"audio_filepath": row["audio_filepath"], "transcription": "one"} for row in rows]))
     return tmp_path
 
 
-@pytest.mark.parametrize("stage, flags", [(1, ["--no-cache-audio", "--workers", "0"]), (1, ["--no-cache-audio", "--workers", "1"]), (1, []),
-                                          (4, ["--no-cache-audio"]), (4, ["--cache-audio", "CACHE"])])
-def test_a_clip_that_turns_out_to_be_broken_is_named_and_left_out(broken_within, tmp_path, capfd, whole, stage, flags):
+@pytest.mark.parametrize("stage, flags", [(1, ["--no-cache-audio", "--workers", "0"]),
+                                          (1, ["--no-cache-audio", "--workers", "1"]), (1, []),
+                                          (4, ["--no-cache-audio"]),
+                                          (4, ["--cache-audio", "CACHE"])])
+def test_a_clip_that_turns_out_to_be_broken_is_named_and_left_out(broken_within, tmp_path, capfd,
+                                                                  whole, stage, flags):
     flags = [str(tmp_path / flag) if flag == "CACHE" else flag for flag in flags]
     init = ["--init", str(whole[0] / "stage3.safetensors")] if stage == 4 else []
-    flags = ["--stage", str(stage), "--data", str(broken_within), "--out", str(tmp_path / "out"), *init, *flags, *MINI,
-             "--save-every", "9"]  # 4 steps of 3 hear all 8 clips, in whatever order
+    flags = [
+        "--stage",
+        str(stage), "--data",
+        str(broken_within), "--out",
+        str(tmp_path / "out"), *init, *flags, *MINI, "--save-every", "9"
+    ]  # 4 steps of 3 hear all 8 clips, in whatever order
     assert run_script(train.main, flags) == 2
     error = capfd.readouterr().err.splitlines()[-1]
-    assert "broken.flac: expected intact audio" in error and not (tmp_path / "out" / f"stage{stage}.safetensors").exists()
+    assert "broken.flac: expected intact audio" in error and not (
+        tmp_path / "out" / f"stage{stage}.safetensors").exists()
     assert run_script(train.main, [*flags, "--skip-broken"]) == 0
     printed = capfd.readouterr()
     assert "left out: " in printed.out + printed.err and "broken.flac: expected intact audio" in printed.out + printed.err
@@ -251,8 +287,11 @@ def test_a_stage_says_in_one_line_what_it_cannot_learn_whole(world, tmp_path, ca
 
 
 def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsys):
-    train.main(["--stage", "3", "--random-weights", "--steps", "1", "--batch-size", "2", "--recompute", "blocks", "--data", str(world),
-                "--out", str(tmp_path), "--threads", "1"])
+    train.main([
+        "--stage", "3", "--random-weights", "--steps", "1", "--batch-size", "2", "--recompute",
+        "blocks", "--data",
+        str(world), "--out",
+        str(tmp_path), "--threads", "1"])
     printed = capsys.readouterr().out
     assert "trainable parameters: 540,784" in printed and "peak memory" in printed and "questions" not in printed
     assert checkpoint.load(tmp_path / "stage3.safetensors").done
@@ -260,26 +299,42 @@ def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsy
 
 @pytest.mark.slow
 def test_bfloat16_trains_measures_and_shows_samples(whole, world, tmp_path, capsys):
-    train.main(["--stage", "4", "--init", str(whole[0] / "stage3.safetensors"), "--data", str(world), "--out", str(tmp_path),
-                "--dtype", "bfloat16", "--recompute", "blocks", "--steps", "5", "--batch-size", "2", "--sample-every", "2", "--threads", "1"])
+    train.main([
+        "--stage", "4", "--init",
+        str(whole[0] / "stage3.safetensors"), "--data",
+        str(world), "--out",
+        str(tmp_path), "--dtype", "bfloat16", "--recompute", "blocks", "--steps", "5",
+        "--batch-size", "2", "--sample-every", "2", "--threads", "1"])
     printed = capsys.readouterr().out
-    assert printed.count("ranked right") == 2 and printed.count("target") == 2 and "questions:" in printed
+    assert printed.count("ranked right") == 2 and printed.count(
+        "target") == 2 and "questions:" in printed
 
 
-def test_without_rejected_answers_stage_4_trains_and_says_that_it_cannot_measure_pairs(whole, world, tmp_path, capsys):
-    rows = [{name: value for name, value in row.items() if name != "rejected"} for row in read_manifest(world / "validation.json")]
+def test_without_rejected_answers_stage_4_trains_and_says_that_it_cannot_measure_pairs(
+        whole, world, tmp_path, capsys):
+    rows = [{name: value
+             for name, value in row.items()
+             if name != "rejected"}
+            for row in read_manifest(world / "validation.json")]
     (world / "plain.json").write_text(json.dumps(rows))
-    train.main(["--stage", "4", "--init", str(whole[0] / "stage3.safetensors"), "--data", str(world), "--out", str(tmp_path),
-                "--validation", str(world / "plain.json"), "--steps", "5", "--batch-size", "2", "--threads", "1"])
+    train.main([
+        "--stage", "4", "--init",
+        str(whole[0] / "stage3.safetensors"), "--data",
+        str(world), "--out",
+        str(tmp_path), "--validation",
+        str(world / "plain.json"), "--steps", "5", "--batch-size", "2", "--threads", "1"])
     assert capsys.readouterr().out.count("is not measured") == 2
 
 
 def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
-    """What stage 3 made, written in the authors' names, is where stage 4 starts: its reference, and step 0."""
+    """What stage 3 made, written in the authors' names, is where stage 4 starts: its reference, and
+    step 0."""
     out, _ = whole
     weights.export([str(out / "stage3.safetensors"), str(tmp_path / "pytorch_model.bin")])
-    train_here(world, tmp_path / "run", "--stage", "4", "--steps", "2", "--diffa2", str(tmp_path / "pytorch_model.bin"))
-    train_here(world, tmp_path / "again", "--stage", "4", "--steps", "2", "--init", str(out / "stage3.safetensors"))
+    train_here(world, tmp_path / "run", "--stage", "4", "--steps", "2", "--diffa2",
+               str(tmp_path / "pytorch_model.bin"))
+    train_here(world, tmp_path / "again", "--stage", "4", "--steps", "2", "--init",
+               str(out / "stage3.safetensors"))
     assert same(tmp_path / "run", tmp_path / "again", stages=(4,))
 
 

@@ -1,4 +1,5 @@
-"""The chapters run, print what their text says, and link to what is there; and the script that sees to it would notice."""
+"""The chapters run, print what their text says, and link to what is there; and the script that sees
+to it would notice."""
 
 import re
 
@@ -70,7 +71,8 @@ def test_a_chapter_that_does_what_it_says_passes_and_is_written_as_it_is(chapter
     (CHAPTER.replace("2.000", "2.1"), "got\n2 is about"),
     (CHAPTER.replace("is about 2.000", "was about 2.000"), "got\n2 is about"),
     (CHAPTER.replace("return 2 * x", "return 3 * x"), "twice two is four"),
-    (CHAPTER.replace("    raise NotImplementedError", "    return 4"), "passes before the exercise is done"),
+    (CHAPTER.replace("    raise NotImplementedError",
+                     "    return 4"), "passes before the exercise is done"),
     (CHAPTER.replace("```text\nright\n```\n\n", ""), "got\nright"),
     (CHAPTER.replace('tags=["starter"]', 'tags=["check"]', 1), "in this order"),
     (CHAPTER.replace("(build.py)", "(gone.py)"), "gone.py"),
@@ -90,7 +92,9 @@ def test_a_check_writes_nothing(chapter):
     (chapter.parent / "pictures" / "made.svg").write_text("as it was")
     before = {path: path.read_bytes() for path in chapter.parent.rglob("*") if path.is_file()}
     build.check(chapter)
-    assert {path: path.read_bytes() for path in chapter.parent.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes()
+            for path in chapter.parent.rglob("*")
+            if path.is_file()} == before
     build.run(chapter, chapter.parent / "pictures")
     assert (chapter.parent / "pictures" / "made.svg").read_text() == ""
 
@@ -105,15 +109,25 @@ def test_a_picture_that_only_the_run_would_make_is_missing(chapter):
 def test_a_chapter_that_does_not_end_is_stopped_and_said_in_one_line(chapter, monkeypatch):
     monkeypatch.setattr(build, "SECONDS", 0.5)
     chapter.write_text("```python\nwhile True:\n    pass\n```\n")
-    with pytest.raises(UserError, match="^00_chapter.md: expected to run to its end within 0.5 seconds, got no end$"):
+    with pytest.raises(
+            UserError,
+            match="^00_chapter.md: expected to run to its end within 0.5 seconds, got no end$"):
         build.check(chapter)
 
 
-@pytest.mark.parametrize("said, printed, fence, same", [
-    ("loss 0.10", "loss 0.11", "", True), ("loss 1.00", "loss 1.02", "", False), ("loss 1.00", "loss 1.02", " tolerance=0.1", True),
-    ("loss 100.0", "loss 101.0", "", True), ("loss 100.0", "loss 101.1", "", False), ("loss 100", "loss 99", " tolerance=0.1", True),
-    ("took 3 s", "took 9 s", "", False), ("took 3 s", "took 9 s", " tolerance=any", True), ("1e-7", "1.5e-7", "", False),
-    ("2,810 clips", "2,811 clips", "", False), ("-0.5", "0.5", "", False), ("a b", "a  b", "", True), ("a b", "a c", "", False)])
+@pytest.mark.parametrize(
+    "said, printed, fence, same", [("loss 0.10", "loss 0.11", "", True),
+                                   ("loss 1.00", "loss 1.02", "", False),
+                                   ("loss 1.00", "loss 1.02", " tolerance=0.1", True),
+                                   ("loss 100.0", "loss 101.0", "", True),
+                                   ("loss 100.0", "loss 101.1", "", False),
+                                   ("loss 100", "loss 99", " tolerance=0.1", True),
+                                   ("took 3 s", "took 9 s", "", False),
+                                   ("took 3 s", "took 9 s", " tolerance=any", True),
+                                   ("1e-7", "1.5e-7", "", False),
+                                   ("2,810 clips", "2,811 clips", "", False),
+                                   ("-0.5", "0.5", "", False), ("a b", "a  b", "", True),
+                                   ("a b", "a c", "", False)])
 def test_numbers_agree_within_the_tolerance_that_is_stated(said, printed, fence, same):
     assert build.agree(said, printed, fence) == same
 
@@ -126,7 +140,8 @@ def test_every_chapter_has_what_a_chapter_needs():
         assert "![" in text and "**You will be able to**" in text and "**Time:**" in text, path.name
         summary = re.search(r"^## Summary\n(.*?)^## Read on", text, re.MULTILINE | re.DOTALL)[1]
         assert len(re.findall(r"^(?:- |\d\. )", summary, re.MULTILINE)) == 5, path.name
-        assert path.name.startswith("13") or re.search(rf"^Next: \[{int(path.name[:2]) + 1} · ", text, re.MULTILINE), path.name
+        assert path.name.startswith("13") or re.search(rf"^Next: \[{int(path.name[:2]) + 1} · ",
+                                                       text, re.MULTILINE), path.name
         assert text.count("<details>") == text.count("</details>") == 3, path.name
 
 
@@ -137,15 +152,19 @@ def prose(text):
 
 def test_there_are_14_chapters_that_say_how_long_they_take_and_fit_in_8_minutes():
     texts = [path.read_text(encoding="utf-8") for path in build.chapters()]
-    found = [re.search(r"\*\*Time:\*\* about \d+ minutes to read, (\d+) seconds to run", text) for text in texts]
-    assert len(found) == 14 and all(found), [path.name for path, said in zip(build.chapters(), found) if not said]
+    found = [
+        re.search(r"\*\*Time:\*\* about \d+ minutes to read, (\d+) seconds to run", text)
+        for text in texts]
+    assert len(found) == 14 and all(found), [
+        path.name for path, said in zip(build.chapters(), found) if not said]
     assert sum(int(said[1]) for said in found) <= build.ALL_SECONDS
 
 
 @pytest.mark.parametrize("path", build.chapters(), ids=lambda path: path.stem)
 def test_github_shows_the_mathematics_as_it_is_meant(path):
     text = prose(path.read_text(encoding="utf-8"))
-    math = [block or line for block, line in re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", text, re.DOTALL)]
+    math = [
+        block or line for block, line in re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", text, re.DOTALL)]
     assert text.count("$") % 2 == 0
     lost = [found for part in math for found in re.findall(r"\\[^A-Za-z]", part)]
     assert not lost, f"GitHub takes the backslash off {lost} in mathematics"
@@ -167,7 +186,8 @@ def test_the_chapter_opens_in_jupyter(path):
     opened = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
     cells = build.cells_of(path.read_text(encoding="utf-8"))
     assert [cell.source + "\n" for cell in opened] == [cell.code for cell in cells]
-    assert ["".join(cell.metadata.get("tags", [])) for cell in opened] == [cell.tag for cell in cells]
+    assert ["".join(cell.metadata.get("tags", []))
+            for cell in opened] == [cell.tag for cell in cells]
 
 
 took = {}  # seconds of a core, of each chapter: other work on the machine does not change them

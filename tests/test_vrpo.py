@@ -1,4 +1,5 @@
-"""VRPO: at the reference the loss is log 2, shared masks cancel the noise, and the estimates of a batch stand alone."""
+"""VRPO: at the reference the loss is log 2, shared masks cancel the noise, and the estimates of a
+batch stand alone."""
 
 import math
 
@@ -15,8 +16,8 @@ REAL = torch.ones(2, R, dtype=torch.bool)
 
 def predictor(weights):
     """A model whose logits at a token depend on all tokens of its row; weights [V + 1, V]."""
-    def logits_of(noisy, real, masked):
-        context = (weights[noisy] * real[..., None]).sum(1, keepdim=True) / 3  # [B, 1, V]
+    def logits_of(noisy, valid, masked):
+        context = (weights[noisy] * valid[..., None]).sum(1, keepdim=True) / 3  # [B, 1, V]
         return (context + torch.arange(noisy.shape[1])[:, None].sin() * weights.sum(0))[masked]
     return logits_of
 
@@ -37,13 +38,15 @@ def test_at_the_reference_the_loss_is_log_2_and_its_gradient_half_of_beta_times_
     loss = vrpo_loss(bounds(theta, drawn), reference, BETA)
     assert loss.item() == pytest.approx(math.log(2))
     gradient, = torch.autograd.grad(loss, theta)
-    margin_gradient, = torch.autograd.grad(preference_margin(bounds(theta, drawn), reference).sum(), theta)
+    margin_gradient, = torch.autograd.grad(
+        preference_margin(bounds(theta, drawn), reference).sum(), theta)
     assert margin_gradient.abs().max() > 0.1
     torch.testing.assert_close(gradient, -BETA / 2 * margin_gradient)
 
 
 def test_the_loss_is_minus_log_sigmoid_of_beta_times_the_margin():
-    policy, reference = torch.tensor([[-10.0, -20.0], [-7.0, -5.0]]), torch.tensor([[-12.0, -19.0], [-6.0, -6.0]])
+    policy, reference = torch.tensor([[-10.0, -20.0], [-7.0, -5.0]]), torch.tensor([[-12.0, -19.0],
+                                                                                    [-6.0, -6.0]])
     assert preference_margin(policy, reference).tolist() == [3.0, -2.0]  # (2) - (-1) and (-1) - (1)
     expected = np.mean([math.log(1 + math.exp(-BETA * margin)) for margin in (3, -2)])
     assert vrpo_loss(policy, reference, BETA).item() == pytest.approx(expected)
@@ -59,8 +62,12 @@ def test_shared_masks_give_a_margin_of_exactly_zero_at_the_reference_and_others_
 def test_shared_masks_reduce_the_variance_near_the_reference():
     theta = torch.randn(V + 1, V)
     near = theta + 0.05 * torch.randn_like(theta)
-    shared = [preference_margin(bounds(near, masks(s)), bounds(theta, masks(s))).item() for s in range(100)]
-    others = [preference_margin(bounds(near, masks(s)), bounds(theta, masks(s + 1000))).item() for s in range(100)]
+    shared = [
+        preference_margin(bounds(near, masks(s)), bounds(theta, masks(s))).item()
+        for s in range(100)]
+    others = [
+        preference_margin(bounds(near, masks(s)), bounds(theta, masks(s + 1000))).item()
+        for s in range(100)]
     assert np.var(shared) < np.var(others) / 10
 
 
@@ -69,10 +76,13 @@ def test_masks_hide_exactly_k_tokens_with_k_uniform_and_any_token_alike():
     assert drawn.shape == (60_000, R) and drawn.dtype == bool
     counts = np.bincount(drawn.sum(1), minlength=R + 1)
     assert counts[0] == 0
-    assert ((counts[1:] - 10_000) ** 2 / 10_000).sum() < 20.5  # chi-square, 5 degrees of freedom, 0.1 %
+    # chi-square, 5 degrees of freedom, 0.1 %
+    assert ((counts[1:] - 10_000) ** 2 / 10_000).sum() < 20.5
     pairs = drawn[drawn.sum(1) == 2].astype(int)
-    together = (pairs.T @ pairs)[np.triu_indices(R, 1)]  # how often each pair of tokens is hidden alone: 15 pairs
-    assert ((together - together.mean()) ** 2 / together.mean()).sum() < 36.1  # 14 degrees of freedom
+    # how often each pair of tokens is hidden alone: 15 pairs
+    together = (pairs.T @ pairs)[np.triu_indices(R, 1)]
+    # 14 degrees of freedom
+    assert ((together - together.mean()) ** 2 / together.mean()).sum() < 36.1
 
 
 def test_the_samples_of_an_example_have_counts_of_their_own():
@@ -84,14 +94,15 @@ def test_elbo_of_one_sample_is_l_over_k_times_its_log_likelihood():
     logits, masked = torch.randn(2, V), torch.tensor([[[False, True, False, False, True, False]]])
     seen = {}
 
-    def logits_of(noisy, real, masked):
+    def logits_of(noisy, valid, masked):
         seen.update(noisy=noisy, masked=masked)
         return logits
 
     bound = elbo(logits_of, PAIR[:1], REAL[:1], masked, MASK)
     p = logits.log_softmax(-1)
     torch.testing.assert_close(bound, 6 / 2 * (p[0, 1] + p[1, 4])[None])
-    assert seen["noisy"].tolist() == [[0, MASK, 2, 3, MASK, 4]] and torch.equal(seen["masked"], masked[0])
+    assert seen["noisy"].tolist() == [[0, MASK, 2, 3, MASK, 4]] and torch.equal(
+        seen["masked"], masked[0])
 
 
 def test_elbo_is_the_mean_over_samples():
@@ -104,13 +115,15 @@ def test_elbo_is_the_mean_over_samples():
 def test_elbo_ignores_padding(padding):
     theta, drawn = torch.randn(V + 1, V), masks(0)
     wider = torch.nn.functional.pad
-    padded = elbo(predictor(theta), wider(PAIR, (0, 3), value=padding), wider(REAL, (0, 3)), wider(drawn, (0, 3)), MASK)
+    padded = elbo(predictor(theta), wider(PAIR, (0, 3), value=padding), wider(REAL, (0, 3)),
+                  wider(drawn, (0, 3)), MASK)
     torch.testing.assert_close(padded.view(1, 2), bounds(theta, drawn))
 
 
 def test_more_samples_reduce_the_variance_in_proportion():
     theta = torch.randn(V + 1, V)
-    response, real, variance = PAIR[:1].expand(4000, R), REAL[:1].expand(4000, R), {}
+    response, valid, variance = PAIR[:1].expand(4000, R), REAL[:1].expand(4000, R), {}
     for n in (1, 4):
-        variance[n] = elbo(predictor(theta), response, real, masks(0, n=n, rows=4000), MASK).var().item()
+        variance[n] = elbo(predictor(theta), response, valid, masks(0, n=n, rows=4000),
+                           MASK).var().item()
     assert variance[4] == pytest.approx(variance[1] / 4, rel=0.15)

@@ -1,4 +1,5 @@
-"""The frozen parts: written and read under their published names, and a file of something else is told apart."""
+"""The frozen parts: written and read under their published names, and a file of something else is
+told apart."""
 
 import dataclasses
 import json
@@ -11,14 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffa2_mini import weights
-from diffa2_mini.training import checkpoint
 from diffa2_mini.audio import duration, load_audio
-from diffa2_mini.config import Config, SIZES
-from diffa2_mini.errors import UserError
+from diffa2_mini.config import SIZES, Config
 from diffa2_mini.data import read_manifest
-from diffa2_mini.model import Diffa2
-from diffa2_mini.training.checkpoint import read_tensors, save_tensors
+from diffa2_mini.errors import UserError
+from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer
+from diffa2_mini.training import checkpoint
+from diffa2_mini.training.checkpoint import read_tensors, save_tensors
 from diffa2_mini.weights import build, load_part, load_tokenizer, save_part
 
 PARTS = ("whisper", "llada")
@@ -44,7 +45,7 @@ def other_part(part, path):
 def test_a_part_comes_back_within_the_precision_of_float16(tmp_path, config, model, part):
     save_part(getattr(model, part), part, tmp_path / "part.safetensors", made_by="a test")
     torch.manual_seed(1)
-    other = getattr(Diffa2(config), part)
+    other = getattr(Diffa2Model(config), part)
     load_part(other, part, tmp_path / "part.safetensors")
     for name, tensor in getattr(model, part).state_dict().items():
         found = other.state_dict()[name]
@@ -52,18 +53,23 @@ def test_a_part_comes_back_within_the_precision_of_float16(tmp_path, config, mod
         torch.testing.assert_close(found, tensor, rtol=2**-11, atol=2**-25)
 
 
-@pytest.mark.parametrize("part, names", [
-    ("whisper", ["encoder.conv1.weight", "encoder.conv2.bias", "encoder.positional_embedding", "encoder.ln_post.weight",
-                 "encoder.blocks.0.attn.query.weight", "encoder.blocks.0.mlp.0.bias",
-                 "encoder.blocks.0.mlp_ln.weight"]),
-    ("llada", ["model.transformer.wte.weight", "model.transformer.ln_f.weight", "model.transformer.ff_out.weight",
-               "model.transformer.blocks.0.q_proj.weight", "model.transformer.blocks.0.attn_out.weight",
-               "model.transformer.blocks.0.up_proj.weight", "model.transformer.blocks.0.attn_norm.weight"])])
+@pytest.mark.parametrize(
+    "part, names",
+    [("whisper", [
+        "encoder.conv1.weight", "encoder.conv2.bias", "encoder.positional_embedding",
+        "encoder.ln_post.weight", "encoder.blocks.0.attn.query.weight",
+        "encoder.blocks.0.mlp.0.bias", "encoder.blocks.0.mlp_ln.weight"]),
+     ("llada", [
+         "model.transformer.wte.weight", "model.transformer.ln_f.weight",
+         "model.transformer.ff_out.weight", "model.transformer.blocks.0.q_proj.weight",
+         "model.transformer.blocks.0.attn_out.weight", "model.transformer.blocks.0.up_proj.weight",
+         "model.transformer.blocks.0.attn_norm.weight"])])
 def test_names_are_the_published_ones(tmp_path, model, part, names):
     path = tmp_path / "part.safetensors"
     save_part(getattr(model, part), part, path, made_by="a test")
     tensors, _ = read_tensors(path, "weights")
-    assert set(names) <= set(tensors) and {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    assert set(names) <= set(tensors) and {tensor.dtype
+                                           for tensor in tensors.values()} == {torch.float16}
     assert all(name.startswith(weights.PUBLISHED_PREFIX[part]) for name in tensors)
     with safe_open(path, framework="pt") as file:
         assert file.metadata()["made_by"] == "a test"
@@ -76,8 +82,10 @@ def test_a_wrong_file_is_an_error_that_says_what_is_wrong(tmp_path, config, mode
     assert "cut off or damaged" in error_of(load_part, model.llada, "llada", path)
     save_part(model.llada, "llada", path, made_by="a test")
     message = error_of(load_part, model.whisper, "whisper", path)
-    assert message.startswith(f"{path}: ") and "missing conv1.weight" in message and re.search("and [0-9]+ more", message)
-    wider = Diffa2(dataclasses.replace(config, llada=dataclasses.replace(config.llada, width=24)))
+    assert message.startswith(f"{path}: ") and "missing conv1.weight" in message and re.search(
+        "and [0-9]+ more", message)
+    wider = Diffa2Model(
+        dataclasses.replace(config, llada=dataclasses.replace(config.llada, width=24)))
     assert "wte.weight has shape [23, 12], expected [23, 24]" in error_of(
         load_part, wider.llada, "llada", path)
     tensors, _ = read_tensors(path, "weights")
@@ -88,7 +96,8 @@ def test_a_wrong_file_is_an_error_that_says_what_is_wrong(tmp_path, config, mode
     assert "cut off or damaged" in error_of(load_part, model.llada, "llada", path)
 
 
-def test_build_loads_both_parts_in_the_dtype_and_leaves_the_rest_in_float32(tmp_path, config, model):
+def test_build_loads_both_parts_in_the_dtype_and_leaves_the_rest_in_float32(
+        tmp_path, config, model):
     for part in PARTS:
         save_part(getattr(model, part), part, tmp_path / part, made_by="a test")
     torch.manual_seed(1)

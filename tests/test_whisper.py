@@ -1,4 +1,5 @@
-"""The encoder against torch's own transformer layer, and its hidden states numbered as Hugging Face does."""
+"""The encoder against torch's own transformer layer, and its hidden states numbered as Hugging Face
+does."""
 
 import dataclasses
 
@@ -64,15 +65,23 @@ def test_a_block_equals_torchs_pre_norm_transformer_layer():
     for parameter in block.parameters():
         nn.init.normal_(parameter)
     attn = block.attn
-    layer = nn.TransformerEncoderLayer(8, 2, 32, 0.0, "gelu", batch_first=True, norm_first=True).double()
+    layer = nn.TransformerEncoderLayer(8, 2, 32, 0.0, "gelu", batch_first=True,
+                                       norm_first=True).double()
     layer.load_state_dict({
-        "self_attn.in_proj_weight": torch.cat([attn.query.weight, attn.key.weight, attn.value.weight]),
-        "self_attn.in_proj_bias": torch.cat([attn.query.bias, torch.zeros(8), attn.value.bias]),
-        "self_attn.out_proj.weight": attn.out.weight, "self_attn.out_proj.bias": attn.out.bias,
-        "norm1.weight": block.attn_ln.weight, "norm1.bias": block.attn_ln.bias,
-        "linear1.weight": block.mlp[0].weight, "linear1.bias": block.mlp[0].bias,
-        "linear2.weight": block.mlp[2].weight, "linear2.bias": block.mlp[2].bias,
-        "norm2.weight": block.mlp_ln.weight, "norm2.bias": block.mlp_ln.bias,
+        "self_attn.in_proj_weight": torch.cat(
+            [attn.query.weight, attn.key.weight, attn.value.weight]),
+        "self_attn.in_proj_bias": torch.cat([attn.query.bias,
+                                             torch.zeros(8), attn.value.bias]),
+        "self_attn.out_proj.weight": attn.out.weight,
+        "self_attn.out_proj.bias": attn.out.bias,
+        "norm1.weight": block.attn_ln.weight,
+        "norm1.bias": block.attn_ln.bias,
+        "linear1.weight": block.mlp[0].weight,
+        "linear1.bias": block.mlp[0].bias,
+        "linear2.weight": block.mlp[2].weight,
+        "linear2.bias": block.mlp[2].bias,
+        "norm2.weight": block.mlp_ln.weight,
+        "norm2.bias": block.mlp_ln.bias,
     })
     x = torch.randn(2, 7, 8, dtype=torch.float64)
     torch.testing.assert_close(block(x), layer(x))

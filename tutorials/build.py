@@ -4,17 +4,19 @@
     python tutorials/build.py 4 6            # these chapters
     python tutorials/build.py --check        # write nothing: look for dead links, and compare
 
-A chapter is Markdown, tutorials/NN_name.md. Its code stands in fences that start with ```python and runs from top to bottom in
-one fresh process; what a cell prints follows it in a fence that starts with ```text. An exercise has three cells, in this order:
+A chapter is Markdown, tutorials/NN_name.md. Its code stands in fences that start with ```python and
+runs from top to bottom in one fresh process; what a cell prints follows it in a fence that starts
+with ```text. An exercise has three cells, in this order:
 
     ```python tags=["starter"]     what the student begins with: the check must fail after it
     ```python tags=["check"]       asserts; what it prints after the solution follows it
     ```python tags=["solution"]    the check must pass after it
 
-A number in an output may differ from the one in the text by 1 %, or by one and a half units of its last printed digit where
-that is more; whole numbers must be the same. The fence may say otherwise: ```text tolerance=0.1 allows 10 %, of whole numbers
-too; ```text tolerance=any lets numbers be what they like, for times. So a cell should compute from nothing that changes for
-other reasons, as a README does.
+A number in an output may differ from the one in the text by 1 %, or by one and a half units of its
+last printed digit where that is more; whole numbers must be the same. The fence may say otherwise:
+```text tolerance=0.1 allows 10 %, of whole numbers too; ```text tolerance=any lets numbers be what
+they like, for times. So a cell should compute from nothing that changes for other reasons, as a
+README does.
 """
 
 import sys
@@ -38,8 +40,9 @@ from dataclasses import dataclass
 from diffa2_mini.command.script import Parser
 from diffa2_mini.errors import UserError, require
 
-CELL = re.compile(r'^```python(?: tags=\["(?P<tag>\w+)"\])?\n(?P<code>.*?)^```\n'
-                  r'(?:\n```text(?P<fence>[^\n]*)\n(?P<output>.*?)^```\n)?', re.MULTILINE | re.DOTALL)
+CELL = re.compile(
+    r'^```python(?: tags=\["(?P<tag>\w+)"\])?\n(?P<code>.*?)^```\n'
+    r'(?:\n```text(?P<fence>[^\n]*)\n(?P<output>.*?)^```\n)?', re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"")
 MARK = "<<< cell {} >>>"
@@ -59,22 +62,27 @@ class Cell:
 
 def cells_of(text: str) -> list[Cell]:
     """The code cells of a chapter, with what they are said to print."""
-    return [Cell(m["code"], m["tag"] or "", m["fence"] or "", m["output"] or "", *m.span()) for m in CELL.finditer(text)]
+    return [
+        Cell(m["code"], m["tag"] or "", m["fence"] or "", m["output"] or "", *m.span())
+        for m in CELL.finditer(text)]
 
 
 def script(cells: list[Cell]) -> str:
-    """A program that runs the cells in order and marks where each one's output begins. A check runs twice: after its starter,
-    where it must fail, and after its solution."""
+    """A program that runs the cells in order and marks where each one's output begins. A check runs
+    twice: after its starter, where it must fail, and after its solution."""
     tags = [cell.tag for cell in cells if cell.tag]
-    require(tags == ["starter", "check", "solution"] * (len(tags) // 3), f"expected starter, check, solution in this order, got {tags}")
+    require(tags == ["starter", "check", "solution"] * (len(tags) // 3),
+            f"expected starter, check, solution in this order, got {tags}")
     parts = []
     for i, cell in enumerate(cells):
         if cell.tag == "check":
             continue
         if cell.tag == "starter":
             tried = textwrap.indent(cell.code + cells[i + 1].code, "    ")
-            parts.append(f"print({MARK.format(i)!r})\ntry:\n{tried}\nexcept Exception:\n    pass\nelse:\n"
-                         f"    raise SystemExit('the check of an exercise passes before the exercise is done')\n")
+            parts.append(
+                f"print({MARK.format(i)!r})\ntry:\n{tried}\nexcept Exception:\n    pass\nelse:\n"
+                f"    raise SystemExit('the check of an exercise passes before the exercise is done')\n"
+            )
         else:
             parts.append(f"print({MARK.format(i)!r})\n{cell.code}")
         if cell.tag == "solution":
@@ -83,18 +91,25 @@ def script(cells: list[Cell]) -> str:
 
 
 def run(path: Path, pictures: Path | None = None) -> list[str]:
-    """What each cell of a chapter prints, in a fresh process. Its pictures go to the folder `pictures`, or are thrown away.
-    Raises UserError if the chapter does not run to its end."""
+    """What each cell of a chapter prints, in a fresh process. Its pictures go to the folder
+    `pictures`, or are thrown away. Raises UserError if the chapter does not run to its end."""
     cells = cells_of(path.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / f"{path.stem}.py"
-        program.write_text("import sys\nsys.path.insert(0, '.')\n" + script(cells), encoding="utf-8")
+        program.write_text("import sys\nsys.path.insert(0, '.')\n" + script(cells),
+                           encoding="utf-8")
         try:
-            done = subprocess.run([sys.executable, "-X", "utf8", str(program)], cwd=path.parent, capture_output=True, encoding="utf-8",
-                                  timeout=SECONDS, env={**os.environ, "TUTORIAL_PICTURES": str(pictures or folder)})
+            done = subprocess.run(
+                [sys.executable, "-X", "utf8", str(program)], cwd=path.parent, capture_output=True,
+                encoding="utf-8", timeout=SECONDS,
+                env={**os.environ, "TUTORIAL_PICTURES": str(pictures or folder)})
         except subprocess.TimeoutExpired:
-            raise UserError(f"{path.name}: expected to run to its end within {SECONDS} seconds, got no end") from None
-    require(done.returncode == 0, f"{path.name}: expected to run to its end, got:\n{done.stdout[-500:]}{done.stderr[-3000:]}")
+            raise UserError(
+                f"{path.name}: expected to run to its end within {SECONDS} seconds, got no end"
+            ) from None
+    require(
+        done.returncode == 0,
+        f"{path.name}: expected to run to its end, got:\n{done.stdout[-500:]}{done.stderr[-3000:]}")
     outputs = [""] * len(cells)
     pieces = re.split(r"^<<< cell (\d+) >>>\n", done.stdout, flags=re.MULTILINE)
     for number, output in zip(pieces[1::2], pieces[2::2]):
@@ -122,7 +137,8 @@ def agree(said: str, printed: str, fence: str) -> bool:
         a, b = (float(number.replace(",", "").rstrip(".")) for number in (ours, theirs))
         whole = "." not in ours + theirs and "e" not in ours + theirs
         relative = float(stated[1]) if stated else 0.0 if whole else 0.01
-        digits = 0 if whole or "e" in ours + theirs else 1.5 * 10.0 ** -max(len(n.partition(".")[2]) for n in (ours, theirs))
+        digits = 0 if whole or "e" in ours + theirs else 1.5 * 10.0**-max(
+            len(n.partition(".")[2]) for n in (ours, theirs))
         if abs(a - b) > max(relative * max(abs(a), abs(b)), digits):
             return False
     return True
@@ -130,7 +146,8 @@ def agree(said: str, printed: str, fence: str) -> bool:
 
 def slugs(text: str) -> set[str]:
     """The anchors that GitHub gives to a text's headings."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL),
+                          re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -142,18 +159,22 @@ def dead_links(path: Path) -> list[str]:
             continue
         name, _, anchor = target.partition("#")
         there = (path.parent / name).resolve() if name else path
-        if not there.exists() or anchor and there.suffix == ".md" and anchor not in slugs(there.read_text(encoding="utf-8")):
+        if not there.exists() or anchor and there.suffix == ".md" and anchor not in slugs(
+                there.read_text(encoding="utf-8")):
             dead.append(target)
     return dead
 
 
 def check(path: Path) -> None:
-    """Raise UserError if the chapter has dead links, or prints anything but what its text says. Writes nothing."""
+    """Raise UserError if the chapter has dead links, or prints anything but what its text says.
+    Writes nothing."""
     dead = dead_links(path)  # first: a picture that only a run would make is missing
     require(not dead, f"{path.name}: expected links that lead somewhere, got {', '.join(dead)}")
     for cell, printed in zip(cells_of(path.read_text(encoding="utf-8")), run(path)):
-        require(agree(cell.output, printed, cell.fence),
-                f"{path.name}: expected\n{cell.output}\ngot\n{printed}\nfrom\n{cell.code}\nrun: python tutorials/build.py")
+        require(
+            agree(cell.output, printed, cell.fence),
+            f"{path.name}: expected\n{cell.output}\ngot\n{printed}\nfrom\n{cell.code}\nrun: python tutorials/build.py"
+        )
 
 
 def chapters(numbers: list[int] | None = None) -> list[Path]:
@@ -174,13 +195,18 @@ def main(argv: list[str]) -> None:
             if args.check:
                 check(path)
             else:
-                path.write_text(with_outputs(path.read_text(encoding="utf-8"), run(path, path.parent / "pictures")), encoding="utf-8")
+                path.write_text(with_outputs(path.read_text(encoding="utf-8"),
+                                             run(path, path.parent / "pictures")), encoding="utf-8")
             print(f"{path.name}: done in {time.perf_counter() - start:.0f} s")
         except UserError as error:
             wrong.append(path.name)
             print(error)
-    print(f"{time.perf_counter() - began:.0f} s in all; all chapters together may take {ALL_SECONDS}")
-    require(not wrong, f"expected every chapter to run as it says, got {len(wrong)} that do not: {', '.join(wrong)}")
+    print(
+        f"{time.perf_counter() - began:.0f} s in all; all chapters together may take {ALL_SECONDS}")
+    require(
+        not wrong,
+        f"expected every chapter to run as it says, got {len(wrong)} that do not: {', '.join(wrong)}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""What the experiments of claims.py share: how much is done, the variants that are trained, and the lab that trains and keeps them."""
+"""What the experiments of claims.py share: how much is done, the variants that are trained, and the
+lab that trains and keeps them."""
 
 import dataclasses
 import hashlib
 import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -17,24 +18,33 @@ from tqdm import tqdm
 
 from data import toy
 from diffa2_mini import weights
+from diffa2_mini.command.script import progress
+from diffa2_mini.config import (
+    ACOUSTIC_AND_SEMANTIC,
+    SIZES,
+    DecodeConfig,
+    PretrainConfig,
+    StageConfig)
+from diffa2_mini.data import Collate, Example, load_examples
+from diffa2_mini.errors import require
 from diffa2_mini.evaluate import answers, scoreboard
+from diffa2_mini.fast.llada import FastLlada
+from diffa2_mini.lora import set_dropout
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.noise import seed_of, stream
 from diffa2_mini.pretraining import autoregressive, backbone
 from diffa2_mini.training import checkpoint
 from diffa2_mini.training.checkpoint import Checkpoint
-from diffa2_mini.config import DecodeConfig, FEEL, PretrainConfig, SIZES, StageConfig
-from diffa2_mini.errors import require
-from diffa2_mini.data import Collate, Example, load_examples
-from diffa2_mini.training.features import Ears
+from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.files import write
 from diffa2_mini.training.loader import batches
-from diffa2_mini.lora import set_dropout
-from diffa2_mini.fast.llada import FastLlada
-from diffa2_mini.model import Diffa2
-from diffa2_mini.noise import seed_of, stream
 from diffa2_mini.training.objective import (
-    adamw, measure_pairs, piece_loss, predictor, preference_bounds
+    adamw,
+    measure_pairs,
+    piece_loss,
+    predictor,
+    preference_bounds,
 )
-from diffa2_mini.command.script import progress
 from diffa2_mini.vrpo import Pairs, pair_bounds, vrpo_loss
 from train import schedule
 
@@ -56,7 +66,8 @@ def write_json(path: Path, value) -> None:
 class Scale:
     """How much of everything. The default is what the results were made with."""
 
-    steps: dict[int, int] = field(default_factory=lambda: {1: 200, 2: 800, 3: 400, 4: 40})  # of each stage
+    # of each stage
+    steps: dict[int, int] = field(default_factory=lambda: {1: 200, 2: 800, 3: 400, 4: 40})
     batch_size: int | None = None  # None: the toy's
     n_clips: tuple[int, int] = (250, 1000)  # distinct training clips, beside all of them
     every: int = 1  # one question out of so many is asked
@@ -66,16 +77,18 @@ class Scale:
     pretrain: PretrainConfig = PretrainConfig()
 
 
-QUICK = Scale(steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6), every=8, n_pairs=1, n_masks=2, n_texts=10,
-              pretrain=PretrainConfig(recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4))
+QUICK = Scale(steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6),
+              every=8, n_pairs=1, n_masks=2, n_texts=10, pretrain=PretrainConfig(
+                  recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4))
 
 
-# ----------------------------------------------------------------------------------------------------- the variants
+# ------------------------------------------------------------------------------------- the variants
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train a model: a stage of the curriculum with some changes, from what another variant left."""
+    """One way to train a model: a stage of the curriculum with some changes, from what another
+    variant left."""
 
     start: str | None  # a variant; None: new adapters
     number: int  # of the stage
@@ -89,7 +102,8 @@ class Variant:
 
 def variants(scale: Scale) -> dict[str, Variant]:
     """Every way to train, by name."""
-    alone = dict(steps=2 * scale.steps[1] + scale.steps[2])  # as many examples as stages 1 and 2: a step of stage 1 has 32, not 16
+    # as many examples as stages 1 and 2: a step of stage 1 has 32, not 16
+    alone = dict(steps=2 * scale.steps[1] + scale.steps[2])
     found = {
         "stage 1": Variant(None, 1),
         "stage 2": Variant("stage 1", 2),
@@ -98,14 +112,15 @@ def variants(scale: Scale) -> dict[str, Variant]:
         "semantic": Variant("stage 1", 2, dict(trains=("semantic",), audio=("semantic",))),
         "acoustic": Variant("stage 1", 2, dict(trains=("acoustic",), audio=("acoustic",))),
         "2": Variant(None, 2, alone),
-        "1, 2, 2": Variant("stage 2", 3, dict(trains=FEEL)),
+        "1, 2, 2": Variant("stage 2", 3, dict(trains=ACOUSTIC_AND_SEMANTIC)),
         "1, 2, 3, 3": Variant("stage 3", 3, dict(number=5, steps=scale.steps[4], lr=STAGES[4].lr,
                                                 warmup=STAGES[4].warmup)),  # 5: noise of its own
         "attention": Variant("stage 2", 3, lora=dict(targets=("q_proj", "k_proj", "v_proj"))),
         "feed-forward": Variant("stage 2", 3, lora=dict(targets=("ff_proj", "up_proj"))),
     }
     for rank in (2, 32):
-        found[f"rank {rank}"] = Variant("stage 2", 3, lora=dict(rank=rank, alpha=2.0 * rank))  # a scale of 2, as for rank 8
+        # a scale of 2, as for rank 8
+        found[f"rank {rank}"] = Variant("stage 2", 3, lora=dict(rank=rank, alpha=2.0 * rank))
     for n, independent in ((1, False), (1, True), (4, True)):
         found[f"{n}, {'independent' if independent else 'shared'}"] = Variant(
             "stage 3", 4, dict(vrpo_samples=n), independent=independent)
@@ -115,27 +130,33 @@ def variants(scale: Scale) -> dict[str, Variant]:
     return found
 
 
-def adapt(lab: "Lab", model: Diffa2, variant: Variant, stage: StageConfig, examples: list[Example], seed: int,
-          reference: dict[str, Tensor], watch: Callable) -> None:
-    """Train the parts that the stage names, in place, as train.py does. `watch` is called with the number of each step."""
+def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
+          examples: list[Example], seed: int, reference: dict[str,
+                                                              Tensor], watch: Callable) -> None:
+    """Train the parts that the stage names, in place, as train.py does. `watch` is called with the
+    number of each step."""
     trained = model.train_only(stage.trains)
     optimizer = adamw(trained, stage.lr, stage.betas, stage.weight_decay)
     set_dropout(model.llada, stage.lora_dropout)
     set_dropout(model.acoustic_connector, stage.adapter_dropout)
-    lab.ears.prepare([example.path for example in examples], partial(progress, desc="listening", leave=False))
-    collate, other = (Collate(examples, s, stage, CONFIG, lab.tokenizer, load=False) for s in (seed, seed + 1000))
+    lab.features.prepare([example.path for example in examples],
+                         partial(progress, desc="listening", leave=False))
+    collate, other = (Collate(examples, s, stage, CONFIG, lab.tokenizer, load=False)
+                      for s in (seed, seed + 1000))
     for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed, stage.number):
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = schedule(step, stage.steps, stage)
-        batch = collate[pairs].heard(lab.ears, CPU)
+        batch = collate[pairs].audio_embeddings(lab.features, CPU)
         if variant.causal:
             loss = autoregressive.answer_loss(model, batch, stage, lab.tokenizer)
         elif variant.independent:
-            policy, old = preference_bounds(model, reference, batch, stage, lab.tokenizer, other[pairs].masks)
+            policy, old = preference_bounds(model, reference, batch, stage, lab.tokenizer,
+                                            other[pairs].masks)
             loss = vrpo_loss(policy, old, stage.vrpo_beta)
         else:
-            loss = piece_loss(model, reference, batch, stage, lab.tokenizer, int(batch.real.sum()))["loss"]
+            loss = piece_loss(model, reference, batch, stage, lab.tokenizer, int(
+                batch.valid.sum()))["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), stage.grad_clip)
         optimizer.step()
@@ -167,9 +188,10 @@ class Lab:
                 f"{work}: holds models of another version, world or scale; choose another --work")
         write(note, lambda temporary: temporary.write_text(self.made_of + "\n"))
         self.tokenizer = weights.load_tokenizer(CONFIG)
-        self.ears = Ears(weights.build(CONFIG), CPU, torch.float32, keep=True)
-        self.questions = load_examples(data / "validation.json", STAGES[2], CONFIG, False, print)[::scale.every]
-        self.ears.prepare([example.path for example in self.questions], iter)
+        self.features = FeatureCache(weights.build(CONFIG), CPU, torch.float32, keep=True)
+        self.questions = load_examples(data / "validation.json", STAGES[2], CONFIG, False,
+                                       print)[::scale.every]
+        self.features.prepare([example.path for example in self.questions], iter)
         self.loaded: dict[str, list[Example]] = {}  # manifests by name
 
     @cached_property
@@ -178,14 +200,17 @@ class Lab:
         path = self.work / "autoregressive.safetensors"
         if not path.exists():
             torch.manual_seed(seed_of("weights", 1, 0))
-            model = Diffa2(CONFIG, llada=FastLlada)
-            for _, _, accuracy in backbone.pretrain_backbone(model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, 0,
-                                                             progress, autoregressive.METHOD, self.scale.n_texts):
-                tqdm.write(f"autoregressive backbone, open and lettered questions on frames: {backbone.summarize(accuracy['frames'])}")
+            model = Diffa2Model(CONFIG, llada=FastLlada)
+            for _, _, accuracy in backbone.pretrain_backbone(
+                    model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, 0, progress,
+                    autoregressive.METHOD, self.scale.n_texts):
+                tqdm.write(
+                    f"autoregressive backbone, open and lettered questions on frames: {backbone.summarize(accuracy['frames'])}"
+                )
             weights.save_part(model.llada, "llada", path, "python tutorials/claims.py")
         return path
 
-    def build(self, variant: Variant) -> Diffa2:
+    def build(self, variant: Variant) -> Diffa2Model:
         """The model of a variant with new adapters."""
         config = dataclasses.replace(CONFIG, lora=dataclasses.replace(CONFIG.lora, **variant.lora))
         return weights.build(config, llada=self.causal_backbone if variant.causal else None).eval()
@@ -193,14 +218,16 @@ class Lab:
     def stage(self, variant: Variant) -> StageConfig:
         """The row of the table for a variant."""
         stage = STAGES[variant.number]
-        changes = dict(steps=self.scale.steps[variant.number], batch_size=self.scale.batch_size or stage.batch_size)
+        changes = dict(steps=self.scale.steps[variant.number], batch_size=self.scale.batch_size or
+                       stage.batch_size)
         stage = dataclasses.replace(stage, **changes | variant.changes)
-        return dataclasses.replace(stage, warmup=min(stage.warmup, stage.steps // 2), at_once=stage.batch_size)
+        return dataclasses.replace(stage, warmup=min(stage.warmup, stage.steps // 2),
+                                   micro_batch=stage.batch_size)
 
     def path(self, name: str, seed: int, suffix: str) -> Path:
         return self.work / f"{slug(name)}-{seed}.{suffix}"
 
-    def restored(self, name: str, seed: int) -> Diffa2:
+    def restored(self, name: str, seed: int) -> Diffa2Model:
         """A variant that was kept, trained if need be."""
         self.figures(name, seed)
         model = self.build(self.variants[name])
@@ -210,26 +237,29 @@ class Lab:
     def examples(self, variant: Variant, stage: StageConfig, seed: int) -> list[Example]:
         """What a variant learns from."""
         if stage.data not in self.loaded:
-            self.loaded[stage.data] = load_examples(self.data / f"{stage.data}.json", stage, CONFIG, False, print)
+            self.loaded[stage.data] = load_examples(self.data / f"{stage.data}.json", stage, CONFIG,
+                                                    False, print)
         examples = self.loaded[stage.data]
         paths = sorted({example.path for example in examples})
         chosen = {paths[i] for i in stream("clips", seed).permutation(len(paths))[:variant.n_clips]}
         return [example for example in examples if example.path in chosen]
 
     def figures(self, name: str, seed: int) -> dict:
-        """What was measured on a variant, which is trained if need be; what others start from is kept."""
+        """What was measured on a variant, which is trained if need be; what others start from is
+        kept."""
         path = self.path(name, seed, "json")
         if not path.exists():
             variant = self.variants[name]
             stage = self.stage(variant)
             model, figures = self.train(variant, stage, seed)
             if name.startswith("stage"):
-                kept = Checkpoint(model.config, variant.number, stage.steps, True, checkpoint.trained_tensors(model), stage.audio)
+                kept = Checkpoint(model.config, variant.number, stage.steps, True,
+                                  checkpoint.trained_tensors(model), stage.audio)
                 checkpoint.save(self.path(name, seed, "safetensors"), kept)
             write_json(path, figures)
         return json.loads(path.read_text())
 
-    def train(self, variant: Variant, stage: StageConfig, seed: int) -> tuple[Diffa2, dict]:
+    def train(self, variant: Variant, stage: StageConfig, seed: int) -> tuple[Diffa2Model, dict]:
         """Train a variant and measure it."""
         start = variant.start and self.restored(variant.start, seed)
         examples, on_the_way = self.examples(variant, stage, seed), []
@@ -239,7 +269,10 @@ class Lab:
             model.add_lora()
         if start:
             checkpoint.restore(model, checkpoint.trained_tensors(start), variant.start)
-        reference = {name: tensor.clone() for name, tensor in checkpoint.trained_tensors(model).items()} if stage.preference else {}
+        reference = {
+            name: tensor.clone()
+            for name, tensor in checkpoint.trained_tensors(model).items()
+        } if stage.preference else {}
 
         def watch(step: int) -> None:
             if variant.watched and step in {stage.steps * i // 4 for i in (1, 2, 3, 4)}:
@@ -256,33 +289,44 @@ class Lab:
                     "trained": n_trained, "share_trained": n_trained / sum(sizes)}
         if stage.preference:
             same = dataclasses.replace(stage, vrpo_samples=4)  # however many it was trained with
-            figures |= measure_pairs(model, reference, self.questions, same, seed, self.tokenizer, self.ears)
+            figures |= measure_pairs(model, reference, self.questions, same, seed, self.tokenizer,
+                                     self.features)
         if variant.watched:
             alone = self.accuracy(model, variant, stage, self.questions[::8], batch_size=1)
-            figures |= {"on_the_way": on_the_way, "forward_passes": alone["forward_passes"], "seconds": alone["seconds"]}
+            figures |= {
+                "on_the_way": on_the_way, "forward_passes": alone["forward_passes"],
+                "seconds": alone["seconds"]}
         return model, figures
 
-    def accuracy(self, model: Diffa2, variant: Variant, stage: StageConfig, questions: list[Example], batch_size: int = 64,
+    def accuracy(self, model: Diffa2Model, variant: Variant, stage: StageConfig,
+                 questions: list[Example], batch_size: int = 64,
                  decode: DecodeConfig = CONFIG.decode) -> dict:
-        """Share of right answers, by type too; and what an answer took, if they are given one at a time."""
+        """Share of right answers, by type too; and what an answer took, if they are given one at a
+        time."""
         began = time.perf_counter()
         write = (autoregressive.METHOD if variant.causal else backbone.Method()).write
-        texts, n_steps = answers.answer(model.eval(), self.tokenizer, self.ears, questions, stage.audio, decode, batch_size, write)
+        texts, n_steps = answers.answer(model.eval(), self.tokenizer, self.features, questions,
+                                        stage.audio, decode, batch_size, write)
         seconds, result = time.perf_counter() - began, scoreboard.report(questions, texts)
-        took = {"forward_passes": n_steps / len(texts), "seconds": seconds / len(texts)} if batch_size == 1 else {}
-        return result.figures | took | {"types": {f"{domain}: {type}": a for (domain, type), a in result.accuracy.items()}}
+        took = {"forward_passes": n_steps / len(texts), "seconds": seconds /
+                len(texts)} if batch_size == 1 else {}
+        return result.figures | took | {
+            "types": {f"{domain}: {type}": a
+                      for (domain, type), a in result.accuracy.items()}}
 
     def pool(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Samples of the lower bounds of some pairs, by stage 4 and by stage 3: [P, 2, k, masks of k tokens] each. For all
-        draws that follow they are the world: their mean is the bound itself."""
+        """Samples of the lower bounds of some pairs, by stage 4 and by stage 3: [P, 2, k, masks of
+        k tokens] each. For all draws that follow they are the world: their mean is the bound
+        itself."""
         path = self.path("pool", seed, "safetensors")
         if not path.exists():
             stage, length = self.stage(self.variants["stage 4"]), CONFIG.text.response_multiple
             pairs = [example for example in self.questions if example.rejected]
             collate = Collate(pairs, seed, stage, CONFIG, self.tokenizer, load=False)
-            short = [i for i in range(len(pairs)) if all(own == length for _, own in collate.lengths(i))]
+            short = [
+                i for i in range(len(pairs)) if all(own == length for _, own in collate.lengths(i))]
             chosen = short[::max(1, len(short) // self.scale.n_pairs)][:self.scale.n_pairs]
-            batch = collate[[(0, i) for i in chosen]].heard(self.ears, CPU)
+            batch = collate[[(0, i) for i in chosen]].audio_embeddings(self.features, CPU)
             rng = stream("score", seed)
             orders = rng.random((self.scale.n_masks, *batch.response.shape)).argsort(-1).argsort(-1)
             tensors = {}
@@ -292,7 +336,7 @@ class Lab:
                     hidden = [torch.from_numpy(order < k)[:, None] for k in range(1, length + 1)
                               for order in orders]
                     samples = [pair_bounds(predictor(model, batch, stage),
-                                           Pairs(batch.response, batch.real, masks),
+                                           Pairs(batch.response, batch.valid, masks),
                                            self.tokenizer.mask_id) for masks in hidden]
                 tensors[name] = torch.stack(samples, dim=-1).unflatten(-1, (length, -1))
             checkpoint.save_tensors(path, tensors, {})

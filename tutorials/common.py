@@ -2,9 +2,9 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
 
 import torch
 from matplotlib import rcParams
@@ -16,22 +16,25 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that a chapter runs without installing the package
 
 from diffa2_mini import weights
-from diffa2_mini.training import checkpoint
 from diffa2_mini.config import SIZES
-from diffa2_mini.model import Diffa2
+from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Tokenizer
+from diffa2_mini.training import checkpoint
 
 CLIPS = ROOT / "data" / "clips"
-PICTURES = Path(os.environ.get("TUTORIAL_PICTURES", Path(__file__).parent / "pictures"))  # elsewhere while build.py checks
-GREY = "#7a7a7a"  # for text and lines: a contrast of 4.3 to white, and of 4.4 to #0d1117, GitHub's dark page
+# elsewhere while build.py checks
+PICTURES = Path(os.environ.get("TUTORIAL_PICTURES", Path(__file__).parent / "pictures"))
+# for text and lines: a contrast of 4.3 to white, and of 4.4 to #0d1117, GitHub's dark page
+GREY = "#7a7a7a"
 COLOURS = ("#3b82c4", "#d07b26", "#4a9c5d", "#a05fb4")  # for what is drawn: at least 3 to either
 rcParams["svg.hashsalt"] = "diffa2_mini"  # the same picture is the same file
 torch.manual_seed(0)
 torch.set_num_threads(1)  # sums come out alike, whatever the number of cores
 
 
-def shipped() -> tuple[Diffa2, Tokenizer]:
-    """The toy model after its four stages, as shipped, and its tokenizer. It splices in `model.config`'s parts: see AUDIO."""
+def shipped() -> tuple[Diffa2Model, Tokenizer]:
+    """The toy model after its four stages, as shipped, and its tokenizer. It splices in
+    `model.config`'s parts: see AUDIO."""
     trained = checkpoint.load(Path(weights.SOURCES["toy"]["diffa2"]))
     model = weights.build(trained.config)
     checkpoint.restore(model, trained.model, "the checkpoint")
@@ -42,9 +45,11 @@ AUDIO = SIZES["toy"][1][4].audio  # what stage 4 splices into the prompt
 
 
 @contextmanager
-def picture(name: str, width: float = 7, height: float = 3, rows: int = 1, columns: int = 1) -> Iterator:
-    """Axes, or an array of them, to draw on; saved to pictures/NAME.svg when the block ends, transparent and with grey lines,
-    so that it can be read on white and on black. Sizes in inches."""
+def picture(name: str, width: float = 7, height: float = 3, rows: int = 1,
+            columns: int = 1) -> Iterator:
+    """Axes, or an array of them, to draw on; saved to pictures/NAME.svg when the block ends,
+    transparent and with grey lines, so that it can be read on white and on black. Sizes in
+    inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots(rows, columns)
@@ -60,17 +65,20 @@ def picture(name: str, width: float = 7, height: float = 3, rows: int = 1, colum
     figure.savefig(PICTURES / f"{name}.svg", metadata={"Date": None})
 
 
-def box(axes: Axes, x: float, y: float, width: float, text: str, colour: str, height: float = 0.9) -> None:
+def box(axes: Axes, x: float, y: float, width: float, text: str, colour: str,
+        height: float = 0.9) -> None:
     """A rounded box of this colour around (x, y), with text in it."""
-    axes.add_patch(FancyBboxPatch((x - width / 2, y - height / 2), width, height, facecolor="none", edgecolor=colour, linewidth=1.8,
-                                  boxstyle="round,pad=0,rounding_size=0.12"))
+    axes.add_patch(
+        FancyBboxPatch((x - width / 2, y - height / 2), width, height, facecolor="none",
+                       edgecolor=colour, linewidth=1.8, boxstyle="round,pad=0,rounding_size=0.12"))
     axes.text(x, y, text, color=GREY, ha="center", va="center", fontsize=8)
 
 
-def arrow(axes: Axes, start: tuple[float, float], stop: tuple[float, float], text: str = "", at: tuple[float, float] = (0, 0),
-          bend: float = 0.0) -> None:
+def arrow(axes: Axes, start: tuple[float, float], stop: tuple[float, float], text: str = "",
+          at: tuple[float, float] = (0, 0), bend: float = 0.0) -> None:
     """An arrow from start to stop, and text that stands `at` from its middle."""
-    axes.annotate("", stop, start, arrowprops=dict(arrowstyle="-|>", color=GREY, shrinkA=0, shrinkB=0,
-                                                   connectionstyle=f"arc3,rad={bend}"))
+    axes.annotate(
+        "", stop, start, arrowprops=dict(arrowstyle="-|>", color=GREY, shrinkA=0, shrinkB=0,
+                                         connectionstyle=f"arc3,rad={bend}"))
     middle = (start[0] + stop[0]) / 2 + at[0], (start[1] + stop[1]) / 2 + at[1]
     axes.text(*middle, text, color=GREY, ha="center", va="center", fontsize=8)

@@ -2,8 +2,8 @@
 
     python tutorials/readme_pictures.py    # pictures/forming.svg, and pictures/page.png with selenium
 
-The first is what the shipped model does, one token a step, so that the order can be watched; it moves
-by CSS, which browsers run in an SVG that a page shows as a picture.
+The first is what the shipped model does, one token a step, so that the order can be watched; it
+moves by CSS, which browsers run in an SVG that a page shows as a picture.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from html import escape
 from pathlib import Path
 
 import torch
-
 from common import AUDIO, CLIPS, PICTURES, ROOT, shipped  # the path to the library, too
+
 from diffa2_mini.data import load_clip
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
@@ -28,7 +28,8 @@ PER_ROW = 8
 
 
 def decoded() -> list[tuple[str, int, float]]:
-    """Of each token of the answer: its text, the step that committed it, and its confidence then."""
+    """Of each token of the answer: its text, the step that committed it, and its confidence
+    then."""
     model, tokenizer = shipped()
     config = model.config
     mel, n_frames = load_clip(CLIPS / f"{CLIP}.wav", config.audio)
@@ -36,14 +37,15 @@ def decoded() -> list[tuple[str, int, float]]:
     with torch.no_grad():
         audio = model.encode(mel[None], torch.tensor([n_frames]))
         prompt = tokenizer.prompt(config.text.system, QUESTION)
-        state = DecodingState(model, model.hear(audio, AUDIO), [prompt], [decode.gen_length],
+        state = DecodingState(model, model.embed_audio(audio, AUDIO), [prompt], [decode.gen_length],
                               tokenizer.mask_id)
         steps = list(generate(state, decode, tokenizer.eos_id))
     found = {}
     for number, step in enumerate(steps):
         for i in step.committed[0].nonzero().flatten().tolist():
             token = int(step.tokens[0, i])
-            text = "end" if token in (tokenizer.eos_id, tokenizer.eot_id) else tokenizer.spell([token])
+            text = "end" if token in (tokenizer.eos_id,
+                                      tokenizer.eot_id) else tokenizer.spell([token])
             found[i] = text.strip(), number, float(step.confidence[0, i])
     return [found[i] for i in sorted(found)]
 
@@ -58,24 +60,27 @@ def forming(tokens: list[tuple[str, int, float]]) -> str:
         x, y = LEFT + column * (WIDTH + GAP), 66 + row * (HEIGHT + GAP)
         middle = f'x="{x + WIDTH / 2}" y="{y + HEIGHT / 2 + 5}"'
         kind = "end" if text == "end" else "word"
-        boxes.append(f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" class="box"/>'
-                     f'<g class="t{i}"><rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
-                     f'class="{kind}" fill-opacity="{0.25 + 0.6 * confidence:.2f}"/>'
-                     f'<text {middle} class="token">{escape(text)}</text></g>')
+        boxes.append(
+            f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" class="box"/>'
+            f'<g class="t{i}"><rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
+            f'class="{kind}" fill-opacity="{0.25 + 0.6 * confidence:.2f}"/>'
+            f'<text {middle} class="token">{escape(text)}</text></g>')
         begin = 100 * (number + 1) * SECONDS / whole
-        rules.append(f"@keyframes k{i}{{0%,{begin:.2f}%{{opacity:0}}{begin + 0.5:.2f}%,100%{{opacity:1}}}}"
-                     f".t{i}{{animation:k{i} {whole:.1f}s linear infinite}}")
+        rules.append(
+            f"@keyframes k{i}{{0%,{begin:.2f}%{{opacity:0}}{begin + 0.5:.2f}%,100%{{opacity:1}}}}"
+            f".t{i}{{animation:k{i} {whole:.1f}s linear infinite}}")
     rows = -(-len(tokens) // PER_ROW)
     width, height = 2 * LEFT + PER_ROW * (WIDTH + GAP) - GAP, 66 + rows * (HEIGHT + GAP) + 10
     style = """text{font:15px ui-monospace,Menlo,Consolas,monospace;fill:#1f2328}.token{text-anchor:middle}
 .said{fill:#59636e}.box{fill:#8a929b;fill-opacity:.16}.word{fill:#3b82c4}.end{fill:#8a929b}
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.said{fill:#9198a1}}
 @media(prefers-reduced-motion:reduce){g{animation:none!important}}"""
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-            f'aria-label="An answer forming, most confident tokens first">'
-            f"<style>{style}\n{''.join(rules)}</style>"
-            f'<text x="{LEFT}" y="26">{CLIP}.wav</text>'
-            f'<text x="{LEFT}" y="50" class="said">{escape(QUESTION)}</text>{"".join(boxes)}</svg>\n')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="An answer forming, most confident tokens first">'
+        f"<style>{style}\n{''.join(rules)}</style>"
+        f'<text x="{LEFT}" y="26">{CLIP}.wav</text>'
+        f'<text x="{LEFT}" y="50" class="said">{escape(QUESTION)}</text>{"".join(boxes)}</svg>\n')
 
 
 def page(path: Path) -> None:

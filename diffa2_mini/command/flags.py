@@ -1,36 +1,39 @@
-"""What the commands that ask a model share: flags that name it and say how it decodes, and the way from them to a model."""
+"""What the commands that ask a model share: flags that name it and say how it decodes, and the way
+from them to a model."""
 
 import argparse
 import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 
 from .. import weights
-from ..training import checkpoint
-from ..config import Config, DecodeConfig, SIZES
+from ..config import SIZES, Config, DecodeConfig
 from ..errors import require
-from ..fast.llada import FastLlada
-from ..lora import merge_lora
-from ..model import Diffa2
 from ..fast.device import DTYPES, choose_device
+from ..fast.llada import FastLlada
 from ..fast.memory import keep_freed_memory
+from ..lora import merge_lora
+from ..model import Diffa2Model
+from ..training import checkpoint
 
 
 def add_model_flags(add: Callable) -> None:
     """Add the flags that `find` and `choose` read; `add` is a parser's `add_argument`."""
     add("--checkpoint", type=Path, help="what train.py wrote (default: the size's own)")
     add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
-    add("--whisper", help="weights of the encoder: a file, a folder, or a hub name (default: the size's own)")
+    add("--whisper",
+        help="weights of the encoder: a file, a folder, or a hub name (default: the size's own)")
     add("--llada", help="weights of the backbone, likewise")
     add("--other-parts", action="store_true",
         help="take --whisper and --llada although the checkpoint was trained on others")
     add("--diffa2", help="published adapters and LoRA, likewise, instead of --checkpoint")
-    add("--merge-lora", action="store_true", help="fold LoRA into the backbone's weights: faster, and in bfloat16 rounded once more")
+    add("--merge-lora", action="store_true",
+        help="fold LoRA into the backbone's weights: faster, and in bfloat16 rounded once more")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES])
 
@@ -39,10 +42,16 @@ def add_decode_flags(add: Callable) -> None:
     """Add the flags that `decode_config` reads."""
     add("--gen-length", type=int, help="response tokens")
     add("--block-length", type=int, help="tokens per block")
-    add("--steps", type=int, help="a fixed schedule of so many steps, instead of factor-based decoding")
-    add("--factor", type=float, help="of factor-based parallel decoding: larger is faster (default: the size's own, full 1, toy 0.5)")
-    add("--threshold", type=float, help="commit what is more confident than this, instead of factor-based decoding")
-    add("--cache", choices=["none", "prefix", "dual"], help="what to remember of the keys and values outside the block")
+    add("--steps", type=int,
+        help="a fixed schedule of so many steps, instead of factor-based decoding")
+    add(
+        "--factor", type=float, help=
+        "of factor-based parallel decoding: larger is faster (default: the size's own, full 1, toy 0.5)"
+    )
+    add("--threshold", type=float,
+        help="commit what is more confident than this, instead of factor-based decoding")
+    add("--cache", choices=["none", "prefix", "dual"],
+        help="what to remember of the keys and values outside the block")
     add("--capture", action="store_true", default=None,
         help="on CUDA: record the cached step as a graph, and replay it (needs --cache)")
     add("--refresh", type=int,
@@ -54,8 +63,8 @@ def add_decode_flags(add: Callable) -> None:
 
 
 def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConfig:
-    """The size's way to decode, with what the command line changes. Asking for steps, for random remasking or for a
-    threshold is asking for no factor."""
+    """The size's way to decode, with what the command line changes. Asking for steps, for random
+    remasking or for a threshold is asking for no factor."""
     names = [field.name for field in dataclasses.fields(DecodeConfig)]
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     require(sum(value is not None for value in (args.steps, args.factor, args.threshold)) <= 1,
@@ -74,15 +83,19 @@ def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None
     no more is read than tells whether the checkpoint was trained on them. Raises UserError if it
     was not."""
     size = args.size or ("full" if args.diffa2 else "toy")
-    require(not (args.diffa2 and args.checkpoint), "--diffa2 and --checkpoint exclude each other; choose one")
+    require(not (args.diffa2 and args.checkpoint),
+            "--diffa2 and --checkpoint exclude each other; choose one")
     given = {"whisper": args.whisper, "llada": args.llada}
     if args.diffa2 or not (args.checkpoint or SIZES[size][0].from_scratch):
         return SIZES[size][0], None, weights.locate_all(given | {"diffa2": args.diffa2}, size)
     path = args.checkpoint or Path(weights.SOURCES[size]["diffa2"])
-    require(path.is_file(), f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {size}'")
+    require(
+        path.is_file(),
+        f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {size}'")
     trained = checkpoint.load(path)
     found = trained.config.size
-    require(args.size in (None, found), f"{path}: is of size {found}, not {args.size}; leave --size out")
+    require(args.size in (None, found),
+            f"{path}: is of size {found}, not {args.size}; leave --size out")
     paths = weights.locate_all(given, found)
     if trained.fingerprints and not args.other_parts:
         parts = {part: weights.read_part(file, part) for part, file in paths.items()}
@@ -94,10 +107,13 @@ def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None
     return trained.config, trained, paths
 
 
-def load_model(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path], device: torch.device,
-               dtype: torch.dtype, merge: bool = False) -> tuple[Diffa2, tuple[str, ...]]:
-    """The model, and what it splices into the prompt. `merge` folds its LoRA into the backbone's weights."""
-    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype, llada_class=FastLlada)
+def load_model(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path],
+               device: torch.device, dtype: torch.dtype,
+               merge: bool = False) -> tuple[Diffa2Model, tuple[str, ...]]:
+    """The model, and what it splices into the prompt. `merge` folds its LoRA into the backbone's
+    weights."""
+    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype,
+                          llada_class=FastLlada)
     if trained:
         checkpoint.restore(model, trained.model, "the checkpoint")
     parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])

@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from typing import Callable, TextIO
+from typing import TextIO
 
 from ..errors import UserError, require
 from ..ranges import out_of_range
@@ -30,7 +31,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def parse_args(self, argv: list[str]) -> argparse.Namespace:
-        odd = [word for word in argv if word.endswith("=--")]  # which argparse makes an empty list of
+        # which argparse makes an empty list of
+        odd = [word for word in argv if word.endswith("=--")]
         if odd:
             self.error(f"{odd[0]}: expected a value, got --")
         args = super().parse_args(argv)
@@ -46,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists what there is")
 
 
-# ------------------------------------------------------------------------------------------------------ what is printed
+# ---------------------------------------------------------------------------------- what is printed
 
 
 def shown(text: str, encoding: str | None) -> str:
@@ -56,8 +58,9 @@ def shown(text: str, encoding: str | None) -> str:
 
 
 class Console:
-    """A stream that takes all text and never fails. What it cannot show it escapes; each line is there at once; and
-    once nothing more can be written, nothing more is. `unread` tells that its reader has gone."""
+    """A stream that takes all text and never fails. What it cannot show it escapes; each line is
+    there at once; and once nothing more can be written, nothing more is. `unread` tells that its
+    reader has gone."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.unread = stream, False
@@ -89,7 +92,8 @@ def unread() -> bool:
 
 
 class NowAndThen:
-    """A stream for a progress bar that does not go to a terminal: of all that it writes, a line a minute."""
+    """A stream for a progress bar that does not go to a terminal: of all that it writes, a line a
+    minute."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.due = stream, time.monotonic() + EVERY
@@ -104,14 +108,15 @@ class NowAndThen:
 
 
 def progress(*args, **options):
-    """A progress bar on stderr, as `tqdm` makes it; where that is no terminal, a line now and then."""
+    """A progress bar on stderr, as `tqdm` makes it; where that is no terminal, a line now and
+    then."""
     from tqdm import tqdm  # here, as `begin` is to come before it
 
     file = sys.stderr if sys.stderr.isatty() else NowAndThen(sys.stderr)
     return tqdm(*args, **{"file": file, "dynamic_ncols": True} | options)
 
 
-# --------------------------------------------------------------------------------------------------- how a command ends
+# ------------------------------------------------------------------------------- how a command ends
 
 
 def end_at_once(number: int, frame) -> None:
@@ -122,29 +127,35 @@ def end_at_once(number: int, frame) -> None:
 
 
 def begin(name: str) -> None:
-    """Have Ctrl-C end this process with one line from here on, if the file whose `__name__` this is runs as a script. It calls
-    this before it imports what takes a second: an exception would break an import in the middle, anywhere."""
+    """Have Ctrl-C end this process with one line from here on, if the file whose `__name__` this is
+    runs as a script. It calls this before it imports what takes a second: an exception would break
+    an import in the middle, anywhere."""
     if name == "__main__":
         signal.signal(signal.SIGINT, end_at_once)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is for want of memory, of this machine or of its GPU."""
+    # CUDA and MPS, Linux, Windows
     said = isinstance(error, RuntimeError) and any(words in str(error) for words in (
-        "out of memory", "can't allocate memory", "not enough memory"))  # CUDA and MPS, Linux, Windows
+        "out of memory", "can't allocate memory", "not enough memory"))
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or said
 
 
 def explain(error: Exception) -> str | None:
-    """One line on an error that a user can mend; None for any other. Only an error of a file is told as one."""
+    """One line on an error that a user can mend; None for any other. Only an error of a file is
+    told as one."""
     if isinstance(error, UserError):
         return f"error: {error}"
     if out_of_memory(error):
         said = (str(error).strip() or "MemoryError").splitlines()[0][:200]
-        return (f"error: expected memory enough, got '{said}'; take less: in training a larger --grad-accum, --recompute "
-                "blocks or shorter clips and texts, else a smaller --batch-size or --gen-length")
+        return (
+            f"error: expected memory enough, got '{said}'; take less: in training a larger --grad-accum, --recompute "
+            "blocks or shorter clips and texts, else a smaller --batch-size or --gen-length")
     if isinstance(error, OSError) and error.filename is not None:
-        name = repr(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename)[:200]
+        name = repr(
+            os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        )[:200]
         return f"error: {name}: expected a file that can be used, got '{error.strerror}'; check it"
     if isinstance(error, (OSError, UnicodeError)):
         return f"error: {error}"
@@ -158,7 +169,8 @@ def end_tidily(number: int, frame) -> None:
 
 
 def attempt(main: Callable[[list[str]], None], argv: list[str]) -> tuple[int, str]:
-    """Call `main`; returns an exit code and what is to be said last, once all that `main` began has been closed."""
+    """Call `main`; returns an exit code and what is to be said last, once all that `main` began has
+    been closed."""
     try:
         main(argv)
         return 0, ""
@@ -172,10 +184,12 @@ def attempt(main: Callable[[list[str]], None], argv: list[str]) -> tuple[int, st
 
 
 def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Run a script's `main`, and return the exit code: 0; or, after one line on stderr, 2 where it raises what the user can
-    mend, and 130 after Ctrl-C; or 141 where nobody reads the output any more."""
+    """Run a script's `main`, and return the exit code: 0; or, after one line on stderr, 2 where it
+    raises what the user can mend, and 130 after Ctrl-C; or 141 where nobody reads the output any
+    more."""
     before = signal.getsignal(signal.SIGINT)
-    out, err = (Console(stream or open(os.devnull, "w", encoding="utf-8")) for stream in (sys.stdout, sys.stderr))
+    out, err = (Console(stream or open(os.devnull, "w", encoding="utf-8"))
+                for stream in (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
         if before is end_at_once:  # else this runs inside another program
             signal.signal(signal.SIGINT, end_tidily)

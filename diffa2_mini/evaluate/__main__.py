@@ -22,15 +22,22 @@ from pathlib import Path
 
 from .. import weights
 from ..command import flags
-from ..evaluate import scoreboard
-from ..training import files
-from .answers import (
-    Answer, answer_batch, expect_clips, expect_replies, match, read_answers, resume, to_line
-)
-from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
 from ..command.script import Parser
 from ..errors import require
-from ..training.features import Ears
+from ..evaluate import scoreboard
+from ..training import files
+from ..training.features import FeatureCache
+from .answers import (
+    Answer,
+    answer_batch,
+    expect_clips,
+    expect_replies,
+    match,
+    read_answers,
+    resume,
+    to_line,
+)
+from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
 
 
 def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Question],
@@ -47,18 +54,21 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
     answers = resume(args.out, args.benchmark, by, every)
     place = {question.id: number for number, question in enumerate(every)}  # decides what is drawn
     left = [question for question in questions if question.id not in answers]
-    print(f"{len(questions):,} questions, of which {len(questions) - len(left):,} are answered in {args.out}")
+    print(
+        f"{len(questions):,} questions, of which {len(questions) - len(left):,} are answered in {args.out}"
+    )
     if not left:
         return answers
     tokenizer = weights.load_tokenizer(config, paths["llada"])
     model, parts = flags.load_model(config, trained, paths, device, dtype, args.merge_lora)
-    ears, size = Ears(model, device, dtype, keep=True), args.batch_size or (64 if config.from_scratch else 8)
+    features, size = FeatureCache(model, device, dtype,
+                                  keep=True), args.batch_size or (64 if config.from_scratch else 8)
     tally = scoreboard.Tally(args.benchmark)
     bar = progress(total=len(questions), initial=len(questions) - len(left), unit="question")
     tally.add([question for question in questions if question.id in answers], answers)
     with bar:
         for batch in (left[start:start + size] for start in range(0, len(left), size)):
-            replies = answer_batch(model, tokenizer, ears, batch, parts, decode,
+            replies = answer_batch(model, tokenizer, features, batch, parts, decode,
                                    [place[question.id] for question in batch])
             lines = [to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)]
             files.append(args.out, "".join(lines))
@@ -72,18 +82,28 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--benchmark", required=True, choices=list(BENCHMARKS))
-    add("--file", type=Path, help="as published; asr: a manifest, or Kaldi's wav.scp (default of toy: ToyBench, made if missing)")
-    add("--audio-root", type=Path, metavar="DIR", help="what the file's paths are relative to (default: its folder)")
-    add("--score", type=Path, metavar="ANSWERS", help="score answers made elsewhere; without --file they bring their questions")
-    add("--out", type=Path, help="where answers go (default: runs/evaluate/BENCHMARK.jsonl); the result is beside them")
+    add(
+        "--file", type=Path, help=
+        "as published; asr: a manifest, or Kaldi's wav.scp (default of toy: ToyBench, made if missing)"
+    )
+    add("--audio-root", type=Path, metavar="DIR",
+        help="what the file's paths are relative to (default: its folder)")
+    add("--score", type=Path, metavar="ANSWERS",
+        help="score answers made elsewhere; without --file they bring their questions")
+    add("--out", type=Path,
+        help="where answers go (default: runs/evaluate/BENCHMARK.jsonl); the result is beside them")
     add("--limit", type=int, help="ask the first so many questions alone")
-    add("--batch-size", type=int, help="clips at a time (default: 64 for the toy, 8 for published weights)")
-    add("--shuffle-options", type=int, metavar="SEED", help="show the choices in an order that SEED and the question's id decide")
+    add("--batch-size", type=int,
+        help="clips at a time (default: 64 for the toy, 8 for published weights)")
+    add("--shuffle-options", type=int, metavar="SEED",
+        help="show the choices in an order that SEED and the question's id decide")
     flags.add_model_flags(add)
     flags.add_decode_flags(add)
     args = parser.parse_args(argv)
-    require(args.file or args.score or args.benchmark == "toy", f"--benchmark {args.benchmark} needs its --file")
-    require(not (args.score and args.out), "--score writes its result beside ANSWERS; leave --out out")
+    require(args.file or args.score or args.benchmark == "toy",
+            f"--benchmark {args.benchmark} needs its --file")
+    require(not (args.score and args.out),
+            "--score writes its result beside ANSWERS; leave --out out")
     args.out = args.out or Path("runs", "evaluate", f"{args.benchmark}.jsonl")
     return args
 

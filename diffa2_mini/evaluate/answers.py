@@ -1,31 +1,31 @@
 """A model's answers to many questions; and their file, so that a run that was stopped goes on.
 
-Each answer is a line of JSON, written as soon as it is there. It has the published fields of its question, with the choices in
-the order in which they were shown, and the reply under `response`: what the benchmarks' own scripts read. Answers made
-elsewhere are read too.
+Each answer is a line of JSON, written as soon as it is there. It has the published fields of its
+question, with the choices in the order in which they were shown, and the reply under `response`:
+what the benchmarks' own scripts read. Answers made elsewhere are read too.
 """
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..audio import duration
-from .benchmarks import Question, choices_of, id_of, numbered
 from ..config import DecodeConfig
-from ..errors import UserError, require
 from ..data import Example, read_manifest
+from ..errors import UserError, require
 from ..fast.device import autocast
 from ..fast.generate import generate
 from ..fast.state import DecodingState
-from ..training.features import Ears
-from ..training.files import append, write
-from ..model import Diffa2
+from ..model import Diffa2Model
 from ..tokenizer import Prompt, Tokenizer
+from ..training.features import FeatureCache
+from ..training.files import append, write
+from .benchmarks import Question, choices_of, id_of, numbered
 
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
 START = '{"benchmark": '  # of a line that we wrote
@@ -45,19 +45,22 @@ class Answer:
     incomplete: str = ""
 
 
-def fill_in(model: Diffa2, tokenizer: Tokenizer, heard: list[Tensor], prompts: list[Prompt],
-            decode: DecodeConfig, numbers: Sequence[int] | None = None) -> tuple[Tensor, int]:
+def fill_in(model: Diffa2Model, tokenizer: Tokenizer, audio_embeddings: list[Tensor],
+            prompts: list[Prompt], decode: DecodeConfig,
+            numbers: Sequence[int] | None = None) -> tuple[Tensor, int]:
     """Answers [B, R] to prompts with what was heard, decoded together, and how many forward passes
     they took. `numbers`: see `generate`."""
-    state, n_steps = DecodingState(model, heard, prompts, [decode.gen_length] * len(prompts), tokenizer.mask_id), 0
+    state, n_steps = DecodingState(model, audio_embeddings, prompts,
+                                   [decode.gen_length] * len(prompts), tokenizer.mask_id), 0
     for step in generate(state, decode, tokenizer.eos_id, numbers=numbers):
         tokens, n_steps = step.tokens, n_steps + 1
     return tokens, n_steps * decode.passes_per_step
 
 
 @torch.no_grad()
-def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Example], parts: tuple[str, ...],
-           decode: DecodeConfig, batch_size: int = 64, respond: Callable = fill_in,
+def answer(model: Diffa2Model, tokenizer: Tokenizer, features: FeatureCache,
+           examples: list[Example], parts: tuple[str, ...], decode: DecodeConfig,
+           batch_size: int = 64, respond: Callable = fill_in,
            numbers: Sequence[int] | None = None) -> tuple[list[str], int]:
     """The model's answers, in the order of the examples, and how many forward passes they took in
     all. `respond` makes them, as `fill_in` does. `numbers` tells which of all that are asked each
@@ -67,10 +70,11 @@ def answer(model: Diffa2, tokenizer: Tokenizer, ears: Ears, examples: list[Examp
     numbers = range(len(examples)) if numbers is None else numbers
     for start in range(0, len(examples), batch_size):
         batch = examples[start:start + batch_size]
-        audio = ears([example.path for example in batch])
-        prompts = [tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
-        with autocast(ears.device, ears.dtype):
-            tokens, n = respond(model, tokenizer, model.hear(audio, parts), prompts, decode,
+        audio = features([example.path for example in batch])
+        prompts = [
+            tokenizer.prompt(model.config.text.system, example.instruction) for example in batch]
+        with autocast(features.device, features.dtype):
+            tokens, n = respond(model, tokenizer, model.embed_audio(audio, parts), prompts, decode,
                                 numbers[start:start + batch_size])
         answers += [tokenizer.decode(row) for row in tokens.tolist()]
         n_passes += n
@@ -104,8 +108,9 @@ def expect_replies(questions: list[Question], answers: dict[str, Answer]) -> Non
                                       + (f" ({errors[0]})" if errors else ""))
 
 
-def answer_batch(model: Diffa2, tokenizer: Tokenizer, ears: Ears, questions: list[Question], parts: tuple[str, ...],
-                 decode: DecodeConfig, numbers: Sequence[int]) -> list[Answer]:
+def answer_batch(model: Diffa2Model, tokenizer: Tokenizer, features: FeatureCache,
+                 questions: list[Question], parts: tuple[str, ...], decode: DecodeConfig,
+                 numbers: Sequence[int]) -> list[Answer]:
     """Answers to some questions, which are asked together; `numbers` tells which of the benchmark's
     each is. `ears` keep what they hear; here it is forgotten afterwards."""
     errors, long, examples, asked = {}, set(), [], []
@@ -113,20 +118,20 @@ def answer_batch(model: Diffa2, tokenizer: Tokenizer, ears: Ears, questions: lis
         try:
             if seconds_of(question) > model.config.audio.max_seconds:
                 long.add(question.id)
-            ears.listen(question.audio)
+            features.listen(question.audio)
             examples.append(Example(question.audio, question.prompt, question.answer, "", "", ""))
             asked.append(number)
         except UserError as error:
             errors[question.id] = str(error)
-    texts = iter(answer(model, tokenizer, ears, examples, parts, decode, len(questions),
+    texts = iter(answer(model, tokenizer, features, examples, parts, decode, len(questions),
                         numbers=asked)[0])
-    ears.kept.clear()  # the clips of a long benchmark would fill the memory
+    features.kept.clear()  # the clips of a long benchmark would fill the memory
     return [Answer("", errors[q.id]) if q.id in errors else
-            Answer(next(texts), cut=q.id in long, incomplete=ears.incomplete.get(q.audio, ""))
+            Answer(next(texts), cut=q.id in long, incomplete=features.incomplete.get(q.audio, ""))
             for q in questions]
 
 
-# ------------------------------------------------------------------------------------------------------- the file
+# ----------------------------------------------------------------------------------------- the file
 
 
 def contents(path: Path | None) -> str | None:
@@ -160,7 +165,8 @@ def to_line(benchmark: str, by: str, question: Question, answer: Answer) -> str:
 def answer_in(row: dict) -> Answer | None:
     """The answer in a line, under any of the PREDICTIONS; None if there is none."""
     name = next((name for name in PREDICTIONS if row.get(name) is not None), None)
-    require(name is None or isinstance(row[name], (str, int, float)), f"expected text under {name}, got another thing")
+    require(name is None or isinstance(row[name], (str, int, float)),
+            f"expected text under {name}, got another thing")
     reply = name and str(row[name])
     error, incomplete = (str(row.get(name) or "") for name in ("error", "incomplete"))
     return name and Answer(reply, "" if reply else error, bool(row.get("cut")), incomplete)
@@ -187,13 +193,22 @@ def match(rows: list[dict], questions: list[Question], source: Path) -> dict[str
                 "--benchmark and --file")
         if choices_of(row):
             same = sorted(choices_of(row)) == sorted(known[id].choices)
-            require(same, f"{source}: entry {i} ({id}) was asked with other choices; check --benchmark and --file")
-            require(tuple(choices_of(row)) == known[id].choices, f"{source}: entry {i} ({id}) was asked with its choices in "
+            require(
+                same,
+                f"{source}: entry {i} ({id}) was asked with other choices; check --benchmark and --file"
+            )
+            require(tuple(choices_of(row)) == known[id].choices,
+                    f"{source}: entry {i} ({id}) was asked with its choices in "
                     "another order; give the --shuffle-options that it was asked with")
     listed = ", ".join(strange[:5]) + (f" and {len(strange) - 5} more" if len(strange) > 5 else "")
-    require(not strange, f"{source}: expected an answer to each question of the benchmark, got one to {listed}, which is not "
-                         "asked (id#2 is the second answer to id); check --benchmark and --file")
-    require(answers, f"{source}: expected predictions under {', '.join(PREDICTIONS[:-1])} or {PREDICTIONS[-1]}, got none")
+    require(
+        not strange,
+        f"{source}: expected an answer to each question of the benchmark, got one to {listed}, which is not "
+        "asked (id#2 is the second answer to id); check --benchmark and --file")
+    require(
+        answers,
+        f"{source}: expected predictions under {', '.join(PREDICTIONS[:-1])} or {PREDICTIONS[-1]}, got none"
+    )
     return answers
 
 
@@ -235,33 +250,45 @@ def resume(path: Path, benchmark: str, by: str, questions: list[Question]) -> di
     it; and now, not after the first answers, if it cannot be written."""
     append(path, "")
     try:
-        *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a line may end within a letter
+        # a line may end within a letter
+        *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
-        raise UserError(f"{path}: could not be read ({error.strerror}); choose another --out") from None
-    ours = all(line.startswith(START) for line in lines) and (rest.startswith(START) or START.startswith(rest))
-    require(ours, f"{path}: expected answers of an earlier run, got another file; choose another --out")
+        raise UserError(
+            f"{path}: could not be read ({error.strerror}); choose another --out") from None
+    ours = all(line.startswith(START)
+               for line in lines) and (rest.startswith(START) or START.startswith(rest))
+    require(ours,
+            f"{path}: expected answers of an earlier run, got another file; choose another --out")
     try:
         rows = [json.loads(line) for line in lines]
     except ValueError:
-        raise UserError(f"{path}: a line of it is damaged; delete that line, or choose another --out") from None
+        raise UserError(
+            f"{path}: a line of it is damaged; delete that line, or choose another --out") from None
     expect_same_run(rows, benchmark, by, path)
     answers = match(rows, questions, path) if rows else {}
     expect_same_questions([row for row in rows if "error" not in row], questions, path)
     kept = [line for line, row in zip(lines, rows) if "error" not in row]
     if rest or len(kept) < len(lines):
-        write(path, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8"))
+        write(path,
+              lambda temporary: temporary.write_text("".join(f"{line}\n"
+                                                             for line in kept), encoding="utf-8"))
     return {id: answer for id, answer in answers.items() if not answer.error}
 
 
 def read_answers(path: Path, benchmark: str, alone: bool) -> list[dict]:
-    """The entries of a file of answers. Raises UserError if they are another benchmark's; or, where they bring their questions
-    themselves (`alone`), if a question is in it twice."""
+    """The entries of a file of answers. Raises UserError if they are another benchmark's; or, where
+    they bring their questions themselves (`alone`), if a question is in it twice."""
     rows, asked = read_manifest(path), set()
     for i, row in enumerate(rows, start=1):
-        require(isinstance(row, dict), f"{path}: expected an object as entry {i}, got {type(row).__name__}")
-        require(row.get("benchmark", benchmark) == benchmark,
-                f"{path}: entry {i} answers a question of {row.get('benchmark')}, not of {benchmark}; check --benchmark")
-        key = json.dumps([row.get(name) for name in ("id", "audio_id", "audio_filepath", "question")])
-        require(not alone or key not in asked, f"{path}: entry {i} answers a question that has been answered above; delete one")
+        require(isinstance(row, dict),
+                f"{path}: expected an object as entry {i}, got {type(row).__name__}")
+        require(
+            row.get("benchmark", benchmark) == benchmark,
+            f"{path}: entry {i} answers a question of {row.get('benchmark')}, not of {benchmark}; check --benchmark"
+        )
+        key = json.dumps(
+            [row.get(name) for name in ("id", "audio_id", "audio_filepath", "question")])
+        require(not alone or key not in asked,
+                f"{path}: entry {i} answers a question that has been answered above; delete one")
         asked.add(key)
     return rows

@@ -6,25 +6,26 @@
     asr    a manifest, or Kaldi's wav.scp and text: transcripts
     toy    ToyBench (data/toybench.py), in MMAU's format
 
-The first three ask as the authors of DIFFA-2 did. ToyBench asks as the toy model was taught: a free question alone, a lettered
-one with its choices. A free answer must be the right one as a whole, since "three one" is not "one three", which a rule of words
-cannot tell; of a lettered one the letter counts.
+The first three ask as the authors of DIFFA-2 did. ToyBench asks as the toy model was taught: a free
+question alone, a lettered one with its choices. A free answer must be the right one as a whole,
+since "three one" is not "one three", which a rule of words cannot tell; of a lettered one the
+letter counts.
 """
 
 import json
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Callable
 
 import numpy as np
 
 from ..config import ASSETS, TextConfig
-from ..errors import UserError, require
 from ..data import read_manifest
+from ..errors import UserError, require
 from .scoring import mmsu_letter, names_a_choice, same, score_by_words, score_mmsu, words
 
 FREE = "free"  # in ToyBench the "difficulty" of a question that is asked without its choices
@@ -41,11 +42,12 @@ class Question:
     prompt: str
     choices: tuple[str, ...]
     answer: str
-    groups: dict[str, tuple[str, ...]]  # for each table, such as "category", the rows in which the question counts
+    # for each table, such as "category", the rows in which the question counts
+    groups: dict[str, tuple[str, ...]]
     row: dict  # the published fields
 
 
-# ---------------------------------------------------------------------------------------------- prompts and scores
+# ------------------------------------------------------------------------------- prompts and scores
 
 
 def lines(choices: tuple[str, ...]) -> str:
@@ -53,14 +55,16 @@ def lines(choices: tuple[str, ...]) -> str:
 
 
 def ask_mmsu(question: str, choices: tuple[str, ...], row: dict) -> str:
-    return ("Choose the most suitable answer from options A, B, C, and D to respond the question in next line, **you should "
-            "only choose A or B or C or D.** Do not provide any additional explanations or content."
-            f"\n\nQuestion: {question}\n\n{lines(choices)}")
+    return (
+        "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, **you should "
+        "only choose A or B or C or D.** Do not provide any additional explanations or content."
+        f"\n\nQuestion: {question}\n\n{lines(choices)}")
 
 
 def ask_mmau(question: str, choices: tuple[str, ...], row: dict) -> str:
-    return ("You are given the audio and a multiple-choice question. Choose the best answer based only on the speech content "
-            f"and style.\n\nQuestion: {question}\n\nChoices:\n{lines(choices)}\nAnswer:")
+    return (
+        "You are given the audio and a multiple-choice question. Choose the best answer based only on the speech content "
+        f"and style.\n\nQuestion: {question}\n\nChoices:\n{lines(choices)}\nAnswer:")
 
 
 def ask_toy(question: str, choices: tuple[str, ...], row: dict) -> str:
@@ -98,7 +102,8 @@ def answers_toy(reply: str, question: Question) -> bool:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark is read, asked, scored and reported. `decode` is how the authors have published weights decode."""
+    """How a benchmark is read, asked, scored and reported. `decode` is how the authors have
+    published weights decode."""
 
     audio: str  # the field that names the clip
     answer: str  # the field with the right choice's text
@@ -106,17 +111,23 @@ class Benchmark:
     ask: Callable[[str, tuple[str, ...], dict], str] = ask_mmau
     is_right: Callable[[str, Question], bool] = is_right_mmau
     answers: Callable[[str, Question], bool] = answers_mmau
-    decode: dict = field(default_factory=lambda: {"gen_length": 16, "block_length": 16, "steps": 16})
+    decode: dict = field(
+        default_factory=lambda: {"gen_length": 16, "block_length": 16, "steps": 16})
 
 
 BENCHMARKS = {
-    "mmsu": Benchmark(
-        "audio_path", "answer_gt", (("category",), ("category", "sub-category"), ("category", "sub-category", "sub-sub-category"),
-                                    ("task_name",)), ask_mmsu, is_right_mmsu, answers_mmsu),
-    "mmau": Benchmark("audio_id", "answer", (("task",), ("category",), ("sub-category",), ("difficulty",))),
-    "mmar": Benchmark("audio_path", "answer", (("modality",), ("category",), ("sub-category",), ("language",))),
-    "asr": Benchmark("audio_filepath", "transcription", decode={"gen_length": 128, "block_length": 128, "steps": 128}),
-    "toy": Benchmark("audio_id", "answer", (("task",), ("task", "category"), ("sub-category",), ("difficulty",)),
+    "mmsu": Benchmark("audio_path", "answer_gt",
+                      (("category", ), ("category", "sub-category"),
+                       ("category", "sub-category", "sub-sub-category"), ("task_name", )), ask_mmsu,
+                      is_right_mmsu, answers_mmsu),
+    "mmau": Benchmark("audio_id", "answer",
+                      (("task", ), ("category", ), ("sub-category", ), ("difficulty", ))),
+    "mmar": Benchmark("audio_path", "answer",
+                      (("modality", ), ("category", ), ("sub-category", ), ("language", ))),
+    "asr": Benchmark("audio_filepath", "transcription",
+                     decode={"gen_length": 128, "block_length": 128, "steps": 128}),
+    "toy": Benchmark("audio_id", "answer",
+                     (("task", ), ("task", "category"), ("sub-category", ), ("difficulty", )),
                      ask_toy, is_right_toy, answers_toy, decode={}),
 }
 
@@ -130,14 +141,15 @@ def can_be_scored(name: str, question: Question) -> bool:
                              and bool(words(question.answer) or not by_words))
 
 
-# --------------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------ reading
 
 
 def text_of(row: dict, *names: str) -> str:
     """The first of these fields that is there, as text. Raises UserError if none is."""
     value = next((row[name] for name in names if row.get(name) is not None), None)
     require(value is not None, f"the field {' or '.join(names)} is missing")
-    require(isinstance(value, (str, int, float)), f"expected text in {' or '.join(names)}, got {type(value).__name__}")
+    require(isinstance(value, (str, int, float)),
+            f"expected text in {' or '.join(names)}, got {type(value).__name__}")
     return str(value)
 
 
@@ -155,7 +167,8 @@ def id_of(row: dict) -> str:
 
 def choices_of(row: dict) -> list[str]:
     """The choices of any format; nulls are dropped."""
-    listed = row["choices"] if isinstance(row.get("choices"), list) else [row.get(name) for name in MMSU_CHOICES]
+    listed = row["choices"] if isinstance(row.get("choices"),
+                                          list) else [row.get(name) for name in MMSU_CHOICES]
     return [str(choice) for choice in listed if choice is not None]
 
 
@@ -173,56 +186,79 @@ def with_choices(row: dict, choices: tuple[str, ...]) -> dict:
     """The published fields with these choices in place of theirs."""
     if isinstance(row.get("choices"), list):
         return row | {"choices": list(choices)}
-    return row | {name: choices[i] if i < len(choices) else None for i, name in enumerate(MMSU_CHOICES)}
+    return row | {
+        name: choices[i] if i < len(choices) else None
+        for i, name in enumerate(MMSU_CHOICES)}
 
 
 def read_question(name: str, row: dict, id: str, root: Path, shuffle: int | None) -> Question:
     """An entry of a benchmark's file. `shuffle` is the seed of the order of the choices."""
-    require(not re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)), "expected text, got characters that are none")
+    require(not re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)),
+            "expected text, got characters that are none")
     benchmark = BENCHMARKS[name]
     audio = root / text_of(row, benchmark.audio) if row.get(benchmark.audio) else None
     if name == "asr":
-        return Question(id, audio, TextConfig().instruction, (), text_of(row, "transcription", "target"), {}, row)
+        return Question(id, audio,
+                        TextConfig().instruction, (), text_of(row, "transcription", "target"), {},
+                        row)
     choices = choices_of(row)
     require(1 <= len(choices) <= 26, f"expected 1 to 26 choices, got {len(choices)}")
     if shuffle is not None:
-        choices = np.random.default_rng([shuffle, zlib.crc32(id.encode())]).permutation(np.array(choices, object)).tolist()
+        choices = np.random.default_rng([shuffle, zlib.crc32(id.encode())]).permutation(
+            np.array(choices, object)).tolist()
     choices = tuple(choices)
-    groups = {" / ".join(fields): tuple(" / ".join(values) for values in product(*(values_of(row, name) for name in fields)))
-              for fields in benchmark.tables}
+    groups = {
+        " / ".join(fields): tuple(" / ".join(values)
+                                  for values in product(*(values_of(row, name)
+                                                          for name in fields)))
+        for fields in benchmark.tables}
     prompt = benchmark.ask(text_of(row, "question"), choices, row)
     return Question(id, audio, prompt, choices, answer_of(name, row, choices), groups,
                     with_choices(row, choices))
 
 
 def read_kaldi(file: Path) -> list[dict]:
-    """Kaldi's wav.scp (`id path` a line) and the `text` (`id words` a line) beside it, as a manifest. An utterance that has
-    no clip stays in, without one."""
+    """Kaldi's wav.scp (`id path` a line) and the `text` (`id words` a line) beside it, as a
+    manifest. An utterance that has no clip stays in, without one."""
     file = file / "wav.scp" if file.is_dir() else file
     columns = []  # of wav.scp and of text: what stands behind each id
     for path in (file, file.with_name("text")):
         require(path.is_file(), f"{path}: expected Kaldi's {path.name}, found no such file")
         try:
-            found = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+            found = [
+                line.split(maxsplit=1)
+                for line in path.read_text(encoding="utf-8-sig").split("\n")
+                if line.strip()]
         except UnicodeDecodeError:
-            raise UserError(f"{path}: expected text in UTF-8, got other bytes; save it again") from None
+            raise UserError(
+                f"{path}: expected text in UTF-8, got other bytes; save it again") from None
         columns.append({first: rest[0].strip() if rest else "" for first, *rest in found})
-        require(len(columns[-1]) == len(found) > 0, f"{path}: expected lines with an id each, got none, or an id twice")
+        require(len(columns[-1]) == len(found) > 0,
+                f"{path}: expected lines with an id each, got none, or an id twice")
     clips, texts = columns
     unknown = [id for id in clips if id not in texts]
-    require(not unknown, f"{file.with_name('text')}: expected a transcript of each clip, got none of {', '.join(unknown[:5])}")
+    require(
+        not unknown,
+        f"{file.with_name('text')}: expected a transcript of each clip, got none of {', '.join(unknown[:5])}"
+    )
     piped = [id for id, clip in clips.items() if clip.endswith("|")]
-    require(not piped, f"{file}: expected paths, got a command to run for {', '.join(piped[:5])}; write the sound to files first")
-    return [{"id": id, "audio_filepath": clips.get(id), "transcription": text} for id, text in texts.items()]
+    require(
+        not piped,
+        f"{file}: expected paths, got a command to run for {', '.join(piped[:5])}; write the sound to files first"
+    )
+    return [{"id": id, "audio_filepath": clips.get(id), "transcription": text}
+            for id, text in texts.items()]
 
 
 def numbered(id: str, seen: dict[str, int]) -> str:
-    """An id that differs from those `seen`: the second id becomes id#2. Published files may ask twice about a clip."""
+    """An id that differs from those `seen`: the second id becomes id#2. Published files may ask
+    twice about a clip."""
     seen[id] = seen.get(id, 0) + 1
     return id if seen[id] == 1 else f"{id}#{seen[id]}"
 
 
-def read_questions(name: str, rows: list[dict], source: Path, root: Path, shuffle: int | None) -> list[Question]:
+def read_questions(name: str, rows: list[dict], source: Path, root: Path,
+                   shuffle: int | None) -> list[Question]:
     """All questions of a benchmark. Raises UserError that names the first broken entry."""
     questions, seen = [], {}
     for i, row in enumerate(rows, start=1):
@@ -233,16 +269,21 @@ def read_questions(name: str, rows: list[dict], source: Path, root: Path, shuffl
     return questions
 
 
-def load_questions(name: str, file: Path | None, root: Path | None, shuffle: int | None) -> list[Question]:
-    """Read a benchmark's published file; without one, ToyBench, which is made if it is not there. Paths are relative to
-    `root`, or else to the file. Raises UserError."""
+def load_questions(name: str, file: Path | None, root: Path | None,
+                   shuffle: int | None) -> list[Question]:
+    """Read a benchmark's published file; without one, ToyBench, which is made if it is not there.
+    Paths are relative to `root`, or else to the file. Raises UserError."""
     if file is None:
         from data import toybench
         file = toybench.make(ASSETS / "toy")
     is_kaldi = name == "asr" and (file.is_dir() or file.name == "wav.scp")
     rows = read_kaldi(file) if is_kaldi else read_manifest(file)
     if name == "asr" and not is_kaldi:  # a manifest may ask other things too
-        n_all, rows = len(rows), [row for row in rows if not isinstance(row, dict) or row.get("type") in (None, "asr")]
+        n_all, rows = len(rows), [
+            row for row in rows if not isinstance(row, dict) or row.get("type") in (None, "asr")]
         require(rows, f"{file}: expected transcripts, got questions of other types alone")
-        print(f"{file}: {len(rows)} transcripts; entries of another type, which are left out: {n_all - len(rows)}")
-    return read_questions(name, rows, file, root or (file if file.is_dir() else file.parent), shuffle)
+        print(
+            f"{file}: {len(rows)} transcripts; entries of another type, which are left out: {n_all - len(rows)}"
+        )
+    return read_questions(name, rows, file, root or (file if file.is_dir() else file.parent),
+                          shuffle)

@@ -1,4 +1,5 @@
-"""From verdicts to tables: accuracy on a manifest, as training prints it, and the result of a benchmark as text and as JSON."""
+"""From verdicts to tables: accuracy on a manifest, as training prints it, and the result of a
+benchmark as text and as JSON."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -6,13 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data import Example
+from ..errors import require
+from ..training.files import write
 from .answers import Answer
 from .benchmarks import BENCHMARKS, Question, can_be_scored
-from ..errors import require
-from ..data import Example
-from ..training.files import write
 from .scoring import (
-    NORMALISATION, WordErrors, is_bare_letter, is_right, normalise, score_mended, word_errors
+    NORMALISATION,
+    WordErrors,
+    is_bare_letter,
+    is_right,
+    normalise,
+    score_mended,
+    word_errors,
 )
 
 SHOWN = 10  # entries of a list; the JSON has all of them
@@ -22,11 +29,13 @@ INCOMPLETE = "clips that end early or are damaged, of which what there is was he
 def columns(rows: list[tuple[str, ...]]) -> str:
     """Rows of text in columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  " + "  ".join(cell.rjust(width) if i else cell.ljust(width)
-                                      for i, (cell, width) in enumerate(zip(row, widths))) for row in rows)
+    return "\n".join("  " + "  ".join(
+        cell.rjust(width) if i else cell.ljust(width)
+        for i, (cell, width) in enumerate(zip(row, widths)))
+                     for row in rows)
 
 
-# ---------------------------------------------------------------------------------------------------- a manifest
+# --------------------------------------------------------------------------------------- a manifest
 
 
 @dataclass
@@ -39,7 +48,8 @@ class Report:
 
 
 def report(examples: list[Example], answers: list[str]) -> Report:
-    """Score answers. `open`, `lettered` and `caption` are means over types, `overall` is the mean over questions."""
+    """Score answers. `open`, `lettered` and `caption` are means over types, `overall` is the mean
+    over questions."""
     hits = {}
     for example, text in zip(examples, answers, strict=True):
         hits.setdefault((example.domain, example.type), []).append(is_right(example, text))
@@ -52,37 +62,45 @@ def report(examples: list[Example], answers: list[str]) -> Report:
     figures = {name: float(np.mean(values)) for name, values in groups.items() if values}
     figures["overall"] = float(np.mean(sum(hits.values(), [])))
     figures["worst_open"] = min(groups["open"], default=float("nan"))
-    errors = [word_errors(example.answer, text) for example, text in zip(examples, answers) if example.type == "asr"]
+    errors = [
+        word_errors(example.answer, text)
+        for example, text in zip(examples, answers)
+        if example.type == "asr"]
     if errors:
         figures["wer"] = word_error_rate(errors)
     return Report(accuracy, {key: len(values) for key, values in hits.items()}, figures)
 
 
 def table(result: Report) -> str:
-    """The report as text: a line per type of question, a column per domain, and the figures below."""
+    """The report as text: a line per type of question, a column per domain, and the figures
+    below."""
     domains = sorted({domain for domain, _ in result.accuracy})
-    types = sorted({type for _, type in result.accuracy}, key=lambda type: (type.endswith("+abcd"), type))
+    types = sorted({type
+                    for _, type in result.accuracy}, key=lambda type:
+                   (type.endswith("+abcd"), type))
     lines = ["".join([f"{'question':14}", *(f"{domain:>10}" for domain in domains)])]
     for type in types:
         cells = [result.accuracy.get((domain, type)) for domain in domains]
-        lines.append("".join([f"{type:14}", *(f"{'' if cell is None else f'{cell:.2f}':>10}" for cell in cells)]))
+        lines.append("".join(
+            [f"{type:14}", *(f"{'' if cell is None else f'{cell:.2f}':>10}" for cell in cells)]))
     figures = ", ".join(f"{name} {value:.3f}" for name, value in result.figures.items())
     return "\n".join([*lines, f"{sum(result.count.values())} questions: {figures}"])
 
 
-# --------------------------------------------------------------------------------------------------- a benchmark
+# -------------------------------------------------------------------------------------- a benchmark
 
 
 def wilson(right: int, count: int) -> list[float]:
     """The 95 % interval of a share (Wilson's, which holds near 0 and 1 too)."""
     z = 1.96
     share, spread = right / count, z * z / count
-    middle, half = share + spread / 2, z * (share * (1 - share) / count + spread / (4 * count)) ** 0.5
+    middle, half = share + spread / 2, z * (share * (1 - share) / count + spread / (4 * count))**0.5
     return [max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))]
 
 
 def word_error_rate(errors: list[WordErrors]) -> float:
-    """Of a corpus: all edits over all words of the references; not a number where there are no words."""
+    """Of a corpus: all edits over all words of the references; not a number where there are no
+    words."""
     total = sum(errors, WordErrors())
     return total.total / total.words if total.words else float("nan")
 
@@ -91,7 +109,8 @@ def bootstrap(errors: list[WordErrors]) -> list[float]:
     """The 95 % interval of the word error rate, over 1,000 drawings of as many clips."""
     edits, n_words = np.array([[e.total, e.words] for e in errors]).T
     drawn = np.random.default_rng(0).integers(len(errors), size=(1000, len(errors)))
-    return np.percentile(edits[drawn].sum(1) / np.maximum(n_words[drawn].sum(1), 1), [2.5, 97.5]).tolist()
+    return np.percentile(edits[drawn].sum(1) / np.maximum(n_words[drawn].sum(1), 1),
+                         [2.5, 97.5]).tolist()
 
 
 def share(right: list[bool], mended: list[bool]) -> dict | None:
@@ -105,12 +124,17 @@ def share(right: list[bool], mended: list[bool]) -> dict | None:
 def common(name: str, questions: list[Question], answers: dict[str, Answer]) -> dict:
     """What the results of all benchmarks tell of audio and of answers that are not there."""
     answered = {q.id: answers[q.id] for q in questions if q.id in answers}
-    return {"benchmark": name, "broken_audio": {id: answer.error for id, answer in answered.items() if answer.error},
-            "unanswered": [q.id for q in questions if q.id not in answered],
-            "unscored": [q.id for q in questions if not can_be_scored(name, q)],
-            "cut": sum(answer.cut for answer in answered.values()),
-            "incomplete": {id: answer.incomplete for id, answer in answered.items()
-                           if answer.incomplete}}
+    return {
+        "benchmark": name, "broken_audio": {
+            id: answer.error
+            for id, answer in answered.items()
+            if answer.error
+        }, "unanswered": [q.id for q in questions if q.id not in answered],
+        "unscored": [q.id for q in questions if not can_be_scored(name, q)], "cut": sum(
+            answer.cut for answer in answered.values()), "incomplete": {
+                id: answer.incomplete
+                for id, answer in answered.items()
+                if answer.incomplete}}
 
 
 def reply_to(question: Question, answers: dict[str, Answer]) -> str:
@@ -132,11 +156,19 @@ def score_choices(name: str, questions: list[Question], answers: dict[str, Answe
             for row in rows:
                 tables.setdefault(title, {}).setdefault(row, []).append(i)
     silent = {*result["broken_audio"], *result["unanswered"]}
-    malformed = {q.id: r for q, r in zip(questions, replies) if q.id not in silent and not benchmark.answers(r, q)}
+    malformed = {
+        q.id: r
+        for q, r in zip(questions, replies)
+        if q.id not in silent and not benchmark.answers(r, q)}
     return result | {
-        "overall": share(right, mended), "bare_letters": sum(map(is_bare_letter, replies)), "malformed": malformed,
-        "tables": {title: {row: share([right[i] for i in at], [mended[i] for i in at]) for row, at in sorted(rows.items())}
-                   for title, rows in tables.items()}}
+        "overall": share(right, mended), "bare_letters": sum(map(is_bare_letter, replies)),
+        "malformed": malformed, "tables": {
+            title: {
+                row: share([right[i]
+                            for i in at], [mended[i]
+                                           for i in at])
+                for row, at in sorted(rows.items())}
+            for title, rows in tables.items()}}
 
 
 def score_transcripts(questions: list[Question], answers: dict[str, Answer]) -> dict:
@@ -147,15 +179,19 @@ def score_transcripts(questions: list[Question], answers: dict[str, Answer]) -> 
     total = sum(errors, WordErrors())
     require(total.words, "expected transcripts with words, got none: there is no word error rate")
     return common("asr", questions, answers) | {
-        "clips": len(questions), **asdict(total), "wer": word_error_rate(errors), "interval": bootstrap(errors),
-        "empty": sum(not heard for _, heard in pairs), "normalisation": NORMALISATION,
-        "worst": [{"id": questions[i].id, **asdict(errors[i]), "reference": pairs[i][0], "hypothesis": pairs[i][1]}
-                  for i in worst[:SHOWN] if errors[i].total]}
+        "clips": len(questions), **asdict(total), "wer": word_error_rate(errors),
+        "interval": bootstrap(errors), "empty": sum(
+            not audio_embeddings
+            for _, audio_embeddings in pairs), "normalisation": NORMALISATION, "worst": [{
+                "id": questions[i].id, **asdict(errors[i]), "reference": pairs[i][0],
+                "hypothesis": pairs[i][1]
+            } for i in worst[:SHOWN] if errors[i].total]}
 
 
 def score(name: str, questions: list[Question], answers: dict[str, Answer]) -> dict:
     """The result of a benchmark, ready for JSON."""
-    return score_transcripts(questions, answers) if name == "asr" else score_choices(name, questions, answers)
+    return score_transcripts(questions, answers) if name == "asr" else score_choices(
+        name, questions, answers)
 
 
 class Tally:

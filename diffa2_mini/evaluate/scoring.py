@@ -1,8 +1,10 @@
-"""Whether one reply is right, as each benchmark released the rule; and what is wrong with one transcript.
+"""Whether one reply is right, as each benchmark released the rule; and what is wrong with one
+transcript.
 
-The rules are kept as they are, with what they get wrong. MMSU's reads "A dog barks" as option A. MMAU's, which MMAR shares,
-looks for words alone, so that a bare letter says nothing: it scores 2 of MMAU's 1,000 questions when it is always right.
-Hence a second score: a reply that is only a letter stands for its choice's text, and then the words decide.
+The rules are kept as they are, with what they get wrong. MMSU's reads "A dog barks" as option A.
+MMAU's, which MMAR shares, looks for words alone, so that a bare letter says nothing: it scores 2 of
+MMAU's 1,000 questions when it is always right. Hence a second score: a reply that is only a letter
+stands for its choice's text, and then the words decide.
 """
 
 import re
@@ -19,19 +21,23 @@ def same(text: str, other: str) -> bool:
 
 
 def is_right(example: Example, answer: str) -> bool:
-    """Of a manifest: whether the answer is the target; of a lettered question, whether its letter is."""
+    """Of a manifest: whether the answer is the target; of a lettered question, whether its letter
+    is."""
     if example.type.endswith("+abcd"):
         return answer.strip()[:1] == example.answer.strip()[:1]
     return same(answer, example.answer)
 
 
-# ------------------------------------------------------------------------------------------------- multiple choice
+# ---------------------------------------------------------------------------------- multiple choice
 
 
 def mmsu_letter(reply: str) -> str | None:
-    """MMSU's rule: the first character if it is one of ABCD, else the last but one if it is; else none."""
+    """MMSU's rule: the first character if it is one of ABCD, else the last but one if it is; else
+    none."""
     text = reply.strip().replace("\n", "")
-    return next((character for character in (text[:1], text[-2:-1]) if character and character in "ABCD"), None)
+    return next(
+        (character for character in (text[:1], text[-2:-1]) if character and character in "ABCD"),
+        None)
 
 
 def score_mmsu(reply: str, answer: str, choices: tuple[str, ...]) -> bool:
@@ -44,7 +50,8 @@ def words(text: str) -> set[str]:
 
 
 def score_by_words(reply: str, answer: str, choices: tuple[str, ...]) -> bool:
-    """MMAU's and MMAR's rule: the reply has every word of the answer, and none that occurs in wrong choices alone."""
+    """MMAU's and MMAR's rule: the reply has every word of the answer, and none that occurs in wrong
+    choices alone."""
     said, right = words(reply), words(answer)
     wrong = set().union(*map(words, choices)) - right
     return bool(said) and right <= said and not said & wrong
@@ -56,8 +63,8 @@ def is_bare_letter(reply: str) -> bool:
 
 
 def mend_letter(reply: str, choices: tuple[str, ...]) -> str:
-    """The reply, or the choice's text where the reply is only its letter. Where the choices are letters themselves, as keys of
-    music are, it is a text already."""
+    """The reply, or the choice's text where the reply is only its letter. Where the choices are
+    letters themselves, as keys of music are, it is a text already."""
     if any(same(reply, choice) for choice in choices) or not is_bare_letter(reply):
         return reply
     return dict(zip(ascii_uppercase, choices)).get(reply.strip().strip("()."), reply)
@@ -76,21 +83,24 @@ def names_a_choice(reply: str, choices: tuple[str, ...]) -> bool:
     return any(words(choice) and words(choice) <= said for choice in choices)
 
 
-# ----------------------------------------------------------------------------------------------------- transcripts
+# -------------------------------------------------------------------------------------- transcripts
 
-NORMALISATION = ("lower case; apostrophes are taken out (don't = dont); all other punctuation and symbols separate words "
-                 "(well-known = well known)")
+NORMALISATION = (
+    "lower case; apostrophes are taken out (don't = dont); all other punctuation and symbols separate words "
+    "(well-known = well known)")
 
 
 def normalise(text: str) -> str:
     """A transcript as it is compared: NORMALISATION, in Unicode's composed form."""
     text = re.sub("['\u2018\u2019\u02bc]", "", unicodedata.normalize("NFKC", text).lower())
-    return " ".join("".join(" " if unicodedata.category(c)[0] in "PSZC" else c for c in text).split())
+    return " ".join("".join(
+        " " if unicodedata.category(c)[0] in "PSZC" else c for c in text).split())
 
 
 @dataclass(frozen=True)
 class WordErrors:
-    """Edits between a transcript and its reference of so many `words`: those replaced, left out, and put in."""
+    """Edits between a transcript and its reference of so many `words`: those replaced, left out,
+    and put in."""
 
     substitutions: int = 0
     deletions: int = 0
@@ -102,15 +112,17 @@ class WordErrors:
         return self.substitutions + self.deletions + self.insertions
 
     def __add__(self, other: "WordErrors") -> "WordErrors":
-        return WordErrors(self.substitutions + other.substitutions, self.deletions + other.deletions,
-                          self.insertions + other.insertions, self.words + other.words)
+        return WordErrors(self.substitutions + other.substitutions,
+                          self.deletions + other.deletions, self.insertions + other.insertions,
+                          self.words + other.words)
 
 
 def word_errors(reference: str, hypothesis: str) -> WordErrors:
-    """The fewest edits that make the hypothesis of the reference, counted in words; of those the ones with the fewest
-    substitutions, which leave the most words right."""
+    """The fewest edits that make the hypothesis of the reference, counted in words; of those the
+    ones with the fewest substitutions, which leave the most words right."""
     truth, guess = reference.split(), hypothesis.split()
-    row = [(j, 0, 0, j) for j in range(len(guess) + 1)]  # (edits, S, D, I) from no word to the first 0 ... n of the guess
+    # (edits, S, D, I) from no word to the first 0 ... n of the guess
+    row = [(j, 0, 0, j) for j in range(len(guess) + 1)]
     for i, word in enumerate(truth, start=1):
         previous, row = row, [(i, 0, i, 0)]
         for j, other in enumerate(guess, start=1):

@@ -1,4 +1,5 @@
-"""Keys and values that are kept from one step of decoding to the next (Fast-dLLM, arXiv 2505.22618).
+"""Keys and values that are kept from one step of decoding to the next (Fast-dLLM, arXiv
+2505.22618).
 
 As every token looks both ways, those of a token change whenever another one is committed. What is
 kept is an approximation, renewed now and then; decoding says when.

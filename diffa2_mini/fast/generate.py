@@ -5,32 +5,34 @@ others, sampling by a temperature, random remasking, classifier-free guidance, a
 step.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..config import DecodeConfig
 from ..decode import commit, finished, tokens_in_step
-from .graphs import Captured
 from ..noise import stream
+from .graphs import Captured
 from .state import BLOCK_STATES, DecodingState
 
 
 @dataclass
 class Step:
-    """What one step of decoding did to each of B responses of R tokens. Only the masks of the block that is being filled in
-    are predicted; elsewhere `predicted` is what stands there, with a confidence of 0."""
+    """What one step of decoding did to each of B responses of R tokens. Only the masks of the block
+    that is being filled in are predicted; elsewhere `predicted` is what stands there, with a
+    confidence of 0."""
 
     tokens: Tensor  # [B, R] after the step; masks where nothing is committed yet
     predicted: Tensor  # [B, R] the token that each position would get now
     confidence: Tensor  # [B, R] softmax probability of that token, free of noise
     committed: Tensor  # bool [B, R], what this step settled
-    likely: tuple[Tensor, Tensor] | None = None  # if asked for: the likeliest tokens [B, R, top] and their probabilities
+    # if asked for: the likeliest tokens [B, R, top] and their probabilities
+    likely: tuple[Tensor, Tensor] | None = None
 
 
-# ------------------------------------------------------------------------------------------- sampling
+# ----------------------------------------------------------------------------------------- sampling
 
 
 def sample(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -53,9 +55,9 @@ def gumbel(uniform: Tensor, temperature: float) -> Tensor:
 
 def draw(config: DecodeConfig, numbers: list[int], start: int, step: int, mask_positions: Tensor,
          n_tokens: int) -> tuple[Tensor | None, Tensor | None]:
-    """What chance adds in a step to the log probabilities [B, n, V] at `mask_positions`
-    [B, n] of a block, of the answers with these `numbers`; and in which order [B, n] it settles them. None where it
-    decides nothing. float32, and made on the CPU, since a Mac's GPU has no float64."""
+    """What chance adds in a step to the log probabilities [B, n, V] at `mask_positions` [B, n] of a
+    block, of the answers with these `numbers`; and in which order [B, n] it settles them. None
+    where it decides nothing. float32, and made on the CPU, since a Mac's GPU has no float64."""
     def uniform(kind: str, number: int, *shape: int) -> Tensor:
         drawn = stream(kind, config.seed, number, start, step).random((config.block_length, *shape))
         return torch.from_numpy(drawn)  # in [0, 1), float64
@@ -71,12 +73,14 @@ def draw(config: DecodeConfig, numbers: list[int], start: int, step: int, mask_p
     return noise, order
 
 
-# ------------------------------------------------------------------------------- logits, and guidance
+# ----------------------------------------------------------------------------- logits, and guidance
 
 
 def logits_at(mask_positions: Tensor, state: DecodingState, hidden: Tensor) -> Tensor:
-    """Logits [B, n, V] at `mask_positions` [B, n] of a block with the states `hidden` [B, block, D]."""
-    return state.logits(hidden.gather(1, mask_positions[..., None].expand(-1, -1, hidden.shape[-1])))
+    """Logits [B, n, V] at `mask_positions` [B, n] of a block with the states `hidden` [B, block,
+    D]."""
+    return state.logits(hidden.gather(1, mask_positions[..., None].expand(-1, -1,
+                                                                          hidden.shape[-1])))
 
 
 def predict(states: list[DecodingState], config: DecodeConfig, seen: Tensor, mask_positions: Tensor,
@@ -85,15 +89,15 @@ def predict(states: list[DecodingState], config: DecodeConfig, seen: Tensor, mas
     [B, R] are the tokens so far. With a second state, which is unconditional, they are guided.
     `fresh` renews a cache."""
     logits, *unconditional = [
-        logits_at(mask_positions, state, BLOCK_STATES[config.cache](state, seen, start, stop, fresh))
-        for state in states]
+        logits_at(mask_positions, state, BLOCK_STATES[config.cache](state, seen, start, stop,
+                                                                    fresh)) for state in states]
     if unconditional:
         logits = unconditional[0] + (config.cfg + 1) * (logits - unconditional[0])
     logits[..., states[0].mask_id] = -torch.inf  # a mask is not an answer
     return logits
 
 
-# ------------------------------------------------------------------------------------------- recording
+# ---------------------------------------------------------------------------------------- recording
 
 
 def record(before: Tensor, here: tuple[Tensor, Tensor], predicted: Tensor, confidence: Tensor,
@@ -111,7 +115,7 @@ def record(before: Tensor, here: tuple[Tensor, Tensor], predicted: Tensor, confi
     return step
 
 
-# ------------------------------------------------------------------------------------------- the loop
+# ----------------------------------------------------------------------------------------- the loop
 
 
 def captured(state: DecodingState, config: DecodeConfig) -> DecodingState:
@@ -129,7 +133,8 @@ def generate(state: DecodingState, config: DecodeConfig, eos_id: int, top: int =
 
     An answer does not depend on its neighbours: what is drawn for it depends on which of all that
     are asked it is, as `numbers` tells (default: from 0 on). A fixed schedule waits for the device
-    once a block, the others once a step. With `top`, a step tells the likeliest tokens of each mask.
+    once a block, the others once a step. With `top`, a step tells the likeliest tokens of each
+    mask.
     """
     mask_id, device = state.mask_id, state.response.device
     refresh = config.refresh or config.block_length

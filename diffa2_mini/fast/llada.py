@@ -16,7 +16,8 @@ RECOMPUTE = ("nothing", "feed-forward", "blocks")
 
 
 class FastBlock(Block):
-    """A block whose output begins at token `first`, and which can compute its feed-forward again."""
+    """A block whose output begins at token `first`, and which can compute its feed-forward
+    again."""
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None,
                 cache=None, first: int = 0, recompute: bool = False) -> Tensor:
@@ -28,7 +29,8 @@ class FastBlock(Block):
     def attention(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache,
                   first: int = 0) -> Tensor:
         h = self.attn_norm(x)
-        q = rotate(self.heads(self.q_proj(h[:, first:])), [part[..., first:, :] for part in rotation])
+        q = rotate(self.heads(self.q_proj(h[:, first:])),
+                   [part[..., first:, :] for part in rotation])
         k, v = rotate(self.heads(self.k_proj(h)), rotation), self.heads(self.v_proj(h))
         if cache is not None:
             k, v = cache.update(k, v)

@@ -2,9 +2,9 @@
 
 import sys
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable
 
 import torch
 from torch import nn
@@ -14,13 +14,15 @@ from .memory import glibc
 
 @lru_cache
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large linear layer on this machine, measured now: the best of five."""
+    """Floating-point operations a second of a large linear layer on this machine, measured now: the
+    best of five."""
     n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
     times = []
     for _ in range(5):
         start = now(device)
-        nn.functional.linear(a, a)  # the second matrix is transposed, for which some CPUs are far faster in bfloat16
+        # the second matrix is transposed, for which some CPUs are far faster in bfloat16
+        nn.functional.linear(a, a)
         times.append(now(device) - start)
     return 2 * n**3 / min(times)
 
@@ -44,7 +46,8 @@ def now(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> str:
-    """The most memory that this process has had so far: on CUDA that of tensors on the device, else all of it."""
+    """The most memory that this process has had so far: on CUDA that of tensors on the device, else
+    all of it."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
     if sys.platform == "win32":
@@ -55,8 +58,8 @@ def peak_memory(device: torch.device) -> str:
 
 
 def memory_above(function: Callable, device: torch.device, all_of_it: bool = False) -> int | None:
-    """Bytes that a function needs at most, beyond what is there when it starts, or with that: on CUDA those of tensors, on
-    Linux those of the process. None elsewhere."""
+    """Bytes that a function needs at most, beyond what is there when it starts, or with that: on
+    CUDA those of tensors, on Linux those of the process. None elsewhere."""
     status = Path("/proc/self/status")
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
@@ -65,7 +68,8 @@ def memory_above(function: Callable, device: torch.device, all_of_it: bool = Fal
         peak = torch.cuda.max_memory_allocated()
     elif status.exists():
         def field(name):
-            return int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1]) * 1024
+            return int(next(line for line in status.read_text().splitlines()
+                            if line.startswith(name)).split()[1]) * 1024
         if glibc():
             glibc().malloc_trim(0)  # gives back what is kept
         before = field("VmRSS")

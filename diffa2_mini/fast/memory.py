@@ -12,8 +12,9 @@ def glibc() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory() -> None:
-    """Have freed memory kept for the next tensor. Else a tensor above 32 MiB is mapped anew each time, and to touch its
-    pages first can take longer than to compute it. For decoding; training needs more memory that way."""
+    """Have freed memory kept for the next tensor. Else a tensor above 32 MiB is mapped anew each
+    time, and to touch its pages first can take longer than to compute it. For decoding; training
+    needs more memory that way."""
     library = glibc()
     if library:
         library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD

@@ -1,17 +1,17 @@
-"""The state of decoding a batch: prompts with audio, responses, and the keys and values that are kept
-from one step to the next.
+"""The state of decoding a batch: prompts with audio, responses, and the keys and values that are
+kept from one step to the next.
 
-Three ways to make the hidden states of a block, which all give the same where everything is renewed:
-without a cache, with a *prefix cache* of what stands before the block, and with a *dual cache* of what
-stands behind it too (Fast-dLLM, arXiv 2505.22618, section 3.2).
+Three ways to make the hidden states of a block, which all give the same where everything is
+renewed: without a cache, with a *prefix cache* of what stands before the block, and with a *dual
+cache* of what stands behind it too (Fast-dLLM, arXiv 2505.22618, section 3.2).
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..model import Diffa2, lay_out
+from ..model import Diffa2Model, lay_out
 from ..tokenizer import Prompt
 from .cache import KeyValueCache, empty_caches, place
 
@@ -20,7 +20,7 @@ class DecodingState:
     """B responses of R tokens behind their prompts. `lengths` are those of the responses; what is
     behind is padding. Tokens are [B, R], hidden states [B, ..., D]."""
 
-    def __init__(self, model: Diffa2, audio_embeddings: list[Tensor], prompts: list[Prompt],
+    def __init__(self, model: Diffa2Model, audio_embeddings: list[Tensor], prompts: list[Prompt],
                  lengths: list[int], mask_id: int):
         self.model, self.audio_embeddings, self.prompts = model, audio_embeddings, prompts
         self.lengths, self.mask_id = lengths, mask_id

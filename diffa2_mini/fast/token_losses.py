@@ -1,11 +1,12 @@
 """The cross-entropies of diffusion.py without all logits at once.
 
-With a vocabulary of 126,464, logits and their gradient would be most of the memory of a training step.
-The gradient of a loss with respect to its logits is p - 1 at the token and p elsewhere: it can be made
-with the loss, where the logits were, a few tokens at a time. So memory does not grow with K * V.
+With a vocabulary of 126,464, logits and their gradient would be most of the memory of a training
+step. The gradient of a loss with respect to its logits is p - 1 at the token and p elsewhere: it
+can be made with the loss, where the logits were, a few tokens at a time. So memory does not grow
+with K * V.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor

@@ -1,4 +1,5 @@
-"""Train a byte-level BPE on a text, in the place of LLaDA's tokenizer.json, which comes as a download.
+"""Train a byte-level BPE on a text, in the place of LLaDA's tokenizer.json, which comes as a
+download.
 
 Not part of DIFFA-2. The vocabularies of the toy and the small size are made so (data/toy.py).
 """
@@ -15,7 +16,8 @@ from ..tokenizer import WORD_PATTERN
 def train_bpe(words: Counter, n_merges: int) -> dict[bytes, int]:
     """Ranks of a byte-level BPE: 256 bytes, then up to `n_merges` merges of the most frequent pair.
 
-    `words` counts the pieces that WORD_PATTERN cuts the training text into. Ties go to the smallest pair.
+    `words` counts the pieces that WORD_PATTERN cuts the training text into. Ties go to the smallest
+    pair.
     """
     ranks = {bytes([b]): b for b in range(256)}
     split = {word: [bytes([b]) for b in word.encode()] for word in words}

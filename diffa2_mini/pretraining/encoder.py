@@ -1,14 +1,16 @@
-"""Stage 0, first half: pretrain the toy encoder, in the place of Whisper-large-v3, which comes as a download.
+"""Stage 0, first half: pretrain the toy encoder, in the place of Whisper-large-v3, which comes as a
+download.
 
-Not part of DIFFA-2. It learns by predicting what its training clips are made of: for each frame which item sounds, the
-how-manieth it is, and which pitches; for the whole clip its traits. That uses the alignment of the data, which real
-speech recognition does without. The heads that predict are thrown away.
+Not part of DIFFA-2. It learns by predicting what its training clips are made of: for each frame
+which item sounds, the how-manieth it is, and which pitches; for the whole clip its traits. That
+uses the alignment of the data, which real speech recognition does without. The heads that predict
+are thrown away.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -17,14 +19,15 @@ from torch.nn import functional as F
 
 from ..audio import encoder_frames, load_audio, log_mel
 from ..config import AudioConfig, PretrainConfig
-from ..errors import require
 from ..data import read_manifest
+from ..errors import require
 from ..noise import seed_of, stream
 from ..training.objective import adamw
 from ..whisper import WhisperEncoder
 
 N_ORDINALS = 5  # none, first, second, third, fourth
-SEGMENT = {"start", "end", "label", "ordinal", "pitches"}  # what a manifest says of each thing that sounds
+# what a manifest says of each thing that sounds
+SEGMENT = {"start", "end", "label", "ordinal", "pitches"}
 
 
 def learning_rate(step: int, n_steps: int, warmup: int) -> float:
@@ -36,7 +39,8 @@ def learning_rate(step: int, n_steps: int, warmup: int) -> float:
 
 @dataclass
 class LabelledClips:
-    """The encoder's training data: n clips with their targets. Class 0 of a frame is `nothing sounds`."""
+    """The encoder's training data: n clips with their targets. Class 0 of a frame is `nothing
+    sounds`."""
 
     mel: Tensor  # [n, n_mels, M] float16
     n_frames: Tensor  # [n] encoder frames that hold sound
@@ -54,10 +58,12 @@ class LabelledClips:
         more than `most`, about so many from all over it. Raises UserError."""
         rows = read_manifest(manifest)
         for i, row in enumerate(rows, start=1):
-            complete = isinstance(row, dict) and {"audio_filepath", "segments", "traits"} <= set(row)
-            require(complete and all(SEGMENT <= set(segment) for segment in row["segments"]),
-                    f"{manifest}: entry {i}: expected audio_filepath, traits and segments, each with "
-                    f"{', '.join(sorted(SEGMENT))}; data/toy.py and data/fsdd.py write such manifests")
+            complete = isinstance(row, dict) and {"audio_filepath", "segments", "traits"
+                                                  } <= set(row)
+            require(
+                complete and all(SEGMENT <= set(segment) for segment in row["segments"]),
+                f"{manifest}: entry {i}: expected audio_filepath, traits and segments, each with "
+                f"{', '.join(sorted(SEGMENT))}; data/toy.py and data/fsdd.py write such manifests")
         labels = sorted({segment["label"] for row in rows for segment in row["segments"]})
         values = {}
         for row in rows:
@@ -72,10 +78,12 @@ class LabelledClips:
         n_frames = torch.empty(n, dtype=torch.long)
         per_second = config.sample_rate / config.hop_length / 2  # encoder frames
         for i, row in enumerate(progress(rows)):
-            samples = load_audio(manifest.parent / row["audio_filepath"], config.sample_rate, config.max_seconds)
+            samples = load_audio(manifest.parent / row["audio_filepath"], config.sample_rate,
+                                 config.max_seconds)
             mel[i], n_frames[i] = log_mel(samples, config), encoder_frames(len(samples), config)
             for segment in row["segments"]:
-                span = slice(round(segment["start"] * per_second), round(segment["end"] * per_second))
+                span = slice(round(segment["start"] * per_second), round(
+                    segment["end"] * per_second))
                 item[i, span] = 1 + labels.index(segment["label"])
                 ordinal[i, span] = 0 if segment["pitches"] else segment["ordinal"] + 1
                 pitch[i, span, segment["pitches"]] = True
@@ -86,23 +94,28 @@ class LabelledClips:
 
 
 class EncoderHeads(nn.Module):
-    """What predicts the targets from the encoder's final hidden state; thrown away after pretraining."""
+    """What predicts the targets from the encoder's final hidden state; thrown away after
+    pretraining."""
 
     def __init__(self, width: int, clips: LabelledClips):
         super().__init__()
         self.item = nn.Linear(width, 1 + len(clips.labels))
         self.ordinal = nn.Linear(width, N_ORDINALS)
         self.pitch = nn.Linear(width, 12)
-        self.traits = nn.ModuleList(nn.Linear(width, len(found)) for found in clips.trait_values.values())
+        self.traits = nn.ModuleList(
+            nn.Linear(width, len(found)) for found in clips.trait_values.values())
 
 
-def encoder_loss(final: Tensor, heads: EncoderHeads, clips: LabelledClips, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss of the clips numbered `at`, whose final hidden states are [B, T, E]; and the share of sounding frames
-    whose item and ordinal are right."""
-    item, ordinal, pitch, traits, n_frames = (
-        x[at].to(final.device) for x in (clips.item, clips.ordinal, clips.pitch, clips.traits, clips.n_frames))
+def encoder_loss(final: Tensor, heads: EncoderHeads, clips: LabelledClips,
+                 at: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean loss of the clips numbered `at`, whose final hidden states are [B, T, E]; and the share
+    of sounding frames whose item and ordinal are right."""
+    item, ordinal, pitch, traits, n_frames = (x[at].to(final.device)
+                                              for x in (clips.item, clips.ordinal, clips.pitch,
+                                                        clips.traits, clips.n_frames))
     item_logits, ordinal_logits = heads.item(final), heads.ordinal(final)
-    loss = F.cross_entropy(item_logits.transpose(1, 2), item) + F.cross_entropy(ordinal_logits.transpose(1, 2), ordinal)
+    loss = F.cross_entropy(item_logits.transpose(1, 2), item) + F.cross_entropy(
+        ordinal_logits.transpose(1, 2), ordinal)
     loss = loss + F.binary_cross_entropy_with_logits(heads.pitch(final), pitch.float())
     inside = torch.arange(final.shape[1], device=final.device) < n_frames[:, None]  # [B, T]
     mean = (final * inside[:, :, None]).sum(1) / inside.sum(1, keepdim=True)  # [B, E]
@@ -115,19 +128,23 @@ def encoder_loss(final: Tensor, heads: EncoderHeads, clips: LabelledClips, at: T
 
 
 def blank(mel: Tensor, config: PretrainConfig, rng: np.random.Generator) -> Tensor:
-    """SpecAugment: blank two random stretches of time and two bands of frequency of each clip [B, n_mels, M]."""
+    """SpecAugment: blank two random stretches of time and two bands of frequency of each clip [B,
+    n_mels, M]."""
     mel = mel.clone()
     for clip in mel:
         floor = clip.min()
         for _ in range(2):
-            width, height = rng.integers(0, config.mask_frames + 1), rng.integers(0, config.mask_mels + 1)
-            left, top = rng.integers(0, mel.shape[2] - width), rng.integers(0, mel.shape[1] - height)
+            width, height = rng.integers(0, config.mask_frames + 1), rng.integers(
+                0, config.mask_mels + 1)
+            left, top = rng.integers(0, mel.shape[2] - width), rng.integers(
+                0, mel.shape[1] - height)
             clip[:, left:left + width] = floor
             clip[top:top + height] = floor
     return mel
 
 
-def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: PretrainConfig, seed: int, progress: Callable):
+def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: PretrainConfig,
+                     seed: int, progress: Callable):
     """Train the encoder in place. Yields (step, loss, frame accuracy) now and then."""
     torch.manual_seed(seed_of("encoder", seed))
     rng = stream("encoder", seed)
@@ -143,8 +160,10 @@ def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: Pret
         at = torch.tensor([order.pop(0) for _ in range(config.encoder_batch)])
         final, _ = encoder(blank(clips.mel[at].float(), config, rng).to(device))
         loss, right = encoder_loss(final, heads, clips, at)
-        update(optimizer, parameters, loss, config.encoder_lr * learning_rate(step, config.encoder_steps, config.warmup))
-        loss_mean, right_mean = 0.98 * loss_mean + 0.02 * loss.item(), 0.98 * right_mean + 0.02 * right.item()
+        update(optimizer, parameters, loss,
+               config.encoder_lr * learning_rate(step, config.encoder_steps, config.warmup))
+        loss_mean, right_mean = 0.98 * loss_mean + 0.02 * loss.item(
+        ), 0.98 * right_mean + 0.02 * right.item()
         if step % 100 == 99:
             yield step + 1, loss_mean, right_mean
     encoder.requires_grad_(False)

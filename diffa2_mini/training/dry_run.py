@@ -1,7 +1,9 @@
-"""The dry run: what a stage would take, counted and not tried. Memory, floating-point operations, hours.
+"""The dry run: what a stage would take, counted and not tried. Memory, floating-point operations,
+hours.
 
-The model is built on torch's `meta` device, where tensors have shapes and no values, so that the counts of weights are
-exact. Memory and operations follow from the shapes by the formulas below, for the longest clips that the model hears.
+The model is built on torch's `meta` device, where tensors have shapes and no values, so that the
+counts of weights are exact. Memory and operations follow from the shapes by the formulas below, for
+the longest clips that the model hears.
 """
 
 import argparse
@@ -11,26 +13,27 @@ from pathlib import Path
 
 import torch
 
-from ..config import ASSETS, Config, SIZES, StageConfig
-from ..errors import UserError
+from ..config import ASSETS, SIZES, Config, StageConfig
 from ..data import n_embeddings, read_manifest
-from ..fast.token_losses import CHUNK
-from ..model import Diffa2, PREFIXES, part_of
-from ..fast.device import DTYPES
+from ..errors import UserError
 from ..evaluate.scoreboard import columns
+from ..fast.device import DTYPES
+from ..fast.token_losses import CHUNK
+from ..model import PREFIXES, Diffa2Model, part_of
 
 GIB = 2**30
 PROMPT, RESPONSE = 64, 128  # tokens of an example, beside its audio
 HOURS = {1: 11_000, 2: 3_700, 3: 3_700}  # of audio that the authors trained on (section 4)
 PAIRS = 3_000  # and preference pairs
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "4090": 165e12, "L40S": 362e12}  # a second, dense bfloat16
+# a second, dense bfloat16
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "4090": 165e12, "L40S": 362e12}
 UTILISATION = 0.4  # of that peak, assumed
 
 
 @dataclass
 class Shape:
-    """What goes through the model: `clips` through the encoder, and rows of `lengths`: tokens before the answer, and of the
-    answer. Of these `masked` in all are to predict."""
+    """What goes through the model: `clips` through the encoder, and rows of `lengths`: tokens
+    before the answer, and of the answer. Of these `masked` in all are to predict."""
 
     clips: int
     lengths: list[tuple[int, int]]
@@ -46,22 +49,25 @@ class Shape:
 
 
 def shape_of(config: Config, stage: StageConfig, clips: int) -> Shape:
-    """The shape of `clips` examples, or pairs, of the longest clips; half of the tokens of the response are masked."""
+    """The shape of `clips` examples, or pairs, of the longest clips; half of the tokens of the
+    response are masked."""
     before = n_embeddings(config.adapter, stage.audio, config.audio.max_frames // 2) + PROMPT
     rows = clips * (2 * stage.vrpo_samples if stage.preference else 1)
     return Shape(clips, [(before, RESPONSE)] * rows, rows * RESPONSE // 2)
 
 
-def shape_of_step(stage: StageConfig, lengths: list[tuple[int, int]], n_masked: int, encoded: bool) -> Shape:
+def shape_of_step(stage: StageConfig, lengths: list[tuple[int, int]], n_masked: int,
+                  encoded: bool) -> Shape:
     """The shape of a step on answers of known `lengths`, whose clips were `encoded` or are kept."""
-    return Shape(stage.batch_size * encoded, lengths * (stage.vrpo_samples if stage.preference else 1), n_masked)
+    return Shape(stage.batch_size * encoded,
+                 lengths * (stage.vrpo_samples if stage.preference else 1), n_masked)
 
 
 def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int, int]]:
-    """Numbers in each part, Whisper's table of positions among them, and how many of them the stage trains; LoRA is there
-    once a stage trains it."""
+    """Numbers in each part, Whisper's table of positions among them, and how many of them the stage
+    trains; LoRA is there once a stage trains it."""
     with torch.device("meta"):
-        model = Diffa2(config)
+        model = Diffa2Model(config)
     if "lora" in stage.trains:
         model.add_lora()
     model.train_only(stage.trains)
@@ -77,40 +83,47 @@ def recompute(config: Config) -> str:
     return "nothing" if config.from_scratch else "blocks"
 
 
-def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int, recompute: str) -> int:
-    """Peak of what the forward pass keeps and the backward pass adds, with `width` bytes per number of the frozen parts
-    (2 for bfloat16, 4 for float32)."""
+def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int,
+                     recompute: str) -> int:
+    """Peak of what the forward pass keeps and the backward pass adds, with `width` bytes per number
+    of the frozen parts (2 for bfloat16, 4 for float32)."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     tokens, lora = shape.tokens, width * D * ("lora" in stage.trains)
-    # A block keeps the float32 input of its norm, q, k, v and what attention gives; then that of the other norm and the three
-    # inner tensors of SwiGLU; LoRA also the input of the projections in each half. The last block answers for responses alone.
+    # A block keeps the float32 input of its norm, q, k, v and what attention gives; then that of
+    # the other norm and the three inner tensors of SwiGLU; LoRA also the input of the projections
+    # in each half. The last block answers for responses alone.
     attention = 4 * D + 4 * width * D + lora
     feed_forward = 4 * D + 3 * width * H + lora
     kept, again = {
-        "nothing": (tokens * layers * attention + (tokens * (layers - 1) + shape.answers) * feed_forward, 0),
+        "nothing": (tokens * layers * attention + (tokens *
+                                                   (layers - 1) + shape.answers) * feed_forward, 0),
         "feed-forward": (tokens * layers * (attention + width * D), tokens * feed_forward),
         "blocks": (tokens * layers * width * D, tokens * (attention + feed_forward)),
     }[recompute]
     inner = tokens * 3 * width * H  # gradients of SwiGLU, the widest place of the backward pass
-    # Logits and, in float32, their logarithmic softmax, which becomes their gradient; in bfloat16 that also in their dtype.
+    # Logits and, in float32, their logarithmic softmax, which becomes their gradient; in bfloat16
+    # that also in their dtype.
     head = min(CHUNK, shape.masked) * config.llada.vocab_size * 8
     E, T = config.whisper.width, config.audio.max_frames // 2
     taps = len(config.whisper.taps) if "acoustic" in stage.audio else 0
-    heard = shape.clips * T * E * width * (len(config.whisper.taps) + 2 * taps * config.adapter.qformer_layers + 6)
-    return kept + heard + max(head, again + inner)
+    audio_embeddings = shape.clips * T * E * width * (len(config.whisper.taps) +
+                                                      2 * taps * config.adapter.qformer_layers + 6)
+    return kept + audio_embeddings + max(head, again + inner)
 
 
 def split_away(config: Config, processes: int) -> int:
-    """Numbers of the frozen backbone that are not on a device if its blocks are split among `processes`, one of which is whole
-    while it runs."""
+    """Numbers of the frozen backbone that are not on a device if its blocks are split among
+    `processes`, one of which is whole while it runs."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     block = 4 * D**2 + 3 * D * H + 2 * D
     return (layers - 1) * (block - block // processes)
 
 
-def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width: int, away: int = 0) -> dict[str, int]:
+def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width: int,
+                   away: int = 0) -> dict[str, int]:
     """Bytes that are there all the time, with so many numbers of the frozen parts `away`."""
-    frozen = sum(total for part, (total, _) in counts.items() if part in ("whisper", "llada")) - away
+    frozen = sum(
+        total for part, (total, _) in counts.items() if part in ("whisper", "llada")) - away
     ours = sum(total for total, _ in counts.values()) - frozen - away
     trained = sum(count for _, count in counts.values())
     return {"weights, frozen": frozen * width, "weights of adapters and LoRA, float32": 4 * ours,
@@ -119,20 +132,27 @@ def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width
             "copies of what is trained, for autocast": 2 * ours if width == 2 else 0}
 
 
-def peak_bytes(config: Config, stage: StageConfig, counts: dict, shape: Shape, width: int, recompute: str) -> int:
+def peak_bytes(config: Config, stage: StageConfig, counts: dict, shape: Shape, width: int,
+               recompute: str) -> int:
     """The most memory that a training step has at any time, in bytes."""
-    return sum(resident_bytes(counts, stage, width).values()) + activation_bytes(config, stage, shape, width, recompute)
+    return sum(resident_bytes(counts, stage, width).values()) + activation_bytes(
+        config, stage, shape, width, recompute)
 
 
 def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
-    """Floating-point operations that a forward and backward pass need: two per weight and token each way, as a frozen
-    weight has no gradient of its own. What recomputation repeats does not count."""
+    """Floating-point operations that a forward and backward pass need: two per weight and token
+    each way, as a frozen weight has no gradient of its own. What recomputation repeats does not
+    count."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     E, T = config.whisper.width, config.audio.max_frames // 2
-    # The last block reads everything, and answers for responses alone: keys and values of all, the rest of theirs.
-    pairs = sum((before + own) * ((layers - 1) * (before + own) + own) for before, own in shape.lengths)  # that attend
+    # The last block reads everything, and answers for responses alone: keys and values of all, the
+    # rest of theirs.
+    # that attend
+    pairs = sum(
+        (before + own) * ((layers - 1) * (before + own) + own) for before, own in shape.lengths)
     rest = 2 * D**2 + 3 * D * H
-    backbone = 2 * (shape.tokens * (layers * 2 * D**2 + (layers - 1) * rest) + shape.answers * rest + 2 * pairs * D)
+    backbone = 2 * (shape.tokens * (layers * 2 * D**2 +
+                                    (layers - 1) * rest) + shape.answers * rest + 2 * pairs * D)
     head = shape.masked * 2 * D * config.llada.vocab_size
     attention_gradients = 4 * pairs * D  # both factors of a product of activations have one
     encoder = shape.clips * T * config.whisper.n_layers * 2 * (12 * E**2 + 2 * T * E)
@@ -140,10 +160,13 @@ def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
     return 2 * (backbone + head) + attention_gradients + encoder + reference
 
 
-def throughput(config: Config, stage: StageConfig, shape: Shape, seconds: float, ceiling: float) -> dict[str, float]:
-    """How fast a step was: tokens a second, padding not counted, and its share of the operations that a `ceiling` allows in
-    that time (model FLOPs utilisation)."""
-    return {"tokens_per_second": shape.tokens / seconds, "mfu": step_flops(config, stage, shape) / seconds / ceiling}
+def throughput(config: Config, stage: StageConfig, shape: Shape, seconds: float,
+               ceiling: float) -> dict[str, float]:
+    """How fast a step was: tokens a second, padding not counted, and its share of the operations
+    that a `ceiling` allows in that time (model FLOPs utilisation)."""
+    return {
+        "tokens_per_second": shape.tokens / seconds,
+        "mfu": step_flops(config, stage, shape) / seconds / ceiling}
 
 
 def gpu() -> tuple[str, float]:
@@ -164,8 +187,8 @@ MANIFESTS[3] = MANIFESTS[2]
 
 
 def default_data(config: Config, stages: list[int], random_weights: bool) -> Path:
-    """Where the data is if the user does not say: the toy world, made if it is missing, or the prepared LibriSpeech.
-    Raises UserError that says what the first stage without data needs."""
+    """Where the data is if the user does not say: the toy world, made if it is missing, or the
+    prepared LibriSpeech. Raises UserError that says what the first stage without data needs."""
     if config.from_scratch or random_weights:
         from data import toy
         return toy.make_world(ASSETS / "toy")
@@ -175,12 +198,16 @@ def default_data(config: Config, stages: list[int], random_weights: bool) -> Pat
         if not (folder / name).exists():
             how = ("python data/librispeech.py prepares LibriSpeech" if stage == 1 else
                    "data/README.md says where the authors' data comes from")
-            raise UserError(f"stage {stage} of size {config.size} needs --data: a manifest of {what}, an entry being {line}; {how}")
+            raise UserError(
+                f"stage {stage} of size {config.size} needs --data: a manifest of {what}, an entry being {line}; {how}"
+            )
     return folder
 
 
-def number_of_examples(config: Config, number: int, stage: StageConfig, data: Path | None) -> tuple[int, str]:
-    """How many examples an epoch has, and whence that is known. Raises UserError if `data` has none."""
+def number_of_examples(config: Config, number: int, stage: StageConfig,
+                       data: Path | None) -> tuple[int, str]:
+    """How many examples an epoch has, and whence that is known. Raises UserError if `data` has
+    none."""
     folder = data or ASSETS / ("toy" if config.from_scratch else "librispeech")
     manifest = folder if folder.is_file() else folder / MANIFESTS[number][0]
     if data or manifest.is_file():
@@ -197,36 +224,40 @@ def number_of_steps(stage: StageConfig, n_examples: int) -> int:
     return stage.steps or math.ceil(stage.epochs * n_examples / stage.batch_size)
 
 
-def hours(config: Config, number: int, stage: StageConfig, data: Path | None, processes: int) -> float:
+def hours(config: Config, number: int, stage: StageConfig, data: Path | None,
+          processes: int) -> float:
     """How long a stage takes, if each process reaches UTILISATION of a GPU's peak."""
     n_steps = number_of_steps(stage, number_of_examples(config, number, stage, data)[0])
     flops = step_flops(config, stage, shape_of(config, stage, stage.batch_size))
     return n_steps * flops / (UTILISATION * gpu()[1] * processes) / 3600
 
 
-def describe(config: Config, number: int, stage: StageConfig, data: Path | None, width: int, recompute: str,
-             processes: int = 1, shard: bool = False) -> str:
+def describe(config: Config, number: int, stage: StageConfig, data: Path | None, width: int,
+             recompute: str, processes: int = 1, shard: bool = False) -> str:
     """The plan of one stage, as text; memory is that of each of the `processes`."""
     counts = count_parameters(config, stage)
     rows = [("part", "parameters", "trained")]
     rows += [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
     n_trained = sum(trained for _, trained in counts.values())
-    piece = shape_of(config, stage, stage.at_once)
+    piece = shape_of(config, stage, stage.micro_batch)
     resident = resident_bytes(counts, stage, width, split_away(config, processes) if shard else 0)
     activations = activation_bytes(config, stage, piece, width, recompute)
     memory = [(name, f"{size / GIB:.2f} GiB") for name, size in resident.items() if size]
-    how = f"activations, {stage.at_once} at once" + (f", {recompute} recomputed" if recompute != "nothing" else "")
+    how = f"activations, {stage.micro_batch} at once" + (f", {recompute} recomputed"
+                                                         if recompute != "nothing" else "")
     memory += [(how, f"{activations / GIB:.2f} GiB"),
                ("estimated peak memory", f"{(sum(resident.values()) + activations) / GIB:.2f} GiB")]
     step = shape_of(config, stage, stage.batch_size)
     flops = step_flops(config, stage, step)
-    n_examples, whence = number_of_examples(config, number, stage, data)
+    n_examples, source = number_of_examples(config, number, stage, data)
     n_steps = number_of_steps(stage, n_examples)
     name, peak = gpu()
-    work = [("tokens per step", f"{step.tokens:,}"), ("operations per step", f"{flops:.3g}"),
-            ("examples per epoch", f"{n_examples:,} ({whence})"), ("steps", f"{n_steps:,} of {stage.batch_size} examples"),
-            (f"hours on {'one' if processes == 1 else processes} {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
-             f"{hours(config, number, stage, data, processes):,.2f}")]
+    work = [
+        ("tokens per step", f"{step.tokens:,}"), ("operations per step", f"{flops:.3g}"),
+        ("examples per epoch", f"{n_examples:,} ({source})"),
+        ("steps", f"{n_steps:,} of {stage.batch_size} examples"),
+        (f"hours on {'one' if processes == 1 else processes} {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
+         f"{hours(config, number, stage, data, processes):,.2f}")]
     title = f"stage {number}, {stage.title}; clips of {config.audio.max_seconds} s, {RESPONSE} response tokens"
     return (f"\n{title}\n{columns(rows)}\ntrainable parameters: {n_trained:,}\n"
             f"{columns(memory)}\n{columns(work)}")
@@ -236,10 +267,12 @@ def show(args: argparse.Namespace, stages: dict[int, StageConfig]) -> None:
     """`train.py --dry-run`: print the plan of each stage in `stages`."""
     config = SIZES[args.size][0]
     large = not config.from_scratch
-    dtype = args.dtype if args.dtype != "auto" else "bfloat16" if large or torch.cuda.is_available() else "float32"
+    dtype = args.dtype if args.dtype != "auto" else "bfloat16" if large or torch.cuda.is_available(
+    ) else "float32"
     for number, stage in stages.items():
-        print(describe(config, number, stage, args.data, DTYPES[dtype].itemsize, args.recompute or recompute(config), args.processes,
-                       args.shard))
+        print(describe(config, number, stage, args.data, DTYPES[dtype].itemsize, args.recompute or
+                       recompute(config), args.processes, args.shard))
     if len(stages) > 1:
-        total = sum(hours(config, number, stage, args.data, args.processes) for number, stage in stages.items())
+        total = sum(hours(config, number, stage, args.data, args.processes)
+                    for number, stage in stages.items())
         print(f"\nhours of all stages: {total:,.2f}")

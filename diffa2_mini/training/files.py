@@ -1,4 +1,5 @@
-"""What keeps a run whole when something breaks: whole files, checksums, the save before the last, and one run to a folder."""
+"""What keeps a run whole when something breaks: whole files, checksums, the save before the last,
+and one run to a folder."""
 
 import glob
 import hashlib
@@ -6,9 +7,9 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Callable
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +24,8 @@ except ImportError:  # Windows has no such locks
 
 
 def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """SHA-256 in hexadecimal over the metadata and every tensor's name, dtype, shape and bytes, in the order of names."""
+    """SHA-256 in hexadecimal over the metadata and every tensor's name, dtype, shape and bytes, in
+    the order of names."""
     found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -42,8 +44,8 @@ def previous(path: Path) -> Path:
 
 
 def keep_previous(path: Path) -> None:
-    """Give a save a second name, under which it stays when the next one takes its place; on a disk without second names, copy
-    it."""
+    """Give a save a second name, under which it stays when the next one takes its place; on a disk
+    without second names, copy it."""
     previous(path).unlink(missing_ok=True)
     try:
         os.link(path, previous(path))
@@ -52,21 +54,24 @@ def keep_previous(path: Path) -> None:
 
 
 def write(path: Path, write_to: Callable[[Path], None], keep: bool = False) -> None:
-    """Have `write_to` write a file so that either all of it is there or nothing. With `keep`, what it takes the place of
-    stays under another name. Raises UserError when the disk is full."""
+    """Have `write_to` write a file so that either all of it is there or nothing. With `keep`, what
+    it takes the place of stays under another name. Raises UserError when the disk is full."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_to(temporary)
-        with open(temporary, "r+b") as file:  # Windows can do this to a file that is open for writing alone
+        # Windows can do this to a file that is open for writing alone
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         if keep and path.exists():
             keep_previous(path)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         error = str(error).splitlines()[0]
-        raise UserError(f"{path}: could not be written ({error}); free some space or choose another place") from None
+        raise UserError(
+            f"{path}: could not be written ({error}); free some space or choose another place"
+        ) from None
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -79,11 +84,14 @@ def append(path: Path, text: str) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror}); free some space, then start again") from None
+        raise UserError(
+            f"{path}: could not be written ({error.strerror}); free some space, then start again"
+        ) from None
 
 
 def load_last(path: Path, load: Callable):
-    """`load` the last save; if it is damaged, say so, put the one before in its place and load that."""
+    """`load` the last save; if it is damaged, say so, put the one before in its place and load
+    that."""
     try:
         return load(path)
     except UserError as error:
@@ -120,14 +128,18 @@ def finite(figures: dict[str, float]) -> bool:
     return math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
 
 
-def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], clips: list[str], skip: bool,
-                   writes: bool = True) -> None:
-    """Write the clips of a batch whose loss or gradient is not finite to nonfinite.jsonl, in the process that `writes`. Raises
-    UserError unless `skip`."""
-    row = {"stage": stage, "step": step, "loss": str(figures["loss"]), "grad_norm": str(figures["grad_norm"]), "clips": clips}
+def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], clips: list[str],
+                   skip: bool, writes: bool = True) -> None:
+    """Write the clips of a batch whose loss or gradient is not finite to nonfinite.jsonl, in the
+    process that `writes`. Raises UserError unless `skip`."""
+    row = {
+        "stage": stage, "step": step, "loss": str(figures["loss"]), "grad_norm": str(
+            figures["grad_norm"]), "clips": clips}
     if writes:
         append(out / "nonfinite.jsonl", json.dumps(row) + "\n")
-    require(skip, f"stage {stage}, step {step}: expected a finite loss and gradient, got {figures['loss']} and "
-                  f"{figures['grad_norm']}; the clips are named in {out / 'nonfinite.jsonl'}. "
-                  "Begin again with a lower --lr, or go on without such steps: "
-                  "--resume --skip-nonfinite")
+    require(
+        skip,
+        f"stage {stage}, step {step}: expected a finite loss and gradient, got {figures['loss']} and "
+        f"{figures['grad_norm']}; the clips are named in {out / 'nonfinite.jsonl'}. "
+        "Begin again with a lower --lr, or go on without such steps: "
+        "--resume --skip-nonfinite")

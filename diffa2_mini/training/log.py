@@ -17,7 +17,8 @@ def read_row(line: bytes) -> dict | None:
 
 
 class Log:
-    """A run's log.jsonl: a line of JSON for each step, and for each measurement. Of several processes one `writes` it."""
+    """A run's log.jsonl: a line of JSON for each step, and for each measurement. Of several
+    processes one `writes` it."""
 
     def __init__(self, path: Path, writes: bool = True):
         self.path, self.writes = path, writes
@@ -27,8 +28,9 @@ class Log:
             append(self.path, json.dumps(row) + "\n")
 
     def forget_after(self, stage: int, step: int) -> None:
-        """Drop what was logged of a stage after a checkpoint: the resumed run will log it again. What came of later stages stays:
-        they may be done, and this one have gone back to an earlier save."""
+        """Drop what was logged of a stage after a checkpoint: the resumed run will log it again.
+        What came of later stages stays: they may be done, and this one have gone back to an earlier
+        save."""
         *lines, half = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         lines += [half] if read_row(half) else []  # or what a killed run wrote half of
         rows = [(line + b"\n", read_row(line)) for line in lines]

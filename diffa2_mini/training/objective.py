@@ -1,21 +1,21 @@
 """What a stage minimises, with which optimiser, and how well stage 4 ranks: all put together."""
 
 import dataclasses
-from typing import Callable, Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from ..config import StageConfig
 from ..data import AnswerBatch, Batch, Collate, Example, PreferenceBatch
-from ..fast.device import autocast
 from ..diffusion import diffusion_loss
-from .features import Ears
+from ..fast.device import autocast
 from ..fast.token_losses import token_losses
-from ..model import Diffa2
+from ..model import Diffa2Model
 from ..noise import seed_of
 from ..tokenizer import Tokenizer
 from ..vrpo import Pairs, pair_bounds, preference_margin, reference_of, vrpo_loss
+from .features import FeatureCache
 
 
 def adamw(trained: dict[str, Tensor], lr: float, betas: tuple[float, float], weight_decay: float
@@ -33,23 +33,26 @@ def names_of(optimizer: torch.optim.Optimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
-def answer_loss(model: Diffa2, batch: AnswerBatch, stage: StageConfig, n_tokens: int) -> Tensor:
-    """Stages 1 to 3: the masked diffusion loss of a batch that has, with the rest of its step, `n_tokens` in its answers."""
-    hidden = predictor(model, batch, stage)(batch.noisy, batch.real, batch.masked)  # [K, D]
+def answer_loss(model: Diffa2Model, batch: AnswerBatch, stage: StageConfig,
+                n_tokens: int) -> Tensor:
+    """Stages 1 to 3: the masked diffusion loss of a batch that has, with the rest of its step,
+    `n_tokens` in its answers."""
+    hidden = predictor(model, batch, stage)(batch.noisy, batch.valid, batch.masked)  # [K, D]
     losses_of = token_losses(model.llada.logits)
     return diffusion_loss(hidden, batch.response, batch.masked, batch.t, n_tokens, losses_of)
 
 
-def piece_loss(model: Diffa2, reference: dict[str, Tensor], batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
-               n_tokens: int) -> dict[str, Tensor]:
-    """What a piece of a step's batch adds to the loss of the step, and to other figures. The whole batch has `n_tokens` in its
-    answers, and `stage.batch_size` examples."""
+def piece_loss(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch, stage: StageConfig,
+               tokenizer: Tokenizer, n_tokens: int) -> dict[str, Tensor]:
+    """What a piece of a step's batch adds to the loss of the step, and to other figures. The whole
+    batch has `n_tokens` in its answers, and `stage.batch_size` examples."""
     if not stage.preference:
         return {"loss": answer_loss(model, batch, stage, n_tokens)}
     policy, old = preference_bounds(model, reference, batch, stage, tokenizer)
     share, margins = len(batch.examples) / stage.batch_size, preference_margin(policy.detach(), old)
-    return {"loss": vrpo_loss(policy, old, stage.vrpo_beta) * share, "margin": margins.mean() * share,
-            "reward_accuracy": (margins > 0).float().mean() * share}
+    return {
+        "loss": vrpo_loss(policy, old, stage.vrpo_beta) * share, "margin": margins.mean() * share,
+        "reward_accuracy": (margins > 0).float().mean() * share}
 
 
 def predictor(call: Callable, batch: Batch, stage: StageConfig) -> Callable:
@@ -57,11 +60,12 @@ def predictor(call: Callable, batch: Batch, stage: StageConfig) -> Callable:
     return lambda *noisy: call(batch.audio, stage.audio, batch.prompts, *noisy)
 
 
-def preference_bounds(model: Diffa2, reference: dict[str, Tensor], batch: PreferenceBatch, stage: StageConfig, tokenizer: Tokenizer,
+def preference_bounds(model: Diffa2Model, reference: dict[str, Tensor], batch: PreferenceBatch,
+                      stage: StageConfig, tokenizer: Tokenizer,
                       reference_masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Stage 4: the bounds [P, 2] by the policy and by the reference, whose trained tensors are given.
-    Both see the same masks, unless others are given to show what sharing is good for."""
-    pairs = Pairs(batch.response, batch.real, batch.masks)
+    """Stage 4: the bounds [P, 2] by the policy and by the reference, whose trained tensors are
+    given. Both see the same masks, unless others are given to show what sharing is good for."""
+    pairs = Pairs(batch.response, batch.valid, batch.masks)
     losses_of = token_losses(model.llada.logits)  # the head is frozen, and so the same for both
     policy = pair_bounds(predictor(model, batch, stage), pairs, tokenizer.mask_id, losses_of)
     if reference_masks is not None:
@@ -77,17 +81,19 @@ def reward_accuracy(margins_of: Callable, batches: Iterable[Batch]) -> dict[str,
     return {"reward_accuracy": float((margins > 0).float().mean()), "margin": float(margins.mean())}
 
 
-def score_variance(margins_of: Callable, batch: PreferenceBatch, stage: StageConfig, n_estimates: int = 4
-                   ) -> tuple[float, float]:
+def score_variance(margins_of: Callable, batch: PreferenceBatch, stage: StageConfig,
+                   n_estimates: int = 4) -> tuple[float, float]:
     """Variance of the preference score over the draw of its masks, mean over pairs: with masks
     shared between policy and reference, and with independent ones. `margins_of` gives the margins
     [P] of a batch; its second argument is other masks for the reference."""
     generator = torch.Generator().manual_seed(seed_of("score", 0, stage.number))
-    n_tokens = batch.real.sum(1)[:, None, None]  # [2P, 1, 1]
+    n_tokens = batch.valid.sum(1)[:, None, None]  # [2P, 1, 1]
 
     def draw():
-        k = 1 + (torch.rand(len(n_tokens), stage.vrpo_samples, 1, generator=generator).to(n_tokens.device) * n_tokens).long()
-        order = torch.rand(batch.masks.shape, generator=generator).to(n_tokens.device).masked_fill(~batch.real[:, None], 2)
+        k = 1 + (torch.rand(len(n_tokens), stage.vrpo_samples, 1, generator=generator).to(
+            n_tokens.device) * n_tokens).long()
+        order = torch.rand(batch.masks.shape, generator=generator).to(n_tokens.device).masked_fill(
+            ~batch.valid[:, None], 2)
         return order.argsort(-1).argsort(-1) < k
 
     margins = {True: [], False: []}
@@ -99,8 +105,9 @@ def score_variance(margins_of: Callable, batch: PreferenceBatch, stage: StageCon
 
 
 @torch.no_grad()
-def measure_pairs(model: Diffa2, reference: dict[str, Tensor], examples: list[Example], stage: StageConfig, seed: int,
-                  tokenizer: Tokenizer, ears: Ears) -> dict[str, float]:
+def measure_pairs(model: Diffa2Model, reference: dict[str, Tensor], examples: list[Example],
+                  stage: StageConfig, seed: int, tokenizer: Tokenizer,
+                  features: FeatureCache) -> dict[str, float]:
     """Both of the above, on some of the examples that have a rejected answer; nothing if there are
     none. Measured in evaluation mode, whatever mode the model is in and stays in."""
     pairs = [example for example in examples if example.rejected]
@@ -110,12 +117,12 @@ def measure_pairs(model: Diffa2, reference: dict[str, Tensor], examples: list[Ex
     def collated(some):
         collate = Collate(some, seed, stage, model.config, tokenizer, load=False,
                           held_out=True)
-        for start in range(0, len(some), stage.at_once):
-            numbers = [(0, i) for i in range(start, min(start + stage.at_once, len(some)))]
-            yield collate[numbers].heard(ears, ears.device)
+        for start in range(0, len(some), stage.micro_batch):
+            numbers = [(0, i) for i in range(start, min(start + stage.micro_batch, len(some)))]
+            yield collate[numbers].audio_embeddings(features, features.device)
 
     def margins_of(batch, reference_masks=None):
-        with autocast(ears.device, ears.dtype):
+        with autocast(features.device, features.dtype):
             return preference_margin(*preference_bounds(model, reference, batch, stage, tokenizer,
                                                         reference_masks))
 

@@ -27,7 +27,8 @@ def draw_curves(log: Path, picture: Path) -> bool:
     stages = sorted({row["stage"] for row in rows})
     if not stages:
         return False
-    figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), squeeze=False,
+                                   layout="constrained")
     for axis, stage in zip(axes[0], stages):
         of_stage = [row for row in rows if row["stage"] == stage]
         losses = points(of_stage, "loss")
@@ -40,8 +41,11 @@ def draw_curves(log: Path, picture: Path) -> bool:
                 right.plot(*zip(*measured), "o-", color=colour, label=name)
         right.set_ylim(0, 1)
         axis.set(title=f"stage {stage}", xlabel="step")
-        figure.legend(*[a + b for a, b in zip(axis.get_legend_handles_labels(), right.get_legend_handles_labels())],
-                      loc="outside lower center", ncols=4) if stage == stages[-1] else None
+        figure.legend(
+            *[
+                a + b
+                for a, b in zip(axis.get_legend_handles_labels(), right.get_legend_handles_labels())
+            ], loc="outside lower center", ncols=4) if stage == stages[-1] else None
     write(picture, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
     pyplot.close(figure)
     return True

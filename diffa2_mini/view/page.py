@@ -1,16 +1,18 @@
-"""A page that shows answers forming: what the model heard, and every step of every answer, with what it was unsure of.
+"""A page that shows answers forming: what the model heard, and every step of every answer, with
+what it was unsure of.
 
-It is one file that fetches nothing: `data/page.html`, with the clips, their pictures and the steps written into it as JSON.
-All text of the user and of the model is in that JSON alone, and the page shows it as text, so none of it is read as HTML.
+It is one file that fetches nothing: `data/page.html`, with the clips, their pictures and the steps
+written into it as JSON. All text of the user and of the model is in that JSON alone, and the page
+shows it as text, so none of it is read as HTML.
 """
 
 import json
 import struct
 import zlib
 from base64 import b64encode
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import soundfile
@@ -19,38 +21,48 @@ from ..audio import log_mel
 from ..config import ASSETS, AudioConfig, DecodeConfig
 from ..errors import require
 from ..fast.generate import Step
-from ..training.files import write
 from ..tokenizer import Tokenizer
+from ..training.files import write
 
 TEMPLATE = ASSETS / "page.html"
 TOP = 5  # alternatives told of each token
-COLOURS = [(8, 10, 30), (60, 30, 110), (150, 45, 110), (225, 90, 70), (250, 175, 70), (252, 250, 200)]  # quiet to loud
+# quiet to loud
+COLOURS = [(8, 10, 30), (60, 30, 110), (150, 45, 110), (225, 90, 70), (250, 175, 70),
+           (252, 250, 200)]
 
 
 def check(path: Path) -> None:
     """Raise UserError, one line that starts with the path, unless a page can have this name."""
-    require(path.suffix.lower() in (".html", ".htm"), f"{path}: expected a name that ends in .html; choose another --html")
-    require(path.parent.is_dir(), f"{path}: expected a name in a folder that exists, there is no {path.parent}; create it first")
+    require(path.suffix.lower() in (".html", ".htm"),
+            f"{path}: expected a name that ends in .html; choose another --html")
+    require(
+        path.parent.is_dir(),
+        f"{path}: expected a name in a folder that exists, there is no {path.parent}; create it first"
+    )
     require(not path.is_dir(), f"{path}: expected a file, got a folder; name a file inside it")
 
 
-# ------------------------------------------------------------------------------------------------------ the answer
+# --------------------------------------------------------------------------------------- the answer
 
 
 def record(steps: Iterator[Step], tokenizer: Tokenizer, frames: list) -> Iterator[Step]:
-    """Hand on the steps of decoding one response, and add to `frames` what each predicted, in a list for each step:
+    """Hand on the steps of decoding one response, and add to `frames` what each predicted, in a
+    list for each step:
 
         [position, token, confidence, [[alternative, probability], ... TOP of them]]
 
-    The token is written as its bytes, a character each (latin-1), since a letter may take several tokens. It is None where
-    a mask was left, and "" where the answer ends.
+    The token is written as its bytes, a character each (latin-1), since a letter may take several
+    tokens. It is None where a mask was left, and "" where the answer ends.
     """
     ends = (tokenizer.eot_id, tokenizer.eos_id)
     for step in steps:
         assert len(step.tokens) == 1, f"expected one response, got {len(step.tokens)}"
         frame = []
-        tokens, confidence, (likely, probabilities) = step.tokens[0].tolist(), step.confidence[0].tolist(), step.likely
-        for at in probabilities[0, :, 0].nonzero().flatten().tolist():  # elsewhere nothing was predicted
+        tokens, confidence, (
+            likely,
+            probabilities) = step.tokens[0].tolist(), step.confidence[0].tolist(), step.likely
+        # elsewhere nothing was predicted
+        for at in probabilities[0, :, 0].nonzero().flatten().tolist():
             alternatives = zip(likely[0, at].tolist(), probabilities[0, at].tolist())
             top = [[tokenizer.spell([token]), round(p, 4)] for token, p in alternatives if p > 0]
             frame.append([at, spelled(tokens[at], tokenizer, ends), round(confidence[at], 4), top])
@@ -65,7 +77,7 @@ def spelled(token: int, tokenizer: Tokenizer, ends: tuple[int, ...]) -> str | No
     return "" if token in ends else tokenizer.tokens.get(token, b"\xff").decode("latin-1")
 
 
-# -------------------------------------------------------------------------------------------------------- the clip
+# ----------------------------------------------------------------------------------------- the clip
 
 
 def wav(samples: np.ndarray, sample_rate: int) -> bytes:
@@ -76,7 +88,8 @@ def wav(samples: np.ndarray, sample_rate: int) -> bytes:
 
 
 def picture(mel: np.ndarray) -> np.ndarray:
-    """A log-mel [n_mels, M] as uint8 [n_mels, M], 0 where it is quietest; the highest band is the first row."""
+    """A log-mel [n_mels, M] as uint8 [n_mels, M], 0 where it is quietest; the highest band is the
+    first row."""
     quiet, loud = mel.min(), mel.max()
     return np.round(255 * (mel[::-1] - quiet) / max(loud - quiet, 1e-6)).astype(np.uint8)
 
@@ -84,40 +97,60 @@ def picture(mel: np.ndarray) -> np.ndarray:
 def png(values: np.ndarray) -> bytes:
     """uint8 [height, width] as a PNG file, coloured from dark (0) to bright (255)."""
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(
+            ">I", zlib.crc32(kind + data))
 
     height, width = values.shape
     stops = np.linspace(0, 255, len(COLOURS))
-    palette = np.stack([np.interp(np.arange(256), stops, channel) for channel in zip(*COLOURS)], axis=1)  # [256, 3]
+    # [256, 3]
+    palette = np.stack([np.interp(np.arange(256), stops, channel) for channel in zip(*COLOURS)],
+                       axis=1)
     rows = np.pad(values, ((0, 0), (1, 0)))  # a row begins with the number of its filter: 0 is none
-    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)  # 8 bits a pixel, which are places in a palette
-    return b"".join([b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), chunk(b"PLTE", palette.round().astype(np.uint8).tobytes()),
-                     chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)), chunk(b"IEND", b"")])
+    # 8 bits a pixel, which are places in a palette
+    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+    return b"".join([
+        b"\x89PNG\r\n\x1a\n",
+        chunk(b"IHDR", header),
+        chunk(b"PLTE",
+              palette.round().astype(np.uint8).tobytes()),
+        chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)),
+        chunk(b"IEND", b"")])
 
 
 def data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{b64encode(data).decode()}"
 
 
-# -------------------------------------------------------------------------------------------------------- the page
+# ----------------------------------------------------------------------------------------- the page
 
 
-def section(clip: str, samples: np.ndarray, audio: AudioConfig, prompt: str, answer: dict, frames: list,
-            decode: DecodeConfig) -> dict:
-    """What the page tells of one answer: the clip [samples], the question, sample.py's `answer` and the `frames` of `record`."""
-    n_frames = min(audio.max_frames, -(-len(samples) // audio.hop_length))  # without the silence behind the clip
+def section(clip: str, samples: np.ndarray, audio: AudioConfig, prompt: str, answer: dict,
+            frames: list, decode: DecodeConfig) -> dict:
+    """What the page tells of one answer: the clip [samples], the question, sample.py's `answer` and
+    the `frames` of `record`."""
+    # without the silence behind the clip
+    n_frames = min(audio.max_frames, -(-len(samples) // audio.hop_length))
+    # s, Hz
     return {
-        "clip": clip, "prompt": prompt, "text": answer["text"], "length": len(answer["tokens"]), "frames": frames,
+        "clip": clip,
+        "prompt": prompt,
+        "text": answer["text"],
+        "length": len(answer["tokens"]),
+        "frames": frames,
         "passes": answer["steps"] * decode.passes_per_step,
         "seconds": answer["seconds"],
-        "heard": len(samples) / audio.sample_rate, "highest": audio.sample_rate / 2, "bands": audio.n_mels,  # s, Hz
-        "picture": data_url("image/png", png(picture(log_mel(samples, audio)[:, :n_frames].numpy()))),
+        "heard": len(samples) / audio.sample_rate,
+        "highest": audio.sample_rate / 2,
+        "bands": audio.n_mels,
+        "picture": data_url("image/png", png(picture(log_mel(samples,
+                                                             audio)[:, :n_frames].numpy()))),
         "sound": data_url("audio/wav", wav(samples, audio.sample_rate)),
     }
 
 
 def page(sections: list[dict]) -> str:
-    """The HTML of the page. In the JSON no `<` is left, so that nothing in it can end the script that holds it."""
+    """The HTML of the page. In the JSON no `<` is left, so that nothing in it can end the script
+    that holds it."""
     before, after = TEMPLATE.read_text(encoding="utf-8").split("SECTIONS")
     return before + json.dumps(sections).replace("<", "\\u003c") + after
 

@@ -3,11 +3,12 @@
 import codecs
 import shutil
 import time
-from typing import Iterator, TextIO
+from collections.abc import Iterator
+from typing import TextIO
 from unicodedata import category, east_asian_width
 
-from ..fast.generate import Step
 from ..command.script import shown
+from ..fast.generate import Step
 from ..tokenizer import Tokenizer
 
 DARKEST, BRIGHTEST = 238, 255  # greys of a 256-colour terminal
@@ -16,7 +17,8 @@ Cell = tuple[str, float | None]  # a character, and the confidence of the token 
 
 def characters(tokens: list[int], confidence: list[float], tokenizer: Tokenizer) -> list[Cell]:
     """A response as far as it is known, up to its end; ░ is a mask. A token may hold a part of a
-    character: it is decoded with its neighbours, and beside a mask it is left out until they come."""
+    character: it is decoded with its neighbours, and beside a mask it is left out until they
+    come."""
     decoder, found, after_mask = codecs.getincrementaldecoder("utf-8")("replace"), [], False
     for token, c in zip(tokens, confidence):
         if token in (tokenizer.eot_id, tokenizer.eos_id):
@@ -65,7 +67,8 @@ def paint(row: list[Cell]) -> str:
     return "".join(map(shade, row))
 
 
-def watch(steps: Iterator[Step], tokenizer: Tokenizer, stream: TextIO, pause: float) -> Iterator[Step]:
+def watch(steps: Iterator[Step], tokenizer: Tokenizer, stream: TextIO,
+          pause: float) -> Iterator[Step]:
     """Show each step of decoding one response, then hand it on: on a terminal in the place of the
     step before, for `pause` seconds; elsewhere as plain text, on a line of its own."""
     terminal, drawn, confidence = stream.isatty(), 1, None
@@ -79,7 +82,8 @@ def watch(steps: Iterator[Step], tokenizer: Tokenizer, stream: TextIO, pause: fl
             cells += [(character, c) for character in shown(text, stream.encoding)]
         if terminal:
             columns, lines = shutil.get_terminal_size()
-            rows = lay_out(cells, max(2, columns - 1))[-max(1, lines - 1):]  # no more than it can take back
+            # no more than it can take back
+            rows = lay_out(cells, max(2, columns - 1))[-max(1, lines - 1):]
             back = f"\x1b[{drawn - 1}A" if drawn > 1 else ""
             stream.write(f"\r{back}\x1b[J" + "\n".join(map(paint, rows)))
             stream.flush()
