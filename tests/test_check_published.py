@@ -9,8 +9,7 @@ from pathlib import Path
 import check_published
 import pytest
 
-# noqa: F401, the last two are fixtures
-from test_published import CLIP, CONFIG, GOLDEN
+from test_published import CLIP, CONFIG, GOLDEN, published, trained  # noqa: F401 (fixtures)
 
 from diffa2_mini import config as configs
 from diffa2_mini import weights

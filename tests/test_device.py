@@ -24,7 +24,7 @@ COMPILE = """
 import torch
 from diffa2_mini.config import LladaConfig
 from diffa2_mini.llada import Llada
-from diffa2_mini.device import compile_blocks
+from diffa2_mini.fast.compiling import compile_blocks
 torch.manual_seed(0)
 model = Llada(LladaConfig(vocab_size=23, width=12, n_layers=1, n_heads=3, hidden=20))
 x = torch.randn(2, 7, 12, requires_grad=True)

@@ -34,15 +34,15 @@ def same(a, b) -> bool:
 
 
 @pytest.fixture
-def paths(examples, tmp_path):  # noqa: F811
+def paths(examples, tmp_path):
     return [shutil.copy(examples[i].path, tmp_path / f"{i}.wav") for i in (3, 0, 7)]
 
 
-def on_disk(model, folder, dtype=torch.float32):  # noqa: F811
+def on_disk(model, folder, dtype=torch.float32):
     return FeatureCache(model, CPU, dtype, folder=folder)
 
 
-def test_kept_in_memory(model, paths):  # noqa: F811
+def test_kept_in_memory(model, paths):
     fresh, features = ears_of(model, keep=False), ears_of(model, keep=True)
     features.prepare(paths + paths, lambda chunks: chunks)
     expected = fresh(paths)
@@ -52,7 +52,7 @@ def test_kept_in_memory(model, paths):  # noqa: F811
     assert not fresh.kept and not fresh.keeps_features and features.keeps_features
 
 
-def test_a_batch_is_its_clips_one_by_one(model, paths):  # noqa: F811
+def test_a_batch_is_its_clips_one_by_one(model, paths):
     together = ears_of(model, keep=False)(paths)
     for i, path in enumerate(paths):
         alone = ears_of(model, keep=False)([path])
@@ -60,7 +60,7 @@ def test_a_batch_is_its_clips_one_by_one(model, paths):  # noqa: F811
             alone.taps[0], together.taps[i])
 
 
-def test_kept_on_disk_for_the_next_run_too(model, paths, tmp_path):  # noqa: F811
+def test_kept_on_disk_for_the_next_run_too(model, paths, tmp_path):
     expected = ears_of(model, keep=False)(paths)
     on_disk(model, tmp_path / "cache").prepare(paths, lambda chunks: chunks)
     other = on_disk(model, tmp_path / "cache")
@@ -80,7 +80,6 @@ class Beside(World):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-# noqa: F811
 def test_processes_at_their_own_pace_encode_all_clips_between_them(model, paths, tmp_path, keep):
     for rank in range(2):  # the second looks at the folder when the first is done
         FeatureCache(model, CPU, torch.float32, keep, tmp_path / "cache").prepare(
@@ -88,14 +87,14 @@ def test_processes_at_their_own_pace_encode_all_clips_between_them(model, paths,
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
 
 
-def test_the_space_of_all_processes_is_asked_for(model, paths, tmp_path, monkeypatch):  # noqa: F811
+def test_the_space_of_all_processes_is_asked_for(model, paths, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage",
                         lambda path: shutil._ntuple_diskusage(0, 0, 3 * 3 * 50 * 8 * 4))
     with pytest.raises(UserError, match="for 4 clips"):  # each has two of them
         on_disk(model, tmp_path / "cache").prepare(paths, lambda chunks: chunks, world=Beside(0, 2))
 
 
-def test_waiting_for_the_disk_is_counted(model, paths, tmp_path, monkeypatch):  # noqa: F811
+def test_waiting_for_the_disk_is_counted(model, paths, tmp_path, monkeypatch):
     disk = on_disk(model, tmp_path / "cache")
     disk(paths)
     before = disk.waited
@@ -105,7 +104,7 @@ def test_waiting_for_the_disk_is_counted(model, paths, tmp_path, monkeypatch):  
     assert 3 * 0.05 <= disk.waited - before
 
 
-def test_what_is_no_longer_true_is_not_taken_from_disk(model, paths, tmp_path):  # noqa: F811
+def test_what_is_no_longer_true_is_not_taken_from_disk(model, paths, tmp_path):
     cache = tmp_path / "cache"
     before = on_disk(model, cache)(paths)
     torch.manual_seed(1)
@@ -122,7 +121,7 @@ def test_what_is_no_longer_true_is_not_taken_from_disk(model, paths, tmp_path): 
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("folder", [None, "cache"])
-def test_what_clips_lack_is_noted(model, paths, tmp_path, keep, folder):  # noqa: F811
+def test_what_clips_lack_is_noted(model, paths, tmp_path, keep, folder):
     paths[1].write_bytes(paths[1].read_bytes()[:-1000])
     for _ in range(2):  # the second time from the folder
         listener = FeatureCache(model, CPU, torch.float32, keep, folder and tmp_path / folder)
@@ -132,12 +131,9 @@ def test_what_clips_lack_is_noted(model, paths, tmp_path, keep, folder):  # noqa
         assert path == paths[1] and "got 0.07 s" in line
 
 
-def test_another_precision_has_files_of_its_own(model, paths, tmp_path):  # noqa: F811
+def test_another_precision_has_files_of_its_own(model, paths, tmp_path):
     names = {on_disk(model, tmp_path, dtype).folder for dtype in (torch.float32, torch.bfloat16)}
     assert len(names) == 2
-
-
-# noqa: F811
 def test_too_little_space_is_refused_before_anything_is_written(model, paths, tmp_path,
                                                                 monkeypatch):
     size = 3 * (2 + 1) * 50 * 8 * 4  # clips, hidden states, frames, width, bytes
@@ -186,7 +182,7 @@ def test_the_log_mel_is_in_float32_in_bfloat16_too(command, front_end, world, tm
     assert {*front_end} == {(torch.float32, False)}
 
 
-def test_measured_pairs_are_heard_in_float32_too(front_end, model, examples):  # noqa: F811
+def test_measured_pairs_are_heard_in_float32_too(front_end, model, examples):
     features = FeatureCache(model.bfloat16(), torch.device("cpu"), torch.bfloat16)
     try:
         stage = replace(STAGES[4], micro_batch=2)

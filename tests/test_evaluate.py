@@ -171,7 +171,7 @@ def test_weights_are_known_by_what_they_hold_and_not_by_their_name(folder, capfd
 
 
 def test_published_weights_are_known_by_what_they_hold(
-        folder, published, trained, capfd, monkeypatch):  # noqa: F811
+        folder, published, trained, capfd, monkeypatch):
     monkeypatch.setitem(SIZES, "full", (dataclasses.replace(CONFIG, size="full"), {}))
 
     def ask(where, code=0):
@@ -439,9 +439,6 @@ def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(more, message, capfd,
     monkeypatch.chdir(tmp_path)
     error = run(capfd, *more, code=2)
     assert message in error and error.count("\n") == 1 and not [*tmp_path.iterdir()]
-
-
-# noqa: F811
 def test_published_weights_are_asked_as_the_authors_ask(folder, published, capfd, monkeypatch):
     """Files of a small shape, in the published layout; the file of answers tells how they were
     asked."""

@@ -127,7 +127,7 @@ def test_a_log_on_a_full_disk_ends_with_one_line(tmp_path, which, capsys):
 HOLD = """
 import sys
 from pathlib import Path
-from diffa2_mini import faults
+from diffa2_mini.training import files
 held = files.lock(Path(sys.argv[1]), *sys.argv[2:])
 print("held", flush=True)
 input()

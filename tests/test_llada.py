@@ -19,7 +19,7 @@ def naive_rotate(x, theta):
     turn = torch.polar(torch.ones(S, width // 2).double(),
                        torch.arange(S).double()[:, None] * rates)
     z = torch.complex(x[:, :width // 2], x[:, width // 2:]) * turn
-    return torch.cat([z.valid, z.imag], dim=-1)
+    return torch.cat([z.real, z.imag], dim=-1)
 
 
 def naive_block(block, x, config):

@@ -17,7 +17,7 @@ STEPS = ["--batch-size", "2", "--warmup", "1", "--save-every", "1", "--threads",
 KILLED = """
 import os, random, signal, sys, time
 import train
-from diffa2_mini.config import run_script
+from diffa2_mini.command.script import run_script
 seconds, argv, rng = float(sys.argv[2]), sys.argv[3:], random.Random(int(sys.argv[1]))
 def saving():
     return any(name.startswith(".stage") and name.endswith(".tmp") for name in os.listdir(argv[1]))
@@ -92,14 +92,15 @@ import sys
 from pathlib import Path
 import torch
 import sample
-from diffa2_mini import command, weights
+from diffa2_mini import weights
+from diffa2_mini.command import flags
 from diffa2_mini.audio import load_audio
 torch.set_num_threads(1)
 args = sample.parse_arguments(["x.wav"])
-config, trained, paths = command.find(args)
+config, trained, paths = flags.find(args)
 tokenizer = weights.load_tokenizer(config, paths["llada"])
-model, parts = command.load_model(config, trained, paths, torch.device("cpu"), torch.float32)
-command.choose(args, config)
+model, parts = flags.load_model(config, trained, paths, torch.device("cpu"), torch.float32)
+flags.choose(args, config)
 clips = sorted(Path("data/clips").glob("*.wav"))
 for i in range(int(sys.argv[1])):
     samples = load_audio(clips[i % 3])[:16000 + 37 * i % 40000]

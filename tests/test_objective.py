@@ -21,7 +21,7 @@ from diffa2_mini.weights import load_tokenizer
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-def test_the_loss_of_a_batch_is_the_sum_over_its_examples(model, examples, number):  # noqa: F811
+def test_the_loss_of_a_batch_is_the_sum_over_its_examples(model, examples, number):
     pairs, stage, tokenizer = [(0, i) for i in (2, 0, 7, 4)], replace(
         STAGES[number], batch_size=4), load_tokenizer(MICRO)
     reference = {name: tensor + 0.1 for name, tensor in trained_tensors(model).items()}
@@ -37,7 +37,7 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_examples(model, examples, numbe
     assert len({round(float(part["loss"].detach()), 4) for part in parts}) == 4
 
 
-def test_both_answers_of_a_pair_are_bounded_as_if_alone(model, examples):  # noqa: F811
+def test_both_answers_of_a_pair_are_bounded_as_if_alone(model, examples):
     stage, tokenizer = STAGES[4], load_tokenizer(MICRO)
     together = batch_of([(0, 2), (0, 0)], examples, model, 4)
     policy, reference = preference_bounds(model, trained_tensors(model), together, stage, tokenizer)
@@ -48,7 +48,7 @@ def test_both_answers_of_a_pair_are_bounded_as_if_alone(model, examples):  # noq
         torch.testing.assert_close(alone[0], policy[i])
 
 
-def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):  # noqa: F811
+def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):
     stage, reference = replace(STAGES[4], micro_batch=8), trained_tensors(model)
     features = ears_of(model, keep=True)
     set_dropout(model.acoustic_connector, 0.5)
@@ -62,7 +62,7 @@ def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):  # noq
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():
-    model = Diffa2Model(MICRO)  # noqa: F811
+    model = Diffa2Model(MICRO)
     model.add_lora()
     trained = model.train_only((*ACOUSTIC_AND_SEMANTIC, "prompts", "lora"))
     optimizer = adamw(trained, lr=0.1, betas=(0.9, 0.999), weight_decay=0.5)

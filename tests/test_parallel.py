@@ -81,8 +81,8 @@ TRAIN = """
 import json, sys
 from contextlib import ExitStack
 import train
-from diffa2_mini.options import parse_arguments
-from diffa2_mini.parallel import together
+from diffa2_mini.training.options import parse_arguments
+from diffa2_mini.training.processes import together
 runs = [parse_arguments(flags, "") for flags in json.loads(sys.argv[1])]
 with together(runs[0].processes) as world:
     for args in runs:
@@ -285,11 +285,11 @@ def test_a_process_that_dies_ends_the_run(manifests, tmp_path):
 
 SPLIT = """
 import sys, torch
-from diffa2_mini import parallel
+from diffa2_mini.training import processes
 from diffa2_mini.config import LladaConfig, LoraConfig
 from diffa2_mini.llada import Llada
 from diffa2_mini.lora import add_lora
-with parallel.together(2) as world:
+with processes.together(2) as world:
     model = Llada(LladaConfig(vocab_size=23, width=12, n_layers=3, n_heads=3, hidden=20))
     add_lora(model, LoraConfig(rank=1, alpha=1.0, targets=("q_proj",)))
     model.requires_grad_(False)
@@ -298,7 +298,7 @@ with parallel.together(2) as world:
     for p in model.parameters():
         torch.distributed.broadcast(p.data, 0)
     whole, expected = held(), model(x)
-    parallel.shard(model.blocks, world, torch.device("cpu"))
+    processes.shard(model.blocks, world, torch.device("cpu"))
     [p.detach().numpy() for name, p in model.named_parameters() if "lora_" in name]  # whole, though it is frozen
     before, y = held(), model(x)
     after = held()
@@ -320,11 +320,11 @@ def test_split_blocks_hold_half_and_come_together_one_at_a_time(tmp_path):
 PATIENT = """
 import sys, time
 from datetime import timedelta
-from diffa2_mini import parallel
-from diffa2_mini.config import run_script
-parallel.HASTE = timedelta(seconds=5)
+from diffa2_mini.training import processes
+from diffa2_mini.command.script import run_script
+processes.STEP_TIMEOUT = timedelta(seconds=5)
 def main(argv):
-    with parallel.together(2) as world:
+    with processes.together(2) as world:
         time.sleep(0 if world.is_main else 8)
         world.wait()
         assert world.gather([world.rank]) == [0, 1] and world.total({"a": 1.0}) == {"a": 2.0}

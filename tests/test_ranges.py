@@ -83,7 +83,7 @@ def numbers_of(command, monkeypatch) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__name__)
 def test_no_flag_takes_a_number_outside_its_range(command, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    needed = {"sample": ["clip.wav"], "diffa2_mini.evaluate": ["--benchmark", "toy"]}
+    needed = {"sample": ["clip.wav"], "diffa2_mini.evaluate.__main__": ["--benchmark", "toy"]}
     for flag, name in numbers_of(command, monkeypatch):
         least, most = RANGES[name]
         for bad in (least - 1, most + 1, "nan", "inf"):

@@ -23,8 +23,8 @@ from diffa2_mini.training import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 END = 'if __name__ == "__main__":\n    sys.exit(run_script('
-SCRIPTS = sorted(path for folder in (".", "diffa2_mini", "data", "tutorials", "tests")
-                 for path in (ROOT / folder).glob("*.py")
+SCRIPTS = sorted(path for pattern in ("*.py", "diffa2_mini/**/*.py", "data/*.py", "tutorials/*.py",
+                                      "tests/*.py") for path in ROOT.glob(pattern)
                  if END in path.read_text(encoding="utf-8") and path != Path(__file__))
 CHINESE = "一只狗叫了三声 ░"
 
@@ -129,7 +129,7 @@ def test_a_log_on_a_full_disk_does_not_end_a_run(capfd):
 
 
 def test_a_process_without_streams_runs():
-    code = ("import sys; from diffa2_mini.script import progress, run_script; "
+    code = ("import sys; from diffa2_mini.command.script import progress, run_script; "
             "sys.exit(run_script(lambda argv: [print(i) for i in progress([1])], []))")
     closed = 'exec "$0" -c "$1" >&- 2>&-'
     done = subprocess.run(["sh", "-c", closed, sys.executable, code], cwd=ROOT)
@@ -173,7 +173,7 @@ def test_a_script_heeds_ctrl_c_before_it_imports_what_is_slow(path):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= {"sys"}
         if isinstance(node, ast.ImportFrom):
-            assert node.module in ("pathlib", "script", "diffa2_mini.script")
+            assert node.module in ("pathlib", "script", "command.script", "diffa2_mini.command.script")
     raise AssertionError("begin(__name__) is missing")
 
 
@@ -189,8 +189,9 @@ def test_ctrl_c_in_the_first_second_is_one_line(path, tmp_path):
     """The imports are slow: one that gets a signal stands for them."""
     for name in ("numpy", "torch", "textwrap"):
         (tmp_path / f"{name}.py").write_text(STUCK)
-    module = path.parent.name == "diffa2_mini"
-    command = ["-m", f"diffa2_mini.{path.stem}"] if module else [str(path)]
+    inside = ROOT / "diffa2_mini" in path.parents
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    command = ["-m", name.removesuffix(".__main__")] if inside else [str(path)]
     done = subprocess.run([sys.executable, *command, "x", "y"], capture_output=True, text=True,
                           timeout=30, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")
@@ -198,7 +199,7 @@ def test_ctrl_c_in_the_first_second_is_one_line(path, tmp_path):
 
 INTERRUPTED = """
 import os, signal, sys, time
-from diffa2_mini.script import begin, progress, run_script
+from diffa2_mini.command.script import begin, progress, run_script
 begin(__name__)
 def main(argv):
     try:
