@@ -213,6 +213,7 @@ def main(argv):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
 code = run_script(main, sys.argv[1:])
+os.kill(os.getpid(), signal.SIGINT)  # all is said
 sys.exit(code)
 """
 

@@ -194,8 +194,8 @@ def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
         if before is end_at_once:  # else this runs inside another program
             signal.signal(signal.SIGINT, end_tidily)
         code, last = attempt(main, argv)
-        if before is end_at_once:
-            signal.signal(signal.SIGINT, end_at_once)
+        if before is end_at_once:  # all is done, but for the end of Python, which tells it to nobody
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if last:
             print(last, file=sys.stderr)
         return UNREAD if code == 0 and unread() else code
