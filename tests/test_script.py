@@ -173,7 +173,8 @@ def test_a_script_heeds_ctrl_c_before_it_imports_what_is_slow(path):
         if isinstance(node, ast.Import):
             assert {alias.name for alias in node.names} <= {"sys"}
         if isinstance(node, ast.ImportFrom):
-            assert node.module in ("pathlib", "script", "command.script", "diffa2_mini.command.script")
+            names = ("pathlib", "script", "command.script", "diffa2_mini.command.script")
+            assert node.module in names
     raise AssertionError("begin(__name__) is missing")
 
 

@@ -150,8 +150,8 @@ def explain(error: Exception) -> str | None:
     if out_of_memory(error):
         said = (str(error).strip() or "MemoryError").splitlines()[0][:200]
         return (
-            f"error: expected memory enough, got '{said}'; take less: in training a larger --grad-accum, --recompute "
-            "blocks or shorter clips and texts, else a smaller --batch-size or --gen-length")
+            f"error: expected memory enough, got '{said}'; take less: in training a "
+            "larger --grad-accum, --recompute blocks or shorter clips and texts, else a smaller --batch-size or --gen-length")
     if isinstance(error, OSError) and error.filename is not None:
         name = repr(
             os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
@@ -194,7 +194,7 @@ def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
         if before is end_at_once:  # else this runs inside another program
             signal.signal(signal.SIGINT, end_tidily)
         code, last = attempt(main, argv)
-        if before is end_at_once:  # all is done, but for the end of Python, which tells it to nobody
+        if before is end_at_once:  # all is done; while Python ends, it would be told as a failure
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if last:
             print(last, file=sys.stderr)
