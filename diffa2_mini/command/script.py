@@ -151,7 +151,8 @@ def explain(error: Exception) -> str | None:
         said = (str(error).strip() or "MemoryError").splitlines()[0][:200]
         return (
             f"error: expected memory enough, got '{said}'; take less: in training a "
-            "larger --grad-accum, --recompute blocks or shorter clips and texts, else a smaller --batch-size or --gen-length")
+            "larger --grad-accum, --recompute blocks or shorter clips and texts, else a "
+            "smaller --batch-size or --gen-length")
     if isinstance(error, OSError) and error.filename is not None:
         name = repr(
             os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
