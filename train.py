@@ -206,7 +206,7 @@ def step_on(run: Run, stage: StageConfig, reference: dict, optimizer: torch.opti
     (tokens predicted), `broken` (clips), `stop` (signals)."""
     figures = {"masked": 0, "broken": 0, "stop": run.signals.came is not None}
     for batch in batches:
-        audio_embeddings = batch.audio_embeddings(run.features, run.device)
+        audio_embeddings = batch.encoded(run.features, run.device)
         with autocast(run.device, run.dtype):
             piece = piece_loss(run.model, reference, audio_embeddings, stage, run.tokenizer,
                                n_tokens)

@@ -4,9 +4,10 @@ Sources are sections of the paper (arXiv 2601.23161) unless another is named. `t
 architecture of `full` with smaller numbers, and nothing else.
 
 Letters used in shape comments everywhere:
-    B batch   M mel frames   T encoder frames   E encoder width   N taps of the encoder   Q acoustic queries
-    A audio embeddings   L tokens of text   S tokens of the spliced sequence   R response tokens
-    D backbone width   H heads   V vocabulary   K masked positions
+    B batch                 M mel frames         T encoder frames     E encoder width
+    N taps of the encoder   Q acoustic queries   A audio embeddings   L tokens of a prompt's text
+    P prompt with audio     R response tokens    S = P + R            n samples per response
+    D backbone width        H heads              V vocabulary         K masked tokens of a batch
 """
 
 import dataclasses
@@ -27,8 +28,7 @@ class AudioConfig(Ranged):
     n_fft: int = 400  # samples: a window of 25 ms
     hop_length: int = 160  # samples: 10 ms, so 100 mel frames a second
     n_mels: int = 128
-    # what the model hears; shorter clips are padded with silence, longer ones cut
-    max_seconds: int = 30
+    max_seconds: int = 30  # shorter clips are padded with silence, longer ones cut
 
     @property
     def max_samples(self) -> int:
@@ -41,8 +41,8 @@ class AudioConfig(Ranged):
 
 @dataclass(frozen=True)
 class WhisperConfig(Ranged):
-    """The encoder of Whisper-large-v3. `taps` number the hidden states as Hugging Face does: 0 is
-    the input of the first block, i the output of block i, and the last one is taken after the final
+    """The encoder of Whisper-large-v3. `taps` are numbered as Hugging Face's hidden states: 0 is
+    the input of the first block, i the output of block i, the last one that of the final
     LayerNorm."""
 
     n_mels: int = 128
@@ -59,8 +59,7 @@ class AdapterConfig(Ranged):
 
     n_queries: int = 64  # acoustic embeddings per clip
     qformer_layers: int = 2
-    # inner width of the Q-Former's feed-forward, whatever the encoder's width
-    qformer_hidden: int = 3072
+    qformer_hidden: int = 3072  # inner width of the Q-Former's feed-forward
     semantic_stride: int = 4  # encoder frames per semantic embedding: 50 Hz -> 12.5 Hz
     n_prompts: int = 20
 
@@ -103,9 +102,9 @@ class TextConfig(Ranged):
 
 @dataclass(frozen=True)
 class DecodeConfig(Ranged):
-    """The reverse process. A `factor` commits many tokens in confident steps (factor-based parallel
-    decoding, arXiv 2505.22618), and so does a `threshold`; with both of them None the schedule is
-    fixed, of `steps`."""
+    """The reverse process. With a `factor` (factor-based parallel decoding, arXiv 2505.22618) or a
+    `threshold`, confident steps commit many tokens; with neither, the schedule is fixed: `steps`
+    steps."""
 
     gen_length: int = 128  # response tokens
     block_length: int = 32  # tokens per block, filled in from left to right
@@ -115,9 +114,9 @@ class DecodeConfig(Ranged):
     temperature: float = 0.0
     cfg: float = 0.0  # classifier-free guidance scale s: uncond + (s + 1)(cond - uncond)
     remasking: str = "confidence"  # what to commit first, or "random" (fixed schedule)
-    cache: str = "none"  # of keys and values: "none", "prefix", "dual"
-    refresh: int | None = None  # steps between readings of all; None: once a block (needs a cache)
-    capture: bool = False  # record the cached step as a CUDA graph; has no effect elsewhere
+    cache: str = "none"  # of keys and values: "none", "prefix" or "dual"
+    refresh: int | None = None  # steps after which the cache is renewed; None: once a block
+    capture: bool = False  # record the cached step as a CUDA graph; no effect on other devices
     seed: int = 0
 
     @property
@@ -126,23 +125,22 @@ class DecodeConfig(Ranged):
 
     @property
     def steps_per_block(self) -> int:
-        """Of a fixed schedule; else how many there are at most."""
-        scheduled = self.steps * self.block_length // self.gen_length
-        return min(scheduled, self.block_length) if self.is_scheduled else self.block_length
+        """Exact for a fixed schedule; else the most there can be, one per token."""
+        if not self.is_scheduled:
+            return self.block_length
+        return min(self.steps * self.block_length // self.gen_length, self.block_length)
 
     @property
     def passes_per_step(self) -> int:
-        """Forward passes that a step takes: guidance reads everything a second time."""
+        """Forward passes per step: guidance needs a second, unconditional one."""
         return 2 if self.cfg > 0 else 1
 
     def __post_init__(self):
         super().__post_init__()
-        require(
-            self.gen_length % self.block_length == 0,
-            f"--gen-length must be a multiple of --block-length, got {self.gen_length} and {self.block_length}"
-        )
-        n_blocks = self.gen_length // self.block_length
-        require(self.steps >= n_blocks and self.steps % n_blocks == 0,
+        n_blocks, left_over = divmod(self.gen_length, self.block_length)
+        require(left_over == 0, "--gen-length must be a multiple of --block-length, "
+                                f"got {self.gen_length} and {self.block_length}")
+        require(self.steps % n_blocks == 0,
                 f"--steps must be a multiple of the {n_blocks} blocks, got {self.steps}")
         require(self.threshold != 1, "--threshold must be below 1, got 1")
         require(self.factor is None or self.threshold is None,
@@ -153,31 +151,30 @@ class DecodeConfig(Ranged):
                 "--remasking random needs a fixed schedule; leave --factor and --threshold out")
         require(self.cache in ("none", "prefix", "dual"),
                 f"--cache must be none, prefix or dual, got {self.cache!r}")
-        require(
-            self.cache != "none" or not (self.refresh or self.capture),
-            f"--{'refresh' if self.refresh else 'capture'} needs --cache prefix or dual: without a "
-            "cache everything is read in every step")
+        for flag in ("refresh", "capture"):
+            require(self.cache != "none" or not getattr(self, flag),
+                    f"--{flag} needs --cache prefix or dual: without a cache, each step computes "
+                    "everything")
 
 
 @dataclass(frozen=True)
 class StageConfig(Ranged):
-    """One row of the curriculum (section 3.3). `trains` names parts of the model; all else is
-    frozen."""
+    """One row of the curriculum (section 3.3)."""
 
     title: str
     number: int  # decides, with the seed, the order of the examples and the noise
-    trains: tuple[str, ...]
+    trains: tuple[str, ...]  # parts of the model; all else is frozen
     data: str  # the manifest's name in a data folder
     audio: tuple[str, ...]  # what is spliced into the prompt, in this order
     lr: float
     schedule: str  # "linear" or "cosine", to zero, after the warm-up
     batch_size: int  # examples per step, over all processes and accumulated gradients
-    micro_batch: int | None = None  # of these; None: all. Gradients are accumulated over the pieces
+    micro_batch: int | None = None  # examples per forward pass; None: all of them
     steps: int | None = None  # None: `epochs` decides
     epochs: int = 10
     preference: bool = False  # VRPO instead of the masked diffusion loss
     lora_dropout: float = 0.0  # of LoRA's inputs
-    adapter_dropout: float = 0.0  # of the Q-Former; the release has BERT's default, 0.1
+    adapter_dropout: float = 0.0  # in the Q-Former; the release has BERT's default, 0.1
     warmup: int = 1000  # steps
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
@@ -199,27 +196,22 @@ class PretrainConfig(Ranged):
     encoder_steps: int = 3000
     encoder_batch: int = 32
     encoder_lr: float = 2e-3
-    # SpecAugment (arXiv 1904.08779): two stretches of up to so many mel frames are blanked
-    mask_frames: int = 15
-    mask_mels: int = 8  # and two bands of up to so many mel bins
+    mask_frames: int = 15  # SpecAugment (arXiv 1904.08779): two stretches of up to so many mel
+    mask_mels: int = 8  # frames, and two bands of up to so many mel bins, are blanked
     recall_steps: int = 2500  # at most, of the exercise that comes before the texts
-    recall_loss: float = 0.05  # in nats; it ends here
+    recall_loss: float = 0.05  # nats, at which the exercise ends
     recall_pairs: int = 4
     backbone_steps: int = 4000
     backbone_batch: int = 32
     backbone_lr: float = 1e-3
-    # more, in which frames of silence stand between the others, as between words
-    silence_steps: int = 1000
+    silence_steps: int = 1000  # more, with frames of silence among the others, as between words
     silence_lr: float = 3e-4
     silences: int = 3  # in a row, at most
     warmup: int = 100
-    # t is uniform from here to 1, and its cross-entropy is not divided by t
-    shortest_time: float = 0.3
-    eos_weight: float = 0.1  # of the EOS after the first, which are easy and many
-    # of the letter of a lettered answer: hard to learn, and one token among many
-    letter_weight: float = 4.0
-    # standard deviation of the noise on the description's embeddings, whose own is 1
-    noise: float = 0.3
+    shortest_time: float = 0.3  # t is uniform from here to 1; the loss is not divided by t
+    eos_weight: float = 0.1  # of every EOS but the first: they are easy and many
+    letter_weight: float = 4.0  # of an answer's letter: hard, and one token among many
+    noise: float = 0.3  # standard deviation, on embeddings of the description, whose own is 1
 
 
 @dataclass(frozen=True)
@@ -237,7 +229,7 @@ class Config:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether stage 0 makes the frozen parts; else they are downloaded, and have billions of
+        """Whether stage 0 makes the frozen parts. Else they are published, and have billions of
         weights."""
         return self.text.tokenizer.endswith(".bpe")
 
@@ -247,32 +239,27 @@ def to_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict) -> Config:
+def from_dict(values: dict, cls: type = Config) -> Config:
     """The inverse of `to_dict`, after JSON has turned tuples into lists. Raises UserError unless
-    every field is there."""
-    def build(cls, values):
-        names = {f.name for f in dataclasses.fields(cls)}
-        require(isinstance(values, dict) and set(values) == names,
-                f"this is not the {cls.__name__} of this version")
-        return cls(**{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()})
-
-    require(isinstance(values, dict), "this is not a config of this version")
-    types = {f.name: f.default_factory for f in dataclasses.fields(Config) if f.name != "size"}
-    parts = {
-        name: build(types[name], part) if name in types else part
-        for name, part in values.items()}
-    return build(Config, parts)
+    each field is there, and no other."""
+    types = {f.name: f.type for f in dataclasses.fields(cls)}
+    require(isinstance(values, dict) and values.keys() == types.keys(),
+            f"this is not the {cls.__name__} of this version")
+    arguments = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(types[name]):
+            value = from_dict(value, types[name])
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**arguments)
 
 
-def scaled(stages: dict[int, StageConfig], **changes: dict[int, dict]) -> dict[int, StageConfig]:
-    """The curriculum with some numbers of some stages changed."""
-    return {
-        n: dataclasses.replace(stage, **changes.get(f"stage{n}", {}))
-        for n, stage in stages.items()}
+def scaled(stages: dict[int, StageConfig], **changes: dict) -> dict[int, StageConfig]:
+    """The curriculum with some numbers of some stages changed: `stage1=dict(lr=...)`."""
+    return {n: dataclasses.replace(stage, **changes.get(f"stage{n}", {}))
+            for n, stage in stages.items()}
 
 
+# What is spliced into the prompt, and, with LoRA, what is trained.
 PROMPTS_AND_SEMANTIC, ACOUSTIC_AND_SEMANTIC = ("prompts", "semantic"), ("acoustic", "semantic")
 FULL_STAGES = {
     1: StageConfig("semantic alignment", 1, trains=PROMPTS_AND_SEMANTIC, data="stage1",

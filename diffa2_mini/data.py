@@ -168,7 +168,7 @@ class Batch:
     broken: tuple[str, ...] = ()
     incomplete: dict[Path, str] = dataclasses.field(default_factory=dict)  # what clips in it lack
 
-    def audio_embeddings(self, features: Callable, device: torch.device) -> "Batch":
+    def encoded(self, features: Callable, device: torch.device) -> "Batch":
         """The batch on the device, with what `ears` makes of its clips."""
         tensors = {name: value.to(device) for name, value in vars(self).items()
                    if isinstance(value, Tensor)}

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 class UserError(Exception):
     """Something the user can mend. The scripts print it as one line and exit with code 2."""
@@ -14,10 +16,8 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_contents(path: Path, what: str) -> None:
-    """Raise UserError if a file is a pointer of Git LFS, which stands in its place until the file
-    itself is fetched; `what` names what was expected."""
-    pointer = b"version https://git-lfs.github.com/spec/"
+    """Raise UserError if the file is a pointer of Git LFS, left in place of `what` by a clone."""
     with open(path, "rb") as file:
-        require(file.read(len(pointer)) != pointer,
+        require(file.read(len(LFS_POINTER)) != LFS_POINTER,
                 f"{path}: expected {what}, got a pointer of Git LFS in its place; get the file "
                 "itself: git lfs pull, or download it again")

@@ -1,10 +1,9 @@
-"""Where all random numbers come from: a stream of them for each kind of use and key.
+"""Random numbers: one stream for each kind of use and each key.
 
-A stream depends on its kind and its key alone, so that batch size, number of processes and resuming
-change nothing, and no two uses see the same numbers. NumPy's own seeds do not tell keys apart:
-[42], [42, 0] and [42, 0, 0] are one stream, and so are [0, 1] and [2**32]; torch's generator on the
-CPU reads the lowest 32 bits of its seed. So kind and key are spelled out as text, and its SHA-256
-is the seed.
+A stream depends on its kind and key alone. So batch size, number of processes and resuming change
+nothing, and no two uses share numbers. Plain seeds would not do. NumPy does not distinguish [42],
+[42, 0] and [42, 0, 0], nor [0, 1] and [2**32]; torch's generator on the CPU reads only the lowest
+32 bits of its seed. So kind and key are written as text, and the seed is its SHA-256.
 """
 
 import hashlib
@@ -12,16 +11,16 @@ import json
 
 import numpy as np
 
-KINDS = {  # what is drawn, and the key that decides it
-    "order": "in which an epoch goes through the examples: seed, stage, epoch",
+KINDS = {  # what is drawn: the key that decides it
+    "order": "of the examples in an epoch: seed, stage, epoch",
     "answers": "times and masks of training: seed, stage, epoch, example, which of its answers",
-    "held-out answers": "likewise, where nothing is trained",
-    "score": "masks that measure how noisy the score of stage 4 is: seed, stage",
+    "held-out answers": "the same, for a loss that trains nothing",
+    "score": "masks that measure how noisy stage 4's score is: seed, stage",
     "dropout": "seed, stage, step, process",
     "weights": "of new adapters (stage 0) and new LoRA: seed, stage",
-    "words": "of an answer, where there is a temperature: seed, answer, start of block, step",
-    "places": "in which order an answer settles them, at random: likewise",
-    "clips": "a part of the training clips: seed",
+    "words": "of an answer, with a temperature: seed, answer, start of block, step",
+    "places": "the order in which random remasking commits: the same",
+    "clips": "which part of the training clips is used: seed",
     "encoder": "pretraining: seed",
     "texts": "pretraining of the backbone, texts and noise: seed",
     "held-out texts": "seed",
@@ -30,12 +29,12 @@ KINDS = {  # what is drawn, and the key that decides it
 
 
 def seed_of(kind: str, *key: int | str) -> int:
-    """A seed of 63 bits, for torch, that depends on one of KINDS and its key alone."""
+    """A seed of 63 bits that depends on `kind`, one of KINDS, and `key` alone."""
     assert kind in KINDS, kind
     spelled = json.dumps([kind, *key]).encode()
     return int.from_bytes(hashlib.sha256(spelled).digest()[:8], "little") >> 1
 
 
 def stream(kind: str, *key: int | str) -> np.random.Generator:
-    """A generator whose numbers depend on one of KINDS and its key alone."""
+    """A generator whose numbers depend on `kind` and `key` alone."""
     return np.random.default_rng(seed_of(kind, *key))

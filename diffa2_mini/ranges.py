@@ -1,6 +1,6 @@
-"""The range of every number that a user can give: by a flag, or in the config of a checkpoint.
+"""The range of every number that a user can give, by a flag or in the config of a checkpoint.
 
-A number has one range wherever it stands. All are finite, so that neither inf nor nan is in any.
+A name has one range everywhere. All ranges are finite, so neither inf nor nan is in any of them.
 """
 
 import dataclasses
@@ -8,9 +8,9 @@ from typing import get_args
 
 from .errors import require
 
-MANY = 10**9  # of what is counted: steps, examples, tokens, weights along one side of a matrix
+MANY = 10**9  # an upper limit for counts
 SEED = (0, 2**63 - 1)
-RANGES = {  # least and most, by the name of the flag or field
+RANGES = {  # name of the flag or field: (least, most)
     # flags alone
     "eval_every": (0, MANY), "save_every": (1, MANY), "sample_every": (1, MANY),
     "grad_accum": (1, 2**20), "limit": (1, MANY), "numbers": (0, 99), "processes": (1, 2**16),
@@ -44,24 +44,27 @@ RANGES = {  # least and most, by the name of the flag or field
 
 
 def out_of_range(name: str, value, whole: bool) -> str:
-    """What a number should be and is: `from 1 to 1024, got 0`; empty if it is in its range. `whole`
-    numbers have no fraction."""
+    """Empty if `value` is in the range of `name`; else what it should be and is: `from 1 to 1024,
+    got 0`. `whole` says that it may have no fraction."""
     least, most = RANGES[name]
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if is_number and least <= value <= most:
+        return ""
     what = "a whole number " if whole and isinstance(value, float) else ""
-    is_right = is_number and least <= value <= most
-    return "" if is_right else f"{what}from {least} to {most}, got {value!r}"
+    return f"{what}from {least} to {most}, got {value!r}"
 
 
 class Ranged:
-    """A part of a config, whose numbers are of the types that they are declared with, and in the
-    ranges of RANGES. Raises UserError otherwise."""
+    """A dataclass whose numbers have their declared types and lie in the ranges of RANGES. Raises
+    UserError otherwise."""
 
     def __post_init__(self):
-        for field_ in dataclasses.fields(self):
-            types, values = get_args(field_.type) or (field_.type,), getattr(self, field_.name)
-            if not {int, float} & {*types} or (values is None and type(None) in types):
+        for field in dataclasses.fields(self):
+            types = get_args(field.type) or (field.type,)  # of int | None: (int, NoneType)
+            value = getattr(self, field.name)
+            is_absent = value is None and type(None) in types
+            if is_absent or not {int, float} & {*types}:
                 continue
-            for value in values if isinstance(values, tuple) else (values,):
-                wrong = out_of_range(field_.name, value, whole=float not in types)
-                require(not wrong, f"{field_.name.replace('_', ' ')} must be {wrong}")
+            for number in value if isinstance(value, tuple) else (value,):
+                wrong = out_of_range(field.name, number, whole=float not in types)
+                require(not wrong, f"{field.name.replace('_', ' ')} must be {wrong}")

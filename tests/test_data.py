@@ -52,7 +52,7 @@ def examples(tmp_path_factory):
 
 
 def batch_of(pairs, examples, model, stage, seed=42, keep=True):
-    return collate(examples, stage, seed)[pairs].audio_embeddings(ears_of(model, keep),
+    return collate(examples, stage, seed)[pairs].encoded(ears_of(model, keep),
                                                                   torch.device("cpu"))
 
 
@@ -191,7 +191,7 @@ def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
         expected = maker[pieces.pop(0)]
         assert torch.equal(batch.response, expected.response) and torch.equal(
             batch.noisy, expected.noisy)
-        assert torch.equal(batch.audio_embeddings(features, "cpu").audio.final,
+        assert torch.equal(batch.encoded(features, "cpu").audio.final,
                            features([e.path for e in batch.examples]).final)
         assert len(batch.clips) == len(batch.examples)
     assert not pieces and loader.waited > 0

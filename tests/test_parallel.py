@@ -393,7 +393,7 @@ def test_the_loss_is_normalised_over_the_whole_batch(collate):
         batches(len(collate.data), 9, 1, 0, 0, 2))
 
     def loss(pairs, n_tokens):
-        return float(answer_loss(model, collate[pairs].audio_embeddings(features, features.device),
+        return float(answer_loss(model, collate[pairs].encoded(features, features.device),
                                  STAGES[2], n_tokens))
 
     def tokens(pairs):

@@ -147,7 +147,7 @@ def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = schedule(step, stage.steps, stage)
-        batch = collate[pairs].audio_embeddings(lab.features, CPU)
+        batch = collate[pairs].encoded(lab.features, CPU)
         if variant.causal:
             loss = autoregressive.answer_loss(model, batch, stage, lab.tokenizer)
         elif variant.independent:
@@ -326,7 +326,7 @@ class Lab:
             short = [
                 i for i in range(len(pairs)) if all(own == length for _, own in collate.lengths(i))]
             chosen = short[::max(1, len(short) // self.scale.n_pairs)][:self.scale.n_pairs]
-            batch = collate[[(0, i) for i in chosen]].audio_embeddings(self.features, CPU)
+            batch = collate[[(0, i) for i in chosen]].encoded(self.features, CPU)
             rng = stream("score", seed)
             orders = rng.random((self.scale.n_masks, *batch.response.shape)).argsort(-1).argsort(-1)
             tensors = {}

@@ -119,7 +119,7 @@ def measure_pairs(model: Diffa2Model, reference: dict[str, Tensor], examples: li
                           held_out=True)
         for start in range(0, len(some), stage.micro_batch):
             numbers = [(0, i) for i in range(start, min(start + stage.micro_batch, len(some)))]
-            yield collate[numbers].audio_embeddings(features, features.device)
+            yield collate[numbers].encoded(features, features.device)
 
     def margins_of(batch, reference_masks=None):
         with autocast(features.device, features.dtype):
