@@ -31,8 +31,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from data import toy
 from diffa2_mini import weights
-from diffa2_mini.config import SIZES, StageConfig, to_dict
+from diffa2_mini.config import DATA, SIZES, StageConfig, to_dict
 from diffa2_mini.data import Batch, Collate, load_examples, what_is_cut
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import answers, scoreboard
@@ -65,6 +66,15 @@ def schedule(step: int, n_steps: int, stage: StageConfig) -> float:
                        (1 + math.cos(math.pi * done)))
 
 
+def default_data(args: argparse.Namespace) -> Path:
+    """Where the data is if the user does not say: the toy world, made if it is missing, or the
+    prepared LibriSpeech. Raises UserError."""
+    config = SIZES[args.size][0]
+    if config.from_scratch or args.random_weights:
+        return toy.make_world(DATA / "toy")
+    return dry_run.prepared_data(config, args.stages)
+
+
 class Stopped(Exception):
     """One of `signals.Signals` came; raised between two steps, or two batches of a measurement."""
 
@@ -88,8 +98,7 @@ class Run:
         )
         diffa2 = args.diffa2 and weights.locate(args.diffa2, "diffa2", args.size)
         with world.main_first():  # which may have to make the toy world
-            self.data = args.data or dry_run.default_data(self.config, args.stages,
-                                                          args.random_weights)
+            self.data = args.data or default_data(args)
         require(self.data.exists(),
                 f"--data {self.data}: expected a manifest or a folder of manifests, found nothing")
         self.tokenizer = weights.load_tokenizer(self.config, args.llada, args.random_weights)
@@ -482,7 +491,7 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv, __doc__)
     if args.stage == "0":
         with together(args.processes) as world:
-            backbone.run(args, world)
+            backbone.run(args, world, lambda: toy.make_stage0(DATA / "toy"), toy.text_example)
     elif args.dry_run:
         dry_run.show(args, {number: stage_config(args, number) for number in args.stages})
     else:

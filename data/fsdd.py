@@ -44,7 +44,7 @@ from data.toy import ask_row, write_json
 from data.toy_scene import DIGITS, MAX_SECONDS, SAMPLE_RATE, Scene, Segment, shaped_noise
 from diffa2_mini.audio import load_audio, resample
 from diffa2_mini.command.script import Parser
-from diffa2_mini.config import ASSETS
+from diffa2_mini.config import DATA
 from diffa2_mini.errors import UserError, require
 
 URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
@@ -325,7 +325,7 @@ def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--source", type=Path, metavar="DIR",
                         help="a copy of the data set (default: download it)")
-    parser.add_argument("--out", type=Path, default=ASSETS / "fsdd",
+    parser.add_argument("--out", type=Path, default=DATA / "fsdd",
                         help="where the data goes (default: data/fsdd)")
     parser.add_argument("--hold-out", metavar="SPEAKER", help="a speaker to keep out of training")
     parser.add_argument("--seed", type=int, default=0)

@@ -33,7 +33,7 @@ import numpy as np
 from data.toy import write_json
 from diffa2_mini.audio import duration
 from diffa2_mini.command.script import Parser
-from diffa2_mini.config import ASSETS, AudioConfig
+from diffa2_mini.config import DATA, AudioConfig
 from diffa2_mini.errors import UserError, require
 
 URL = "https://www.openslr.org/resources/12"
@@ -223,7 +223,7 @@ def main(argv: list[str]) -> None:
     listed = ", ".join(f"{name} ({gb:g} GB, {hours} h)" for name, (gb, hours) in SETS.items())
     parser.add_argument("sets", nargs="*", default=["train-clean-100", "dev-clean"], metavar="SET",
                         help=listed)
-    parser.add_argument("--out", type=Path, default=ASSETS / "librispeech",
+    parser.add_argument("--out", type=Path, default=DATA / "librispeech",
                         help="where the data goes (default: data/librispeech)")
     parser.add_argument("--url", default=URL, help="the site or a mirror of it")
     args = parser.parse_args(argv)

@@ -2,7 +2,7 @@
 
     python data/toy.py                      # all of it into data/toy: 2,810 clips, half a minute
     python data/toy.py --listen /tmp/clips  # a few clips with their questions, to hear what it is like
-    python data/toy.py --tokenizer toy      # train the byte-level BPE that this repository ships as data/toy.bpe
+    python data/toy.py --tokenizer toy      # train the byte-level BPE in diffa2_mini/assets/toy.bpe
     python data/toy.py --clips              # make the clips that it ships in data/clips
 
 `train.py --stage 0` makes clips of its own here, with their alignment.
@@ -31,7 +31,7 @@ import soundfile
 from data import toy_text
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
 from diffa2_mini.command.script import Parser
-from diffa2_mini.config import ASSETS, TextConfig
+from diffa2_mini.config import ASSETS, DATA, TextConfig
 from diffa2_mini.pretraining.backbone import TextExample
 from diffa2_mini.pretraining.bpe import count_words, save_ranks, train_bpe
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
@@ -190,23 +190,23 @@ def make_shipped(folder: Path, seed: int = 0) -> None:
 
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=ASSETS / "toy",
+    parser.add_argument("--out", type=Path, default=DATA / "toy",
                         help="where the data goes (default: data/toy)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--listen", type=Path, metavar="OUT",
                         help="write a few clips with their questions instead")
     parser.add_argument("--clips", action="store_true", help="make the clips in data/clips instead")
     parser.add_argument("--tokenizer", choices=["toy", "small"],
-                        help="train data/toy.bpe or data/small.bpe instead")
+                        help="train toy.bpe or small.bpe of diffa2_mini/assets instead")
     args = parser.parse_args(argv)
     if args.listen:
         listen(args.listen, args.seed)
     elif args.clips:
-        make_shipped(ASSETS / "clips", args.seed)
+        make_shipped(DATA / "clips", args.seed)
     elif args.tokenizer == "toy":
         make_tokenizer(ASSETS / "toy.bpe", n_merges=2000, seed=args.seed)
     elif args.tokenizer == "small":  # English, and code: that of this repository
-        files = sorted(path for kind in ("*.md", "*.py") for path in ASSETS.parent.rglob(kind))
+        files = sorted(path for kind in ("*.md", "*.py") for path in DATA.parent.rglob(kind))
         more = "\n".join(path.read_text(encoding="utf-8") for path in files)
         make_tokenizer(ASSETS / "small.bpe", 4096 - 256 - len(SPECIAL_TOKENS), more, args.seed)
     else:

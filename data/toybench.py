@@ -1,7 +1,7 @@
 """ToyBench: a benchmark of the toy world in the file format of MMAU, made by a fixed seed. Nothing
 is downloaded.
 
-    python data/toybench.py             # data/toy/toybench.json and its 180 clips
+    python data/toybench.py                        # data/toy/toybench.json and its 180 clips
     python -m diffa2_mini.evaluate --benchmark toy
 
 Every question is asked about clips of held-out scenes: speech, sound and music (`task`), perception
@@ -25,7 +25,7 @@ import numpy as np
 
 from data import toy, toy_text
 from diffa2_mini.command.script import Parser
-from diffa2_mini.config import ASSETS
+from diffa2_mini.config import DATA
 from diffa2_mini.evaluate.benchmarks import FREE
 
 SEED = 0
@@ -66,7 +66,7 @@ def make(folder: Path, seed: int = SEED) -> Path:
 
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=ASSETS / "toy",
+    parser.add_argument("--out", type=Path, default=DATA / "toy",
                         help="where it goes (default: data/toy)")
     print(f"ToyBench is {make(parser.parse_args(argv).out)}")
 

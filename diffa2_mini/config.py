@@ -17,7 +17,8 @@ from pathlib import Path
 from .errors import require
 from .ranges import Ranged
 
-ASSETS = Path(__file__).resolve().parent.parent / "data"  # the small files this repository ships
+ASSETS = Path(__file__).resolve().parent / "assets"  # the small files that the package ships
+DATA = Path(__file__).resolve().parent.parent / "data"  # in a clone: what makes data, and its data
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffa2_mini.audio import load_audio
-from diffa2_mini.config import ASSETS, AdapterConfig, LladaConfig, WhisperConfig
+from diffa2_mini.config import DATA, AdapterConfig, LladaConfig, WhisperConfig
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
 ENCODER = WhisperConfig(n_mels=20, n_positions=60, width=48, n_layers=4, n_heads=4,
@@ -94,5 +94,5 @@ def clips() -> dict[str, np.ndarray]:
     tone = np.sin(np.arange(35 * 16_000) * 0.05).astype(np.float32)
     return {
         "noise": noise[:5 * 16_000], "speech": load_audio(
-            ASSETS / "clips" / "three_one_four.wav", 16_000), "silence": np.zeros(
+            DATA / "clips" / "three_one_four.wav", 16_000), "silence": np.zeros(
                 16_000, np.float32), "tenth": noise[:1600], "long": 0.5 * noise + 0.3 * tone}

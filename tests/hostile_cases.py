@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 
 import sample
 import train
+from data import toybench
 from diffa2_mini import weights
 from diffa2_mini.audio import duration, load_audio
 from diffa2_mini.command.script import run_script
-from diffa2_mini.config import ASSETS, SIZES
+from diffa2_mini.config import ASSETS, DATA, SIZES
 from diffa2_mini.data import load_examples
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
@@ -31,7 +32,7 @@ from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer
 from diffa2_mini.training import checkpoint
 
 CONFIG, STAGES = SIZES["toy"]
-CLIP = ASSETS / "clips" / "three_one_four.wav"
+CLIP = DATA / "clips" / "three_one_four.wav"
 MODEL = Diffa2Model(CONFIG)
 NUMBERS = [
     "nan", "-nan", "inf", "-1", "0", "1e400", "9" * 400, "-0.0", "1.5", "0x10", "", " ", "1\n2",
@@ -405,8 +406,8 @@ def command(rng: random.Random, folder: Path) -> Case:
     argv = {
         "sample": [str(CLIP)], "train": ["--dry-run", "--out",
                                          str(folder / "out")],
-        "evaluate": ["--benchmark", "toy", "--limit", "1", "--out",
-                     str(folder / "out.jsonl")]
+        "evaluate": ["--benchmark", "toy", "--file", str(toybench.make(DATA / "toy")), "--limit",
+                     "1", "--out", str(folder / "out.jsonl")]
     }[script]
     if rng.random() < 0.2 and script == "sample":
         argv = [rng.choice(TEXTS)]

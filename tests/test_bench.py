@@ -11,7 +11,6 @@ import pytest
 import torch
 from mini import ROOT
 
-from data import toy
 from diffa2_mini import config as configs
 from diffa2_mini.audio import log_mel
 from diffa2_mini.bench import __main__ as bench
@@ -89,14 +88,16 @@ def test_the_figures_are_medians_and_stand_in_the_table_and_in_the_file(
 @pytest.mark.slow
 def test_the_caches_are_measured_on_the_toys_questions(monkeypatch, tmp_path, capsys):
     few = [
-        Example(configs.ASSETS / "clips" / "three_one_four.wav", "How many digits are there?", "3",
+        Example(configs.DATA / "clips" / "three_one_four.wav", "How many digits are there?", "3",
                 "", "n", "speech")
     ] * 11
     monkeypatch.setattr(bench, "load_examples", lambda *about: few)
-    monkeypatch.setattr(toy, "make_world", lambda folder: folder)
-    assert run_script(bench.main,
-                      ["--toy", "--runs", "1", "--out",
-                       str(tmp_path / "toy.json"), "--device", "cpu"]) == 0
+    command = ["--toy", "--data", str(tmp_path), "--runs", "1", "--out", str(tmp_path / "toy.json"),
+               "--device", "cpu"]
+    assert run_script(bench.main, command) == 2
+    assert "'python data/toy.py' makes it, or name it: --data" in capsys.readouterr().err
+    (tmp_path / "validation.json").touch()
+    assert run_script(bench.main, command) == 0
     rows = json.loads((tmp_path / "toy.json").read_text())["rows"]
     assert len(rows) == 3 * (4 + 4 + 1) and all(
         len(row["seconds"]) == 1 and 0 <= row["ratio"] <= 1 for row in rows)

@@ -15,7 +15,7 @@ import train
 from diffa2_mini import data
 from diffa2_mini.audio import log_mel
 from diffa2_mini.command.script import run_script
-from diffa2_mini.config import ASSETS
+from diffa2_mini.config import DATA
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import Diffa2Model
@@ -166,7 +166,7 @@ def front_end(monkeypatch):
 
 @pytest.mark.parametrize("command", ["sample", "evaluate", "train"])
 def test_the_log_mel_is_in_float32_in_bfloat16_too(command, front_end, world, tmp_path):
-    out, clip = str(tmp_path / "out.jsonl"), ASSETS / "clips" / "three_one_four.wav"
+    out, clip = str(tmp_path / "out.jsonl"), DATA / "clips" / "three_one_four.wav"
     rows = [{"audio_filepath": str(clip), "transcription": "three one four"}]
     (tmp_path / "asr.json").write_text(json.dumps(rows))
     main, flags = {

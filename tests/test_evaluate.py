@@ -19,7 +19,7 @@ from diffa2_mini.command import flags as model_flags
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 from diffa2_mini.evaluate import __main__ as evaluate
-from diffa2_mini.evaluate import answers
+from diffa2_mini.evaluate import answers, benchmarks
 from diffa2_mini.training import checkpoint
 
 CLIPS = Path(__file__).resolve().parent.parent / "data" / "clips"
@@ -230,7 +230,7 @@ def test_answers_of_a_version_that_did_not_note_what_was_asked_are_refused(folde
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     for row in rows:
         del row["prompt_sha256"], row["clip_sha256"]
-        row["by"] = "data/toy_diffa2.safetensors 0123abcd, float32, gen_length 16"
+        row["by"] = "diffa2_mini/assets/toy_diffa2.safetensors 0123abcd, float32, gen_length 16"
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "holds answers of an earlier version" in run(capfd, *flags(folder), code=2)
     run(capfd, "--benchmark", "toy", "--score", folder / "answers.jsonl")  # which mixes nothing
@@ -430,6 +430,7 @@ def test_answers_made_elsewhere_are_scored(folder, capfd):
     (["--benchmark", "mmlu"], "--benchmark"),
     ([], "--benchmark"),
     (["--benchmark", "mmau", "--file", "gone.json"], "found no such file"),
+    (["--benchmark", "toy"], "'python data/toybench.py' makes it, or name it: --file"),
     (["--benchmark", "toy", "--limit", "0"], "--limit"),
     (["--benchmark", "toy", "--shuffle-options", "-1"], "--shuffle-options"),
     (["--benchmark", "toy", "--batch-size", "0"], "--batch"),
@@ -437,6 +438,7 @@ def test_answers_made_elsewhere_are_scored(folder, capfd):
 def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(more, message, capfd, tmp_path,
                                                            monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmarks, "DATA", tmp_path)
     error = run(capfd, *more, code=2)
     assert message in error and error.count("\n") == 1 and not [*tmp_path.iterdir()]
 def test_published_weights_are_asked_as_the_authors_ask(folder, published, capfd, monkeypatch):

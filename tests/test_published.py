@@ -17,7 +17,7 @@ import sample
 from diffa2_mini import config as configs
 from diffa2_mini import weights
 from diffa2_mini.audio import encoder_frames, load_audio, log_mel
-from diffa2_mini.config import ASSETS, AdapterConfig, AudioConfig, Config, DecodeConfig, LladaConfig
+from diffa2_mini.config import DATA, AdapterConfig, AudioConfig, Config, DecodeConfig, LladaConfig
 from diffa2_mini.errors import UserError
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
@@ -27,7 +27,7 @@ from diffa2_mini.weights import load_diffa2, load_part, load_pretrained, locate,
 from diffa2_mini.whisper import WhisperEncoder
 
 GOLDEN = Path(__file__).parent / "golden"
-CLIP = ASSETS / "clips" / "three_one_four.wav"
+CLIP = DATA / "clips" / "three_one_four.wav"
 WHISPER = dataclasses.replace(inputs.ENCODER, n_positions=100)
 CONFIG = Config(
     size="mini",

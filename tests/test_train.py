@@ -351,7 +351,7 @@ def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
     (["--dry-run", "--data", "nowhere.json"], "nowhere.json"),
 ])
 def test_what_full_size_lacks_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dry_run, "ASSETS", tmp_path)
+    monkeypatch.setattr(dry_run, "DATA", tmp_path)
     assert run_script(train.main, [*flags, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()

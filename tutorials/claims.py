@@ -33,7 +33,7 @@ import torch
 
 from data import toy
 from diffa2_mini.command.script import Parser
-from diffa2_mini.config import ASSETS
+from diffa2_mini.config import DATA
 from diffa2_mini.errors import require
 from diffa2_mini.noise import stream
 from diffa2_mini.pretraining import autoregressive, backbone
@@ -151,7 +151,7 @@ def parse_arguments(argv: list[str]):
     add("--out", type=Path, help="where results go (default: tutorials/results)")
     add("--work", type=Path,
         help="where trained models go (default: runs/claims; with --quick: in --out)")
-    add("--data", type=Path, default=ASSETS / "toy",
+    add("--data", type=Path, default=DATA / "toy",
         help="the toy world, made if missing (default: data/toy)")
     add("--threads", type=int, help="CPU threads (default: one per core)")
     args = parser.parse_args(argv)

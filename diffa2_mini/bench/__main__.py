@@ -2,7 +2,7 @@
 weights.
 
     python -m diffa2_mini.bench                                  # the cases for a CPU
-    python -m diffa2_mini.bench --toy                            # the caches on the toy tasks: accuracy, steps, seconds
+    python -m diffa2_mini.bench --toy                            # the caches on the toy tasks (after python data/toy.py)
     python -m diffa2_mini.bench --size full --random-weights     # training and decoding at full size, for a GPU
 
 The confidences of random weights mean nothing, so that decoding follows a fixed schedule. A figure
@@ -35,7 +35,7 @@ from torch import Tensor
 from .. import weights
 from ..audio import log_mel, mel_filterbank
 from ..command.script import Parser
-from ..config import ASSETS, SIZES, AudioConfig, DecodeConfig, LladaConfig, to_dict
+from ..config import DATA, SIZES, AudioConfig, DecodeConfig, LladaConfig, to_dict
 from ..data import load_examples
 from ..diffusion import diffusion_loss
 from ..errors import require
@@ -242,12 +242,13 @@ CASES = {"training": training, "decoding": decoding, "log-mel": front_end}
 # --------------------------------------------------------------------------------- the toy's caches
 
 
-def toy(runs: int, device: torch.device) -> list[Row]:
+def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
     """The shipped toy model on its validation questions: every cache at several factors of parallel
     decoding, 64 questions at once; and on every tenth question one at a time, as the model decodes
     by default."""
-    from data import toy
-
+    require((data / "validation.json").is_file(),
+            f"{data}: expected the toy world, found none; in a clone of the repository "
+            "'python data/toy.py' makes it, or name it: --data")
     trained = checkpoint.load(weights.SHIPPED["diffa2"])
     config = trained.config
     model = weights.build(config, None, None, device, torch.float32, llada_class=FastLlada).eval()
@@ -255,8 +256,7 @@ def toy(runs: int, device: torch.device) -> list[Row]:
     tokenizer, features = weights.load_tokenizer(config), FeatureCache(
         model, device, torch.float32, keep=True)
     examples = load_examples(
-        toy.make_world(ASSETS / "toy") / "validation.json", SIZES["toy"][1][2], config, False,
-        print)
+        data / "validation.json", SIZES["toy"][1][2], config, False, print)
     features.prepare([example.path for example in examples], iter)
     rows = []
     for block, micro_batch, asked in ((8, 64, examples), (16, 64, examples), (16, 1,
@@ -317,6 +317,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--toy", action="store_true", help="measure the caches on the toy tasks")
+    add("--data", type=Path, default=DATA / "toy",
+        help="of --toy: the toy world (default: data/toy in a clone)")
     add("--size", choices=list(SIZES), help="measure training and decoding of a whole size")
     add("--random-weights", action="store_true", help="with --size: instead of downloads")
     add("--compile", action="store_true", help="with --size: have torch.compile fuse operations")
@@ -349,7 +351,7 @@ def main(argv: list[str]) -> None:
         rows, config = whole_size(args.size, args.runs, device, dtype, args.compile,
                                   args.random_weights), to_dict(SIZES[args.size][0])
     elif args.toy:
-        rows, config = toy(args.runs, device), to_dict(SIZES["toy"][0])
+        rows, config = toy(args.data, args.runs, device), to_dict(SIZES["toy"][0])
     else:
         config = {
             "llada": to_dict(BACKBONE), "audio": AUDIO, "prompt": PROMPT, "response": RESPONSE,

@@ -1,6 +1,6 @@
 """Ask a model all questions of a benchmark, and score its answers as the benchmark does.
 
-    python -m diffa2_mini.evaluate --benchmark toy
+    python -m diffa2_mini.evaluate --benchmark toy      # after python data/toybench.py
     python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --audio-root MMAU --size full --out mmau.jsonl
     python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --score made_elsewhere.json
 
@@ -84,7 +84,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--benchmark", required=True, choices=list(BENCHMARKS))
     add(
         "--file", type=Path, help=
-        "as published; asr: a manifest, or Kaldi's wav.scp (default of toy: ToyBench, made if missing)"
+        "as published; asr: a manifest, or Kaldi's wav.scp (default of toy: data/toy/toybench.json in a clone)"
     )
     add("--audio-root", type=Path, metavar="DIR",
         help="what the file's paths are relative to (default: its folder)")

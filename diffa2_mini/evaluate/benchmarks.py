@@ -23,7 +23,7 @@ from string import ascii_uppercase
 
 import numpy as np
 
-from ..config import ASSETS, TextConfig
+from ..config import DATA, TextConfig
 from ..data import read_manifest
 from ..errors import UserError, require
 from .scoring import mmsu_letter, names_a_choice, same, score_by_words, score_mmsu, words
@@ -271,11 +271,12 @@ def read_questions(name: str, rows: list[dict], source: Path, root: Path,
 
 def load_questions(name: str, file: Path | None, root: Path | None,
                    shuffle: int | None) -> list[Question]:
-    """Read a benchmark's published file; without one, ToyBench, which is made if it is not there.
+    """Read a benchmark's published file; without one, ToyBench where data/toybench.py makes it.
     Paths are relative to `root`, or else to the file. Raises UserError."""
     if file is None:
-        from data import toybench
-        file = toybench.make(ASSETS / "toy")
+        file = DATA / "toy" / "toybench.json"
+        require(file.is_file(), f"{file}: expected ToyBench, found no such file; in a clone of the "
+                                "repository 'python data/toybench.py' makes it, or name it: --file")
     is_kaldi = name == "asr" and (file.is_dir() or file.name == "wav.scp")
     rows = read_kaldi(file) if is_kaldi else read_manifest(file)
     if name == "asr" and not is_kaldi:  # a manifest may ask other things too

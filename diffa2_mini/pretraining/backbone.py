@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from .. import weights
 from ..command.script import progress
-from ..config import ASSETS, SIZES, LladaConfig, PretrainConfig, TextConfig
+from ..config import SIZES, LladaConfig, PretrainConfig, TextConfig
 from ..errors import require
 from ..evaluate.answers import fill_in
 from ..evaluate.scoring import same
@@ -293,13 +294,12 @@ def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, sample: Callable
 # -------------------------------------------------------------------------------------- the command
 
 
-def run(args, world: World) -> None:
+def run(args, world: World, make_clips: Callable[[], Path], text_example: Callable) -> None:
     """`train.py --stage 0`: pretrain the parts that `args.parts` names and write them to
     `args.out`. With `args.data`, a folder with a stage0.json, the encoder alone. The parts do not
     need each other: of several processes the first makes the encoder and the second the
-    backbone."""
-    from data import toy  # its texts and clips; it imports this file
-
+    backbone. Without `args.data`, `make_clips()` makes its folder; `text_example` is that of
+    `pretrain_backbone`."""
     config = SIZES[args.size][0]
     require(config.from_scratch,
             f"--stage 0 makes parts of --size toy or small; for {args.size} they are published")
@@ -325,7 +325,7 @@ def run(args, world: World) -> None:
     model, tokenizer = Diffa2Model(config, llada=FastLlada), weights.load_tokenizer(config)
     model.to(device)
     if args.parts != "llada" and world.is_main:
-        folder = args.data or toy.make_stage0(ASSETS / "toy")
+        folder = args.data or make_clips()
         if whisper:
             weights.load_part(model.whisper, "whisper", whisper, device)
         clips = LabelledClips.load(folder / "stage0.json", config.audio,
@@ -341,7 +341,7 @@ def run(args, world: World) -> None:
         if llada:
             weights.load_part(model.llada, "llada", llada, device)
         first_step = pre.backbone_steps if llada else 0
-        steps = pretrain_backbone(model, tokenizer, toy.text_example, pre, args.seed, first_step,
+        steps = pretrain_backbone(model, tokenizer, text_example, pre, args.seed, first_step,
                                   progress)
         for step, loss, accuracy in steps:
             say(f"backbone step {step}: loss {loss:.3f}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import ASSETS, SIZES, Config, StageConfig
+from ..config import DATA, SIZES, Config, StageConfig
 from ..data import n_embeddings, read_manifest
 from ..errors import UserError
 from ..evaluate.scoreboard import columns
@@ -186,13 +186,10 @@ MANIFESTS = {  # what each stage needs, and one entry of it
 MANIFESTS[3] = MANIFESTS[2]
 
 
-def default_data(config: Config, stages: list[int], random_weights: bool) -> Path:
-    """Where the data is if the user does not say: the toy world, made if it is missing, or the
-    prepared LibriSpeech. Raises UserError that says what the first stage without data needs."""
-    if config.from_scratch or random_weights:
-        from data import toy
-        return toy.make_world(ASSETS / "toy")
-    folder = ASSETS / "librispeech"
+def prepared_data(config: Config, stages: list[int]) -> Path:
+    """Where data/librispeech.py puts the data of a downloaded model. Raises UserError that says
+    what the first stage without data needs."""
+    folder = DATA / "librispeech"
     for stage in stages:
         name, what, line = MANIFESTS[stage]
         if not (folder / name).exists():
@@ -208,7 +205,7 @@ def number_of_examples(config: Config, number: int, stage: StageConfig,
                        data: Path | None) -> tuple[int, str]:
     """How many examples an epoch has, and whence that is known. Raises UserError if `data` has
     none."""
-    folder = data or ASSETS / ("toy" if config.from_scratch else "librispeech")
+    folder = data or DATA / ("toy" if config.from_scratch else "librispeech")
     manifest = folder if folder.is_file() else folder / MANIFESTS[number][0]
     if data or manifest.is_file():
         return len(read_manifest(manifest)), str(manifest)

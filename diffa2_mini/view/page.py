@@ -1,7 +1,7 @@
 """A page that shows answers forming: what the model heard, and every step of every answer, with
 what it was unsure of.
 
-It is one file that fetches nothing: `data/page.html`, with the clips, their pictures and the steps
+It is one file that fetches nothing: `assets/page.html`, with the clips, their pictures and the steps
 written into it as JSON. All text of the user and of the model is in that JSON alone, and the page
 shows it as text, so none of it is read as HTML.
 """
