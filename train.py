@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from data import toy
 from diffa2_mini import weights
+from diffa2_mini.command.table import listed
 from diffa2_mini.config import DATA, SIZES, StageConfig, to_dict
 from diffa2_mini.data import Batch, Collate, load_examples, what_is_cut
 from diffa2_mini.errors import require
@@ -191,7 +192,7 @@ class Run:
         """Name and count the clips of these examples that were heard and are incomplete."""
         found = dict(self.world.gather([*self.features.incomplete.items()]))
         lines = [found[path] for path in {example.path: 0 for example in examples} if path in found]
-        for line in scoreboard.listed(scoreboard.INCOMPLETE, lines) if lines else []:
+        for line in listed(scoreboard.INCOMPLETE, lines) if lines else []:
             print(f"  {line}")
 
     def measure_preferences(self, stage: StageConfig, reference: dict) -> dict[str, float]:

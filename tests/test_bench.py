@@ -14,7 +14,7 @@ from mini import ROOT
 from diffa2_mini import config as configs
 from diffa2_mini.audio import log_mel
 from diffa2_mini.bench import __main__ as bench
-from diffa2_mini.bench import whole_size
+from diffa2_mini.bench import cases, toy_caches, whole_size
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import AudioConfig, LladaConfig
 from diffa2_mini.data import Example
@@ -28,45 +28,46 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def backbone(monkeypatch):
-    monkeypatch.setattr(bench, "BACKBONE",
+    monkeypatch.setattr(cases, "BACKBONE",
                         LladaConfig(vocab_size=300, width=16, n_layers=2, n_heads=2, hidden=24))
-    monkeypatch.setattr(bench, "AUDIO", 9)
-    return bench.random_backbone(CPU)
+    monkeypatch.setattr(cases, "N_AUDIO", 9)
+    return cases.random_backbone(CPU)
 
 
 def test_the_released_way_and_ours_without_a_cache_give_the_same_answer(backbone):
     for parameter in backbone.llada.parameters():
         torch.nn.init.normal_(parameter)
-    config = dataclasses.replace(bench.SCHEDULE, cache="none")
-    runs = [
+    config = dataclasses.replace(cases.SCHEDULE, cache="none")
+    released, ours = (
         list(generate(state(backbone, [torch.ones(9, 16)], [Prompt([7] * 6, 2)], [128], 5), config,
-                      -1)) for state in (bench.Released, DecodingState)]
-    assert len(runs[0]) == 32 and len(set(runs[0][-1].tokens[0].tolist())) > 5
-    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(*runs, strict=True))
+                      -1))
+        for state in (cases.ReleasedDecoding, DecodingState))
+    assert len(released) == 32 and len(set(released[-1].tokens[0].tolist())) > 5
+    assert all(torch.equal(a.tokens, b.tokens) for a, b in zip(released, ours, strict=True))
 
 
 def test_both_losses_are_the_same(backbone):
     audio_embeddings, response = [torch.randn(9, 16)], torch.randint(10, 300, (1, 20))
     masked = torch.arange(20)[None] % 3 == 0
     ours, theirs = (losses(backbone, audio_embeddings, response, masked)
-                    for losses in (bench.loss_at_masks, bench.loss_from_all_logits))
+                    for losses in (cases.loss_at_masks, cases.loss_from_all_logits))
     torch.testing.assert_close(ours, theirs)
 
 
 def test_the_naive_log_mel_is_ours():
     config = AudioConfig(max_seconds=1)
     x = np.random.default_rng(0).normal(0, 0.1, config.max_samples).astype(np.float32)
-    np.testing.assert_allclose(bench.naive_log_mel(x, config),
+    np.testing.assert_allclose(cases.naive_log_mel(x, config),
                                log_mel(x, config).numpy(), atol=1e-4)
 
 
 def test_the_figures_are_medians_and_stand_in_the_table_and_in_the_file(
         backbone, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(bench, "naive_log_mel", lambda x, config: None)
-    assert run_script(bench.main,
-                      ["--runs", "2", "--out",
-                       str(tmp_path / "bench.json"), "--device", "cpu"]) == 0
-    written, out = json.loads((tmp_path / "bench.json").read_text()), capsys.readouterr().out
+    monkeypatch.setattr(cases, "naive_log_mel", lambda x, config: None)
+    out = ["--out", str(tmp_path / "bench.json"), "--device", "cpu"]
+    assert run_script(bench.main, ["--runs", "2", *out]) == 0
+    written = json.loads((tmp_path / "bench.json").read_text())
+    printed = capsys.readouterr().out
     assert written["machine"]["torch"] == torch.__version__ and written["sizes"]["response"] == 128
     rows = {(row["case"], row["variant"]): row for row in written["rows"]}
     answer = "answer of 128 tokens, blocks of 32 in 8 steps"
@@ -74,24 +75,18 @@ def test_the_figures_are_medians_and_stand_in_the_table_and_in_the_file(
         row = rows[answer, variant]
         assert len(row["seconds"]) == 2 and row["median"] == pytest.approx(sum(row["seconds"]) / 2)
         assert row["ratio"] == pytest.approx(rows[answer, "as released"]["median"] / row["median"])
-        assert f"{row['median']:.4g}" in out
+        assert f"{row['median']:.4g}" in printed
     assert {row["target"] for row in rows.values()} >= {">= 4", ">= 6", ">= 2", ">= 3", ">= 1.5"}
-    assert run_script(bench.main, [
-        "--only", "log-mel", "--runs", "1", "--out",
-        str(tmp_path / "bench.json"), "--device", "cpu"
-    ]) == 0
-    assert {row["case"]
-            for row in json.loads((tmp_path / "bench.json").read_text())["rows"]} == {
-                "log-mel of 30 s"}
+    assert run_script(bench.main, ["--only", "log-mel", "--runs", "1", *out]) == 0
+    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert {row["case"] for row in rows} == {"log-mel of 30 s"}
 
 
 @pytest.mark.slow
 def test_the_caches_are_measured_on_the_toys_questions(monkeypatch, tmp_path, capsys):
-    few = [
-        Example(configs.DATA / "clips" / "three_one_four.wav", "How many digits are there?", "3",
-                "", "n", "speech")
-    ] * 11
-    monkeypatch.setattr(bench, "load_examples", lambda *about: few)
+    clip = configs.DATA / "clips" / "three_one_four.wav"
+    few = [Example(clip, "How many digits are there?", "3", "", "n", "speech")] * 11
+    monkeypatch.setattr(toy_caches, "load_examples", lambda *about: few)
     command = ["--toy", "--data", str(tmp_path), "--runs", "1", "--out", str(tmp_path / "toy.json"),
                "--device", "cpu"]
     assert run_script(bench.main, command) == 2
@@ -99,32 +94,29 @@ def test_the_caches_are_measured_on_the_toys_questions(monkeypatch, tmp_path, ca
     (tmp_path / "validation.json").touch()
     assert run_script(bench.main, command) == 0
     rows = json.loads((tmp_path / "toy.json").read_text())["rows"]
-    assert len(rows) == 3 * (4 + 4 + 1) and all(
-        len(row["seconds"]) == 1 and 0 <= row["ratio"] <= 1 for row in rows)
-    assert rows[-1]["case"].endswith(
-        "2 questions, 1 at once") and rows[-1]["more"]["forward passes"] >= 2
-    assert rows[0][
-        "ratio"] == 1 and f"{rows[0]['more']['forward passes']} forward passes" in capsys.readouterr(
-        ).out
+    assert len(rows) == 3 * (4 + 4 + 1)
+    assert all(len(row["seconds"]) == 1 and 0 <= row["ratio"] <= 1 for row in rows)
+    assert rows[-1]["case"].endswith("2 questions, 1 at once")
+    assert rows[-1]["more"]["forward passes"] >= 2 and rows[0]["ratio"] == 1
+    assert f"{rows[0]['more']['forward passes']} forward passes" in capsys.readouterr().out
 
 
 def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, capsys):
-    micro = dataclasses.replace(config, audio=AudioConfig(
-        n_mels=5, max_seconds=1), text=configs.SIZES["full"][0].text, whisper=dataclasses.replace(
-            config.whisper, n_positions=50), llada=dataclasses.replace(
-                config.llada, vocab_size=126_464), decode=configs.DecodeConfig(
-                    gen_length=8, block_length=8, steps=8))
+    micro = dataclasses.replace(
+        config, audio=AudioConfig(n_mels=5, max_seconds=1), text=configs.SIZES["full"][0].text,
+        whisper=dataclasses.replace(config.whisper, n_positions=50),
+        llada=dataclasses.replace(config.llada, vocab_size=126_464),
+        decode=configs.DecodeConfig(gen_length=8, block_length=8, steps=8))
     monkeypatch.setitem(configs.SIZES, "full", (micro, configs.SIZES["full"][1]))
     for name in ("matmul_ceiling", "copy_bandwidth"):
         monkeypatch.setattr(whole_size, name, lambda *about: 1e9)
-    command = [
-        "--size", "full", "--random-weights", "--runs", "1", "--out",
-        str(tmp_path / "full.json"), "--dtype", "float32"]
+    command = ["--size", "full", "--random-weights", "--runs", "1", "--out",
+               str(tmp_path / "full.json"), "--dtype", "float32"]
     assert run_script(bench.main, command) == 0, capsys.readouterr().err
     rows = json.loads((tmp_path / "full.json").read_text())["rows"]
-    assert [row["of"] for row in rows
-            ] == ["GiB"] * 4 + ["real-time factor", "times the reading of the weights"
-                                ] + ["of the matmul ceiling (MFU)"] * 2
+    assert [row["of"] for row in rows] == [
+        *["GiB"] * 4, "real-time factor", "times the reading of the weights",
+        *["of the matmul ceiling (MFU)"] * 2]
     assert all(row["ratio"] > 0 and math.isfinite(row["ratio"]) for row in rows)
 
 
@@ -135,10 +127,9 @@ def test_ceilings_are_measured():
 
 def test_memory_is_measured():
     """In a process of its own: what other tests have freed may be there to be taken again."""
-    code = (
-        "import torch; from diffa2_mini.fast.measure import memory_above; "
-        "print(memory_above(lambda: torch.ones(2**26, dtype=torch.uint8).max(), torch.device('cpu')))"
-    )
+    code = ("import torch; from diffa2_mini.fast.measure import memory_above\n"
+            "buffer = lambda: torch.ones(2**26, dtype=torch.uint8).max()\n"
+            "print(memory_above(buffer, torch.device('cpu')))")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     used = run.stdout.strip()

@@ -13,8 +13,7 @@ TOP = ["errors", "ranges", "config", "noise", "audio", "whisper", "adapters", "t
        "lora", "model", "diffusion", "vrpo", "decode", "data", "weights"]  # the order of reading
 FOLDERS = ["command", "fast", "training", "evaluate", "pretraining", "view", "bench"]
 KNOTS = {("weights", "training.checkpoint"), ("weights", "training.files"),
-         ("weights", "command.script"), ("training.dry_run", "evaluate.scoreboard"),
-         ("training.log", "evaluate.scoreboard"), ("command.flags", "fast"),
+         ("weights", "command.script"), ("command.flags", "fast"),
          ("command.flags", "training")}
 FILES = [path for path in ROOT.rglob("*.py")
          if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]

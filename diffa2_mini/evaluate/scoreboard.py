@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..command.table import N_LISTED, columns, listed
 from ..data import Example
 from ..errors import require
 from ..training.files import write
@@ -22,17 +23,7 @@ from .scoring import (
     word_errors,
 )
 
-SHOWN = 10  # entries of a list; the JSON has all of them
 INCOMPLETE = "clips that end early or are damaged, of which what there is was heard"
-
-
-def columns(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text in columns, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  " + "  ".join(
-        cell.rjust(width) if i else cell.ljust(width)
-        for i, (cell, width) in enumerate(zip(row, widths)))
-                     for row in rows)
 
 
 # --------------------------------------------------------------------------------------- a manifest
@@ -185,7 +176,7 @@ def score_transcripts(questions: list[Question], answers: dict[str, Answer]) -> 
             for _, audio_embeddings in pairs), "normalisation": NORMALISATION, "worst": [{
                 "id": questions[i].id, **asdict(errors[i]), "reference": pairs[i][0],
                 "hypothesis": pairs[i][1]
-            } for i in worst[:SHOWN] if errors[i].total]}
+            } for i in worst[:N_LISTED] if errors[i].total]}
 
 
 def score(name: str, questions: list[Question], answers: dict[str, Answer]) -> dict:
@@ -218,12 +209,6 @@ class Tally:
 
 def percent(shares: list[float]) -> str:
     return " to ".join(f"{100 * s:.1f}" for s in shares)
-
-
-def listed(what: str, entries: list[str]) -> list[str]:
-    """A count, and the first of the entries."""
-    more = [f"  and {len(entries) - SHOWN} more"] if len(entries) > SHOWN else []
-    return [f"{what}: {len(entries)}", *(f"  {entry}" for entry in entries[:SHOWN]), *more]
 
 
 def transcripts_as_text(result: dict) -> list[str]:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from ..command.table import columns
 from ..config import DATA, SIZES, Config, StageConfig
 from ..data import n_embeddings, read_manifest
 from ..errors import UserError
-from ..evaluate.scoreboard import columns
 from ..fast.device import DTYPES
 from ..fast.token_losses import CHUNK
 from ..model import PREFIXES, Diffa2Model, part_of

@@ -12,7 +12,7 @@ from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.answers import Answer
 from diffa2_mini.evaluate.benchmarks import read_questions
-from diffa2_mini.evaluate.scoreboard import columns, report, table, wilson, word_error_rate
+from diffa2_mini.evaluate.scoreboard import report, table, wilson, word_error_rate
 from diffa2_mini.evaluate.scoring import WordErrors
 
 
@@ -115,11 +115,6 @@ def test_the_text_and_the_json_tell_the_same(tmp_path, capsys):
     assert f"{scoreboard.INCOMPLETE}: 1\n  3.wav: expected 2.00 s, got 1.00 s" in printed
 
 
-def test_long_lists_are_cut_in_the_text_alone():
-    lines = scoreboard.listed("words", [f"w{i}" for i in range(13)])
-    assert lines[0] == "words: 13" and len(lines) == 12 and lines[-1] == "  and 3 more"
-
-
 @pytest.mark.parametrize(
     "right, count, low, high",
     [  # from tables of Wilson's interval
@@ -168,10 +163,6 @@ def test_the_rate_is_of_the_corpus_and_its_interval_narrows():
     few, many = ([WordErrors(i % 2, 0, 0, 2) for i in range(n)] for n in (10, 1000))
     assert word_error_rate(many) == 0.25 and np.diff(
         scoreboard.bootstrap(many)) < np.diff(scoreboard.bootstrap(few)) / 3
-
-
-def test_columns():
-    assert columns([("a", "bb"), ("ccc", "d")]) == "  a    bb\n  ccc   d"
 
 
 def test_the_tally_is_what_the_result_will_be():
