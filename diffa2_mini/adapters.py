@@ -1,9 +1,12 @@
-"""The two adapters between encoder and backbone (arXiv 2601.23161, section 3.2), and all that stage
-1 and 2 train.
+"""The two adapters between encoder and backbone (arXiv 2601.23161, section 3.2).
 
-The semantic adapter keeps the order of time and says *what was said*: convolutions from 50 to 12.5
-embeddings a second. The acoustic adapter says *how it sounded*: a Q-Former whose learned queries
-read several depths of the encoder, and which always gives the same number of embeddings.
+The semantic adapter keeps the order in time, for *what was said*: convolutions reduce 50 frames a
+second to 12.5 embeddings. The acoustic adapter is for *how it sounded*: a Q-Former whose learned
+queries attend to several depths of the encoder; it always gives the same number of embeddings.
+Module names are those of the published weights.
+
+What differs: in a batch, the release lets short clips' padding through; here each clip keeps the
+embeddings of its own frames only.
 """
 
 import torch
@@ -14,11 +17,11 @@ from .config import AdapterConfig, WhisperConfig
 
 
 class SemanticAdapter(nn.Module):
-    """Final hidden state [B, T, E] -> embeddings [B, T // 4, D], of which example b keeps
-    n_frames[b] // 4.
+    """Final hidden state [B, T, E] -> embeddings [B, A, D], A = T // 4.
 
-    Embedding j reads the frames 4j - 2 to 4j + 2, so those kept never see the padding behind a
-    clip: a batch gives exactly what its clips give alone.
+    A clip with sound in n frames has n // 4 valid embeddings. Embedding j depends on the frames
+    4j - 2 to 4j + 2, so valid ones never depend on padding: a batch gives exactly what its clips
+    give alone.
     """
 
     def __init__(self, config: AdapterConfig, width: int, out_width: int):
@@ -33,19 +36,20 @@ class SemanticAdapter(nn.Module):
         self.layernorm = nn.LayerNorm(out_width)
 
     def forward(self, final: Tensor, n_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns embeddings [B, A, D] and how many of them are real [B]."""
-        n_out = n_frames // self.stride
-        x = final[:, :int(n_out.max()) * self.stride].transpose(1, 2)  # [B, E, T]
-        if x.shape[2] == 0:
-            return final.new_zeros(len(final), 0, self.layernorm.weight.numel()), n_out
-        x = self.conv(x).transpose(1, 2)  # [B, T // 4, 4E]
-        return self.layernorm(self.linear_connector(x)), n_out
+        """Returns embeddings [B, A, D], up to the longest clip's, and how many are valid [B]."""
+        n_valid = n_frames // self.stride
+        T = int(n_valid.max()) * self.stride
+        if T == 0:
+            return final.new_zeros(len(final), 0, self.layernorm.weight.numel()), n_valid
+        x = final[:, :T].transpose(1, 2)  # [B, T, E] -> [B, E, T]
+        x = self.conv(x).transpose(1, 2)  # [B, 4E, A] -> [B, A, 4E]
+        return self.layernorm(self.linear_connector(x)), n_valid
 
 
 class CrossAttention(nn.Module):
-    """Attention from x to memory, added to x and normalised after (post-norm, as in BERT).
-    Self-attention if memory is x. Dropout acts where BERT has it: on the attention weights, and on
-    what is added to x."""
+    """Attention from x [B, Q, E] to `memory` [B, T, E], added to x and then normalised (post-norm,
+    as in BERT); self-attention if memory is x. Dropout is where BERT has it: on the attention
+    weights, and on what is added to x."""
 
     def __init__(self, width: int, n_heads: int):
         super().__init__()
@@ -58,19 +62,18 @@ class CrossAttention(nn.Module):
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        def heads(y):  # [B, positions, E] -> [B, H, positions, E/H]
+        def heads(y):  # [B, Q or T, E] -> [B, H, Q or T, E/H]
             return y.view(y.shape[0], y.shape[1], self.n_heads, -1).transpose(1, 2)
 
         q, k, v = heads(self.query(x)), heads(self.key(memory)), heads(self.value(memory))
         p = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)
-        y = y.transpose(1, 2).reshape(x.shape)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)  # [B, H, Q, E/H]
+        y = y.transpose(1, 2).reshape(x.shape)  # [B, Q, E]
         return self.LayerNorm(x + self.dropout(self.dense(y)))
 
 
 class QFormerLayer(nn.Module):
-    """The queries [B, Q, E] look at each other, then at the frames [B, T, E], then pass a
-    feed-forward."""
+    """Queries [B, Q, E] attend to each other, then to frames [B, T, E]; a feed-forward follows."""
 
     def __init__(self, config: AdapterConfig, width: int, n_heads: int):
         super().__init__()
@@ -89,10 +92,9 @@ class QFormerLayer(nn.Module):
 class AcousticAdapter(nn.Module):
     """Hidden states of N taps [B, N, T, E] -> Q embeddings [B, Q, D].
 
-    Each tap has its own queries; one decoder serves all taps, and sees all T frames, those of
-    padding too. The outputs are averaged over taps with weights learned per query. The queries
-    themselves are not dropped: the released code gives them to BERT's encoder directly, past the
-    dropout of its embeddings.
+    Each tap has its own queries; all taps share one decoder, which attends to all T frames, those
+    of padding too. The outputs are averaged over taps with learned weights per query. The queries
+    themselves get no dropout: the released code bypasses BERT's embeddings, where it would be.
     """
 
     def __init__(self, config: AdapterConfig, whisper: WhisperConfig, out_width: int):
@@ -108,9 +110,10 @@ class AcousticAdapter(nn.Module):
     def forward(self, taps: Tensor) -> Tensor:
         B, N, T, E = taps.shape
         frames = taps.reshape(B * N, T, E)
-        queries = torch.cat(list(self.layer_prompts)).repeat(B, 1, 1)  # [N, Q, E] -> [B * N, Q, E]
+        queries = torch.cat(list(self.layer_prompts))  # [N, Q, E]
+        x = queries.repeat(B, 1, 1)  # [B * N, Q, E]
         for layer in self.qformer:
-            queries = layer(queries, frames)
+            x = layer(x, frames)  # [B * N, Q, E]
         weights = self.layer_weights.softmax(dim=-1)  # [Q, N], sums to 1 over the taps
-        mixed = torch.einsum("bnqe,qn->bqe", queries.view(B, N, -1, E), weights)
-        return self.proj(mixed)
+        mixed = torch.einsum("bnqe,qn->bqe", x.view(B, N, -1, E), weights)  # [B, Q, E]
+        return self.proj(mixed)  # [B, Q, D]

@@ -1,9 +1,11 @@
-"""LLaDA, the mask predictor: a LLaMA-style transformer that looks both ways (arXiv 2502.09992,
-section 2.1).
+"""LLaDA, the mask predictor: a LLaMA-style transformer with bidirectional attention (arXiv
+2502.09992, section 2.1).
 
-It takes a sequence in which some tokens are [MASK] and predicts, for each of them at once, the
-token that was there. There is no causal mask, and no time embedding: the number of masks tells the
-model the time. Module names are those of the published weights, below `model.transformer`.
+Some tokens of its input are [MASK]; for all of these at once it predicts the token that was there.
+There is no causal mask, and no time embedding: the number of masks tells the time. Module names are
+those of the published weights, below `model.transformer`.
+
+What differs: nothing in the numbers. `fast/llada.py` computes the same with less work and memory.
 """
 
 import torch
@@ -14,7 +16,7 @@ from .config import LladaConfig
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean of squares taken in float32 at least (arXiv 1910.07467)."""
+    """x / rms(x) * weight, computed in float32 or wider (arXiv 1910.07467)."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -28,8 +30,8 @@ class RMSNorm(nn.Module):
 
 
 def rotary(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, float32 [..., head_width/2], of the angles position / theta^(2i /
-    head_width) for `positions` [...] (arXiv 2104.09864)."""
+    """Cosine and sine, float32 [..., head_width/2], of position / theta^(2i / head_width) for each
+    of `positions` [...] and i < head_width/2 (arXiv 2104.09864)."""
     even = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32)
     frequencies = theta ** -(even / head_width)
     angles = positions[..., None].float() * frequencies
@@ -37,8 +39,8 @@ def rotary(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Te
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (x_i, x_{i + width/2}) by its angle, in float32 at least. x: [B, H, S,
-    head_width]; cosine and sine: [S, head_width/2] or [B, 1, S, head_width/2]."""
+    """Rotate each pair (x_i, x_{i + width/2}) by its angle, in float32 or wider. x is [B, H, S,
+    D/H]; cosine and sine are [B or 1, 1, S, D/2H]."""
     cos, sin = rotation
     left, right = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
@@ -62,9 +64,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None,
                 cache=None) -> Tensor:
-        """x [B, S, D] -> [B, S, D]. `mask`, bool and broadcast to [B, H, S, all], says what each
-        token attends to. A `cache` adds keys and values that x does not have: `cache.update(k, v)`
-        gives those of the whole sequence, [B, H, all, D/H]."""
+        """x [B, S, D] -> [B, S, D]. `mask`, bool [B, 1, 1 or S, S], is True where a token may
+        attend. With a `cache`, x is only a slice of the sequence: `cache.update(k, v)` gives the
+        keys and values of all of it."""
         x = x + self.attention(x, rotation, mask, cache)
         return x + self.feed_forward(x)
 
@@ -76,7 +78,7 @@ class Block(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B, H, S, D/H]
-        return self.attn_out(y.transpose(1, 2).reshape(x.shape))
+        return self.attn_out(y.transpose(1, 2).reshape(x.shape))  # [B, S, D]
 
     def heads(self, y: Tensor) -> Tensor:
         """[B, S, D] -> [B, H, S, D/H]"""
@@ -88,8 +90,8 @@ class Block(nn.Module):
 
 
 class Llada(nn.Module):
-    """Embeddings in, hidden states out. The head is a step of its own, `logits`: only masked
-    positions need it, and with a vocabulary of 126,464 the rest would be most of the memory."""
+    """Embeddings in, hidden states out. The head is separate, `logits`: only masked positions need
+    it, and with a vocabulary of 126,464 the other logits would take most of the memory."""
 
     block = Block
 
@@ -103,13 +105,13 @@ class Llada(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor | None = None, positions: Tensor | None = None,
                 caches: list | None = None, first: int = 0) -> Tensor:
-        """Final hidden states of embeddings x [B, S, D]; those from the `first` on, [B, S - first,
-        D].
+        """Final hidden states [B, S - first, D] of the embeddings x [B, S, D] from `first` on.
 
-        `valid` [B, S] is False at padding, which nothing attends to ([B, S, S]: what each may
-        attend to); None means no padding. `positions` [B, S] says where each embedding stands; None
-        means 0, 1, 2, ... `caches`, one a block, let x be a slice of the sequence: `valid` is then
-        that of the whole sequence.
+        Args:
+            valid: bool [B, S], False at padding, which nothing attends to; or bool [B, S, S], True
+                where row may attend to column. None means no padding.
+            positions: of each embedding, for the rotary embedding [B, S]. None means 0, 1, 2, ...
+            caches: one per block. x is then a slice of the sequence, and `valid` is of all of it.
         """
         rotation, mask = self.rotation_and_mask(x, valid, positions)
         for i, block in enumerate(self.blocks):
@@ -118,15 +120,14 @@ class Llada(nn.Module):
 
     def rotation_and_mask(self, x: Tensor, valid: Tensor | None, positions: Tensor | None
                           ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-        """What all blocks share: the angles of the rotary embedding, and what may be attended
-        to."""
+        """What all blocks share: the rotary embedding's cosine and sine, and the attention mask."""
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
         head_width = self.config.width // self.config.n_heads
         rotation = rotary(positions[:, None], head_width, self.config.rope_theta)  # [B, 1, S, D/2H]
         if valid is None:
             return rotation, None
-        return rotation, valid.reshape(len(valid), 1, -1, valid.shape[-1])  # [B, 1, 1 or S, all]
+        return rotation, valid.reshape(len(valid), 1, -1, valid.shape[-1])  # [B, 1, 1 or S, S]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""

@@ -1,8 +1,8 @@
-"""LoRA: learn a low-rank change of a frozen weight (arXiv 2106.09685; here from stage 3 on, arXiv
+"""LoRA: learn a low-rank change of a frozen weight (arXiv 2106.09685); here from stage 3 on (arXiv
 2601.23161, section 3.3).
 
-y = W x + (alpha / r) B A x, with A [r, in] random and B [out, r] zero, so that it starts as the
-identity.
+y = W x + (alpha / r) B A x, with A [r, in] random and B [out, r] zero, so that at first nothing
+changes.
 """
 
 import math
@@ -15,16 +15,16 @@ from .config import LoraConfig
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer without bias, and a low-rank change beside it. Keeps the layer's own weight
-    and its name."""
+    """A linear layer without bias, plus a low-rank change. The weight is the layer's own, under its
+    old name."""
 
     def __init__(self, linear: nn.Linear, config: LoraConfig):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
         self.scale = config.alpha / config.rank
         self.dropout = nn.Dropout(0.0)
-        like = dict(device=linear.weight.device, dtype=torch.promote_types(
-            linear.weight.dtype, torch.float32))
+        like = dict(device=linear.weight.device,
+                    dtype=torch.promote_types(linear.weight.dtype, torch.float32))
         self.lora_A = nn.Parameter(torch.empty(config.rank, linear.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(linear.out_features, config.rank, **like))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
@@ -36,9 +36,9 @@ class LoraLinear(nn.Linear):
     def merged(self) -> nn.Linear:
         """A plain layer with the weight W + (alpha / r) B A."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        change = self.scale * self.lora_B @ self.lora_A
-        linear.weight = nn.Parameter((self.weight + change).to(self.weight.dtype),
-                                     requires_grad=False)
+        change = self.scale * self.lora_B @ self.lora_A  # [out, in]
+        weight = (self.weight + change).to(self.weight.dtype)
+        linear.weight = nn.Parameter(weight, requires_grad=False)
         return linear
 
 
@@ -60,8 +60,7 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def set_dropout(part: nn.Module, p: float) -> None:
-    """Set the dropout of a part of the model: of LoRA in the backbone, or of the acoustic adapter.
-    It acts in training mode alone."""
+    """Set all dropout of a part: of LoRA in the backbone, or of the acoustic adapter."""
     for module in part.modules():
         if isinstance(module, nn.Dropout):
             module.p = p

@@ -1,10 +1,10 @@
-"""Whisper's encoder (arXiv 2212.04356, section 2.2): log-mel in, hidden states of several depths
-out.
+"""Whisper's encoder: log-mel in, hidden states of several depths out (arXiv 2212.04356, section
+2.2).
 
-Two convolutions halve the frame rate to 50 a second; fixed sinusoids tell the position; pre-norm
-transformer blocks follow. It is frozen in all four stages. The semantic adapter reads its last
-hidden state, the acoustic adapter several (`taps`). Module names are those of OpenAI's published
-weights, below `encoder`.
+Two convolutions halve the frame rate to 50 a second, fixed sinusoids encode the position, and
+pre-norm transformer blocks follow. All of it is frozen in all four stages. The semantic adapter
+takes the last hidden state, the acoustic adapter several (`taps`). Module names are those of
+OpenAI's published weights, below `encoder`.
 """
 
 import math
@@ -17,17 +17,16 @@ from .config import WhisperConfig
 
 
 def sinusoids(n_positions: int, width: int) -> Tensor:
-    """Position table [n_positions, width], float32: sines of p / 10000^(i / (width/2 - 1)), then
-    their cosines."""
+    """Position table, float32 [n_positions, width]: the sines of p / 10000^(i / (width/2 - 1)) for
+    position p and i < width/2, then their cosines."""
     half = width // 2
     rates = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
-    angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), rates)
+    angles = torch.outer(torch.arange(n_positions, dtype=torch.float32), rates)  # [T, width/2]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention in which every frame sees every frame. The key projection has no
-    bias."""
+    """Multi-head attention of every frame to every frame. The key projection has no bias."""
 
     def __init__(self, width: int, n_heads: int):
         super().__init__()
@@ -53,8 +52,8 @@ class EncoderBlock(nn.Module):
         self.attn_ln = nn.LayerNorm(width)
         self.attn = SelfAttention(width, n_heads)
         self.mlp_ln = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(
-            4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(),
+                                 nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.attn_ln(x))
@@ -62,8 +61,8 @@ class EncoderBlock(nn.Module):
 
 
 class WhisperEncoder(nn.Module):
-    """log-mel [B, n_mels, 2T] -> hidden states. T is always `n_positions`: clips are padded to the
-    full length."""
+    """log-mel [B, n_mels, M] -> hidden states, M = 2T. T is always `n_positions`: clips are padded
+    to the full length."""
 
     def __init__(self, config: WhisperConfig):
         super().__init__()
@@ -77,16 +76,14 @@ class WhisperEncoder(nn.Module):
 
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the final hidden state [B, T, E], and those of the taps [B, N, T, E]."""
-        x = F.gelu(self.conv1(mel))
+        x = F.gelu(self.conv1(mel))  # [B, E, M]
         x = F.gelu(self.conv2(x)).transpose(1, 2)  # [B, E, T] -> [B, T, E]
-        assert x.shape[
-            1] == self.config.n_positions, f"expected {self.config.n_positions} frames, got {x.shape[1]}"
+        T = self.config.n_positions
+        assert x.shape[1] == T, f"expected {T} frames, got {x.shape[1]}"
         x = x + self.positional_embedding.to(x.dtype)
-        taps = {0: x}
-        for i, block in enumerate(self.blocks, start=1):
+        states = [x]
+        for block in self.blocks:
             x = block(x)
-            taps[i] = x
-        final = self.ln_post(x)
-        # numbered as Hugging Face does: the last one is after the final LayerNorm
-        taps[len(self.blocks)] = final
-        return final, torch.stack([taps[i] for i in self.config.taps], dim=1)
+            states.append(x)
+        states[-1] = final = self.ln_post(x)  # Hugging Face's last one is normalised too
+        return final, torch.stack([states[i] for i in self.config.taps], dim=1)
