@@ -1,10 +1,15 @@
-"""Masked diffusion: the forward process that hides a response, and the loss that teaches to restore
-it.
+"""Masked diffusion: the forward process, which masks a response, and the loss of undoing it (arXiv
+2502.09992, section 2.1).
 
-At time t each response token is [MASK] with probability t: nothing is hidden at 0, everything at 1.
-The model predicts all hidden tokens at once. The expected value of (1/t) * sum of their
-cross-entropies is an upper bound on -log p(response): arXiv 2502.09992, equation 3. Prompt and
-audio are never masked.
+At time t each response token is [MASK] with probability t: none at 0, all at 1. The model predicts
+all masked tokens at once, and
+
+    loss = E[(1/t) * sum of their cross-entropies],   t ~ U(0, 1)
+
+is an upper bound on -log p(response) (equation 3). Prompt and audio are never masked.
+
+What differs: the release divides by the tokens on each device, here those of the whole batch count.
+`fast/token_losses.py` gives the same losses without all logits at once.
 """
 
 from collections.abc import Callable
@@ -18,14 +23,14 @@ EPSILON = 1e-3  # the smallest time
 
 
 def draw_noise(rng: np.random.Generator, n_response: int) -> tuple[float, np.ndarray]:
-    """A time t in (0, 1) and a uniform number per response token [R], float64."""
+    """A time t in [0, 1) and a uniform number per response token [R], float64."""
     return rng.random(), rng.random(n_response)
 
 
 def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int
                     ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hide each token of `response` [B, R] with probability t [B], squeezed from 0 ... 1 into
-    EPSILON ... 1.
+    """Mask each token of `response` [B, R] whose uniform number [B, R] is below t [B], after t is
+    mapped from 0 ... 1 to EPSILON ... 1.
 
     Returns the noisy response [B, R], where it is masked (bool [B, R]), and the times used [B].
     """
@@ -35,20 +40,21 @@ def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats, float32 at least, [K], of K tokens `targets` [K], from their `logits`
-    [K, V]. `fast/token_losses.py` makes the same without all the logits at once."""
+    """Cross-entropy [K] in nats, float32 or wider, of `logits` [K, V] with `targets` [K]."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, targets, reduction="none")
 
 
 def diffusion_loss(logits: Tensor, response: Tensor, masked: Tensor, t: Tensor, n_tokens: int,
                    losses_of: Callable = token_losses) -> Tensor:
-    """The bound on -log p of each `response` [B, R] at the times t [B], per token.
+    """The bound on -log p of the responses, per token.
 
-    `logits` [K, V] are those of the K `masked` tokens, in order. `n_tokens` counts the response
-    tokens of the whole batch, the EOS padding that belongs to a response included: with the batch
-    in pieces, their losses add up.
+    Args:
+        logits: of the K masked tokens, in row order [K, V]; or what `losses_of` takes instead.
+        response, masked, t: [B, R] without noise, bool [B, R] and [B], as of `forward_process`.
+        n_tokens: response tokens of the whole batch, padding EOS included. The losses of a batch's
+            pieces add up to its loss.
     """
     losses = losses_of(logits, response[masked])  # [K]
-    weights = (1 / t)[:, None].expand(response.shape)[masked]  # [K]
+    weights = (1 / t)[:, None].expand(response.shape)[masked]  # [B] -> [B, R] -> [K]
     return (weights * losses).sum() / n_tokens

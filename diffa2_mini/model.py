@@ -1,10 +1,15 @@
-"""DIFFA-2 in one piece: the encoder hears, the adapters translate, the backbone reads and fills in
-the answer.
+"""DIFFA-2 in one piece: encoder, adapters, and the backbone, which fills in the answer (arXiv
+2601.23161, section 3.2).
 
-The audio's embeddings are spliced into the prompt right after `This is the audio:` (arXiv
-2601.23161, section 3.2). A row of a batch is prompt with audio, padding, response, padding.
-Positions count on as if the padding were not there, and nothing attends to it, so a batch gives
-what each clip gives alone.
+    log-mel --encoder--> hidden states --adapters--> audio embeddings [A, D]
+    prompt --embedding--> [L, D]      the audio is spliced in: [P, D], P = L + A
+    response --embedding--> [R, D]    the backbone gives hidden states at the masks
+
+The audio goes right after `This is the audio:`. A row of a batch is: prompt with audio, padding,
+response, padding. Positions count on as if there were no padding, and nothing attends to it, so a
+batch gives what each clip gives alone.
+
+What differs: in the release, responses attend to the padding of shorter clips in a batch.
 """
 
 from dataclasses import dataclass
@@ -20,7 +25,7 @@ from .lora import add_lora
 from .tokenizer import Prompt
 from .whisper import WhisperEncoder
 
-PREFIXES = {
+PREFIXES = {  # part of the model: how the names of its tensors begin
     "semantic": "semantic_connector.", "acoustic": "acoustic_connector.",
     "prompts": "trainable_prompts.", "whisper": "whisper.", "llada": "llada."}
 
@@ -34,18 +39,19 @@ def part_of(name: str) -> str:
 
 @dataclass
 class Audio:
-    """What the encoder made of B clips: its final hidden state [B, T, E], its taps [B, N, T, E],
-    and how many frames of each clip hold sound [B]."""
+    """B encoded clips."""
 
-    final: Tensor
-    taps: Tensor
-    n_frames: Tensor
+    final: Tensor  # [B, T, E], the encoder's final hidden state
+    taps: Tensor  # [B, N, T, E], its hidden states at the taps
+    n_frames: Tensor  # [B], how many of the T frames hold sound
 
 
 class Diffa2Model(nn.Module):
-    """The whole model. All of it is frozen until `train_only` names the parts to train. The parts
-    that are never trained may be made on the device `frozen_on`: on `meta`, they take no memory
-    until they are filled. `llada` is the backbone's class."""
+    """The whole model. All of it is frozen until `train_only` names the parts to train.
+
+    Encoder and backbone, which are never trained, are made on the device `frozen_on`: on `meta`,
+    they take no memory until they are filled. `llada` is the backbone's class.
+    """
 
     def __init__(self, config: Config, frozen_on: str | None = None, llada: type[Llada] = Llada):
         super().__init__()
@@ -60,42 +66,38 @@ class Diffa2Model(nn.Module):
         with frozen:
             self.llada = llada(config.llada)
         self.requires_grad_(False)
-        self.fingerprints: dict[str, str] = {}  # of what its parts were filled from, by weights.py
+        self.fingerprints: dict[str, str] = {}  # of the files its parts were loaded from
 
     def add_lora(self) -> None:
-        """Give the backbone its LoRA, which starts as the identity. Adding it again changes
-        nothing."""
+        """Give the backbone its LoRA, which at first changes nothing. Again, it has no effect."""
         add_lora(self.llada, self.config.lora)
 
     def train_only(self, parts: tuple[str, ...]) -> dict[str, nn.Parameter]:
-        """Freeze all but `parts`; returns what is left to train, by name."""
+        """Freeze all but `parts`, keys of PREFIXES or `lora`; returns the parameters of these."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(part_of(name) in parts)
-        return {
-            name: parameter
-            for name, parameter in self.named_parameters()
-            if parameter.requires_grad}
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def encode(self, mel: Tensor, n_frames: Tensor) -> Audio:
-        """log-mel [B, n_mels, M] -> hidden states. The encoder is never trained."""
+        """Hidden states of log-mels [B, n_mels, M] with sound in `n_frames` [B] encoder frames."""
         final, taps = self.whisper(mel)
         return Audio(final, taps, n_frames)
 
     def embed_audio(self, audio: Audio, parts: tuple[str, ...]) -> list[Tensor]:
-        """The embeddings [A, D] of each clip: `parts` in order, such as ("acoustic",
+        """The embeddings [A, D] of each clip: those of `parts`, in this order, such as ("acoustic",
         "semantic")."""
-        rows = [[] for _ in audio.n_frames]
-        for part in parts:
-            if part == "semantic":
-                embeddings, n_real = self.semantic_connector(audio.final, audio.n_frames)
-            elif part == "acoustic":
-                embeddings, n_real = self.acoustic_connector(audio.taps), None
-            else:
-                embeddings, n_real = self.trainable_prompts.weight.expand(len(rows), -1, -1), None
-            for i, row in enumerate(rows):
-                row.append(embeddings[i] if n_real is None else embeddings[i, :n_real[i]])
-        return [torch.cat(row) for row in rows]
+        by_part = [self.embed_part(audio, part) for part in parts]
+        return [torch.cat(embeddings) for embeddings in zip(*by_part, strict=True)]
+
+    def embed_part(self, audio: Audio, part: str) -> list[Tensor]:
+        """The embeddings [.., D] that one part gives for each clip."""
+        if part == "semantic":
+            embeddings, n_valid = self.semantic_connector(audio.final, audio.n_frames)
+            return [row[:n] for row, n in zip(embeddings, n_valid.tolist(), strict=True)]
+        if part == "acoustic":
+            return list(self.acoustic_connector(audio.taps))  # [B, Q, D]
+        return list(self.trainable_prompts.weight.expand(len(audio.n_frames), -1, -1))
 
     def splice(self, audio_embeddings: list[Tensor],
                prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
@@ -104,37 +106,46 @@ class Diffa2Model(nn.Module):
         rows = []
         for audio, prompt in zip(audio_embeddings, prompts, strict=True):
             text = self.llada.wte(torch.tensor(prompt.ids, device=audio.device))  # [L, D]
-            rows.append(torch.cat([text[:prompt.audio_at],
-                                   audio.to(text.dtype), text[prompt.audio_at:]]))
-        return pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows],
-                                                                  device=audio_embeddings[0].device)
+            before, after = text[:prompt.audio_at], text[prompt.audio_at:]
+            rows.append(torch.cat([before, audio.to(text.dtype), after]))  # [L + A, D]
+        lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+        return pad_sequence(rows, batch_first=True), lengths
 
     def hidden_states(self, audio_embeddings: list[Tensor], prompts: list[Prompt], response: Tensor,
                       valid: Tensor) -> Tensor:
-        """Final hidden states [B, R, D] of `response` [B, R] behind its prompt; `real` [B, R] is
-        False at padding. The head makes logits of them: `llada.logits`."""
-        before, lengths = self.splice(audio_embeddings, prompts)
-        positions, valid = lay_out(lengths, before.shape[1], valid)
+        """Final hidden states [B, R, D] of the responses [B, R] behind their prompts; `valid`, bool
+        [B, R], is False at padding. The head turns them into logits: `llada.logits`."""
+        before, lengths = self.splice(audio_embeddings, prompts)  # [B, P, D], [B]
+        P = before.shape[1]
+        positions, valid = lay_out(lengths, P, valid)  # [B, P + R] each
         x = torch.cat([before, self.llada.wte(response)], dim=1)  # [B, P + R, D]
-        return self.llada(x, valid, positions, first=before.shape[1])
+        return self.llada(x, valid, positions, first=P)
 
     def forward(self, audio: Audio, parts: tuple[str, ...], prompts: list[Prompt], response: Tensor,
                 valid: Tensor, select: Tensor) -> Tensor:
-        """Hidden states [K, D] of the K tokens that `select` [B * n, R] marks, of n responses
-        [B * n, R] to each of B clips, those of a clip together. See `hear` and `hidden_states`."""
-        audio_embeddings = self.embed_audio(audio, parts)
-        n = len(response) // len(audio_embeddings)
-        audio_embeddings, prompts = [h for h in audio_embeddings
-                                     for _ in range(n)], [p for p in prompts for _ in range(n)]
-        return self.hidden_states(audio_embeddings, prompts, response, valid)[select]
+        """Hidden states [K, D] of the K response tokens where `select` is True, in row order.
+
+        `response`, `valid` and `select` are [B * n, R]: n responses to each of B clips, those to
+        the same clip one after another. `parts` are as for `embed_audio`.
+        """
+        n = len(response) // len(prompts)
+        embeddings = self.embed_audio(audio, parts)
+        embeddings = [row for row in embeddings for _ in range(n)]  # B -> B * n
+        prompts = [prompt for prompt in prompts for _ in range(n)]
+        return self.hidden_states(embeddings, prompts, response, valid)[select]
 
 
-def lay_out(lengths: Tensor, n_columns: int, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions [B, P + R] of prompts of `lengths` [B], padded to `n_columns`, and of the responses
-    behind that padding, which go on counting where their prompt ended; and what of it is `real` [B,
-    P + R], given that of the responses."""
-    # [B, P]
-    cache_positions = torch.arange(n_columns, device=valid.device).expand(len(lengths), -1)
+def lay_out(lengths: Tensor, n_before: int, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the embeddings of a batch stand, and which of them are no padding.
+
+    Args:
+        lengths: of the prompts with their audio, which are padded to P = `n_before` [B].
+        valid: bool [B, R], False at padding of the responses.
+
+    Returns positions [B, P + R] and validity, bool [B, P + R]. The positions of a response go on
+    where its prompt ends: with length 2 and P = 4 they are 0, 1, 2, 3, then 2, 3, ...
+    """
+    columns = torch.arange(n_before, device=valid.device).expand(len(lengths), -1)  # [B, P]
     after = lengths[:, None] + torch.arange(valid.shape[1], device=valid.device)  # [B, R]
-    return torch.cat([cache_positions, after], dim=1), torch.cat(
-        [cache_positions < lengths[:, None], valid], dim=1)
+    positions = torch.cat([columns, after], dim=1)
+    return positions, torch.cat([columns < lengths[:, None], valid], dim=1)

@@ -1,10 +1,16 @@
 """VRPO, stage 4: direct preference optimisation on noisy likelihoods (arXiv 2505.19223; DIFFA-2,
 section 3.3).
 
-DPO needs log p(answer), which a diffusion model cannot compute; its place is taken by a Monte Carlo
-estimate of the evidence lower bound. Noise in the estimate passes through a sigmoid and so *biases*
-the loss. Three things make it small: several samples; each with a number of masks of its own; and
-the *same* masks for the policy and for the reference.
+For a chosen answer w, a rejected answer l, the policy and a frozen reference ref,
+
+    loss = -log sigmoid(beta * ((B(w) - B_ref(w)) - (B(l) - B_ref(l))))
+
+DPO has log p(answer) for B; a diffusion model cannot compute that, so B is a Monte Carlo estimate
+of its evidence lower bound. The sigmoid turns noise of the estimate into *bias* of the loss. Three
+things keep the noise small: several samples; a number of masks of its own for each; and the *same*
+masks for policy and reference.
+
+What differs: the release keeps two 8 B models; here the reference shares all frozen weights.
 """
 
 from collections.abc import Callable
@@ -25,11 +31,14 @@ class Pairs:
 
     response: Tensor  # [2P, R]
     valid: Tensor  # bool [2P, R], False at padding
-    masks: Tensor  # bool [2P, n, R], False at padding: what n samples hide of each response
+    masks: Tensor  # bool [2P, n, R], False at padding: what n samples mask of each response
+
+
+# -------------------------------------------------------------------------- the masks and the bound
 
 
 def draw_masks(rng: np.random.Generator, n_response: int, n_samples: int) -> np.ndarray:
-    """Masks of `n_samples` estimates, bool [n, R]: each hides exactly k tokens, k uniform in
+    """The masks of `n_samples` samples, bool [n, R]. Each has exactly k tokens, k uniform in
     1 ... R."""
     k = rng.integers(1, n_response + 1, size=(n_samples, 1))
     ranks = rng.random((n_samples, n_response)).argsort(axis=1)  # a random order per sample
@@ -38,35 +47,41 @@ def draw_masks(rng: np.random.Generator, n_response: int, n_samples: int) -> np.
 
 def elbo(predict: Callable, response: Tensor, valid: Tensor, masks: Tensor, mask_id: int,
          losses_of: Callable = token_losses) -> Tensor:
-    """Estimate of the lower bound on log p(response), in nats, for each row of `response` [B, R]:
-    [B]. `valid` [B, R] is False at padding.
+    """Estimates [B] of the lower bounds on log p of the responses [B, R], in nats.
 
-    `masks` [B, n, R] are the samples, False at padding. A sample with k masks among the L tokens of
-    a row counts -(L / k) * sum of their cross-entropies, and nothing without masks; the estimate is
-    the mean over samples. `predict(noisy [B * n, R], valid, masked)` gives the logits [K, V] of the
-    masked tokens, in order.
+    A sample with k masks among the L tokens of a response is -(L / k) * sum of their
+    cross-entropies, or 0 without masks. The estimate is the mean of n samples.
+
+    Args:
+        predict: (noisy [B * n, R], valid, masked) -> logits [K, V] of masked tokens, in row order.
+        valid: bool [B, R], False at padding.
+        masks: bool [B, n, R], False at padding.
+        losses_of: (what `predict` gives, targets [K]) -> cross-entropies [K].
     """
     B, n, R = masks.shape
     masked = masks.reshape(B * n, R)
-    # [B * n, R]
-    tiled, tiled_valid = response.repeat_interleave(n, 0), valid.repeat_interleave(n, 0)
-    logits = predict(tiled.masked_fill(masked, mask_id), tiled_valid, masked)
-    losses = losses_of(logits, tiled[masked])  # [K]
-    by_sample = losses.new_zeros(B * n, R).masked_scatter(masked, losses).sum(1)  # [B * n]
-    samples = -by_sample * tiled_valid.sum(1) / masked.sum(1).clamp(min=1)
+    response = response.repeat_interleave(n, 0)  # [B, R] -> [B * n, R]
+    valid = valid.repeat_interleave(n, 0)
+    logits = predict(response.masked_fill(masked, mask_id), valid, masked)
+    losses = losses_of(logits, response[masked])  # [K]
+    sums = losses.new_zeros(B * n, R).masked_scatter(masked, losses).sum(1)  # [K] -> [B * n]
+    samples = -sums * valid.sum(1) / masked.sum(1).clamp(min=1)
     return samples.view(B, n).mean(1)
 
 
 def pair_bounds(predict: Callable, pairs: Pairs, mask_id: int, losses_of: Callable = token_losses
                 ) -> Tensor:
-    """The bounds of chosen and rejected answers, [P, 2]. See `elbo`."""
+    """The bounds [P, 2] of chosen and rejected answers. See `elbo`."""
     bounds = elbo(predict, pairs.response, pairs.valid, pairs.masks, mask_id, losses_of)
     return bounds.view(-1, 2)
 
 
+# -------------------------------------------------------------- the reference, the margin, the loss
+
+
 def reference_of(model: nn.Module, tensors: dict[str, Tensor]) -> Callable:
-    """The model as it was when stage 4 began: the same frozen weights, with the trained `tensors`
-    of that time in the place of today's. It costs no second copy, and has no gradient."""
+    """The model as it was when stage 4 began, without gradient. `tensors` are copies of its trained
+    ones from that time, by name; the frozen ones are shared."""
     def call(*inputs):
         with torch.no_grad():
             return functional_call(model, tensors, inputs)
@@ -74,13 +89,12 @@ def reference_of(model: nn.Module, tensors: dict[str, Tensor]) -> Callable:
 
 
 def preference_margin(policy: Tensor, reference: Tensor) -> Tensor:
-    """How much more than the reference the policy prefers the chosen answers: [P]. Both are
-    estimates of the lower bounds of P pairs, [P, 2], the chosen answer first. Positive means that
-    the implicit reward ranks the pair right."""
+    """The margins [P] between chosen and rejected answers, from the bounds [P, 2] by policy and
+    reference. A positive one means that the implicit reward ranks the pair right."""
     gain = policy - reference
     return gain[:, 0] - gain[:, 1]
 
 
 def vrpo_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """Mean over pairs of -log sigmoid(beta * margin): log 2 where policy and reference agree."""
+    """Mean of -log sigmoid(beta * margin): log 2 where policy and reference agree."""
     return -F.logsigmoid(beta * preference_margin(policy, reference)).mean()
