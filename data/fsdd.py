@@ -1,9 +1,9 @@
 """Manifests from the Free Spoken Digit Dataset: people who say digits, for the stages that the toy
 world serves too.
 
-    python data/fsdd.py                      # download the recordings, write all of it into data/fsdd: a minute
-    python data/fsdd.py --source ~/fsdd      # use a copy, which has recordings/{digit}_{speaker}_{take}.wav
-    python data/fsdd.py --hold-out george    # keep george out of training, and ask about him in held_out.json
+    python data/fsdd.py                    # download the recordings, write data/fsdd: a minute
+    python data/fsdd.py --source ~/fsdd    # use a copy: recordings/{digit}_{speaker}_{take}.wav
+    python data/fsdd.py --hold-out george  # train without george, ask about him in held_out.json
 
 The recordings are by Zohar Jackson and others, github.com/Jakobovski/free-spoken-digit-dataset,
 under CC BY-SA 4.0. The clips made here are adapted from them, so the same licence holds for the
@@ -123,21 +123,17 @@ def download(folder: Path) -> Path:
                 for member in tar:
                     path = Path(member.name)
                     name = NAME.fullmatch(path.name)
-                    if member.isfile(
-                    ) and path.parent.name == "recordings" and name and name[2] in SPEAKERS:
-                        with tar.extractfile(member) as inside, open(unpacked / path.name,
-                                                                     "wb") as file:
-                            shutil.copyfileobj(inside, file)
+                    inside = member.isfile() and path.parent.name == "recordings"
+                    if inside and name and name[2] in SPEAKERS:
+                        (unpacked / path.name).write_bytes(tar.extractfile(member).read())
             got = digest(unpacked)
-            require(
-                got == SHA256,
-                f"{URL}: expected recordings with the SHA-256 {SHA256}, got {got}; nothing was kept. Get a "
-                "copy elsewhere and name it with --source DIR")
+            require(got == SHA256,
+                    f"{URL}: expected recordings with the SHA-256 {SHA256}, got {got}; nothing was "
+                    "kept. Get a copy elsewhere and name it with --source DIR")
             unpacked.rename(folder / "recordings")
     except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"could not download {URL} ({' '.join(str(error).split())}); get a copy elsewhere and name it "
-            "with --source DIR") from None
+        raise UserError(f"could not download {URL} ({' '.join(str(error).split())}); get a copy "
+                        "elsewhere and name it with --source DIR") from None
     return folder
 
 
@@ -164,10 +160,8 @@ def read_recordings(source: Path) -> list[Recording]:
             x = load_audio(path, RATE, LONGEST)
             require(x.any(), f"{path}: expected a spoken digit, got silence; copy it again")
             recordings.append(Recording(path.stem, int(match[1]), match[2], int(match[3]), tidy(x)))
-    require(
-        recordings,
-        f"{source}: expected recordings/{{digit}}_{{speaker}}_{{take}}.wav, got none; check --source"
-    )
+    require(recordings, f"{source}: expected recordings/{{digit}}_{{speaker}}_{{take}}.wav, "
+            "got none; check --source")
     return recordings
 
 
@@ -180,10 +174,8 @@ def by_speaker(recordings: list[Recording], takes: range) -> dict[str, list[list
             pool[r.speaker][r.digit].append(r)
     for speaker, digits in pool.items():
         for digit, found in enumerate(digits):
-            require(
-                found,
-                f"expected {digit}_{speaker}_N.wav with N of {takes[0]}-{takes[-1]}, got none; copy again"
-            )
+            require(found, f"expected {digit}_{speaker}_N.wav with N of {takes[0]}-{takes[-1]}, "
+                    "got none; copy again")
     return pool
 
 
@@ -232,8 +224,8 @@ def make_clip(pool: dict, split: Split,
     level = np.sqrt(np.sum(clip**2) / voiced) * 10 ** (-rng.uniform(*split.snr) / 20)
     clip = clip + level * shaped_noise(len(clip), lambda hertz: (hertz + 20) ** (-slope / 2), rng)
     clip *= 0.9 * 10 ** (-rng.uniform(0, 14) / 20) / np.abs(clip).max()
-    return scene, {"recordings": [r.name for r in chosen], "factor": round(rate / RATE,
-                                                                           4)}, clip, segments
+    made_of = {"recordings": [r.name for r in chosen], "factor": round(rate / RATE, 4)}
+    return scene, made_of, clip, segments
 
 
 def make_clips(folder: Path, recordings: list[Recording], split: str,
@@ -248,8 +240,8 @@ def make_clips(folder: Path, recordings: list[Recording], split: str,
         soundfile.write(folder / "clips" / f"{name}.wav", samples, SAMPLE_RATE, subtype="PCM_16")
         row = {
             "audio_id": name, "audio_filepath": f"clips/{name}.wav", "dataset": "fsdd",
-            "domain": "speech", "duration": len(samples) / SAMPLE_RATE, "transcription": " ".join(
-                scene.items), **made_of}
+            "domain": "speech", "duration": len(samples) / SAMPLE_RATE,
+            "transcription": " ".join(scene.items), **made_of}
         # played much faster or slower, it is not the speaker's voice any more
         if split == "stage0":
             row["segments"] = [asdict(segment) for segment in segments]
@@ -261,8 +253,10 @@ def make_clips(folder: Path, recordings: list[Recording], split: str,
 def ask(type: str, scene: Scene, rng: np.random.Generator) -> toy_text.Question:
     """A question of `type`; the wrong answers to `who` are all other names."""
     question = toy_text.ask(type, scene, rng)
-    return replace(question, wrong=tuple(
-        n for n in toy_text.NAMES if n != scene.voice)) if type == "who" else question
+    if type == "who":
+        others = tuple(name for name in toy_text.NAMES if name != scene.voice)
+        question = replace(question, wrong=others)
+    return question
 
 
 def training_question(scene: Scene, rng: np.random.Generator) -> toy_text.Question:
@@ -287,10 +281,8 @@ def make_manifests(source: Path | None, out: Path, hold_out: str | None = None,
             f"{out}: expected a folder to write to, got '{error.strerror}'; check --out") from None
     recordings = read_recordings(source or download(out))
     speakers = sorted({r.speaker for r in recordings})
-    require(
-        hold_out is None or hold_out in speakers,
-        f"--hold-out {hold_out}: expected one of the speakers here, which are {', '.join(speakers)}"
-    )
+    require(hold_out is None or hold_out in speakers, f"--hold-out {hold_out}: expected one of the "
+            f"speakers here, which are {', '.join(speakers)}")
     known = [r for r in recordings if r.speaker != hold_out]
     other = [r for r in recordings if r.speaker == hold_out]
     require(known, f"--hold-out {hold_out}: expected another speaker to train on, got none")

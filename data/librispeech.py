@@ -1,7 +1,7 @@
 """LibriSpeech for stage 1 at full size: download, check, unpack, and write the manifests.
 
-    python data/librispeech.py                                   # train-clean-100 and dev-clean: 6.7 GB, 106 hours
-    python data/librispeech.py train-clean-360 train-other-500   # further sets; those already there are used too
+    python data/librispeech.py    # train-clean-100 and dev-clean: 6.7 GB, 106 hours
+    python data/librispeech.py train-clean-360 train-other-500    # further sets, beside those there
 
 Read speech with its text, by Vassil Panayotov and others (openslr.org/12), under CC BY 4.0. `train`
 sets go into stage1.json, `dev` sets into validation.json, `test` sets into test.json. A download
@@ -126,9 +126,8 @@ def download(url: str, path: Path, md5: str) -> None:
             digest.update(chunk)
     if digest.hexdigest() != md5:
         part.unlink()
-        raise UserError(
-            f"{url}: expected the MD5 {md5}, got {digest.hexdigest()}; it was deleted, download it again"
-        )
+        raise UserError(f"{url}: expected the MD5 {md5}, got {digest.hexdigest()}; it was deleted, "
+                        "download it again")
     part.rename(path)
 
 
@@ -150,9 +149,8 @@ def unpack(archive: Path, folder: Path) -> None:
                             shutil.copyfileobj(inside, file)
             (top / "LibriSpeech" / folder.name).rename(folder)
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{archive}: could not be unpacked ({' '.join(str(error).split())}); delete it and start again"
-        ) from None
+        raise UserError(f"{archive}: could not be unpacked ({' '.join(str(error).split())}); "
+                        "delete it and start again") from None
 
 
 def checksums(url: str) -> dict[str, str]:
@@ -161,9 +159,8 @@ def checksums(url: str) -> dict[str, str]:
         with fetch(f"{url}/md5sum.txt") as response:
             lines = response.read().decode("ascii", errors="replace").splitlines()
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(
-            f"{url}: could not be reached ({' '.join(str(error).split())}); check the network or --url"
-        ) from None
+        raise UserError(f"{url}: could not be reached ({' '.join(str(error).split())}); "
+                        "check the network or --url") from None
     return {name: md5 for md5, name in (line.split() for line in lines if len(line.split()) == 2)}
 
 
@@ -179,13 +176,13 @@ def rows_of(folder: Path, rng: np.random.Generator) -> list[dict]:
             seconds = duration(path)
             if seconds <= AudioConfig().max_seconds:
                 rows.append({
-                    "audio_id": name, "audio_filepath": path.relative_to(
-                        folder.parent).as_posix(), "transcription": text.lower(), "input": str(
-                            rng.choice(INSTRUCTIONS)), "target": text.lower(),
-                    "dataset": folder.name, "type": "asr", "domain": "speech", "duration": seconds})
-    require(
-        rows,
-        f"{folder}: expected chapters with their .trans.txt, got none; delete it and start again")
+                    "audio_id": name,
+                    "audio_filepath": path.relative_to(folder.parent).as_posix(),
+                    "transcription": text.lower(), "input": str(rng.choice(INSTRUCTIONS)),
+                    "target": text.lower(), "dataset": folder.name, "type": "asr",
+                    "domain": "speech", "duration": seconds})
+    require(rows, f"{folder}: expected chapters with their .trans.txt, got none; delete it and "
+            "start again")
     return rows
 
 

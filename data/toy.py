@@ -1,9 +1,9 @@
 """The toy world on disk: clips, and the manifests of stages 1 to 4. Nothing is downloaded.
 
     python data/toy.py                      # all of it into data/toy: 2,810 clips, half a minute
-    python data/toy.py --listen /tmp/clips  # a few clips with their questions, to hear what it is like
+    python data/toy.py --listen /tmp/clips  # a few clips with their questions, to play
     python data/toy.py --tokenizer toy      # train the byte-level BPE in diffa2_mini/assets/toy.bpe
-    python data/toy.py --clips              # make the clips that it ships in data/clips
+    python data/toy.py --clips              # make the clips that ship in data/clips
 
 `train.py --stage 0` makes clips of its own here, with their alignment.
 
@@ -59,8 +59,8 @@ def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     kinds = [kind for kind, n in zip(KINDS, SPLITS[split]) for _ in range(n)]
     clips = []
-    for i, kind in enumerate(progress(kinds, desc=f"synthesising {split}", unit="clip",
-                                      leave=False)):
+    shown = progress(kinds, desc=f"synthesising {split}", unit="clip", leave=False)
+    for i, kind in enumerate(shown):
         rng = np.random.default_rng([seed, list(SPLITS).index(split), i])
         scene = toy_text.random_scene(rng, kind, evaluation=split in HELD_OUT)
         samples, segments = synthesize(scene, rng)
@@ -68,8 +68,8 @@ def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:
         soundfile.write(folder / name, samples, SAMPLE_RATE, subtype="PCM_16")
         row = {
             "audio_id": f"{split}_{i:05d}", "audio_filepath": name, "dataset": "toy",
-            "domain": kind, "duration": len(samples) / SAMPLE_RATE, "transcription": " ".join(
-                scene.items)}
+            "domain": kind, "duration": len(samples) / SAMPLE_RATE,
+            "transcription": " ".join(scene.items)}
         if split == "stage0":
             row["segments"] = [asdict(segment) for segment in segments]
             row["traits"] = toy_text.traits(scene)
@@ -113,8 +113,8 @@ def make_world(folder: Path, seed: int = 0) -> Path:
     """Make the data of stages 1 to 4 in `folder`, unless it is there."""
     folder = Path(folder)
     if not (folder / "validation.json").exists():  # the last file written
-        clips, evaluation = make_clips(folder, "train", seed), make_clips(
-            folder, "evaluation", seed)
+        clips = make_clips(folder, "train", seed)
+        evaluation = make_clips(folder, "evaluation", seed)
         for name, rows in manifests(clips, evaluation, seed).items():
             write_json(folder / f"{name}.json", rows)
     return folder
@@ -166,9 +166,8 @@ def listen(folder: Path, seed: int = 0) -> None:
             soundfile.write(path, synthesize(scene, rng)[0], SAMPLE_RATE, subtype="PCM_16")
             print(f"\n{path}")
             for question in toy_text.questions(scene, rng):
-                print(
-                    f"  {question.type:12} {' / '.join(question.instruction.splitlines())}  ->  {question.answer}"
-                )
+                instruction = " / ".join(question.instruction.splitlines())
+                print(f"  {question.type:12} {instruction}  ->  {question.answer}")
 
 
 SHIPPED = {

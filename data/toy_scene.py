@@ -54,10 +54,10 @@ def fade(sound: np.ndarray, attack: float, release: float) -> np.ndarray:
 def harmonics(frequency, amplitudes: tuple[float, ...], t: np.ndarray) -> np.ndarray:
     """Partials 1, 2, ... of a `frequency` in Hz, constant or (N,), with these amplitudes, at `t`
     seconds; (N,)."""
-    phase = 2 * np.pi * (frequency * t if np.ndim(frequency) == 0 else np.cumsum(frequency) /
-                         SAMPLE_RATE)
-    audible = [(h, a)
-               for h, a in enumerate(amplitudes, start=1)
+    constant = np.ndim(frequency) == 0
+    cycles = frequency * t if constant else np.cumsum(frequency) / SAMPLE_RATE
+    phase = 2 * np.pi * cycles
+    audible = [(h, a) for h, a in enumerate(amplitudes, start=1)
                if a and h * np.max(frequency) < 0.47 * SAMPLE_RATE]
     number, amplitude = np.array(audible, dtype=np.float32).T  # (H,), (H,)
     return amplitude @ np.sin(number[:, None] * phase.astype(np.float32))  # (H,) @ (H, N)
@@ -67,7 +67,6 @@ def shaped_noise(num_samples: int, gain, rng: np.random.Generator) -> np.ndarray
     """Gaussian noise whose amplitude spectrum is `gain(hertz)`, scaled to an RMS of 1; (N,)."""
     size = 1 << max(num_samples - 1, 1).bit_length()  # a power of two: fast transform
     hertz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE).astype(np.float32)
-    spectrum = rng.standard_normal(
-        (len(hertz), 2), dtype=np.float32).view(np.complex64)[:, 0] * gain(hertz)
-    noise = np.fft.irfft(spectrum)[:num_samples]
+    white = rng.standard_normal((len(hertz), 2), dtype=np.float32).view(np.complex64)[:, 0]  # (K,)
+    noise = np.fft.irfft(white * gain(hertz))[:num_samples]
     return noise / np.sqrt(np.mean(noise**2))

@@ -17,7 +17,8 @@ from data.toy_scene import (
     clock,
     fade,
     harmonics,
-    shaped_noise)
+    shaped_noise,
+)
 from data.toy_speech import speech
 
 __all__ = [
@@ -47,23 +48,25 @@ def siren(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def noise(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A burst of noise, one to two octaves wide."""
     centre, octaves = rng.uniform(1200, 4500), rng.uniform(0.5, 1.0)
-    return shaped_noise(len(t), lambda hertz: np.exp(-((np.log2(
-        (hertz + 1) / centre) / octaves)**2)), rng)
+
+    def gain(hertz):
+        return np.exp(-((np.log2((hertz + 1) / centre) / octaves)**2))
+
+    return shaped_noise(len(t), gain, rng)
 
 
 def clicks(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A train of 8 to 14 clicks a second, each a few milliseconds of ringing."""
     since = t % (1 / rng.uniform(8, 14))  # seconds since the last click
-    return np.exp(-since / rng.uniform(0.001, 0.003)) * np.sin(
-        2 * np.pi * rng.uniform(1500, 4000) * since)
+    decay = np.exp(-since / rng.uniform(0.001, 0.003))
+    return decay * np.sin(2 * np.pi * rng.uniform(1500, 4000) * since)
 
 
 def bell(t: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Inharmonic partials; the higher ones die first."""
-    ratios = np.array([0.5, 1, 1.19, 1.56, 2, 2.66, 3.76, 5.07], np.float32) * rng.uniform(
-        0.99, 1.01, 8).astype("f4")
-    hertz, decay = ratios[:, None] * rng.uniform(500, 900), rng.uniform(0.2, 0.35) / np.sqrt(
-        ratios[:, None])
+    ratios = np.array([0.5, 1, 1.19, 1.56, 2, 2.66, 3.76, 5.07], np.float32)[:, None]  # (8, 1)
+    ratios = ratios * rng.uniform(0.99, 1.01, (8, 1)).astype(np.float32)
+    hertz, decay = ratios * rng.uniform(500, 900), rng.uniform(0.2, 0.35) / np.sqrt(ratios)
     strength = rng.uniform(0.4, 1.0, (8, 1)).astype(np.float32)
     return (strength * np.exp(-t / decay) * np.sin(2 * np.pi * hertz * t)).sum(axis=0)
 

@@ -37,22 +37,21 @@ VOWELS = {
 }  # fmt: skip
 # All states: F1 F2 F3 (Hz), bandwidth factor, gains of voicing, aspiration and frication (1 = the
 # voice of a vowel), and centre and width of the frication resonance (Hz).
-STATES = {name: (*formants, 1.0, 1.0, 0.0, 0.0, 5000, 3000)
-          for name, formants in VOWELS.items()} | {
-              "w": (290, 620, 2150, 1.0, 0.70, 0.00, 0.00, 5000, 3000),
-              "r": (320, 1100, 1450, 1.0, 0.80, 0.00, 0.00, 5000, 3000),
-              "n": (260, 1500, 2500, 2.5, 0.80, 0.00, 0.00, 5000, 3000),
-              "v": (230, 1100, 2150, 1.5, 0.45, 0.00, 0.05, 4500, 5000),
-              "z": (240, 1450, 2550, 1.5, 0.35, 0.00, 0.25, 5800, 1800),
-              "s": (320, 1500, 2550, 1.5, 0.00, 0.00, 0.50, 5800, 1800),
-              "f": (340, 1100, 2150, 1.5, 0.00, 0.03, 0.09, 4500, 6000),
-              "th": (320, 1300, 2550, 1.5, 0.00, 0.03, 0.09, 6500, 3000),
-              "-": (330, 1850, 2600, 1.5, 0.00, 0.00, 0.00, 5000,
-                    3000),  # closure before a stop: silence
-              "t": (380, 1750, 2650, 1.5, 0.00, 0.05, 0.45, 4500, 2500),  # its burst
-              "k": (320, 2050, 2700, 1.5, 0.00, 0.05, 0.50, 2600, 900),  # its burst
-              "hh": (370, 1650, 2450, 2.0, 0.00, 0.25, 0.05, 4500, 2500),  # aspiration after it
-          }
+STATES = {
+    **{name: (*formants, 1.0, 1.0, 0.0, 0.0, 5000, 3000) for name, formants in VOWELS.items()},
+    "w": (290, 620, 2150, 1.0, 0.70, 0.00, 0.00, 5000, 3000),
+    "r": (320, 1100, 1450, 1.0, 0.80, 0.00, 0.00, 5000, 3000),
+    "n": (260, 1500, 2500, 2.5, 0.80, 0.00, 0.00, 5000, 3000),
+    "v": (230, 1100, 2150, 1.5, 0.45, 0.00, 0.05, 4500, 5000),
+    "z": (240, 1450, 2550, 1.5, 0.35, 0.00, 0.25, 5800, 1800),
+    "s": (320, 1500, 2550, 1.5, 0.00, 0.00, 0.50, 5800, 1800),
+    "f": (340, 1100, 2150, 1.5, 0.00, 0.03, 0.09, 4500, 6000),
+    "th": (320, 1300, 2550, 1.5, 0.00, 0.03, 0.09, 6500, 3000),
+    "-": (330, 1850, 2600, 1.5, 0.00, 0.00, 0.00, 5000, 3000),  # closure before a stop: silence
+    "t": (380, 1750, 2650, 1.5, 0.00, 0.05, 0.45, 4500, 2500),  # its burst
+    "k": (320, 2050, 2700, 1.5, 0.00, 0.05, 0.50, 2600, 900),  # its burst
+    "hh": (370, 1650, 2450, 2.0, 0.00, 0.25, 0.05, 4500, 2500),  # aspiration after it
+}
 # Pronunciations: states and their relative durations; a diphthong is two states.
 WORDS = {
     "zero": (("z", 9), ("ih", 10), ("r", 8), ("ow", 13), ("uw", 8)),
@@ -105,15 +104,15 @@ def glottal_pulses(f0: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def frames(signal: np.ndarray) -> np.ndarray:
     """Short-time spectra of a signal of (T + 1) * HOP samples: (T, K) complex."""
-    return np.fft.rfft(
-        np.lib.stride_tricks.sliding_window_view(signal, 2 * HOP)[::HOP] * WINDOW, FFT_SIZE)
+    windows = np.lib.stride_tricks.sliding_window_view(signal, 2 * HOP)[::HOP]  # (T, 2 * HOP)
+    return np.fft.rfft(windows * WINDOW, FFT_SIZE)
 
 
 def overlap_add(spectra: np.ndarray) -> np.ndarray:
     """Inverse of `frames`, with 256 more samples for what still rings: (T, K) to (T + 3) * HOP
     samples."""
-    # (T, 4, HOP)
-    blocks = np.fft.irfft(spectra, FFT_SIZE).reshape(len(spectra), FFT_SIZE // HOP, HOP)
+    shape = len(spectra), FFT_SIZE // HOP, HOP  # (T, 4, HOP)
+    blocks = np.fft.irfft(spectra, FFT_SIZE).reshape(shape)
     total = np.zeros((len(spectra) + 3, HOP), dtype=np.float32)
     for i in range(FFT_SIZE // HOP):
         total[i : i + len(spectra)] += blocks[:, i]
@@ -149,15 +148,15 @@ def speak(word: str, seconds: float, pitch: float, tract: float,
     # Source: pulses on a falling pitch contour, and noise. Padded by one hop so that frame 0 is
     # centred on sample 0.
     t = np.arange((num_frames + 1) * HOP) / (num_frames * HOP)
-    # (T, K)
-    pulses = frames(glottal_pulses(pitch * (1.1 - 0.2 * t + 0.05 * np.sin(np.pi * t)), rng))
+    contour = pitch * (1.1 - 0.2 * t + 0.05 * np.sin(np.pi * t))
+    pulses = frames(glottal_pulses(contour, rng))  # (T, K)
     noise = frames(rng.standard_normal(len(t), dtype=np.float32))
 
     # Filter: F1, F2, F3 move; F4 and up stand still; frication has a resonance of its own, in front
     # of the tract.
     higher = [f * tract for f in HIGHER_FORMANTS if f * tract < 0.49 * SAMPLE_RATE]
-    # (K,)
-    cascade = resonator(np.array(higher), np.full(len(higher), HIGHER_BANDWIDTH)).prod(axis=0)
+    widths = np.full(len(higher), HIGHER_BANDWIDTH)
+    cascade = resonator(np.array(higher), widths).prod(axis=0)  # (K,)
     for formant, bandwidth in zip((f1, f2, f3), BANDWIDTHS):
         cascade = cascade * resonator(formant, bandwidth * width * tract)  # (T, K)
     source = voicing * (GLOTTIS * pulses) + aspiration * noise

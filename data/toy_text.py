@@ -70,8 +70,8 @@ def held_out(scene: Scene) -> bool:
         return (scene.root + MUSICS.index(tuple(getattr(scene, name) for name in MUSIC))) % 6 == 0
     if scene.items in SHIPPED_ITEMS:
         return True
-    key = " ".join(scene.items if len(scene.items) > 1 else (*scene.items, scene.voice,
-                                                             scene.speed))
+    words = scene.items if len(scene.items) > 1 else (*scene.items, scene.voice, scene.speed)
+    key = " ".join(words)
     return zlib.crc32(key.encode()) % 5 == 0
 
 
@@ -83,8 +83,8 @@ def random_scene(rng: np.random.Generator, kind: str, evaluation: bool = False) 
             items = tuple(str(d) for d in rng.choice(DIGITS, size=rng.integers(1, 5)))
             scene = Scene(kind, items, voice=pick["voice"], speed=pick["speed"])
         elif kind == "sound":
-            items = tuple(
-                str(s) for s in rng.choice(SOUNDS, size=rng.integers(1, 4), replace=False))
+            size = rng.integers(1, 4)
+            items = tuple(str(s) for s in rng.choice(SOUNDS, size=size, replace=False))
             scene = Scene(kind, items)
         else:
             scene = Scene(kind, root=int(rng.integers(12)), **{name: pick[name] for name in MUSIC})
@@ -111,8 +111,8 @@ def describe(scene: Scene, rng: np.random.Generator) -> tuple[list[str], list[tu
     if scene.kind == "music":
         traits = [scene.speed, scene.mode, scene.pattern, scene.instrument]
     elif scene.kind == "speech":
-        traits = [
-            word for word in (scene.speed, *speaker(scene).removeprefix("a ").split()) if word]
+        words = (scene.speed, *speaker(scene).removeprefix("a ").split())
+        traits = [word for word in words if word]
     else:
         traits = []
     return [scene.kind, *rng.permutation(traits).tolist()], list(zip(ORDINALS, scene.items))
@@ -172,11 +172,10 @@ def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
     respect, items = rng.choice(respects), list(scene.items)
     if respect in ("voice", "speed", "pattern", "mode", "instrument"):
         options = NAMES if respect == "voice" and scene.voice in NAMES else CHOICES[respect]
-        return replace(
-            scene,
-            **{respect: str(rng.choice([o for o in options if o != getattr(scene, respect)]))})
-    new = str(
-        rng.choice([w for w in (DIGITS if scene.kind == "speech" else SOUNDS) if w not in items]))
+        others = [option for option in options if option != getattr(scene, respect)]
+        return replace(scene, **{respect: str(rng.choice(others))})
+    words = DIGITS if scene.kind == "speech" else SOUNDS
+    new = str(rng.choice([word for word in words if word not in items]))
     i = int(rng.integers(len(items)))
     if respect == "replace":
         items[i] = new
@@ -201,8 +200,7 @@ def ask(type: str, scene: Scene, rng: np.random.Generator,
         wrong = [option for option in (TYPES if type == "kind" else "1234") if option != right]
     else:
         candidates = [answer(type, mutate(scene, rng), x) for _ in range(12)]
-        wrong = [
-            candidate for candidate in dict.fromkeys(candidates) if candidate not in (None, right)]
+        wrong = [other for other in dict.fromkeys(candidates) if other not in (None, right)]
     item = "digit" if scene.kind == "speech" else "sound"
     wordings = WORDINGS[type]
     chosen = wordings[rng.integers(len(wordings)) if wording is None else wording]

@@ -20,7 +20,6 @@ from diffa2_mini.command.script import begin, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
-
 import numpy as np
 
 from data import toy, toy_text
@@ -56,10 +55,8 @@ def make(folder: Path, seed: int = SEED) -> Path:
     if not file.exists():  # the last file written
         rng = np.random.default_rng([seed, 98])
         clips = toy.make_clips(file.parent, "toybench", seed)
-        asked = [(row, question)
-                 for scene, row in clips
-                 for question in toy_text.questions(scene, rng)
-                 if question.wrong]
+        asked = [(row, question) for scene, row in clips
+                 for question in toy_text.questions(scene, rng) if question.wrong]
         toy.write_json(file, [entry(row, question, rng) for row, question in asked])
     return file
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import check_published
 import pytest
-
 from test_published import CLIP, CONFIG, GOLDEN, published, trained  # noqa: F401 (fixtures)
 
 from diffa2_mini import config as configs

@@ -28,7 +28,8 @@ from diffa2_mini.training.checkpoint import (
     same_run,
     save,
     share,
-    trained_tensors)
+    trained_tensors,
+)
 from diffa2_mini.training.objective import adamw, names_of
 
 TRAINS = ("semantic", "acoustic", "lora")

@@ -28,7 +28,8 @@ from tutorials.claims_table import (
     summary,
     table,
     together,
-    verdict)
+    verdict,
+)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ from diffa2_mini.config import (
     SIZES,
     DecodeConfig,
     PretrainConfig,
-    StageConfig)
+    StageConfig,
+)
 from diffa2_mini.data import Collate, Example, load_examples
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import answers, scoreboard
