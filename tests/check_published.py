@@ -1,10 +1,12 @@
 """The check on the real weights, run by hand by whoever has them: hashes, every tensor, Whisper and
 LLaDA against transformers, and a transcript.
 
-    hf download openai/whisper-large-v3 model.safetensors config.json --local-dir weights/openai/whisper-large-v3
+    hf download openai/whisper-large-v3 model.safetensors config.json \
+        --local-dir weights/openai/whisper-large-v3
     hf download GSAI-ML/LLaDA-8B-Instruct --local-dir weights/GSAI-ML/LLaDA-8B-Instruct
     hf download zhoujiaming777/DIFFA-2 --local-dir weights/zhoujiaming777/DIFFA-2
-    pip install -e ".[reference]" "transformers==4.57.*" && python tests/check_published.py speech.wav --says "what is said"
+    pip install -e ".[reference]" "transformers==4.57.*"
+    python tests/check_published.py speech.wav --says "what is said"
 
 The code that comes with LLaDA does not run on transformers 5. With the comparison two LLaDAs are
 there at once, 36 GB on the device; --no-reference leaves it out, and needs 19 GB. Each step prints
@@ -63,10 +65,9 @@ def against_references(model, tokenizer, paths: dict[str, Path], mel: torch.Tens
     import transformers
     from tokenizers import Tokenizer as Reference
 
-    require(
-        int(transformers.__version__.split(".")[0]) < 5, "expected transformers 4, got "
-        f"{transformers.__version__}, on which LLaDA's code does not run; pip install 'transformers==4.57.*'"
-    )
+    require(int(transformers.__version__.split(".")[0]) < 5,
+            f"expected transformers 4, got {transformers.__version__}, on which LLaDA's code does "
+            "not run; pip install 'transformers==4.57.*'")
     reference = Reference.from_file(str(paths["llada"] / "tokenizer.json"))
     reference.encode_special_tokens = True
     texts = [

@@ -73,8 +73,8 @@ def world(tmp_path_factory):
         patch.setattr(toy, "N_PER_TYPE", 1)
         patch.setattr(toy, "N_PAIRS", 8)
         toy.make_stage0(toy.make_world(folder))
-    (folder / "validation.json").write_text(
-        json.dumps(read_manifest(folder / "validation.json")[::6]))
+    validation = folder / "validation.json"
+    validation.write_text(json.dumps(read_manifest(validation)[::6]))
     return folder
 
 

@@ -23,9 +23,9 @@ LLAMA_NAMES = {  # of a layer in transformers: ours
     "mlp.up_proj.weight": "up_proj.weight", "mlp.down_proj.weight": "ff_out.weight"}
 MEL_FRAMES = [0, 1, 2, 3, 5, 9, 10, 11, 50, 100, 117, 500, 1234, 2000, 2996, 2997, 2998, 2999]
 TEMPLATE = (
-    "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|><|start_header_id|>user"
-    "<|end_header_id|>\n\nThis is the audio: <audio>. Who sings?<|eot_id|><|start_header_id|>assistant"
-    "<|end_header_id|>\n\n")
+    "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio: <audio>. Who sings?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n")
 
 FRAGMENTS = [
     "def f(x):\n\treturn x**2", "for (int i=0; i<10; ++i) {", "</div>\r\n",
@@ -56,10 +56,8 @@ def strings(n: int = 10_000, seed: int = 0) -> list[str]:
             else:
                 low, high = ranges[rng.integers(len(ranges))]
                 points = rng.integers(low, high, size=rng.integers(1, 9))
-                pieces.append("".join(
-                    chr(point)
-                    for point in points
-                    if 0x1F300 <= point < 0x1FB00 or is_old(chr(point))))
+                pieces += [chr(point) for point in points
+                           if 0x1F300 <= point < 0x1FB00 or is_old(chr(point))]
             pieces.append(" " * int(rng.integers(0, 4)))
         found.append("".join(pieces))
     return found
@@ -74,10 +72,10 @@ def weights(shapes: dict[str, tuple[int, ...]], scale: float = 0.05) -> dict[str
     """A random tensor for each name, the same whatever the order; those of norms are around 1."""
     found = {}
     for name, shape in shapes.items():
-        values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(
-            shape, dtype=np.float32) * scale
-        found[name] = torch.from_numpy(
-            values + (1 if "norm" in name.lower() and name.endswith("weight") else 0))
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        values = rng.standard_normal(shape, dtype=np.float32) * scale
+        mean = 1 if "norm" in name.lower() and name.endswith("weight") else 0
+        found[name] = torch.from_numpy(values + mean)
     return found
 
 
@@ -93,6 +91,8 @@ def clips() -> dict[str, np.ndarray]:
     noise = rng.standard_normal(35 * 16_000, dtype=np.float32) * 0.1
     tone = np.sin(np.arange(35 * 16_000) * 0.05).astype(np.float32)
     return {
-        "noise": noise[:5 * 16_000], "speech": load_audio(
-            DATA / "clips" / "three_one_four.wav", 16_000), "silence": np.zeros(
-                16_000, np.float32), "tenth": noise[:1600], "long": 0.5 * noise + 0.3 * tone}
+        "noise": noise[:5 * 16_000],
+        "speech": load_audio(DATA / "clips" / "three_one_four.wav", 16_000),
+        "silence": np.zeros(16_000, np.float32),
+        "tenth": noise[:1600],
+        "long": 0.5 * noise + 0.3 * tone}

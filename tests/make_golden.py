@@ -65,7 +65,8 @@ def encoders() -> None:
     from whisper.model import AudioEncoder
 
     config = inputs.ENCODER
-    E, layers, heads, T, n_mels = config.width, config.n_layers, config.n_heads, config.n_positions, config.n_mels
+    E, layers, heads = config.width, config.n_layers, config.n_heads
+    T, n_mels = config.n_positions, config.n_mels
     mel = inputs.tensor("mel", 2, n_mels, 2 * T)
     hugging, names = filled(
         WhisperEncoder(
@@ -96,8 +97,8 @@ def acoustic() -> None:
                    num_attention_heads=inputs.ENCODER.n_heads, is_decoder=True,
                    add_cross_attention=True, layer_norm_eps=1e-12, attn_implementation="eager"))
     bert, names = filled(bert, "acoustic_connector.qformer.")
-    queries, frames = inputs.tensor("queries", 3, config.n_queries, E), inputs.tensor(
-        "frames", 3, 50, E)
+    queries = inputs.tensor("queries", 3, config.n_queries, E)
+    frames = inputs.tensor("frames", 3, 50, E)
     mask = torch.zeros(3, 1, config.n_queries, config.n_queries)  # every query sees every query
     with torch.no_grad():
         output = bert(queries, attention_mask=mask, encoder_hidden_states=frames,
@@ -117,13 +118,12 @@ def lora() -> None:
         def forward(self, x):
             return self.q_proj(x)
 
-    model = get_peft_model(
-        filled(Model(), "lora.")[0], LoraConfig(r=8, lora_alpha=16,
-                                                target_modules=["q_proj"])).eval()
+    about = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"])
+    model = get_peft_model(filled(Model(), "lora.")[0], about).eval()
     layer = model.base_model.model.q_proj
     values = inputs.weights({"lora_A": (8, 48), "lora_B": (32, 8)})
-    layer.lora_A.default.weight.data, layer.lora_B.default.weight.data = values["lora_A"], values[
-        "lora_B"]
+    layer.lora_A.default.weight.data = values["lora_A"]
+    layer.lora_B.default.weight.data = values["lora_B"]
     x = inputs.tensor("x", 5, 48)
     with torch.no_grad():
         output = model(x)
@@ -164,21 +164,23 @@ def tokenizers() -> None:
     from tokenizers import pre_tokenizers as pre
 
     llama3 = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+")
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
     splits = {
-        "gpt2": pre.ByteLevel(add_prefix_space=False), "llama3": pre.Sequence([
+        "gpt2": pre.ByteLevel(add_prefix_space=False),
+        "llama3": pre.Sequence([
             pre.Split(Regex(llama3), "isolated"),
-            pre.ByteLevel(add_prefix_space=False, use_regex=False)
-        ]), "digits": pre.Sequence(
-            [pre.Digits(individual_digits=True),
-             pre.ByteLevel(add_prefix_space=False)]), "odd": pre.Sequence([
-                 pre.Split(Regex(r"\S+|\s"), "removed", invert=True),
-                 pre.Split("e", "isolated"),
-                 pre.Digits(),
-                 pre.ByteLevel(add_prefix_space=True)])}
-    texts, corpus, found = inputs.strings(), inputs.strings(
-        2000, seed=1) + [Path(__file__).read_text()] * 3, {}
+            pre.ByteLevel(add_prefix_space=False, use_regex=False)]),
+        "digits": pre.Sequence([
+            pre.Digits(individual_digits=True),
+            pre.ByteLevel(add_prefix_space=False)]),
+        "odd": pre.Sequence([
+            pre.Split(Regex(r"\S+|\s"), "removed", invert=True),
+            pre.Split("e", "isolated"),
+            pre.Digits(),
+            pre.ByteLevel(add_prefix_space=True)])}
+    corpus = inputs.strings(2000, seed=1) + [Path(__file__).read_text()] * 3
+    texts, found = inputs.strings(), {}
     for name, split in splits.items():
         tokenizer = Tokenizer(models.BPE(ignore_merges=name == "llama3"))
         tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()

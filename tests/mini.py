@@ -23,11 +23,8 @@ CLOCK = ("time", "examples_per_second", "tokens_per_second", "mfu", "data_wait")
 
 
 def command(world, out, *extra):
-    return [
-        sys.executable,
-        str(ROOT / "train.py"), "--data",
-        str(world), "--out",
-        str(out), *MINI, *extra]
+    return [sys.executable, str(ROOT / "train.py"), "--data", str(world), "--out", str(out), *MINI,
+            *extra]
 
 
 def started_by(method: str, folder: Path) -> dict[str, str]:

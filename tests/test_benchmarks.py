@@ -44,9 +44,9 @@ def load(name, path, root=None, shuffle=None):
 def test_mmsu_is_asked_as_its_authors_do(tmp_path):
     (question,) = load("mmsu", write(tmp_path / "mmsu.jsonl", [MMSU], lines=True))
     assert question.prompt == (
-        "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, **you should only "
-        "choose A or B or C or D.** Do not provide any additional explanations or content.\n\nQuestion: What is said?\n\n"
-        "A. one\nB. two\nC. three\nD. four")
+        "Choose the most suitable answer from options A, B, C, and D to respond the question in "
+        "next line, **you should only choose A or B or C or D.** Do not provide any additional "
+        "explanations or content.\n\nQuestion: What is said?\n\nA. one\nB. two\nC. three\nD. four")
     assert (question.id, question.audio, question.answer) == ("long_speech_1",
                                                               tmp_path / "audio/a.wav", "two")
     assert question.groups == {
@@ -67,8 +67,9 @@ def test_null_choices_of_mmsu_are_dropped(tmp_path):
 def test_mmau_is_asked_as_the_authors_of_diffa2_do(tmp_path):
     (question,) = load("mmau", write(tmp_path / "mmau.json", [MMAU]))
     assert question.prompt == (
-        "You are given the audio and a multiple-choice question. Choose the best answer based only on the speech content and "
-        "style.\n\nQuestion: Which sound?\n\nChoices:\nA. a bell\nB. a siren\nAnswer:")
+        "You are given the audio and a multiple-choice question. Choose the best answer based "
+        "only on the speech content and style.\n\nQuestion: Which sound?\n\n"
+        "Choices:\nA. a bell\nB. a siren\nAnswer:")
     assert question.audio == tmp_path / "test-mini-audios/3fe64f3d.wav"
     assert question.groups == {
         "task": ("sound", ), "category": ("Reasoning", ), "sub-category": ("Event Reasoning", ),

@@ -98,7 +98,8 @@ def test_a_second_start_measures_nothing_again(quick):
         path: path.stat().st_mtime_ns
         for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0 and f"{len(cells_in(out))} of {len(cells_in(out))} cells are there" in done.stdout
+    n = len(cells_in(out))
+    assert done.returncode == 0 and f"{n} of {n} cells are there" in done.stdout
     assert before == {
         path: path.stat().st_mtime_ns
         for path in [*(out / "cells").iterdir(), *(out / "work").iterdir()]}
@@ -111,8 +112,8 @@ def test_the_variants_differ_in_what_they_say(quick):
         setting: of["lora", setting]["trained"]
         for setting in ("rank 0", "rank 2", "rank 8", "rank 32")}
     assert sorted(lora.values()) == list(lora.values()) and len(set(lora.values())) == 4
-    assert of["lora", "attention"]["trained"] + of[
-        "lora", "feed-forward"]["trained"] - lora["rank 0"] == lora["rank 8"]
+    halves = [of["lora", half]["trained"] for half in ("attention", "feed-forward")]
+    assert sum(halves) - lora["rank 0"] == lora["rank 8"]
     parts = {
         setting: of["adapters", setting]["trained"]
         for setting in ("semantic", "acoustic", "both")}
@@ -154,16 +155,16 @@ def test_a_claim_is_stated_from_its_cells():
     assert "**shows**" in row and "0.81 ± 0.01 against 0.613 ± 0.015, *shows*" in row
     assert summary(made_up([0.8, 0.5, 0.81], [0.6, 0.63, 0.61]))["claims"][0]["verdict"] == HIDES
     assert "does not show at this scale" in table(made_up([0.6, 0.6, 0.6], [0.6, 0.6, 0.6]))
-    assert summary(shows)["experiments"]["adapters"]["both"]["spread"]["overall"] == pytest.approx(
-        0.01)
+    spread = summary(shows)["experiments"]["adapters"]["both"]["spread"]
+    assert spread["overall"] == pytest.approx(0.01)
 
 
 def test_the_page_of_claims_shows_what_was_measured():
     cells = cells_in(ROOT / "tutorials" / "results")
     page = (ROOT / "tutorials" / "reference" / "claims.md").read_text(encoding="utf-8")
     assert len(cells) == 144 and table(cells) in page
-    assert json.loads((ROOT / "tutorials" / "results" / "claims.json").read_text()) == json.loads(
-        json.dumps(summary(cells)))
+    written = json.loads((ROOT / "tutorials" / "results" / "claims.json").read_text())
+    assert written == json.loads(json.dumps(summary(cells)))
 
 
 def test_seeds_are_paired_and_small_figures_compared_as_ratios():

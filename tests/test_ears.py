@@ -82,8 +82,8 @@ class Beside(World):
 @pytest.mark.parametrize("keep", [False, True])
 def test_processes_at_their_own_pace_encode_all_clips_between_them(model, paths, tmp_path, keep):
     for rank in range(2):  # the second looks at the folder when the first is done
-        FeatureCache(model, CPU, torch.float32, keep, tmp_path / "cache").prepare(
-            paths, lambda chunks: chunks, world=Beside(rank, 2))
+        features = FeatureCache(model, CPU, torch.float32, keep, tmp_path / "cache")
+        features.prepare(paths, lambda chunks: chunks, world=Beside(rank, 2))
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
 
 
@@ -134,11 +134,14 @@ def test_what_clips_lack_is_noted(model, paths, tmp_path, keep, folder):
 def test_another_precision_has_files_of_its_own(model, paths, tmp_path):
     names = {on_disk(model, tmp_path, dtype).folder for dtype in (torch.float32, torch.bfloat16)}
     assert len(names) == 2
+
+
 def test_too_little_space_is_refused_before_anything_is_written(model, paths, tmp_path,
                                                                 monkeypatch):
     size = 3 * (2 + 1) * 50 * 8 * 4  # clips, hidden states, frames, width, bytes
     for free, fits in ((size + 1, True), (size, False)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free))
+        usage = shutil._ntuple_diskusage(0, 0, free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
         features = on_disk(model, tmp_path / f"cache{fits}")
         if fits:
             features.prepare(paths, lambda chunks: chunks)

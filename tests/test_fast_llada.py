@@ -59,7 +59,7 @@ def test_recomputing_changes_memory_and_not_gradients(config):
     x, valid = torch.randn(2, 7, 12, requires_grad=True), torch.ones(2, 7, dtype=torch.bool)
     model.add_lora()
     trained = model.train_only(("lora",))
-    for name, parameter in trained.items():
+    for parameter in trained.values():
         torch.nn.init.normal_(parameter)
     kept = []
     for recompute in RECOMPUTE:

@@ -40,8 +40,8 @@ def test_a_damaged_save_gives_way_to_the_one_before(tmp_path, model, capsys):
     assert before != bytes(damaged)  # a second name of the save, not of its place
     assert files.load_last(path, checkpoint.load).step == 2
     printed = capsys.readouterr().out
-    assert printed.count(
-        "\n") == 1 and "checksum" in printed and "from the save before, step 2" in printed
+    assert printed.count("\n") == 1
+    assert "checksum" in printed and "from the save before, step 2" in printed
     assert checkpoint.load(path).step == 2 and path.read_bytes() == before
     path.write_bytes(damaged)
     with pytest.raises(UserError, match="checksum"):  # none before it

@@ -33,8 +33,8 @@ def archive(name: str, texts=TEXTS, seconds=0.5) -> bytes:
             tar.addfile(info, io.BytesIO(content))
 
         chapter = f"{name}/1272/128104"
-        add(f"{chapter}/1272-128104.trans.txt", "".join(
-            f"{key} {text}\n" for key, text in texts.items()).encode())
+        lines = [f"{key} {text}\n" for key, text in texts.items()]
+        add(f"{chapter}/1272-128104.trans.txt", "".join(lines).encode())
         for i, key in enumerate(texts):
             flac = io.BytesIO()
             noise = np.random.default_rng(i).uniform(-0.5, 0.5, int(16_000 * seconds))
@@ -157,8 +157,8 @@ def test_a_server_that_is_busy_is_asked_again(site, tmp_path):
 
 def test_a_wrong_checksum_is_refused_and_nothing_is_left(site, tmp_path, capsys):
     handler, url = site
-    handler.files["md5sum.txt"] = handler.files["md5sum.txt"].replace(
-        hashlib.md5(handler.files["dev-clean.tar.gz"]).hexdigest().encode(), b"0" * 32)
+    right = hashlib.md5(handler.files["dev-clean.tar.gz"]).hexdigest().encode()
+    handler.files["md5sum.txt"] = handler.files["md5sum.txt"].replace(right, b"0" * 32)
     assert run_script(librispeech.main, ["dev-clean", "--out", str(tmp_path), "--url", url]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "expected the MD5 000" in error and list(tmp_path.iterdir()) == []
@@ -179,14 +179,14 @@ def test_an_archive_writes_nothing_elsewhere(name, site, tmp_path, capsys):
         info.size = 4
         tar.addfile(info, io.BytesIO(b"evil"))
     handler.files["dev-clean.tar.gz"] = packed.getvalue()
-    handler.files[
-        "md5sum.txt"] = f"{hashlib.md5(packed.getvalue()).hexdigest()} dev-clean.tar.gz".encode()
+    md5 = hashlib.md5(packed.getvalue()).hexdigest()
+    handler.files["md5sum.txt"] = f"{md5} dev-clean.tar.gz".encode()
     assert run_script(librispeech.main, ["dev-clean", "--out", str(out), "--url", url]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "dev-clean.tar.gz: could not be unpacked" in error and "delete it" in error
     assert [path.name for path in out.iterdir()] == ["dev-clean.tar.gz"]
-    assert not [*elsewhere.iterdir()] and {path.name
-                                           for path in tmp_path.iterdir()} == {"elsewhere", "out"}
+    assert not [*elsewhere.iterdir()]
+    assert {path.name for path in tmp_path.iterdir()} == {"elsewhere", "out"}
 
 
 def test_what_cannot_be_had_is_one_line(site, tmp_path, capsys):

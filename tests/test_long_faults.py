@@ -67,23 +67,21 @@ def test_a_run_killed_at_many_moments_ends_as_if_it_had_not_been(n_steps, least,
     n_kills = n_saving = 0
     for attempt in range(40):
         (tmp_path / str(attempt)).mkdir()
-        done = subprocess.run([
-            sys.executable, "-c", KILLED,
-            str(attempt),
-            str(seconds), *flags(str(attempt)), "--resume"
-        ], env=there, capture_output=True, text=True, timeout=100 * seconds)
+        command = [sys.executable, "-c", KILLED, str(attempt), str(seconds), *flags(str(attempt)),
+                   "--resume"]
+        done = subprocess.run(command, env=there, capture_output=True, text=True,
+                              timeout=100 * seconds)
         assert done.returncode == 0, done.stderr
-        n_kills, n_saving = n_kills + done.stderr.count("killed"), n_saving + done.stderr.count(
-            "killed, while saving")
+        n_kills += done.stderr.count("killed")
+        n_saving += done.stderr.count("killed, while saving")
         again, log_again = outcome(tmp_path / str(attempt), n_steps)
         assert log_again == log
         for a, b in zip(tensors, again):
             assert a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
         if n_kills >= least and n_saving >= least // 5:
             break
-    print(
-        f"{n_kills} kills in {attempt + 1} runs, {n_saving} of them while a checkpoint was being written"
-    )
+    print(f"{n_kills} kills in {attempt + 1} runs, {n_saving} of them while a checkpoint was being "
+          "written")
     assert n_kills >= least and n_saving >= least // 5
 
 
@@ -104,9 +102,11 @@ flags.choose(args, config)
 clips = sorted(Path("data/clips").glob("*.wav"))
 for i in range(int(sys.argv[1])):
     samples = load_audio(clips[i % 3])[:16000 + 37 * i % 40000]
-    sample.ask(model, parts, tokenizer, samples, f"How many sounds are there? {i}", config.decode, torch.device("cpu"), torch.float32, False)
+    sample.ask(model, parts, tokenizer, samples, f"How many sounds are there? {i}", config.decode,
+               torch.device("cpu"), torch.float32, False)
     if i >= 99 and i % 50 == 49:
-        print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
+        status = Path("/proc/self/status").read_text()
+        print(status.split("VmRSS:")[1].split()[0])
 """
 
 
@@ -120,7 +120,6 @@ def test_many_answers_take_no_more_memory_than_a_hundred(n):
                           text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
     memory = [int(line) for line in done.stdout.split()]
-    print(
-        f"{memory[0] / 1024:.0f} MiB after 100 answers, at most {max(memory) / 1024:.0f} later; {time.monotonic() - start:.0f} s"
-    )
+    print(f"{memory[0] / 1024:.0f} MiB after 100 answers, at most {max(memory) / 1024:.0f} later; "
+          f"{time.monotonic() - start:.0f} s")
     assert len(memory) == n // 50 - 1 and max(memory) < 1.05 * memory[0]

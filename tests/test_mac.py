@@ -62,8 +62,8 @@ def test_answers_are_those_of_the_cpu(flags, request, capsys):
     answers = []
     for _ in range(2):
         assert run_script(sample.main, [str(CLIP), str(CLIP), "--json", *flags]) == 0
-        answers.append(
-            [json.loads(line)["tokens"] for line in capsys.readouterr().out.splitlines()])
+        lines = capsys.readouterr().out.splitlines()
+        answers.append([json.loads(line)["tokens"] for line in lines])
         request.getfixturevalue("on_mac")
     assert answers[0] == answers[1]
 
@@ -71,8 +71,8 @@ def test_answers_are_those_of_the_cpu(flags, request, capsys):
 def test_a_benchmark_is_asked_there(on_mac, world, capsys, tmp_path):
     row = {
         "id": "a", "audio_id": str(CLIP), "question": "What is said?",
-        "choices": ["three one four",
-                    "three"], "answer": "three", "task": "speech", "difficulty": "free"}
+        "choices": ["three one four", "three"], "answer": "three", "task": "speech",
+        "difficulty": "free"}
     (tmp_path / "toy.json").write_text(json.dumps([row]))
     where = [
         "--benchmark", "toy", "--file", tmp_path / "toy.json", "--out", tmp_path / "answers.jsonl"]

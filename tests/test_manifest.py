@@ -110,11 +110,12 @@ def without(*names):
 
 
 def test_fields_that_a_stage_does_not_need_may_be_missing(folder):
-    [audio_embeddings] = load(
-        folder, [{"audio_filepath": str(folder / "clips/1.wav"), "transcription": "one"}], stage=1)
-    assert audio_embeddings.instruction == "Please transcribe the audio to text." and audio_embeddings.path == folder / "clips/1.wav"
-    assert (audio_embeddings.answer, audio_embeddings.rejected, audio_embeddings.type,
-            audio_embeddings.domain) == ("one", "", "all", "all")
+    row = {"audio_filepath": str(folder / "clips/1.wav"), "transcription": "one"}
+    [example] = load(folder, [row], stage=1)
+    assert example.instruction == "Please transcribe the audio to text."
+    assert example.path == folder / "clips/1.wav"
+    assert (example.answer, example.rejected, example.type, example.domain) == (
+        "one", "", "all", "all")
     assert load(folder, [without("chosen") | {"input": None}], stage=4)[0].answer == "two words"
     assert load(folder, [ROW | {"type": "asr", "domain": "speech"}])[0].type == "asr"
 
@@ -163,15 +164,15 @@ def test_three_broken_clips_among_ten_thousand_are_named_and_can_be_skipped(fold
         assert words in message
     said = []
     examples = load(tmp_path, rows, skip_broken=True, say=said.append)
-    assert len(said) == 1 and said[0].startswith(
-        "skipped 3 broken of 10000 entries") and "id100: " in said[0]
+    (line,) = said
+    assert line.startswith("skipped 3 broken of 10000 entries") and "id100: " in line
     assert {int(example.path.stem) for example in examples} == set(range(10_000)) - {7, 100, 9999}
 
 
 def test_many_broken_entries_are_not_all_listed(folder):
     message = one_line_error(load, folder, [ROW | {"audio_filepath": "none.wav"}] * 20 + [ROW])
-    assert "20 broken of 21" in message and message.count(
-        "none.wav") == 5 and "and 15 more" in message
+    assert "20 broken of 21" in message and "and 15 more" in message
+    assert message.count("none.wav") == 5
     assert "not one entry" in one_line_error(load, folder, [None], skip_broken=True,
                                              say=lambda text: None)
 

@@ -36,9 +36,8 @@ def ask(capsys, *arguments) -> list[dict]:
 
 def sections(html: str) -> list[dict]:
     """The JSON in the page, read as a browser does: up to the first </script>."""
-    return json.loads(
-        re.search(r'<script type="application/json" id="sections">(.*?)</script>', html,
-                  re.DOTALL).group(1))
+    pattern = r'<script type="application/json" id="sections">(.*?)</script>'
+    return json.loads(re.search(pattern, html, re.DOTALL)[1])
 
 
 def last_text(section: dict) -> str:
@@ -106,8 +105,8 @@ def test_nothing_breaks_out_of_the_page_and_nothing_is_fetched(tmp_path, capsys)
     (section,) = sections(html)
     assert (section["clip"], section["prompt"]) == (str(clip), HOSTILE)
     assert all(html.count(tag) == template.count(tag) for tag in ("<script", "</script", "<!--"))
-    assert "default-src 'none'" in html and not re.search(
-        r"https?:|@import|url\(|src=\"|href=\"(?!data:)", html)
+    assert "default-src 'none'" in html
+    assert not re.search(r"https?:|@import|url\(|src=\"|href=\"(?!data:)", html)
 
 
 def test_the_sound_and_the_picture_are_those_of_the_clip(tmp_path, capsys):
@@ -257,11 +256,11 @@ def test_the_page_opens_on_the_answers_without_an_error_or_a_request(opened, wri
             for section in shown] == [section["clip"] for section in found]
     assert browser.title == "How DIFFA-2 answered"
     wait(lambda: browser.execute_script(
-        "return document.querySelector('img').complete && document.querySelector('audio').readyState > 0"
-    ))
+        "return document.querySelector('img').complete"
+        " && document.querySelector('audio').readyState > 0"))
     width, seconds = browser.execute_script(
-        "return [document.querySelector('img').naturalWidth, document.querySelector('audio').duration]"
-    )
+        "return [document.querySelector('img').naturalWidth,"
+        " document.querySelector('audio').duration]")
     assert width > 100 and seconds == pytest.approx(found[0]["heard"], abs=0.01)
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
@@ -275,14 +274,12 @@ def test_the_page_opens_on_the_answers_without_an_error_or_a_request(opened, wri
 def test_tokens_are_shaded_by_confidence_and_the_work_is_stated(opened, written):
     (section, browser), found = opened, sections(written.read_text(encoding="utf-8"))[0]
     confidence = {at: c for frame in found["frames"] for at, _, c, _ in frame}
-    shown = [
-        float(browser.execute_script(
-                  "return getComputedStyle(arguments[0]).getPropertyValue('--confidence')", token))
-        for token in tokens(section)]
+    script = "return getComputedStyle(arguments[0]).getPropertyValue('--confidence')"
+    shown = [float(browser.execute_script(script, token)) for token in tokens(section)]
     assert shown == pytest.approx([confidence[at] for at in range(len(shown))]) and 0 < min(shown)
     shades = {token.value_of_css_property("background-color") for token in tokens(section)}
-    assert len(shades
-    ) > 1 and f"{found['passes']} forward passes, {found['seconds']:.2f} s" in section.text
+    assert len(shades) > 1
+    assert f"{found['passes']} forward passes, {found['seconds']:.2f} s" in section.text
 
 
 def test_the_slider_goes_through_the_steps_by_keyboard_too(opened):
@@ -330,8 +327,8 @@ def test_focus_and_pointer_show_the_alternatives_of_a_token(opened, written):
     assert not tooltip.is_displayed()
     press(Keys.TAB)
     focused = browser.switch_to.active_element
-    assert focused == tokens(section)[0] and focused.get_attribute(
-        "aria-describedby") == tooltip.get_attribute("id")
+    assert focused == tokens(section)[0]
+    assert focused.get_attribute("aria-describedby") == tooltip.get_attribute("id")
     assert tooltip.is_displayed() and len(tooltip.find_elements("css selector", "li")) == page.TOP
     assert browser.execute_script(
         "return getComputedStyle(document.activeElement).outlineStyle") == "solid"
@@ -363,12 +360,16 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(opened, written):
 
 
 CONTRASTS = """
-const parse = colour => { const n = colour.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
-const luminance = c => c.slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+const parse = colour => {
+  const n = colour.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+const luminance = c => c.slice(0, 3).map(v => v / 255)
+  .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
   .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
 const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
-const ground = e => e ? over(parse(getComputedStyle(e).backgroundColor), ground(e.parentElement)) : [255, 255, 255];
-return [...document.querySelectorAll('h1, h2, p, figcaption, button, .controls span, .tokens span, [role=tooltip] li')]
+const ground = e => e
+  ? over(parse(getComputedStyle(e).backgroundColor), ground(e.parentElement)) : [255, 255, 255];
+return [...document.querySelectorAll(
+    'h1, h2, p, figcaption, button, .controls span, .tokens span, [role=tooltip] li')]
   .filter(e => e.checkVisibility()).map(e => {
     const [a, b] = [luminance(parse(getComputedStyle(e).color)), luminance(ground(e))];
     return [e.className + e.tagName, (Math.max(a, b) + .05) / (Math.min(a, b) + .05)]; });
@@ -389,15 +390,14 @@ def test_all_text_has_a_readable_contrast(scheme, opened, written):
 
 def test_a_letter_of_two_tokens_is_shown_whole(browser, tmp_path):
     section = dict(
-        clip="c", prompt="p", text="é!", length=4, passes=2, seconds=0.1, audio_embeddings=1.0,
-        highest=8000.0, bands=128, picture="data:,", sound="data:,", frames=[[[0, "\xc3", 1.0, []],
-                                                                              [2, "!", 1.0, []]],
-                                                                             [[1, "\xa9", 1.0, []],
-                                                                              [3, "", 1.0, []]]])
+        clip="c", prompt="p", text="é!", length=4, passes=2, seconds=0.1, heard=1.0, highest=8000.0,
+        bands=128, picture="data:,", sound="data:,",
+        frames=[[[0, "\xc3", 1.0, []], [2, "!", 1.0, []]],
+                [[1, "\xa9", 1.0, []], [3, "", 1.0, []]]])
     page.save(tmp_path / "out.html", [section])
     look(browser, tmp_path / "out.html")
     assert text(browser.find_element("css selector", "section")) == "é!"
     browser.execute_script(
-        "const s = document.querySelector('input'); s.value = 1; s.dispatchEvent(new Event('input'))"
-    )
+        "const s = document.querySelector('input');"
+        " s.value = 1; s.dispatchEvent(new Event('input'))")
     assert text(browser.find_element("css selector", "section")) == "�░!░"

@@ -294,12 +294,15 @@ with processes.together(2) as world:
     add_lora(model, LoraConfig(rank=1, alpha=1.0, targets=("q_proj",)))
     model.requires_grad_(False)
     x = torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    held = lambda: sum(getattr(p, "to_local", lambda: p)().untyped_storage().nbytes() for p in model.blocks.parameters())
+    held = lambda: sum(getattr(p, "to_local", lambda p=p: p)().untyped_storage().nbytes()
+                       for p in model.blocks.parameters())
     for p in model.parameters():
         torch.distributed.broadcast(p.data, 0)
     whole, expected = held(), model(x)
     processes.shard(model.blocks, world, torch.device("cpu"))
-    [p.detach().numpy() for name, p in model.named_parameters() if "lora_" in name]  # whole, though it is frozen
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            p.detach().numpy()  # whole, though it is frozen
     before, y = held(), model(x)
     after = held()
     y.sum().backward()
@@ -356,8 +359,8 @@ def test_torchrun_that_is_told_to_stop_saves_and_leaves_nobody_behind(manifests,
     assert len(processes(tmp_path)) == 5  # torchrun, two that train, two that load audio
     os.kill(running.pid, signal.SIGTERM)
     printed, error = running.communicate(timeout=SECONDS)
-    assert printed.splitlines(
-    )[-1] == "stopped and saved; go on with: the same torchrun command and --resume"
+    last = printed.splitlines()[-1]
+    assert last == "stopped and saved; go on with: the same torchrun command and --resume"
     assert "DataLoader" not in error and running.returncode != 0
     rows = (tmp_path / "log.jsonl").read_text().splitlines()
     assert checkpoint.load(tmp_path / "stage1.safetensors").step == len(rows)

@@ -49,20 +49,21 @@ HUGGING_FACE = {  # names of Whisper there: here
     "layers.3.fc1.weight": "blocks.3.mlp.0.weight", "layers.3.fc2.bias": "blocks.3.mlp.2.bias",
     "layer_norm.weight": "ln_post.weight"}
 LORA = "llm_model.base_model.model.model.transformer.blocks.1.up_proj.lora_A.default.weight"
-QFORMER = "acoustic_connector.qformer.layer."
+QFORMER, OURS = "acoustic_connector.qformer.layer.", "acoustic_connector.qformer."
 NAMES = {  # SPEC section 12: names of DIFFA-2's file, here
     "semantic_connector.conv.0.weight": "semantic_connector.conv.0.weight",
     "semantic_connector.linear_connector.2.bias": "semantic_connector.linear_connector.2.bias",
     "semantic_connector.layernorm.weight": "semantic_connector.layernorm.weight",
     "acoustic_connector.layer_prompts.4": "acoustic_connector.layer_prompts.4",
     "acoustic_connector.layer_weights": "acoustic_connector.layer_weights",
-    f"{QFORMER}0.attention.self.query.weight": "acoustic_connector.qformer.0.attention.query.weight",
-    f"{QFORMER}1.attention.output.dense.bias": "acoustic_connector.qformer.1.attention.dense.bias",
-    f"{QFORMER}1.crossattention.self.value.bias": "acoustic_connector.qformer.1.crossattention.value.bias",
-    f"{QFORMER}0.crossattention.output.LayerNorm.weight": "acoustic_connector.qformer.0.crossattention.LayerNorm.weight",
-    f"{QFORMER}0.intermediate.dense.weight": "acoustic_connector.qformer.0.intermediate.weight",
-    f"{QFORMER}1.output.dense.weight": "acoustic_connector.qformer.1.output.weight",
-    f"{QFORMER}1.output.LayerNorm.bias": "acoustic_connector.qformer.1.LayerNorm.bias",
+    f"{QFORMER}0.attention.self.query.weight": f"{OURS}0.attention.query.weight",
+    f"{QFORMER}1.attention.output.dense.bias": f"{OURS}1.attention.dense.bias",
+    f"{QFORMER}1.crossattention.self.value.bias": f"{OURS}1.crossattention.value.bias",
+    f"{QFORMER}0.crossattention.output.LayerNorm.weight":
+        f"{OURS}0.crossattention.LayerNorm.weight",
+    f"{QFORMER}0.intermediate.dense.weight": f"{OURS}0.intermediate.weight",
+    f"{QFORMER}1.output.dense.weight": f"{OURS}1.output.weight",
+    f"{QFORMER}1.output.LayerNorm.bias": f"{OURS}1.LayerNorm.bias",
     "acoustic_connector.proj.1.weight": "acoustic_connector.proj.1.weight",
     "trainable_prompts.weight": "trainable_prompts.weight", LORA: "llada.blocks.1.up_proj.lora_A",
     LORA.replace("lora_A", "lora_B"): "llada.blocks.1.up_proj.lora_B"}

@@ -69,7 +69,8 @@ def test_the_prompt_is_the_chat_template():
     prompt = TOY.prompt("Be kind.", "Who sings?")
     assert TOY.spell(prompt.ids) == (
         "<|startoftext|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio: <audio>. Who sings?<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio: <audio>. Who sings?"
+        "<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n")
     specials = [TOY.spell([i]) for i in prompt.ids if i in TOY.special.values()]
     turn = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]

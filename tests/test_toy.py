@@ -50,8 +50,8 @@ def test_every_question_gets_the_right_answer_and_wrong_ones_that_differ(scene, 
             if "+" not in question.type}
         assert {type: asked[type].answer for type in asked if type != "after"} == answers
         for question in asked.values():
-            assert question.answer not in question.wrong and len(set(question.wrong)) == len(
-                question.wrong)
+            assert question.answer not in question.wrong
+            assert len(set(question.wrong)) == len(question.wrong)
             assert "{" not in question.instruction
             assert ("digit" in question.instruction) <= (scene.kind == "speech")
 
@@ -59,10 +59,9 @@ def test_every_question_gets_the_right_answer_and_wrong_ones_that_differ(scene, 
 def test_after_asks_about_a_sound_that_something_follows():
     rng, follows = np.random.default_rng(0), {"siren": "beep", "beep": "drum"}
     asked = [toy_text.ask("after", SOUND, rng, wording=0) for _ in range(30)]
-    found = {
-        question.instruction.removeprefix("Which sound comes after the ").rstrip("?"): question.
-        answer
-        for question in asked}
+    begin = "Which sound comes after the "
+    found = {question.instruction.removeprefix(begin).rstrip("?"): question.answer
+             for question in asked}
     assert found == follows
     assert toy_text.ask("after", Scene("sound", ("bell",)), rng) is None
 
@@ -179,14 +178,14 @@ def test_training_asks_only_what_has_a_wrong_answer_too():
     clips = [(toy_text.random_scene(rng, kind), {}) for kind in toy.KINDS for _ in range(40)]
     found = toy.manifests(clips, [], seed=0)
     assert len(found["sft"]) == 600 and all(row["rejected"] for row in found["sft"])
-    assert len(found["preference"]) == toy.N_PAIRS and all(row["rejected"]
-                                                           for row in found["preference"])
+    assert len(found["preference"]) == toy.N_PAIRS
+    assert all(row["rejected"] for row in found["preference"])
 
 
 def test_a_clip_is_the_same_whenever_it_is_made_and_evaluation_is_no_training_clip(world):
     folder, again, clips = world
-    assert read_manifest(folder / "stage0.json") == json.loads(
-        json.dumps([row for _, row in clips["stage0"]]))
+    rows = json.loads(json.dumps([row for _, row in clips["stage0"]]))
+    assert read_manifest(folder / "stage0.json") == rows
     first = clips["train"][0][1]["audio_filepath"]
     assert (folder / first).read_bytes() == (again / first).read_bytes()
     training = {scene for split in ("stage0", "train") for scene, _ in clips[split]}

@@ -81,8 +81,8 @@ def script(cells: list[Cell]) -> str:
             tried = textwrap.indent(cell.code + cells[i + 1].code, "    ")
             parts.append(
                 f"print({MARK.format(i)!r})\ntry:\n{tried}\nexcept Exception:\n    pass\nelse:\n"
-                f"    raise SystemExit('the check of an exercise passes before the exercise is done')\n"
-            )
+                "    raise SystemExit("
+                "'the check of an exercise passes before the exercise is done')\n")
         else:
             parts.append(f"print({MARK.format(i)!r})\n{cell.code}")
         if cell.tag == "solution":
@@ -171,10 +171,9 @@ def check(path: Path) -> None:
     dead = dead_links(path)  # first: a picture that only a run would make is missing
     require(not dead, f"{path.name}: expected links that lead somewhere, got {', '.join(dead)}")
     for cell, printed in zip(cells_of(path.read_text(encoding="utf-8")), run(path)):
-        require(
-            agree(cell.output, printed, cell.fence),
-            f"{path.name}: expected\n{cell.output}\ngot\n{printed}\nfrom\n{cell.code}\nrun: python tutorials/build.py"
-        )
+        require(agree(cell.output, printed, cell.fence),
+                f"{path.name}: expected\n{cell.output}\ngot\n{printed}\nfrom\n{cell.code}\n"
+                "run: python tutorials/build.py")
 
 
 def chapters(numbers: list[int] | None = None) -> list[Path]:
@@ -201,12 +200,10 @@ def main(argv: list[str]) -> None:
         except UserError as error:
             wrong.append(path.name)
             print(error)
-    print(
-        f"{time.perf_counter() - began:.0f} s in all; all chapters together may take {ALL_SECONDS}")
-    require(
-        not wrong,
-        f"expected every chapter to run as it says, got {len(wrong)} that do not: {', '.join(wrong)}"
-    )
+    seconds = time.perf_counter() - began
+    print(f"{seconds:.0f} s in all; all chapters together may take {ALL_SECONDS}")
+    require(not wrong, f"expected every chapter to run as it says, got {len(wrong)} that do not: "
+            f"{', '.join(wrong)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The paper's claims, each tried in the toy world, where everything can be measured.
 
-    python tutorials/claims.py                 # all of it, hours; stop it at will, and the same command goes on
+    python tutorials/claims.py                 # all of it, hours; stop and repeat it at will
     python tutorials/claims.py --only factor   # one experiment
     python tutorials/claims.py --table         # what is measured so far, as reference/claims.md has it
 
@@ -67,8 +67,8 @@ def estimated(times: int, masks: int, shared: bool, lab: Lab, seed: int) -> dict
     (P, _, K, M), rng = policy.shape, stream("score", seed, "draws")
 
     def draw():
-        k, m = rng.integers(K, size=(N_DRAWS, P, 2, times, 1)), rng.integers(
-            M, size=(N_DRAWS, P, 2, times, masks))
+        k = rng.integers(K, size=(N_DRAWS, P, 2, times, 1))
+        m = rng.integers(M, size=(N_DRAWS, P, 2, times, masks))
         return np.arange(P)[:, None, None, None], np.arange(2)[:, None, None], k, m
 
     def loss(margin):
@@ -193,9 +193,8 @@ def main(argv: list[str]) -> None:
         shown = ", ".join(
             f"{name} {figures[name]:.3g}" for name in ("overall", "variance", "bias", "open")
             if name in figures)
-        print(
-            f"{experiment} / {setting} / seed {seed}: {shown} ({time.perf_counter() - began:.0f} s)",
-            flush=True)
+        seconds = time.perf_counter() - began
+        print(f"{experiment} / {setting} / seed {seed}: {shown} ({seconds:.0f} s)", flush=True)
     found = [json.loads(path.read_text()) for path, _ in cells.values() if path.exists()]
     require(found, f"{args.out}: no cell is measured yet; leave out --table")
     write_json(args.out / "claims.json", claims_table.summary(found))

@@ -205,9 +205,8 @@ class Lab:
             for _, _, accuracy in backbone.pretrain_backbone(
                     model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, 0, progress,
                     autoregressive.METHOD, self.scale.n_texts):
-                tqdm.write(
-                    f"autoregressive backbone, open and lettered questions on frames: {backbone.summarize(accuracy['frames'])}"
-                )
+                tqdm.write("autoregressive backbone, open and lettered questions on frames: "
+                           f"{backbone.summarize(accuracy['frames'])}")
             weights.save_part(model.llada, "llada", path, "python tutorials/claims.py")
         return path
 

@@ -56,8 +56,8 @@ CLAIMS = (
     Claim(
         "autoregressive",
         "a diffusion backbone is as good as an autoregressive one, and uses little data well",
-        "60.45 on MMSU and up to 69.60 on MMAU test-mini; a real-time factor of 0.082, where an autoregressive peer has 0.14 "
-        "(from summaries of the paper)",
+        "60.45 on MMSU and up to 69.60 on MMAU test-mini; a real-time factor of 0.082, where an "
+        "autoregressive peer has 0.14 (from summaries of the paper)",
         (Comparison("diffusion as good on all clips", "diffusion, all clips",
                     "autoregressive, all clips", margin=MARGIN),
          Comparison("diffusion better on few clips", "diffusion, few clips",
@@ -72,7 +72,8 @@ CLAIMS = (
                     "autoregressive, all clips", "diffusion, all clips", "seconds"))),
     Claim(
         "factor", "factor-based parallel decoding is faster and keeps accuracy",
-        "Fast-dLLM, LLaDA-8B on GSM8K: 9.3 tokens a second instead of 0.7, 78.0 % right instead of 77.3 %",
+        "Fast-dLLM, LLaDA-8B on GSM8K: 9.3 tokens a second instead of 0.7, 78.0 % right instead of "
+        "77.3 %",
         (Comparison("f = 1 as good as one token a step", "f = 1", "16 steps", margin=MARGIN),
          Comparison("forward passes per answer of one token a step against f = 1", "16 steps",
                     "f = 1", "forward_passes"),
@@ -81,8 +82,8 @@ CLAIMS = (
          Comparison("f = 1 against a fixed schedule with as many passes", "f = 1", SAME_PASSES))),
     Claim(
         "vrpo", "VRPO's three tricks reduce variance, and that helps",
-        "The variance of the score bounds bias and variance of the loss; more samples, a time for each, and masks that policy "
-        "and reference share reduce it (LLaDA-1.5)",
+        "The variance of the score bounds bias and variance of the loss; more samples, a time for "
+        "each, and masks that policy and reference share reduce it (LLaDA-1.5)",
         (Comparison("variance with n = 1 against n = 4", "1 x 1, shared", "4 x 1, shared",
                     "variance"),
          Comparison("variance with 1 time x 4 masks against 4 x 1", "1 x 4, shared",
@@ -225,9 +226,8 @@ def table(cells: list[dict]) -> str:
     """A row for each claim, in Markdown: what the paper says, what the toy shows, the command."""
     lines = ["| claim | the paper | the toy | command |", "|---|---|---|---|"]
     for claim, judged in zip(CLAIMS, summary(cells)["claims"]):
-        parts = [
-            f"{each['text']}: {written(each['more'])} against {written(each['less'])}, *{each['verdict']}*"
-            for each in judged["comparisons"]]
+        parts = [f"{each['text']}: {written(each['more'])} against {written(each['less'])}, "
+                 f"*{each['verdict']}*" for each in judged["comparisons"]]
         lines.append(
             f"| {claim.claim} | {claim.paper} | **{judged['verdict']}**<br>{'<br>'.join(parts)} "
             f"| `python tutorials/claims.py --only {claim.experiment}` |")

@@ -1,6 +1,6 @@
 """The two pictures of the README that no chapter makes: an answer forming, and the page of --html.
 
-    python tutorials/readme_pictures.py    # pictures/forming.svg, and pictures/page.png with selenium
+    python tutorials/readme_pictures.py    # pictures/forming.svg; with selenium, pictures/page.png
 
 The first is what the shipped model does, one token a step, so that the order can be watched; it
 moves by CSS, which browsers run in an SVG that a page shows as a picture.
@@ -71,7 +71,8 @@ def forming(tokens: list[tuple[str, int, float]]) -> str:
             f".t{i}{{animation:k{i} {whole:.1f}s linear infinite}}")
     rows = -(-len(tokens) // PER_ROW)
     width, height = 2 * LEFT + PER_ROW * (WIDTH + GAP) - GAP, 66 + rows * (HEIGHT + GAP) + 10
-    style = """text{font:15px ui-monospace,Menlo,Consolas,monospace;fill:#1f2328}.token{text-anchor:middle}
+    style = """text{font:15px ui-monospace,Menlo,Consolas,monospace;fill:#1f2328}
+.token{text-anchor:middle}
 .said{fill:#59636e}.box{fill:#8a929b;fill-opacity:.16}.word{fill:#3b82c4}.end{fill:#8a929b}
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.said{fill:#9198a1}}
 @media(prefers-reduced-motion:reduce){g{animation:none!important}}"""
