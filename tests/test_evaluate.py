@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_faults import held
+from test_files import held
 from test_published import CONFIG, published, trained  # noqa: F401, the last two are fixtures
 
 from diffa2_mini import weights

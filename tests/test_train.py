@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import torch
 from mini import MINI, ROOT, SECONDS, command, logged, same, started_by, train_here
-from test_faults import held
+from test_files import held
 from test_weights import other_part
 
 import sample
