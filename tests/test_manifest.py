@@ -200,7 +200,7 @@ def test_what_cannot_be_learnt_whole_is_counted_and_named(folder, stage):
     assert what_is_cut([whole], stage, TOY, tokenizer) == ""
     fits, cut = (replace(stage, max_tokens=n_prompt + 16 + 1 + n) for n in (1, 0))  # and an end
     assert what_is_cut(data, fits, TOY, tokenizer) == (
-        "4 with a clip beyond the 4 s that the model hears (0.wav, 1.wav, 2.wav, ...); "
+        "4 with a clip beyond the 4 s that the model takes (0.wav, 1.wav, 2.wav, ...); "
         "1 with an answer beyond the 16 tokens that it writes (a.wav)")
     assert what_is_cut(data, cut, TOY, tokenizer).startswith(
         f"1 with text beyond {cut.max_tokens:,} tokens, which is cut (a.wav); 4 with a clip")
