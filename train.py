@@ -44,13 +44,13 @@ from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.fast.measure import matmul_ceiling, peak_memory
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.noise import seed_of
-from diffa2_mini.pretraining import backbone
+from diffa2_mini.pretraining import stage0
 from diffa2_mini.training import checkpoint, dry_run, files, log, signals
 from diffa2_mini.training.checkpoint import Checkpoint
 from diffa2_mini.training.features import FeatureCache, InterruptibleFeatures
 from diffa2_mini.training.loader import Loader, batches, count_workers
 from diffa2_mini.training.objective import adamw, measure_pairs, names_of, piece_loss
-from diffa2_mini.training.options import parse_arguments, stage_config
+from diffa2_mini.training.options import parse_arguments, pretrain_config, stage_config
 from diffa2_mini.training.processes import World, shard, together
 from diffa2_mini.view import curves
 
@@ -488,11 +488,18 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
         print("ask it something: " + ask_command(args, paths[numbers[-1]]))
 
 
+def stage0_options(args: argparse.Namespace) -> stage0.Options:
+    """What stage 0 is to make."""
+    return stage0.Options(args.size, args.parts, args.out, args.data, args.whisper, args.llada,
+                          args.device, args.threads, args.seed, pretrain_config(args))
+
+
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv, __doc__)
     if args.stage == "0":
         with together(args.processes) as world:
-            backbone.run(args, world, lambda: toy.make_stage0(DATA / "toy"), toy.text_example)
+            stage0.run(stage0_options(args), world, lambda: toy.make_stage0(DATA / "toy"),
+                       toy.text_example)
     elif args.dry_run:
         dry_run.show(args, {number: stage_config(args, number) for number in args.stages})
     else:

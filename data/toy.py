@@ -32,8 +32,8 @@ from data import toy_text
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import ASSETS, DATA, TextConfig
-from diffa2_mini.pretraining.backbone import TextExample
 from diffa2_mini.pretraining.bpe import count_words, save_ranks, train_bpe
+from diffa2_mini.pretraining.texts import TextExample
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
 KINDS = ("speech", "sound", "music")

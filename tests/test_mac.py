@@ -95,7 +95,7 @@ def test_stage_0_trains_there(on_mac, world):
                             backbone_batch=2, encoder_batch=2)
     toy_size = SIZES["toy"][0]
     model, tokenizer = Diffa2Model(toy_size).to(GPU), load_tokenizer(toy_size)
-    *_, (_, loss, _) = backbone.pretrain_backbone(model, tokenizer, toy.text_example, config, 0, 0,
+    *_, (_, loss, _) = backbone.pretrain_backbone(model, tokenizer, toy.text_example, config, 0,
                                                   iter_of, n_evaluation=2)
     assert math.isfinite(loss) and model.llada.wte.weight.device == GPU
     clips = LabelledClips.load(world / "stage0.json", toy_size.audio, iter)

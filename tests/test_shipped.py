@@ -10,7 +10,7 @@ from diffa2_mini import weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import Example
 from diffa2_mini.evaluate import answers, scoreboard
-from diffa2_mini.pretraining import backbone
+from diffa2_mini.pretraining.backbone import accuracy_by_type, open_and_lettered
 from diffa2_mini.training import checkpoint
 from diffa2_mini.training.features import FeatureCache
 
@@ -47,15 +47,15 @@ def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
 
 def test_the_shipped_backbone_answers_from_text_alone():
     config = SIZES["toy"][0]
-    model, rng = weights.build(config, None, None, torch.device("cpu"),
-                               torch.float32), np.random.default_rng(0)
+    model = weights.build(config, None, None, torch.device("cpu"), torch.float32)
+    rng = np.random.default_rng(0)
     examples = [toy.text_example(rng, evaluation=True) for _ in range(200)]
-    plain, lettered = backbone.summarize(
-        backbone.gate(model, weights.load_tokenizer(config), examples))
+    accuracy = accuracy_by_type(model, weights.load_tokenizer(config), examples)
+    plain, lettered = open_and_lettered(accuracy)
     assert plain >= 0.98 and lettered >= 0.95, (plain, lettered)
 
 
 def test_the_shipped_files_are_as_small_as_promised():
-    assert sum(path.stat().st_size
-               for path in (weights.SHIPPED["whisper"], weights.SHIPPED["llada"])) <= 5e6
+    parts = (weights.SHIPPED["whisper"], weights.SHIPPED["llada"])
+    assert sum(path.stat().st_size for path in parts) <= 5e6
     assert weights.SHIPPED["diffa2"].stat().st_size <= 2e6

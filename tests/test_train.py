@@ -140,7 +140,7 @@ def test_stage_0_pretrains_both_parts(world, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "toy_whisper.safetensors").stat().st_size + (
         tmp_path / "toy_llada.safetensors").stat().st_size < 5e6
     printed = capsys.readouterr().out
-    assert "sentences: " in printed and "frames: " in printed
+    assert "sentences: " in printed and "audio-like: " in printed
 
 
 def test_stage_0_names_an_entry_without_its_alignment(world, tmp_path, capsys):

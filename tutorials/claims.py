@@ -36,9 +36,19 @@ from diffa2_mini.command.script import Parser
 from diffa2_mini.config import DATA
 from diffa2_mini.errors import require
 from diffa2_mini.noise import stream
-from diffa2_mini.pretraining import autoregressive, backbone
+from diffa2_mini.pretraining.backbone import accuracy_by_type, open_and_lettered
 from tutorials import claims_table
-from tutorials.claims_lab import CONFIG, QUICK, STAGES, Lab, Scale, Variant, slug, write_json
+from tutorials.claims_lab import (
+    CONFIG,
+    QUICK,
+    STAGES,
+    Lab,
+    Scale,
+    Variant,
+    paradigm_of,
+    slug,
+    write_json,
+)
 from tutorials.claims_table import SEEDS
 
 # estimates of the score, from which its variance and the bias of the loss are computed
@@ -87,10 +97,10 @@ def texts(causal: bool, lab: Lab, seed: int) -> dict:
     place."""
     rng = stream("held-out texts", seed, "claims")
     examples = [toy.text_example(rng, evaluation=True) for _ in range(lab.scale.n_texts or 960)]
-    write = (autoregressive.METHOD if causal else backbone.Method()).write
-    accuracy = backbone.gate(lab.build(Variant(None, 2, causal=causal)), lab.tokenizer, examples,
-                             lab.scale.pretrain.silences, write)
-    return dict(zip(("open", "lettered"), backbone.summarize(accuracy)))
+    model = lab.build(Variant(None, 2, causal=causal))
+    accuracy = accuracy_by_type(model, lab.tokenizer, examples, lab.scale.pretrain.silences,
+                                paradigm_of(causal).generate)
+    return dict(zip(("open", "lettered"), open_and_lettered(accuracy)))
 
 
 def experiments(scale: Scale) -> dict[str, dict[str, Callable]]:

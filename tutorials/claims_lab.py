@@ -33,7 +33,13 @@ from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of, stream
-from diffa2_mini.pretraining import autoregressive, backbone
+from diffa2_mini.pretraining import autoregressive
+from diffa2_mini.pretraining.backbone import (
+    MASKED_DIFFUSION,
+    Paradigm,
+    open_and_lettered,
+    pretrain_backbone,
+)
 from diffa2_mini.training import checkpoint
 from diffa2_mini.training.checkpoint import Checkpoint
 from diffa2_mini.training.features import FeatureCache
@@ -56,6 +62,11 @@ CPU = torch.device("cpu")
 def slug(name: str) -> str:
     """A name as part of a file's name."""
     return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+
+
+def paradigm_of(causal: bool) -> Paradigm:
+    """How a model learns and generates."""
+    return autoregressive.AUTOREGRESSIVE if causal else MASKED_DIFFUSION
 
 
 def write_json(path: Path, value) -> None:
@@ -202,11 +213,12 @@ class Lab:
         if not path.exists():
             torch.manual_seed(seed_of("weights", 1, 0))
             model = Diffa2Model(CONFIG, llada=FastLlada)
-            for _, _, accuracy in backbone.pretrain_backbone(
-                    model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, 0, progress,
-                    autoregressive.METHOD, self.scale.n_texts):
-                tqdm.write("autoregressive backbone, open and lettered questions on frames: "
-                           f"{backbone.summarize(accuracy['frames'])}")
+            reports = pretrain_backbone(
+                model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, progress,
+                paradigm=autoregressive.AUTOREGRESSIVE, n_evaluation=self.scale.n_texts)
+            for _, _, accuracy in reports:
+                plain, lettered = open_and_lettered(accuracy["audio-like"])
+                tqdm.write(f"autoregressive backbone: open {plain:.3f}, lettered {lettered:.3f}")
             weights.save_part(model.llada, "llada", path, "python tutorials/claims.py")
         return path
 
@@ -304,9 +316,9 @@ class Lab:
         """Share of right answers, by type too; and what an answer took, if they are given one at a
         time."""
         began = time.perf_counter()
-        write = (autoregressive.METHOD if variant.causal else backbone.Method()).write
         texts, n_steps = answers.answer(model.eval(), self.tokenizer, self.features, questions,
-                                        stage.audio, decode, batch_size, write)
+                                        stage.audio, decode, batch_size,
+                                        paradigm_of(variant.causal).generate)
         seconds, result = time.perf_counter() - began, scoreboard.report(questions, texts)
         took = {"forward_passes": n_steps / len(texts), "seconds": seconds /
                 len(texts)} if batch_size == 1 else {}

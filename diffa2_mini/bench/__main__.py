@@ -2,7 +2,7 @@
 weights.
 
     python -m diffa2_mini.bench                                # the cases for a CPU
-    python -m diffa2_mini.bench --toy                          # the caches, after python data/toy.py
+    python -m diffa2_mini.bench --toy                          # the caches (after data/toy.py)
     python -m diffa2_mini.bench --size full --random-weights   # at full size, for a GPU
 
 The confidences of random weights mean nothing, so that decoding follows a fixed schedule. A figure

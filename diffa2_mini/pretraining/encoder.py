@@ -1,14 +1,12 @@
-"""Stage 0, first half: pretrain the toy encoder, in the place of Whisper-large-v3, which comes as a
-download.
+"""Stage 0, first half: pretrain the toy encoder, in the place of Whisper-large-v3.
 
 Not part of DIFFA-2. It learns by predicting what its training clips are made of: for each frame
-which item sounds, the how-manieth it is, and which pitches; for the whole clip its traits. That
-uses the alignment of the data, which real speech recognition does without. The heads that predict
-are thrown away.
+which item sounds, its ordinal, and its pitches; for the whole clip its traits. That uses the
+alignment of the data, which real speech recognition does without. The heads that predict are thrown
+away.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,17 +22,34 @@ from ..errors import require
 from ..noise import seed_of, stream
 from ..training.objective import adamw
 from ..whisper import WhisperEncoder
+from .optimization import learning_rate, running_mean, update
 
 N_ORDINALS = 5  # none, first, second, third, fourth
 # what a manifest says of each thing that sounds
 SEGMENT = {"start", "end", "label", "ordinal", "pitches"}
 
 
-def learning_rate(step: int, n_steps: int, warmup: int) -> float:
-    """Factor of the learning rate: up in a line, then down along a half cosine to 2 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
+# ----------------------------------------------------------------------------------------- the data
+
+
+def read_labelled(manifest: Path) -> list[dict]:
+    """The entries of a stage-0 manifest. Raises UserError if one lacks its alignment."""
+    rows = read_manifest(manifest)
+    for i, row in enumerate(rows, start=1):
+        complete = isinstance(row, dict) and {"audio_filepath", "segments", "traits"} <= set(row)
+        require(complete and all(SEGMENT <= set(segment) for segment in row["segments"]),
+                f"{manifest}: entry {i}: expected audio_filepath, traits and segments, each with "
+                f"{', '.join(sorted(SEGMENT))}; data/toy.py and data/fsdd.py write such manifests")
+    return rows
+
+
+def values_of_traits(rows: list[dict]) -> dict[str, list[str]]:
+    """The traits in these entries, and the values of each, sorted."""
+    values = {}
+    for row in rows:
+        for name, value in row["traits"].items():
+            values.setdefault(name, set()).add(value)
+    return {name: sorted(found) for name, found in sorted(values.items())}
 
 
 @dataclass
@@ -52,45 +67,52 @@ class LabelledClips:
     trait_values: dict[str, list[str]]
 
     @classmethod
+    def empty(cls, n: int, config: AudioConfig, labels: list[str],
+              trait_values: dict[str, list[str]]) -> "LabelledClips":
+        """n clips in which nothing sounds yet."""
+        T = config.max_frames // 2
+        return cls(
+            mel=torch.empty(n, config.n_mels, config.max_frames, dtype=torch.float16),
+            n_frames=torch.empty(n, dtype=torch.long),
+            item=torch.zeros(n, T, dtype=torch.long),
+            ordinal=torch.zeros(n, T, dtype=torch.long),
+            pitch=torch.zeros(n, T, 12, dtype=torch.bool),
+            traits=torch.full((n, len(trait_values)), -1),
+            labels=labels, trait_values=trait_values)
+
+    @classmethod
     def load(cls, manifest: Path, config: AudioConfig, progress: Callable,
              most: int | None = None) -> "LabelledClips":
         """Read the clips of a stage-0 manifest, whose entries have `segments` and `traits`; of many
         more than `most`, about so many from all over it. Raises UserError."""
-        rows = read_manifest(manifest)
-        for i, row in enumerate(rows, start=1):
-            complete = isinstance(row, dict) and {"audio_filepath", "segments", "traits"
-                                                  } <= set(row)
-            require(
-                complete and all(SEGMENT <= set(segment) for segment in row["segments"]),
-                f"{manifest}: entry {i}: expected audio_filepath, traits and segments, each with "
-                f"{', '.join(sorted(SEGMENT))}; data/toy.py and data/fsdd.py write such manifests")
+        rows = read_labelled(manifest)
         labels = sorted({segment["label"] for row in rows for segment in row["segments"]})
-        values = {}
-        for row in rows:
-            for name, value in row["traits"].items():
-                values.setdefault(name, set()).add(value)
-        values = {name: sorted(found) for name, found in sorted(values.items())}
-        rows = rows[::max(1, len(rows) // most)] if most else rows
-        n, T = len(rows), config.max_frames // 2
-        item, ordinal = torch.zeros(n, T, dtype=torch.long), torch.zeros(n, T, dtype=torch.long)
-        pitch, traits = torch.zeros(n, T, 12, dtype=torch.bool), torch.full((n, len(values)), -1)
-        mel = torch.empty(n, config.n_mels, config.max_frames, dtype=torch.float16)
-        n_frames = torch.empty(n, dtype=torch.long)
-        per_second = config.sample_rate / config.hop_length / 2  # encoder frames
+        trait_values = values_of_traits(rows)
+        if most:
+            rows = rows[::max(1, len(rows) // most)]
+        clips = cls.empty(len(rows), config, labels, trait_values)
         for i, row in enumerate(progress(rows)):
             samples = load_audio(manifest.parent / row["audio_filepath"], config.sample_rate,
                                  config.max_seconds)
-            mel[i], n_frames[i] = log_mel(samples, config), encoder_frames(len(samples), config)
-            for segment in row["segments"]:
-                span = slice(round(segment["start"] * per_second), round(
-                    segment["end"] * per_second))
-                item[i, span] = 1 + labels.index(segment["label"])
-                ordinal[i, span] = 0 if segment["pitches"] else segment["ordinal"] + 1
-                pitch[i, span, segment["pitches"]] = True
-            for j, (name, found) in enumerate(values.items()):
-                if name in row["traits"]:
-                    traits[i, j] = found.index(row["traits"][name])
-        return cls(mel, n_frames, item, ordinal, pitch, traits, labels, values)
+            clips.mel[i] = log_mel(samples, config)
+            clips.n_frames[i] = encoder_frames(len(samples), config)
+            clips.label(i, row, config)
+        return clips
+
+    def label(self, i: int, row: dict, config: AudioConfig) -> None:
+        """Write the targets of clip i, of which `row` is the entry."""
+        per_second = config.sample_rate / config.hop_length / 2  # encoder frames
+        for segment in row["segments"]:
+            span = slice(round(segment["start"] * per_second), round(segment["end"] * per_second))
+            self.item[i, span] = 1 + self.labels.index(segment["label"])
+            self.ordinal[i, span] = 0 if segment["pitches"] else segment["ordinal"] + 1
+            self.pitch[i, span, segment["pitches"]] = True
+        for j, (name, found) in enumerate(self.trait_values.items()):
+            if name in row["traits"]:
+                self.traits[i, j] = found.index(row["traits"][name])
+
+
+# ----------------------------------------------------------------------------------------- the loss
 
 
 class EncoderHeads(nn.Module):
@@ -108,14 +130,13 @@ class EncoderHeads(nn.Module):
 
 def encoder_loss(final: Tensor, heads: EncoderHeads, clips: LabelledClips,
                  at: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loss of the clips numbered `at`, whose final hidden states are [B, T, E]; and the share
-    of sounding frames whose item and ordinal are right."""
-    item, ordinal, pitch, traits, n_frames = (x[at].to(final.device)
-                                              for x in (clips.item, clips.ordinal, clips.pitch,
-                                                        clips.traits, clips.n_frames))
-    item_logits, ordinal_logits = heads.item(final), heads.ordinal(final)
-    loss = F.cross_entropy(item_logits.transpose(1, 2), item) + F.cross_entropy(
-        ordinal_logits.transpose(1, 2), ordinal)
+    """Mean loss of the clips numbered `at` [B], whose final hidden states are [B, T, E]; and how
+    many of the frames that sound have both item and ordinal right, from 0 to 1."""
+    targets = (clips.item, clips.ordinal, clips.pitch, clips.traits, clips.n_frames)
+    item, ordinal, pitch, traits, n_frames = (x[at].to(final.device) for x in targets)
+    item_logits, ordinal_logits = heads.item(final), heads.ordinal(final)  # [B, T, classes]
+    loss = F.cross_entropy(item_logits.transpose(1, 2), item)
+    loss = loss + F.cross_entropy(ordinal_logits.transpose(1, 2), ordinal)
     loss = loss + F.binary_cross_entropy_with_logits(heads.pitch(final), pitch.float())
     inside = torch.arange(final.shape[1], device=final.device) < n_frames[:, None]  # [B, T]
     mean = (final * inside[:, :, None]).sum(1) / inside.sum(1, keepdim=True)  # [B, E]
@@ -127,53 +148,45 @@ def encoder_loss(final: Tensor, heads: EncoderHeads, clips: LabelledClips,
     return loss, right[item > 0].float().mean()
 
 
-def blank(mel: Tensor, config: PretrainConfig, rng: np.random.Generator) -> Tensor:
-    """SpecAugment: blank two random stretches of time and two bands of frequency of each clip [B,
-    n_mels, M]."""
+def spec_augment(mel: Tensor, config: PretrainConfig, rng: np.random.Generator) -> Tensor:
+    """SpecAugment (arXiv 1904.08779): blank two random stretches of time and two bands of frequency
+    of each clip [B, n_mels, M]."""
     mel = mel.clone()
+    _, n_mels, M = mel.shape
     for clip in mel:
         floor = clip.min()
         for _ in range(2):
-            width, height = rng.integers(0, config.mask_frames + 1), rng.integers(
-                0, config.mask_mels + 1)
-            left, top = rng.integers(0, mel.shape[2] - width), rng.integers(
-                0, mel.shape[1] - height)
+            width = rng.integers(0, config.mask_frames + 1)
+            height = rng.integers(0, config.mask_mels + 1)
+            left, top = rng.integers(0, M - width), rng.integers(0, n_mels - height)
             clip[:, left:left + width] = floor
             clip[top:top + height] = floor
     return mel
 
 
+# ----------------------------------------------------------------------------------------- training
+
+
 def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: PretrainConfig,
-                     seed: int, progress: Callable):
-    """Train the encoder in place. Yields (step, loss, frame accuracy) now and then."""
+                     seed: int, progress: Callable) -> Iterator[tuple[int, float, float]]:
+    """Train the encoder in place. Yields now and then step, loss, and how many frames are right."""
     torch.manual_seed(seed_of("encoder", seed))
-    rng = stream("encoder", seed)
-    device = encoder.conv1.weight.device
+    rng, device = stream("encoder", seed), encoder.conv1.weight.device
     heads = EncoderHeads(encoder.config.width, clips).to(device)
     both = nn.ModuleDict({"encoder": encoder.requires_grad_(True), "heads": heads})
     optimizer = adamw(dict(both.named_parameters()), config.encoder_lr, (0.9, 0.98), 0.01)
     parameters = list(both.parameters())
-    order, loss_mean, right_mean = [], 0.0, 0.0
+    order, mean_loss, mean_right = [], 0.0, 0.0
     for step in progress(range(config.encoder_steps)):
         while len(order) < config.encoder_batch:
             order += rng.permutation(len(clips.mel)).tolist()
-        at = torch.tensor([order.pop(0) for _ in range(config.encoder_batch)])
-        final, _ = encoder(blank(clips.mel[at].float(), config, rng).to(device))
+        at, order = torch.tensor(order[:config.encoder_batch]), order[config.encoder_batch:]
+        final, _ = encoder(spec_augment(clips.mel[at].float(), config, rng).to(device))
         loss, right = encoder_loss(final, heads, clips, at)
         update(optimizer, parameters, loss,
                config.encoder_lr * learning_rate(step, config.encoder_steps, config.warmup))
-        loss_mean, right_mean = 0.98 * loss_mean + 0.02 * loss.item(
-        ), 0.98 * right_mean + 0.02 * right.item()
+        mean_loss = running_mean(mean_loss, loss.item())
+        mean_right = running_mean(mean_right, right.item())
         if step % 100 == 99:
-            yield step + 1, loss_mean, right_mean
+            yield step + 1, mean_loss, mean_right
     encoder.requires_grad_(False)
-
-
-def update(optimizer: torch.optim.Optimizer, parameters: list, loss: Tensor, lr: float) -> None:
-    """One step of the optimiser, gradients clipped to a norm of 1."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
