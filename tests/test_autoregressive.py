@@ -1,5 +1,5 @@
-"""The autoregressive twin looks back alone, its cache is exact, and its loss is the cross-entropy
-of the next token."""
+"""The autoregressive twin attends to earlier tokens alone, its cache is exact, and its loss is the
+cross-entropy of the next token."""
 
 import math
 from types import SimpleNamespace
@@ -15,17 +15,19 @@ from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC, SIZES, DecodeConfig, Pretr
 from diffa2_mini.data import Batch, Example
 from diffa2_mini.evaluate.answers import answer
 from diffa2_mini.model import Audio
-from diffa2_mini.pretraining import autoregressive
 from diffa2_mini.pretraining.autoregressive import (
+    AUTOREGRESSIVE,
     answer_loss,
-    look_back,
+    causal_mask,
+    generate_greedily,
     next_token_loss,
     recall_loss,
-    states,
+    states_before,
     text_loss,
-    write,
 )
 from diffa2_mini.pretraining.backbone import init_backbone
+from diffa2_mini.pretraining.recall import RecallExercise
+from diffa2_mini.pretraining.texts import embed_noisily, make_batch
 from diffa2_mini.tokenizer import Prompt
 
 TOKENS = SimpleNamespace(eos_id=20, mask_id=21, eot_id=22)
@@ -49,24 +51,24 @@ def sharp(model):
 
 
 def test_a_token_attends_to_itself_and_to_what_is_real_before_it():
-    seen = look_back(torch.tensor([[True, True, False, True]]))[0]
+    seen = causal_mask(torch.tensor([[True, True, False, True]]))[0]
     assert seen.tolist() == [[True, False, False, False], [True, True, False, False],
                              [True, True, False, False], [True, True, False, True]]
 
 
 def test_a_later_token_changes_no_earlier_state_and_an_earlier_one_changes_all_later(
         sharp, audio_embeddings):
-    before = states(sharp, audio_embeddings, PROMPTS, RESPONSE, REAL)
+    before = states_before(sharp, audio_embeddings, PROMPTS, RESPONSE, REAL)
     for j in range(6):
         other = RESPONSE.clone()
         other[:, j] = 15
-        # [B, R]
-        changed = (states(sharp, audio_embeddings, PROMPTS, other, REAL) - before).abs().amax(-1)
+        after = states_before(sharp, audio_embeddings, PROMPTS, other, REAL)
+        changed = (after - before).abs().amax(-1)  # [B, R]
         assert changed[:, :j + 1].max() == 0
         assert changed[0, j + 1:].numel() == 0 or changed[0, j + 1:].min() > 1e-3
 
 
-def test_states_are_those_of_the_spliced_sequence_read_with_a_causal_mask(sharp, audio_embeddings):
+def test_states_are_those_of_the_spliced_sequence_with_a_causal_mask(sharp, audio_embeddings):
     for row, prompt in enumerate(PROMPTS):
         text, n = sharp.llada.wte(torch.tensor(prompt.ids)), int(REAL[row].sum())
         answer = sharp.llada.wte(RESPONSE[row, :n])
@@ -74,13 +76,14 @@ def test_states_are_those_of_the_spliced_sequence_read_with_a_causal_mask(sharp,
             [text[:prompt.audio_at], audio_embeddings[row], text[prompt.audio_at:], answer])[None]
         hidden = sharp.llada(x, torch.ones(1, x.shape[1], x.shape[1]).tril().bool())[0]
         # in a batch, whose other prompt has another length
-        found = states(sharp, audio_embeddings, PROMPTS, RESPONSE, REAL)[row, :n]
+        found = states_before(sharp, audio_embeddings, PROMPTS, RESPONSE, REAL)[row, :n]
         torch.testing.assert_close(found, hidden[-n - 1:-1], atol=1e-5, rtol=1e-4)
 
 
-def test_what_is_heard_changes_every_state(sharp, audio_embeddings):
-    before = states(sharp, audio_embeddings, PROMPTS, RESPONSE, REAL)
-    after = states(sharp, [audio_embeddings[0] + 1, audio_embeddings[1]], PROMPTS, RESPONSE, REAL)
+def test_the_audio_changes_every_state(sharp, audio_embeddings):
+    before = states_before(sharp, audio_embeddings, PROMPTS, RESPONSE, REAL)
+    other = [audio_embeddings[0] + 1, audio_embeddings[1]]
+    after = states_before(sharp, other, PROMPTS, RESPONSE, REAL)
     assert (after[0] - before[0]).abs().amax(-1).min() > 1e-3 and torch.equal(after[1], before[1])
 
 
@@ -89,7 +92,7 @@ def test_the_loss_is_the_weighted_mean_of_the_cross_entropies_of_the_next_tokens
     # what is no real token does not count
     weight = torch.tensor([[1, 4, 1, 1, 0.1, 0], [2, 1, 0.5, 0, 9, 9]])
     total = 0.0
-    log_p = sharp.llada.logits(states(sharp, audio_embeddings, PROMPTS, RESPONSE,
+    log_p = sharp.llada.logits(states_before(sharp, audio_embeddings, PROMPTS, RESPONSE,
                                       REAL)).log_softmax(-1)
     for row in range(2):
         for j in range(int(REAL[row].sum())):
@@ -121,7 +124,7 @@ def by_hand(model, audio_embeddings, prompt, n):
     tokens = torch.zeros(1, 0, dtype=torch.long)
     for _ in range(n):
         padded = torch.cat([tokens, torch.zeros(1, 1, dtype=torch.long)], dim=1)
-        logits = model.llada.logits(states(model, [audio_embeddings], [prompt], padded,
+        logits = model.llada.logits(states_before(model, [audio_embeddings], [prompt], padded,
                                            torch.ones_like(padded).bool())[0, -1])
         logits[TOKENS.mask_id] = -torch.inf
         tokens = torch.cat([tokens, logits.argmax()[None, None]], dim=1)
@@ -136,7 +139,7 @@ def test_decoding_with_the_cache_equals_decoding_without(sharp, audio_embeddings
     for seed in range(12):
         torch.manual_seed(seed)
         audio_embeddings = [torch.randn(3, 12) * 3, torch.randn(2, 12) * 3]
-        tokens, n_passes = write(sharp, TOKENS, audio_embeddings, PROMPTS, decode)
+        tokens, n_passes = generate_greedily(sharp, TOKENS, audio_embeddings, PROMPTS, decode)
         expected = [by_hand(sharp, audio_embeddings[row], PROMPTS[row], 12) for row in range(2)]
         for row, known in zip(tokens.tolist(), expected):
             assert row == known + [TOKENS.eos_id] * (12 - len(known))
@@ -162,21 +165,21 @@ def test_answers_come_in_order_whatever_the_batch(audio_embeddings):
         Example(str(i), question, "", "", "", "")
         for i, question in enumerate(["What is said?", "Who speaks?", "How many?"])]
     alone, passes = answer(model, tokenizer, features, examples, ACOUSTIC_AND_SEMANTIC,
-                           config.decode, 1, write)
+                           config.decode, 1, generate_greedily)
     together, fewer = answer(model, tokenizer, features, examples, ACOUSTIC_AND_SEMANTIC,
-                             config.decode, respond=write)
+                             config.decode, respond=generate_greedily)
     assert alone == together and len(alone) == 3 and fewer <= passes <= 3 * 16
 
 
-class Elephant:
-    """It remembers what stood before the last time it saw a word."""
+class PerfectRecall:
+    """A model that predicts the token that stood before a word's last occurrence."""
 
-    def __call__(self, tokens, seen):
+    def __call__(self, tokens, mask):
         found = torch.zeros(*tokens.shape, 100)
         for row in range(len(tokens)):
             for p in range(1, tokens.shape[1]):
                 earlier = [
-                    q for q in range(1, p) if tokens[row, q] == tokens[row, p] and seen[row, p, q]]
+                    q for q in range(1, p) if tokens[row, q] == tokens[row, p] and mask[row, p, q]]
                 if earlier:
                     found[row, p, tokens[row, earlier[-1] - 1]] = 50.0
         return found
@@ -190,9 +193,8 @@ class Elephant:
 
 def test_recall_asks_for_the_word_that_stood_before():
     config = PretrainConfig(backbone_batch=3)
-    loss = recall_loss(Elephant(), torch.arange(10, 60), 1, 2, config,
-                       torch.Generator().manual_seed(0))
-    assert loss < 1e-6
+    exercise = RecallExercise(torch.arange(10, 60), 1, 2, config, torch.Generator().manual_seed(0))
+    assert recall_loss(PerfectRecall(), exercise) < 1e-6
 
 
 def test_recall_and_texts_cost_what_guessing_costs_before_they_are_learned_and_less_after():
@@ -204,12 +206,15 @@ def test_recall_and_texts_cost_what_guessing_costs_before_they_are_learned_and_l
     parameters = list(model.llada.requires_grad_(True).parameters())
     optimizer, losses = torch.optim.AdamW(parameters, lr=1e-3), []
     with torch.no_grad():
-        recall = recall_loss(model.llada, torch.arange(100, 160), 10, 5, PretrainConfig(),
-                             torch.Generator().manual_seed(0))
+        exercise = RecallExercise(torch.arange(100, 160), 10, 5, PretrainConfig(),
+                                  torch.Generator().manual_seed(0))
+        recall = recall_loss(model.llada, exercise)
     assert recall > math.log(60)
     for _ in range(8):
-        loss = text_loss(model, tokenizer, examples, "", 0, PretrainConfig(),
-                         np.random.default_rng(0))
+        audio_embeddings = embed_noisily(model, tokenizer, examples, 0, PretrainConfig(),
+                                         np.random.default_rng(0))
+        batch = make_batch(model, tokenizer, examples, "", audio_embeddings, PretrainConfig())
+        loss = text_loss(model, tokenizer, batch, PretrainConfig(), np.random.default_rng(0))
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -217,7 +222,7 @@ def test_recall_and_texts_cost_what_guessing_costs_before_they_are_learned_and_l
     assert losses[0] > 3 and losses[-1] < losses[0] / 2
 
 
-def test_the_method_of_pretraining_writes_with_the_same_decoding(sharp, audio_embeddings):
+def test_the_paradigm_generates_with_the_same_decoding(sharp, audio_embeddings):
     inputs = (sharp, TOKENS, audio_embeddings, PROMPTS,
               DecodeConfig(gen_length=4, block_length=4, steps=4))
-    assert torch.equal(autoregressive.METHOD.write(*inputs)[0], write(*inputs)[0])
+    assert torch.equal(AUTOREGRESSIVE.generate(*inputs)[0], generate_greedily(*inputs)[0])

@@ -16,7 +16,7 @@ from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES, PretrainConfig
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.pretraining import backbone
+from diffa2_mini.pretraining import backbone, stage0
 from diffa2_mini.pretraining.encoder import LabelledClips, pretrain_encoder
 from diffa2_mini.weights import load_tokenizer
 
@@ -33,7 +33,7 @@ def on_mac(monkeypatch):
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast",
                         lambda kind, *rest, **named: autocast("cpu", *rest, **named))
-    for module in (model_flags, train, backbone):
+    for module in (model_flags, train, stage0):
         monkeypatch.setattr(module, "choose_device", lambda *rest, **named:
                             (GPU, torch.float32, "pretended"))
     with mac():

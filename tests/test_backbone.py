@@ -1,0 +1,97 @@
+"""The backbone's half of stage 0: how it starts, what it is asked, and when it ends."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from data import toy
+from diffa2_mini.config import SIZES, PretrainConfig
+from diffa2_mini.llada import rotary, rotate
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.pretraining import backbone
+from diffa2_mini.pretraining.backbone import (
+    accuracy_by_type,
+    init_backbone,
+    open_and_lettered,
+    recall_loss,
+)
+from diffa2_mini.pretraining.recall import RecallExercise
+from diffa2_mini.weights import load_tokenizer
+
+TOY = SIZES["toy"][0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = Diffa2Model(TOY)
+    init_backbone(model.llada, torch.Generator().manual_seed(0))
+    return model
+
+
+def test_two_heads_of_the_first_block_start_by_attending_to_the_neighbours(model):
+    block, config = model.llada.blocks[0], TOY.llada
+    tokens = torch.randint(0, config.vocab_size, (4, 40),
+                           generator=torch.Generator().manual_seed(1))
+    x = block.attn_norm(model.llada.wte(tokens))
+    turn = rotary(torch.arange(40), config.width // config.n_heads, config.rope_theta)
+    q, k = (rotate(proj(x).view(4, 40, config.n_heads, -1).transpose(1, 2), turn)
+            for proj in (block.q_proj, block.k_proj))
+    most = (q @ k.transpose(-1, -2)).argmax(-1)[:, :2, 1:-1]  # [B, 2 heads, S - 2]
+    offset = (most - torch.arange(1, 39)).float()
+    assert (offset[:, 0] == -1).float().mean() > 0.9 and (offset[:, 1] == 1).float().mean() > 0.9
+
+
+def test_recall_costs_what_guessing_costs_before_it_is_learned(model):
+    config = PretrainConfig(backbone_batch=64)
+    exercise = RecallExercise(torch.arange(100, 160), 10, 5, config,
+                              torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        loss = recall_loss(model.llada, exercise)
+    assert loss > np.log(config.recall_pairs)  # nothing is learned: no better than one of the four
+
+
+def test_accuracy_counts_right_answers_by_type(model):
+    tokenizer, rng = load_tokenizer(TOY), np.random.default_rng(0)
+    examples = [toy.text_example(rng) for _ in range(20)]
+    model.eval()
+    one = accuracy_by_type(model, tokenizer, examples)
+    assert set(one) == {example.type for example in examples}
+    assert all(0 <= value <= 1 for value in one.values())
+    empty = accuracy_by_type(model, tokenizer, [replace(each, answer="") for each in examples])
+    assert sum(empty.values()) + sum(one.values()) <= len(one) * 1.0001
+    assert open_and_lettered({"asr": 1.0, "count": 0.5, "count+abcd": 0.2}) == (0.75, 0.2)
+
+    def says_two(model, tokenizer, audio_embeddings, prompts, decode):
+        return torch.tensor([tokenizer.response("two", 16)] * len(prompts)), 1
+
+    spaced = [replace(examples[0], answer=answer) for answer in (" two\n", "two", "tw o", "three")]
+    found = accuracy_by_type(model, tokenizer, spaced, generate=says_two)
+    assert found == {examples[0].type: 0.5}
+
+
+def test_the_number_of_steps_bounds_every_phase(monkeypatch):
+    """Of 1,500 held-out texts no more are asked than were learned from."""
+    asked, steps = [], []
+
+    def counted(examples, *args):
+        asked.append(len(examples))
+        return {"asr": 1.0}
+
+    def watched(numbers, **named):
+        for number in numbers:
+            steps.append(named["desc"])
+            yield number
+
+    texts = [toy.text_example(np.random.default_rng(seed)) for seed in range(20)]
+    monkeypatch.setattr(backbone, "accuracy_by_type",
+                        lambda model, tokenizer, *args: counted(*args))
+    config = PretrainConfig(recall_steps=2, backbone_steps=2, silence_steps=2, backbone_batch=3)
+    sample = lambda rng, evaluation: texts[rng.integers(len(texts))]  # noqa: E731
+    reports = backbone.pretrain_backbone(Diffa2Model(TOY), load_tokenizer(TOY), sample, config, 0,
+                                         watched)
+    for *_, accuracy in reports:
+        for plain, lettered in map(open_and_lettered, accuracy.values()):
+            assert plain == 1 and np.isnan(lettered)
+    assert asked == [6, 6] and (steps.count("recall"), steps.count("backbone")) == (2, 4)

@@ -1,0 +1,58 @@
+"""The texts of stage 0: what stands in the audio's place says what the clip says."""
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+import torch
+
+from diffa2_mini.config import SIZES, PretrainConfig
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.pretraining.backbone import init_backbone
+from diffa2_mini.pretraining.texts import TextExample, embed_like_audio, embed_words, token_weights
+from diffa2_mini.weights import load_tokenizer
+
+TOY = SIZES["toy"][0]
+EXAMPLE = TextExample(["speech", "fast"], [("first", "three"), ("second", "one")], "asr",
+                      "What is said?", "three one")
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = Diffa2Model(TOY)
+    init_backbone(model.llada, torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.mark.parametrize("max_silences", [0, 3])
+def test_traits_and_items_with_their_ordinals_come_in_order_of_time(model, max_silences):
+    tokenizer = load_tokenizer(TOY)
+    known = {
+        "speech": embed_words(model, tokenizer, ["speech"])[0],
+        "fast": embed_words(model, tokenizer, ["fast"])[0],
+        "three": embed_words(model, tokenizer, ["first", "three"]).sum(0),
+        "one": embed_words(model, tokenizer, ["second", "one"]).sum(0),
+        "": model.llada.wte.weight.mean(0),  # silence
+    }
+    lengths = set()
+    for seed in range(20):
+        rows = embed_like_audio(model, tokenizer, EXAMPLE, max_silences,
+                                np.random.default_rng(seed))
+        found = [next(word for word, x in known.items() if torch.allclose(row, x)) for row in rows]
+        runs = [(word, len(list(group))) for word, group in groupby(found)]
+        assert [word for word, _ in runs if word] == ["speech", "fast", "three", "one"]
+        assert all(n <= (5 if word else max_silences) for word, n in runs)
+        lengths.add(len(rows))
+    assert len(lengths) > 5
+
+
+def test_the_letter_of_a_choice_counts_more_and_every_eos_but_the_first_less():
+    tokenizer, config = load_tokenizer(TOY), PretrainConfig()
+    response = torch.tensor([tokenizer.response("B. two", 8)])
+    letter, eos = tokenizer.encode("B.")[0], tokenizer.eos_id
+    weights, ends = token_weights(response, tokenizer, config)[0].tolist(), 0
+    for token, weight in zip(response[0].tolist(), weights):
+        ends += token == eos
+        expected = config.letter_weight if token == letter else 1.0
+        assert weight == pytest.approx(config.eos_weight if ends > 1 else expected)
+    assert response[0, 0] == letter and ends > 1
