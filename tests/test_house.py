@@ -19,14 +19,13 @@ KNOTS = {("weights", "training.checkpoint"), ("weights", "training.files"),
 TOP_LINES, ALL_LINES = 2_850, 8_300  # at most; what they are is printed with -s
 FUNCTION_LINES, LOOP_LINES = 40, 70  # at most; the second in train.py
 TOO_LONG = {  # to be shortened: nothing may be added
-    "bench/toy_caches.py toy", "data/librispeech.py download", "data/fsdd.py make_manifests",
-    "data/toy_speech.py speak", "fast/generate.py generate", "pretraining/backbone.py run",
-    "pretraining/backbone.py pretrain_backbone", "tokenizer.py read_tokenizer",
+    "data/librispeech.py download", "data/fsdd.py make_manifests",
+    "data/toy_speech.py speak", "fast/generate.py generate", "tokenizer.py read_tokenizer",
     "training/options.py parse_arguments", "train.py train_stage", "train.py train",
     "tutorials/claims.py experiments"}
 TESTED_BY = {  # a folder or module without a test file of its name: the file that tests it
     "bench": "bench", "command/flags": "sample", "errors": "script",
-    "evaluate/__main__": "evaluate", "pretraining": "pretrain",
+    "evaluate/__main__": "evaluate", "pretraining/recall": "backbone", "pretraining/stage0": "train",
     "fast/cache": "fast_llada", "fast/compiling": "device",
     "fast/graphs": "device", "fast/measure": "bench", "fast/memory": "device",
     "fast/state": "model", "training/folder": "files", "training/loader": "data",

@@ -20,6 +20,27 @@ from ..training.features import FeatureCache
 from .timing import Row, take_turns
 
 
+def compare_caches(ask: Callable, asked: list[Example], decode: DecodeConfig, batch_size: int,
+                   runs: int, device: torch.device) -> list[Row]:
+    """A row for each cache. `ask` gives the replies to `asked` and the number of forward passes."""
+    found = {}
+
+    def answering(cache: str) -> Callable:
+        def run():
+            found[cache] = ask(asked, dataclasses.replace(decode, cache=cache), batch_size)
+        return run
+
+    case = (f"toy, blocks of {decode.block_length}, f = {decode.factor:g}, "
+            f"{len(asked)} questions, {batch_size} at once")
+    rows = take_turns(case, {cache: answering(cache) for cache in BLOCK_STATES}, runs, device)
+    for row in rows:
+        replies, n_passes = found[row.variant]
+        row.more["forward passes"] = n_passes
+        row.ratio = report(asked, replies).figures["overall"]
+        row.of = f"right, {n_passes} forward passes"
+    return rows
+
+
 def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
     """The shipped toy model on its validation questions: every cache at several factors of parallel
     decoding, 64 questions at once; and on every tenth question one at a time, as the model decodes
@@ -36,30 +57,12 @@ def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
     examples = load_examples(data / "validation.json", SIZES["toy"][1][2], config, False, print)
     features.prepare([example.path for example in examples], iter)
 
-    def ask(asked: list[Example], decode: DecodeConfig, batch_size: int) -> list[Row]:
-        """A row for each cache."""
-        found = {}  # replies and forward passes of each cache
-
-        def answering(cache: str) -> Callable:
-            cached = dataclasses.replace(decode, cache=cache)
-
-            def run():
-                found[cache] = answer(model, tokenizer, features, asked, trained.audio, cached,
-                                      batch_size)
-            return run
-
-        case = (f"toy, blocks of {decode.block_length}, f = {decode.factor:g}, "
-                f"{len(asked)} questions, {batch_size} at once")
-        rows = take_turns(case, {cache: answering(cache) for cache in BLOCK_STATES}, runs, device)
-        for row in rows:
-            replies, n_passes = found[row.variant]
-            row.more["forward passes"] = n_passes
-            row.ratio = report(asked, replies).figures["overall"]
-            row.of = f"right, {n_passes} forward passes"
-        return rows
+    def ask(asked: list[Example], decode: DecodeConfig, batch_size: int) -> tuple[list[str], int]:
+        return answer(model, tokenizer, features, asked, trained.audio, decode, batch_size)
 
     rows = []
     for block, factor in product((8, 16), (0.25, 0.5, 1.0, 2.0)):
         decode = dataclasses.replace(config.decode, block_length=block, factor=factor)
-        rows += ask(examples, decode, 64)
-    return rows + ask(examples[::10], dataclasses.replace(config.decode, block_length=16), 1)
+        rows += compare_caches(ask, examples, decode, 64, runs, device)
+    decode = dataclasses.replace(config.decode, block_length=16)
+    return rows + compare_caches(ask, examples[::10], decode, 1, runs, device)
