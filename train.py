@@ -46,13 +46,13 @@ from diffa2_mini.lora import set_dropout
 from diffa2_mini.noise import seed_of
 from diffa2_mini.pretraining import stage0
 from diffa2_mini.training import checkpoint, dry_run, files, log, signals
-from diffa2_mini.training.checkpoint import Checkpoint
 from diffa2_mini.training.features import FeatureCache, InterruptibleFeatures
 from diffa2_mini.training.loader import Loader, batches, count_workers
 from diffa2_mini.training.objective import adamw, measure_pairs, names_of, piece_loss
 from diffa2_mini.training.options import parse_arguments, pretrain_config, stage_config
 from diffa2_mini.training.processes import World, shard, together
 from diffa2_mini.view import curves
+from diffa2_mini.weights import Checkpoint
 
 # ---------------------------------------------------------------------------------------- one stage
 
@@ -248,7 +248,7 @@ def train_stage(run: Run, number: int, init: Checkpoint | None,
     if "lora" in stage.trains:
         model.add_lora()
     if init:
-        checkpoint.restore(model, init.model, "the stage before")
+        weights.restore(model, init.model, "the stage before")
     trained = model.train_only(stage.trains)
     if args.shard:
         shard(model.llada.blocks, world, run.device)
@@ -258,11 +258,11 @@ def train_stage(run: Run, number: int, init: Checkpoint | None,
     if stage.preference:
         reference = {
             name: tensor.clone()
-            for name, tensor in checkpoint.trained_tensors(model).items()}
+            for name, tensor in weights.trained_tensors(model).items()}
     optimizer = adamw(trained, stage.lr, stage.betas, stage.weight_decay)
     first_step = 0
     if resumed:
-        checkpoint.restore(model, resumed.model, "the checkpoint")
+        weights.restore(model, resumed.model, "the checkpoint")
         checkpoint.restore_optimizer(optimizer, names_of(optimizer), resumed.optimizer)
         first_step = resumed.step
     set_dropout(model.llada, stage.lora_dropout)
@@ -305,11 +305,12 @@ def train_stage(run: Run, number: int, init: Checkpoint | None,
 
     def save(step: int, done: bool) -> Checkpoint:
         state = dataclasses.replace(begun, step=step, done=done,
-                                    model=checkpoint.trained_tensors(model))
+                                    model=weights.trained_tensors(model))
         if not done:
             state.optimizer = checkpoint.optimizer_tensors(optimizer, names_of(optimizer))
         if world.is_main:
-            checkpoint.save(args.out / f"stage{number}.safetensors", state, keep=True)
+            weights.save_checkpoint(args.out / f"stage{number}.safetensors", state,
+                                    keep=files.keep_previous)
         world.wait()
         return state
 
@@ -420,7 +421,7 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
             if not is_new:
                 held.enter_context(files.lock(args.out))
             check_free()
-        found = {number: files.load_last(paths[number], checkpoint.load)
+        found = {number: files.load_last(paths[number], weights.load_checkpoint)
                  for number in numbers if paths[number].exists() and args.resume}
     world.agree([
         (number, state.step, state.done) for number, state in found.items()
@@ -437,7 +438,7 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
     left = [number for number in numbers if not (number in found and found[number].done)]
     run = Run(args, world, begun, left)
     if init and not args.other_parts:
-        checkpoint.same_parts(begins_at, init, run.model.fingerprints)
+        weights.same_parts(begins_at, init, run.model.fingerprints)
     run.starts(numbers[0], init)  # where the others start is known when they do
     for number, state in found.items():
         checkpoint.same_run(paths[number], state, begun[number])
@@ -464,7 +465,7 @@ def train(args: argparse.Namespace, world: World, held: ExitStack) -> None:
                 checkpoint.same_run(paths[number], resumed, state)
             if resumed and resumed.done:
                 print(f"\nstage {number} is done: {paths[number]}")
-                checkpoint.restore(run.model, resumed.model, str(paths[number]))  # for --test
+                weights.restore(run.model, resumed.model, str(paths[number]))  # for --test
                 init = resumed
                 continue
             if world.is_main:

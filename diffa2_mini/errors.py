@@ -21,3 +21,10 @@ def require_contents(path: Path, what: str) -> None:
         require(file.read(len(LFS_POINTER)) != LFS_POINTER,
                 f"{path}: expected {what}, got a pointer of Git LFS in its place; get the file "
                 "itself: git lfs pull, or download it again")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is for want of memory, of this machine or of its GPU."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")  # of each system
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            or isinstance(error, RuntimeError) and any(word in str(error) for word in words))

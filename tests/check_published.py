@@ -35,7 +35,7 @@ from diffa2_mini.errors import require
 from diffa2_mini.evaluate.scoring import normalise, word_errors
 from diffa2_mini.fast.device import choose_device
 from diffa2_mini.model import part_of
-from diffa2_mini.training.checkpoint import trained_tensors
+from diffa2_mini.weights import trained_tensors
 
 # of DIFFA-2
 SHA256 = {"pytorch_model.bin": "6e7053e74ffc9631fffa321ff0f3a26a009b20aa95fecf173631bd79947f2818"}

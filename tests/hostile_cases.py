@@ -29,7 +29,6 @@ from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.evaluate import benchmarks
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer
-from diffa2_mini.training import checkpoint
 
 CONFIG, STAGES = SIZES["toy"]
 CLIP = DATA / "clips" / "three_one_four.wav"
@@ -217,7 +216,7 @@ SAFETENSORS = [
     safetensors({"a": 3}),
     safetensors({"blocks.0": tensor("BOOL", (8, ))}, b"\7" * 8)]
 READERS = {
-    "checkpoint": checkpoint.load,
+    "checkpoint": weights.load_checkpoint,
     "whisper": lambda path: weights.load_part(MODEL.whisper, "whisper", path),
     "llada": lambda path: weights.load_part(MODEL.llada, "llada", path),
     "diffa2": lambda path: weights.load_diffa2(MODEL, path), "sample": lambda path: called(
@@ -240,7 +239,7 @@ def tensors_file(rng: random.Random, folder: Path) -> Case:
             name: rng.choice([tuple(p.shape), (), (1, ), (3, 5)])
             for name, p in [*MODEL.named_parameters()][:rng.randrange(1, 400)]}
         metadata = {
-            "format": rng.choice([checkpoint.FORMAT, "", "x" * 10**6]),
+            "format": rng.choice([weights.FORMAT, "", "x" * 10**6]),
             "checkpoint": rng.choice(
                 ["", "[]", "{}", "null", '{"config": {}}', "[" * 99_999]),
             "sha256": "0" * 64}

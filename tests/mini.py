@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import train
-from diffa2_mini.training import checkpoint
+from diffa2_mini import weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600  # what takes longer hangs, on a slow and busy machine too
@@ -60,7 +60,7 @@ def logged(out):
 def same(out, other, stages=(1, 2, 3, 4)):
     """Do two runs have the same weights, bit by bit, and the same log?"""
     for number in stages:
-        a, b = (checkpoint.load(folder / f"stage{number}.safetensors") for folder in (out, other))
+        a, b = (weights.load_checkpoint(folder / f"stage{number}.safetensors") for folder in (out, other))
         assert a.done and b.done and a.model.keys() == b.model.keys()
         assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
     rows, others = ([row

@@ -12,25 +12,27 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from diffa2_mini import weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.training import checkpoint, files
 from diffa2_mini.training.checkpoint import (
-    Checkpoint,
     begin,
-    load,
     load_start,
     optimizer_tensors,
-    restore,
     restore_optimizer,
-    same_parts,
     same_run,
-    save,
-    share,
-    trained_tensors,
 )
 from diffa2_mini.training.objective import adamw, names_of
+from diffa2_mini.weights import (
+    Checkpoint,
+    export,
+    load_checkpoint,
+    restore,
+    same_parts,
+    save_checkpoint,
+    trained_tensors,
+)
 
 TRAINS = ("semantic", "acoustic", "lora")
 
@@ -44,7 +46,7 @@ def saved(path, model, **changes):
     """A checkpoint of the model, written; and what was written."""
     state = Checkpoint(model.config, stage=3, step=7, done=False, model=trained_tensors(model),
                        **changes)
-    save(path, state)
+    save_checkpoint(path, state)
     return state
 
 
@@ -75,7 +77,7 @@ def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
     torch.manual_seed(7)
     step()
 
-    found = load(tmp_path / "new/a.safetensors")
+    found = load_checkpoint(tmp_path / "new/a.safetensors")
     for name in ("config", "stage", "step", "done", "audio", "settings", "fingerprints"):
         assert getattr(found, name) == getattr(state, name)
     assert same(found.model, at_save.model) and same(found.optimizer, at_save.optimizer)
@@ -94,13 +96,13 @@ def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
 
 def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path, model):
     state = saved(tmp_path / "a.safetensors", model)
-    found = load(tmp_path / "a.safetensors")
+    found = load_checkpoint(tmp_path / "a.safetensors")
     assert same(found.model, state.model) and found.optimizer == {} and found.done is False
     assert {name.split(".")[0]
             for name in found.model} == {
                 "semantic_connector", "acoustic_connector", "trainable_prompts"}
-    save(tmp_path / "a.safetensors", dataclasses.replace(state, done=True))
-    assert load(tmp_path / "a.safetensors").done is True
+    save_checkpoint(tmp_path / "a.safetensors", dataclasses.replace(state, done=True))
+    assert load_checkpoint(tmp_path / "a.safetensors").done is True
 
 
 def test_lora_tensors_make_the_model_grow_its_lora(config, model):
@@ -129,19 +131,19 @@ def test_a_cut_file(tmp_path, model, length):
     path = tmp_path / "a.safetensors"
     saved(path, model)
     path.write_bytes(path.read_bytes()[:length])
-    message = error_of(load, path)
+    message = error_of(load_checkpoint, path)
     assert message.startswith(f"{path}: ") and "cut off or damaged" in message
 
 
 def test_files_that_are_no_checkpoints(tmp_path):
     path = tmp_path / "a.safetensors"
-    assert "no such file" in error_of(load, path) and "no such file" in error_of(load, tmp_path)
+    assert "no such file" in error_of(load_checkpoint, path) and "no such file" in error_of(load_checkpoint, tmp_path)
     path.write_text("this is no safetensors file, but text of some length")
-    assert "cut off or damaged" in error_of(load, path)
+    assert "cut off or damaged" in error_of(load_checkpoint, path)
     save_file({"x": torch.zeros(2)}, path)
-    assert "another safetensors file" in error_of(load, path)
+    assert "another safetensors file" in error_of(load_checkpoint, path)
     save_file({"x": torch.zeros(2)}, path, {"format": "diffa2_mini 0"})
-    assert "expected a checkpoint of 'diffa2_mini 3', got 'diffa2_mini 0'" in error_of(load, path)
+    assert "expected a checkpoint of 'diffa2_mini 3', got 'diffa2_mini 0'" in error_of(load_checkpoint, path)
 
 
 @pytest.mark.parametrize("function", ["save_file", "replace", "fsync"])
@@ -156,7 +158,7 @@ def test_a_save_that_fails_midway_leaves_the_old_file(tmp_path, model, monkeypat
             args[1].write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint if function == "save_file" else files.os, function, fail)
+    monkeypatch.setattr(weights if function == "save_file" else weights.os, function, fail)
     message = error_of(saved, path, model)
     assert message.startswith(f"{path}: ") and "No space left" in message
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -219,7 +221,7 @@ def test_200_damaged_variants_never_load_as_something_else(tmp_path, model):
                 damaged[at] ^= 1 << rng.randrange(8)
         path.write_bytes(damaged)
         try:
-            found = load(path)
+            found = load_checkpoint(path)
             assert same(found.model, state.model) and found.step == state.step and same(
                 found.optimizer, state.optimizer)
         except UserError as error:
@@ -230,12 +232,12 @@ def test_200_damaged_variants_never_load_as_something_else(tmp_path, model):
 
 def as_before(path, done):
     """Turn a file into what the earlier format would have been: no settings, no fingerprints."""
-    tensors, metadata = checkpoint.read_tensors(path, "a checkpoint")
+    tensors, metadata = weights.read_tensors(path, "a checkpoint")
     fields = json.loads(metadata["checkpoint"])
     fields = {name: fields[name] for name in ("config", "stage", "step", "audio")}
     fields |= {"done": done, "seed": 42, "batch_size": 3}
-    metadata = {"format": checkpoint.BEFORE, "checkpoint": json.dumps(fields)}
-    checkpoint.save_tensors(path, tensors, metadata | {"sha256": files.digest(tensors, metadata)})
+    metadata = {"format": weights.BEFORE, "checkpoint": json.dumps(fields)}
+    weights.save_tensors(path, tensors, metadata | {"sha256": weights.digest(tensors, metadata)})
 
 
 def test_a_checkpoint_of_the_earlier_format_is_adopted_if_it_is_done(tmp_path, config, model):
@@ -244,7 +246,7 @@ def test_a_checkpoint_of_the_earlier_format_is_adopted_if_it_is_done(tmp_path, c
     state = saved(path, model)
     for done in (True, False):
         as_before(path, done)
-        found = load(path)
+        found = load_checkpoint(path)
         assert same(found.model, state.model) and found.done == done and found.step == 7
         assert found.settings == {} and found.fingerprints == {}
         same_parts(path, found, now.fingerprints)
@@ -273,7 +275,7 @@ def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
                 assert f"was begun with {name} " in error_of(same_run, tmp_path, found, other)
         other = begin(config, 3, stage, seed=8)
         assert "seed 7, got 8" in error_of(same_run, tmp_path, found, other)
-        for name, what in checkpoint.BELONGS.items():
+        for name, what in weights.BELONGS.items():
             fingerprints = begun.fingerprints | {name: "e"}
             other = dataclasses.replace(begun, fingerprints=fingerprints)
             assert f"was begun with {what}; " in error_of(same_run, tmp_path, found, other)
@@ -302,7 +304,7 @@ def test_the_stage_before_is_no_start_before_it_is_done(tmp_path, config, model)
     path = tmp_path / "a.safetensors"
     state = saved(path, model)
     assert "expected a stage that is done, got 7 steps" in error_of(load_start, path, config, False)
-    save(path, dataclasses.replace(state, done=True))
+    save_checkpoint(path, dataclasses.replace(state, done=True))
     assert load_start(path, config, is_named=False).done
 
 
@@ -317,8 +319,8 @@ def test_other_parts_than_a_checkpoint_was_trained_on_are_named(tmp_path, config
 def test_a_shared_copy_still_knows_what_it_belongs_to(tmp_path, model):
     about = dict(settings={"seed": 3}, fingerprints={"whisper": "a"})
     state = saved(tmp_path / "a.safetensors", model, optimizer={"step.x": torch.zeros(())}, **about)
-    share([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")])
-    found = load(tmp_path / "b.safetensors")
+    export(tmp_path / "a.safetensors", tmp_path / "b.safetensors", half=True)
+    found = load_checkpoint(tmp_path / "b.safetensors")
     assert found.done and found.optimizer == {}
     assert all(getattr(found, name) == value for name, value in about.items())
     assert all(torch.equal(found.model[name], t.half()) for name, t in state.model.items())
@@ -328,10 +330,10 @@ def test_a_shared_copy_still_knows_what_it_belongs_to(tmp_path, model):
 def test_a_checkpoint_that_was_read_is_not_mapped(tmp_path, model):
     path = tmp_path / "a.safetensors"
     saved(path, model, optimizer={"step.x": torch.ones(())})
-    tensors, _ = checkpoint.read_tensors(path, "a checkpoint")
+    tensors, _ = weights.read_tensors(path, "a checkpoint")
     assert str(path) in Path("/proc/self/maps").read_text()  # as weights are, which no run writes
     del tensors
-    found = load(path)
+    found = load_checkpoint(path)
     assert found.model and str(path) not in Path("/proc/self/maps").read_text()
 
 

@@ -15,7 +15,6 @@ from mini import ROOT, SECONDS
 from data import toy
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
-from diffa2_mini.training import checkpoint
 from tutorials import claims, claims_table
 from tutorials.claims_lab import QUICK
 from tutorials.claims_table import (
@@ -229,8 +228,8 @@ def test_what_was_made_of_other_things_is_not_mixed_in(
         rows = json.loads((data / "sft.json").read_text())
         (data / "sft.json").write_text(json.dumps(rows[1:]))
     elif change == "weights":
-        tensors = checkpoint.read_tensors(weights.SHIPPED["llada"], "a backbone")[0]
-        checkpoint.save_tensors(tmp_path / "other", {n: t + 1 for n, t in tensors.items()}, {})
+        tensors = weights.read_tensors(weights.SHIPPED["llada"], "a backbone")[0]
+        weights.save_tensors(tmp_path / "other", {n: t + 1 for n, t in tensors.items()}, {})
         monkeypatch.setitem(weights.SHIPPED, "llada", tmp_path / "other")
     elif change == "settings":
         monkeypatch.setattr(claims, "QUICK", replace(QUICK, batch_size=3))

@@ -14,13 +14,14 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
+from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES, AdapterConfig, AudioConfig, LladaConfig, WhisperConfig
 from diffa2_mini.data import AnswerBatch, PreferenceBatch
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Prompt
-from diffa2_mini.training import checkpoint, dry_run
+from diffa2_mini.training import dry_run
 from diffa2_mini.training.objective import answer_loss, preference_bounds
 from diffa2_mini.vrpo import vrpo_loss
 
@@ -118,7 +119,7 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
     with watch(model):
         reference = {
             name: tensor.clone()
-            for name, tensor in checkpoint.trained_tensors(model).items()}
+            for name, tensor in weights.trained_tensors(model).items()}
         for _ in range(2):
             common = dict(examples=[], clips=[], prompts=prompts, response=response,
                           valid=torch.ones_like(response).bool(),

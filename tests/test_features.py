@@ -20,11 +20,10 @@ from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.training import features
-from diffa2_mini.training.checkpoint import trained_tensors
 from diffa2_mini.training.features import NAMES, FeatureCache
 from diffa2_mini.training.objective import measure_pairs
 from diffa2_mini.training.processes import World
-from diffa2_mini.weights import load_tokenizer
+from diffa2_mini.weights import load_tokenizer, trained_tensors
 
 CPU = torch.device("cpu")
 

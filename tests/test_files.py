@@ -14,38 +14,38 @@ from mini import ROOT, full_disk
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.errors import UserError
-from diffa2_mini.training import checkpoint, files
-from diffa2_mini.training.checkpoint import Checkpoint, trained_tensors
+from diffa2_mini.training import files
 from diffa2_mini.training.log import Log
 from diffa2_mini.training.processes import has_lost_another
 from diffa2_mini.view.curves import draw_curves
+from diffa2_mini.weights import Checkpoint, trained_tensors
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no limit to the size of files")
 
 
 def save(path, model, step):
-    checkpoint.save(path, Checkpoint(model.config, 1, step, False, trained_tensors(model)),
-                    keep=True)
+    weights.save_checkpoint(path, Checkpoint(model.config, 1, step, False, trained_tensors(model)),
+                    keep=files.keep_previous)
 
 
 def test_a_damaged_save_gives_way_to_the_one_before(tmp_path, model, capsys):
     path = tmp_path / "stage1.safetensors"
     for step in (1, 2, 3):
         save(path, model, step)
-    assert files.load_last(path, checkpoint.load).step == 3 and capsys.readouterr().out == ""
+    assert files.load_last(path, weights.load_checkpoint).step == 3 and capsys.readouterr().out == ""
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
     before = files.previous(path).read_bytes()
     assert before != bytes(damaged)  # a second name of the save, not of its place
-    assert files.load_last(path, checkpoint.load).step == 2
+    assert files.load_last(path, weights.load_checkpoint).step == 2
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
     assert "checksum" in printed and "from the save before, step 2" in printed
-    assert checkpoint.load(path).step == 2 and path.read_bytes() == before
+    assert weights.load_checkpoint(path).step == 2 and path.read_bytes() == before
     path.write_bytes(damaged)
     with pytest.raises(UserError, match="checksum"):  # none before it
-        files.load_last(path, checkpoint.load)
+        files.load_last(path, weights.load_checkpoint)
 
 
 @posix
@@ -58,8 +58,8 @@ def test_a_disk_that_is_full_leaves_the_last_save(tmp_path, model, capsys):
         assert run_script(lambda argv: save(path, model, 2), []) == 2
     error = capsys.readouterr().err
     assert "could not be written" in error and "free some space" in error and error.count("\n") == 1
-    assert path.read_bytes() == before and checkpoint.load(path).step == 1
-    assert checkpoint.load(files.previous(path)).step == 0
+    assert path.read_bytes() == before and weights.load_checkpoint(path).step == 1
+    assert weights.load_checkpoint(files.previous(path)).step == 0
     assert not list(tmp_path.glob(".*.tmp"))
 
 
@@ -103,7 +103,7 @@ def test_a_disk_without_second_names_gets_a_copy(tmp_path, model, monkeypatch):
     monkeypatch.setattr(files.os, "link", refuse)
     for step in (1, 2, 3):
         save(path, model, step)
-    assert checkpoint.load(path).step == 3 and checkpoint.load(files.previous(path)).step == 2
+    assert weights.load_checkpoint(path).step == 3 and weights.load_checkpoint(files.previous(path)).step == 2
 
 
 @posix

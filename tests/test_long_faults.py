@@ -10,7 +10,7 @@ import time
 import pytest
 from mini import ROOT, SECONDS, logged
 
-from diffa2_mini.training import checkpoint
+from diffa2_mini import weights
 
 STEPS = ["--batch-size", "2", "--warmup", "1", "--save-every", "1", "--threads", "1",
          "--sample-every", "1000"]
@@ -41,7 +41,7 @@ def outcome(out, n_steps):
     """Weights of all stages, the optimiser's state a step before their ends, and the log."""
     names = [
         f"stage{stage}{kind}.safetensors" for stage in (1, 2, 3, 4) for kind in ("", ".previous")]
-    found = [checkpoint.load(out / name) for name in names]
+    found = [weights.load_checkpoint(out / name) for name in names]
     assert [state.step for state in found] == [n_steps, n_steps - 1] * 4
     return [state.model | state.optimizer for state in found], logged(out)
 
@@ -90,7 +90,6 @@ import sys
 from pathlib import Path
 import torch
 import sample
-from diffa2_mini import weights
 from diffa2_mini.command import flags
 from diffa2_mini.audio import load_audio
 torch.set_num_threads(1)

@@ -9,7 +9,6 @@ from test_data import MICRO, STAGES, batch_of, ears_of, examples, model  # noqa:
 from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.training.checkpoint import trained_tensors
 from diffa2_mini.training.objective import (
     adamw,
     measure_pairs,
@@ -17,7 +16,7 @@ from diffa2_mini.training.objective import (
     piece_loss,
     preference_bounds,
 )
-from diffa2_mini.weights import load_tokenizer
+from diffa2_mini.weights import load_tokenizer, trained_tensors
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])

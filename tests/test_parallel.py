@@ -17,9 +17,9 @@ from mini import ROOT, SECONDS, logged
 from test_interrupted import processes, started, until
 
 import train
+from diffa2_mini import weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import Collate, load_examples, read_manifest
-from diffa2_mini.training import checkpoint
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.loader import batches
 from diffa2_mini.training.objective import answer_loss
@@ -71,7 +71,7 @@ def torchrun(n, script, folder, *arguments):
 
 def apart(out, other, stage, of=torch.max):
     """How far the weights of two runs are apart after a stage: at most, or by another statistic."""
-    a, b = (checkpoint.load(folder / f"stage{stage}.safetensors") for folder in (out, other))
+    a, b = (weights.load_checkpoint(folder / f"stage{stage}.safetensors") for folder in (out, other))
     assert a.done and b.done and a.model.keys() == b.model.keys()
     apart = [(tensor - a.model[name]).abs().flatten() for name, tensor in b.model.items()]
     return float(of(torch.cat(apart)))
@@ -106,7 +106,7 @@ def train_each(n, runs, manifests, folder):
 
 def moments(out, stage):
     """AdamW's first moments after the first of two steps: the gradient, up to a factor."""
-    state = checkpoint.load(out / f"stage{stage}.previous.safetensors").optimizer
+    state = weights.load_checkpoint(out / f"stage{stage}.previous.safetensors").optimizer
     names = [name for name in sorted(state) if name.startswith("exp_avg.")]
     return torch.cat([state[name].flatten() for name in names])
 
@@ -363,7 +363,7 @@ def test_torchrun_that_is_told_to_stop_saves_and_leaves_nobody_behind(manifests,
     assert last == "stopped and saved; go on with: the same torchrun command and --resume"
     assert "DataLoader" not in error and running.returncode != 0
     rows = (tmp_path / "log.jsonl").read_text().splitlines()
-    assert checkpoint.load(tmp_path / "stage1.safetensors").step == len(rows)
+    assert weights.load_checkpoint(tmp_path / "stage1.safetensors").step == len(rows)
     assert until(lambda: not processes(tmp_path), SECONDS)
 
 

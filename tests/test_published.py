@@ -21,12 +21,19 @@ from diffa2_mini.config import DATA, AdapterConfig, AudioConfig, Config, DecodeC
 from diffa2_mini.errors import UserError
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
+from diffa2_mini.lora import merge_lora
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.training.checkpoint import trained_tensors
-from diffa2_mini.weights import load_diffa2, load_part, load_pretrained, locate, save_diffa2
+from diffa2_mini.weights import (
+    load_diffa2,
+    load_part,
+    locate,
+    save_diffa2,
+    trained_tensors,
+)
 from diffa2_mini.whisper import WhisperEncoder
 
 GOLDEN = Path(__file__).parent / "golden"
+CPU = torch.device("cpu")
 CLIP = DATA / "clips" / "three_one_four.wav"
 WHISPER = dataclasses.replace(inputs.ENCODER, n_positions=100)
 CONFIG = Config(
@@ -67,6 +74,16 @@ NAMES = {  # SPEC section 12: names of DIFFA-2's file, here
     "acoustic_connector.proj.1.weight": "acoustic_connector.proj.1.weight",
     "trainable_prompts.weight": "trainable_prompts.weight", LORA: "llada.blocks.1.up_proj.lora_A",
     LORA.replace("lora_A", "lora_B"): "llada.blocks.1.up_proj.lora_B"}
+
+
+def load_pretrained(config, merge=False, **sources):
+    paths = weights.locate_all({part: sources.get(part) for part in ("whisper", "llada", "diffa2")},
+                               config.size)
+    model = weights.build(config, paths["whisper"], paths["llada"])
+    load_diffa2(model, paths["diffa2"])
+    if merge:
+        merge_lora(model)
+    return model.eval().requires_grad_(False)
 
 
 def hugging_face_whisper(dtype=torch.float32) -> dict[str, torch.Tensor]:

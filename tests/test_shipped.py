@@ -11,7 +11,6 @@ from diffa2_mini.config import SIZES
 from diffa2_mini.data import Example
 from diffa2_mini.evaluate import answers, scoreboard
 from diffa2_mini.pretraining.backbone import accuracy_by_type, open_and_lettered
-from diffa2_mini.training import checkpoint
 from diffa2_mini.training.features import FeatureCache
 
 SHARE_RIGHT = 0.90  # of every third open question, mean over types; measured: 0.931, of all 0.927
@@ -34,9 +33,9 @@ def examples(tmp_path_factory):
 
 
 def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
-    trained = checkpoint.load(weights.SHIPPED["diffa2"])
+    trained = weights.load_checkpoint(weights.SHIPPED["diffa2"])
     model = weights.build(trained.config, None, None, torch.device("cpu"), torch.float32)
-    checkpoint.restore(model, trained.model, "the shipped checkpoint")
+    weights.restore(model, trained.model, "the shipped checkpoint")
     tokenizer = weights.load_tokenizer(trained.config)
     features = FeatureCache(model, torch.device("cpu"), torch.float32, keep=True)
     replies, _ = answers.answer(model.eval(), tokenizer, features, examples, trained.audio,

@@ -18,9 +18,14 @@ from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer
-from diffa2_mini.training import checkpoint
-from diffa2_mini.training.checkpoint import read_tensors, save_tensors
-from diffa2_mini.weights import build, load_part, load_tokenizer, save_part
+from diffa2_mini.weights import (
+    build,
+    load_part,
+    load_tokenizer,
+    read_tensors,
+    save_part,
+    save_tensors,
+)
 
 PARTS = ("whisper", "llada")
 CPU = torch.device("cpu")
@@ -170,7 +175,7 @@ def test_a_pointer_of_git_lfs_in_the_place_of_weights_is_told_as_that(tmp_path, 
     assert "got a pointer of Git LFS in its place; get the file itself: git lfs pull" in message
 
 
-@pytest.mark.parametrize("read", [checkpoint.load, Tokenizer.from_tokenizer_json, read_manifest,
+@pytest.mark.parametrize("read", [weights.load_checkpoint, Tokenizer.from_tokenizer_json, read_manifest,
                                   load_audio, duration])
 def test_such_a_pointer_is_told_wherever_a_file_is_read(tmp_path, read):
     (tmp_path / "file").write_text(POINTER)

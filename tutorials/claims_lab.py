@@ -40,8 +40,6 @@ from diffa2_mini.pretraining.backbone import (
     open_and_lettered,
     pretrain_backbone,
 )
-from diffa2_mini.training import checkpoint
-from diffa2_mini.training.checkpoint import Checkpoint
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.files import write
 from diffa2_mini.training.loader import batches
@@ -53,6 +51,7 @@ from diffa2_mini.training.objective import (
     preference_bounds,
 )
 from diffa2_mini.vrpo import Pairs, pair_bounds, vrpo_loss
+from diffa2_mini.weights import Checkpoint
 from train import schedule
 
 CONFIG, STAGES = SIZES["toy"]
@@ -243,7 +242,7 @@ class Lab:
         """A variant that was kept, trained if need be."""
         self.figures(name, seed)
         model = self.build(self.variants[name])
-        checkpoint.restore(model, checkpoint.load(self.path(name, seed, "safetensors")).model, name)
+        weights.restore(model, weights.load_checkpoint(self.path(name, seed, "safetensors")).model, name)
         return model
 
     def examples(self, variant: Variant, stage: StageConfig, seed: int) -> list[Example]:
@@ -266,8 +265,8 @@ class Lab:
             model, figures = self.train(variant, stage, seed)
             if name.startswith("stage"):
                 kept = Checkpoint(model.config, variant.number, stage.steps, True,
-                                  checkpoint.trained_tensors(model), stage.audio)
-                checkpoint.save(self.path(name, seed, "safetensors"), kept)
+                                  weights.trained_tensors(model), stage.audio)
+                weights.save_checkpoint(self.path(name, seed, "safetensors"), kept)
             write_json(path, figures)
         return json.loads(path.read_text())
 
@@ -280,10 +279,10 @@ class Lab:
         if "lora" in stage.trains:
             model.add_lora()
         if start:
-            checkpoint.restore(model, checkpoint.trained_tensors(start), variant.start)
+            weights.restore(model, weights.trained_tensors(start), variant.start)
         reference = {
             name: tensor.clone()
-            for name, tensor in checkpoint.trained_tensors(model).items()
+            for name, tensor in weights.trained_tensors(model).items()
         } if stage.preference else {}
 
         def watch(step: int) -> None:
@@ -351,6 +350,6 @@ class Lab:
                                            Pairs(batch.response, batch.valid, masks),
                                            self.tokenizer.mask_id) for masks in hidden]
                 tensors[name] = torch.stack(samples, dim=-1).unflatten(-1, (length, -1))
-            checkpoint.save_tensors(path, tensors, {})
-        tensors, _ = checkpoint.read_tensors(path, "samples of lower bounds")
+            weights.save_tensors(path, tensors, {})
+        tensors, _ = weights.read_tensors(path, "samples of lower bounds")
         return tensors["stage 4"].double().numpy(), tensors["stage 3"].double().numpy()

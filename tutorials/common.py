@@ -19,7 +19,6 @@ from diffa2_mini import weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Tokenizer
-from diffa2_mini.training import checkpoint
 
 CLIPS = ROOT / "data" / "clips"
 # elsewhere while build.py checks
@@ -35,9 +34,9 @@ torch.set_num_threads(1)  # sums come out alike, whatever the number of cores
 def shipped() -> tuple[Diffa2Model, Tokenizer]:
     """The toy model after its four stages, as shipped, and its tokenizer. It splices in
     `model.config`'s parts: see AUDIO."""
-    trained = checkpoint.load(Path(weights.SOURCES["toy"]["diffa2"]))
+    trained = weights.load_checkpoint(Path(weights.SOURCES["toy"]["diffa2"]))
     model = weights.build(trained.config)
-    checkpoint.restore(model, trained.model, "the checkpoint")
+    weights.restore(model, trained.model, "the checkpoint")
     return model.eval(), weights.load_tokenizer(trained.config)
 
 

@@ -23,7 +23,7 @@ from ..fast.state import DecodingState
 from ..lora import merge_lora
 from ..model import Audio, Diffa2Model
 from ..tokenizer import Prompt, Tokenizer
-from ..training import checkpoint, dry_run
+from ..training import dry_run
 from ..training.objective import piece_loss
 from .timing import EOS_ID, MASK_ID, PROMPT, Row, take_turns
 
@@ -61,7 +61,7 @@ def train_at(model: Diffa2Model, stage: StageConfig, n: int, device: torch.devic
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-5)
     reference = {}
     if stage.preference:
-        reference = {name: p.clone() for name, p in checkpoint.trained_tensors(model).items()}
+        reference = {name: p.clone() for name, p in weights.trained_tensors(model).items()}
     rows, R = n * (1 + stage.preference), dry_run.RESPONSE
     response = torch.randint(10, model.config.llada.vocab_size - 10, (rows, R), device=device)
     masks = torch.arange(R, device=device).expand(rows, stage.vrpo_samples, R) % 2 == 0

@@ -19,7 +19,6 @@ from ..fast.llada import FastLlada
 from ..fast.memory import keep_freed_memory
 from ..lora import merge_lora
 from ..model import Diffa2Model
-from ..training import checkpoint
 
 
 def add_model_flags(add: Callable) -> None:
@@ -78,7 +77,7 @@ def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConf
     return dataclasses.replace(default, **changes)
 
 
-def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None, dict[str, Path]]:
+def find(args: argparse.Namespace) -> tuple[Config, weights.Checkpoint | None, dict[str, Path]]:
     """The config, a checkpoint of ours if there is one, and where the other weights are. Of those
     no more is read than tells whether the checkpoint was trained on them. Raises UserError if it
     was not."""
@@ -92,14 +91,14 @@ def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None
     require(
         path.is_file(),
         f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {size}'")
-    trained = checkpoint.load(path)
+    trained = weights.load_checkpoint(path)
     found = trained.config.size
     require(args.size in (None, found),
             f"{path}: is of size {found}, not {args.size}; leave --size out")
     paths = weights.locate_all(given, found)
     if trained.fingerprints and not args.other_parts:
         parts = {part: weights.read_part(file, part) for part, file in paths.items()}
-        checkpoint.same_parts(path, trained, {part: weights.fingerprint(tensors)
+        weights.same_parts(path, trained, {part: weights.fingerprint(tensors)
                                               for part, tensors in parts.items()})
     if not trained.fingerprints and any(given.values()):
         print(f"note: {path} does not tell which encoder and backbone it was trained on",
@@ -107,7 +106,7 @@ def find(args: argparse.Namespace) -> tuple[Config, checkpoint.Checkpoint | None
     return trained.config, trained, paths
 
 
-def load_model(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path],
+def load_model(config: Config, trained: weights.Checkpoint | None, paths: dict[str, Path],
                device: torch.device, dtype: torch.dtype,
                merge: bool = False) -> tuple[Diffa2Model, tuple[str, ...]]:
     """The model, and what it splices into the prompt. `merge` folds its LoRA into the backbone's
@@ -115,7 +114,7 @@ def load_model(config: Config, trained: checkpoint.Checkpoint | None, paths: dic
     model = weights.build(config, paths["whisper"], paths["llada"], device, dtype,
                           llada_class=FastLlada)
     if trained:
-        checkpoint.restore(model, trained.model, "the checkpoint")
+        weights.restore(model, trained.model, "the checkpoint")
     parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
     if merge:
         merge_lora(model)
@@ -130,7 +129,7 @@ def choose(args: argparse.Namespace, config: Config) -> tuple[torch.device, torc
     return device, dtype
 
 
-def describe(config: Config, trained: checkpoint.Checkpoint | None, paths: dict[str, Path],
+def describe(config: Config, trained: weights.Checkpoint | None, paths: dict[str, Path],
              decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
     """Which model answers, and how, in one line: answers that differ in it are not to be mixed.
     Weights, tokenizer and config count by what they hold, not by where they are."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import TextIO
 
-from ..errors import UserError, require
+from ..errors import UserError, out_of_memory, require
 from ..ranges import out_of_range
 
 INTERRUPTED, UNREAD = 128 + 2, 128 + 13  # as a shell tells SIGINT and SIGPIPE
@@ -132,14 +132,6 @@ def begin(name: str) -> None:
     an import in the middle, anywhere."""
     if name == "__main__":
         signal.signal(signal.SIGINT, end_at_once)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error is for want of memory, of this machine or of its GPU."""
-    # CUDA and MPS, Linux, Windows
-    said = isinstance(error, RuntimeError) and any(words in str(error) for words in (
-        "out of memory", "can't allocate memory", "not enough memory"))
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or said
 
 
 def explain(error: Exception) -> str | None:

@@ -1,176 +1,20 @@
-"""Our own checkpoints: one safetensors file with what was trained, its config, and all that
-resuming needs.
+"""What only training needs of checkpoints: the optimiser's state, and what a run may go on from.
 
-A safetensors file holds named tensors and a few strings, and no code. Tensors of the model keep
-their names; those of the optimiser have a prefix. It is written to a temporary name and then
-renamed, so that a crash leaves the old one.
-
-A checkpoint knows what it belongs to: the settings that decide its run, and fingerprints of the
-weights and the manifest that it was trained on. What differs is refused by name (`same_run`,
-`load_start`, `same_parts`).
+A checkpoint (weights.py) knows what it belongs to: the settings that decide its run, and
+fingerprints of the weights and the manifest that it was trained on. What differs is refused by name
+(`same_run`, `load_start`).
 """
-
-from ..command.script import begin, run_script
-
-begin(__name__)  # Ctrl-C while the rest is imported
 
 import dataclasses
 import json
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import Config, DecodeConfig, StageConfig, from_dict, to_dict
-from ..errors import UserError, require, require_contents
-from ..model import Diffa2Model, part_of
-from .files import digest, write
-
-FORMAT = "diffa2_mini 3"
-BEFORE = "diffa2_mini 2"  # had no settings and no fingerprints, and its runs drew other noise
-BELONGS = {  # what a checkpoint has fingerprints of
-    "whisper": "other weights than those of --whisper",
-    "llada": "other weights than those of --llada",
-    "start": "another start than these weights (--init, --diffa2 or the stage before)",
-    "manifest": "another manifest (--data)"}
-
-
-@dataclass
-class Checkpoint:
-    """What a file holds. `stage` is the stage that it belongs to and `step` how many of its steps
-    are done. `settings` and `fingerprints` are empty where an earlier format had none."""
-
-    config: Config
-    stage: int
-    step: int
-    done: bool
-    model: dict[str, Tensor]
-    audio: tuple[str, ...] = ()  # what the stage splices into the prompt
-    optimizer: dict[str, Tensor] = field(default_factory=dict)
-    settings: dict = field(default_factory=dict)  # what else decides the run, as JSON gives it back
-    fingerprints: dict[str, str] = field(default_factory=dict)  # by the keys of BELONGS
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str],
-                 keep: bool = False) -> None:
-    """Write a safetensors file, or nothing; with `keep`, the one before stays. Raises UserError
-    when the disk is full."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write(path, lambda temporary: save_file(tensors, temporary, metadata), keep)
-
-
-def save(path: Path, checkpoint: Checkpoint, keep: bool = False) -> None:
-    """Write a checkpoint; with `keep`, the one before stays."""
-    tensors = dict(checkpoint.model) | {
-        f"optimizer.{name}": tensor
-        for name, tensor in checkpoint.optimizer.items()}
-    fields = {
-        "config": to_dict(checkpoint.config), "stage": checkpoint.stage, "step": checkpoint.step,
-        "done": checkpoint.done, "audio": checkpoint.audio, "settings": checkpoint.settings,
-        "fingerprints": checkpoint.fingerprints}
-    metadata = {"format": FORMAT, "checkpoint": json.dumps(fields)}
-    save_tensors(path, tensors, metadata | {"sha256": digest(tensors, metadata)}, keep)
-
-
-def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and its metadata. Raises UserError if it is missing or
-    damaged; `what` names what was expected."""
-    require(Path(path).is_file(), f"{path}: expected {what}, found no such file")
-    require_contents(path, what)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path}: expected {what}, got a file that is cut off or damaged ({error})") from None
-
-
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint into memory: Windows replaces no file that is mapped, and the next save is
-    to replace this one. Raises UserError if the file is missing, cut, or not one of ours."""
-    tensors, metadata = read_tensors(path, "a checkpoint (python train.py makes one)")
-    require(
-        metadata.get("format") in (FORMAT, BEFORE),
-        f"{path}: expected a checkpoint of '{FORMAT}', got {metadata.get('format', 'another safetensors file')!r}"
-    )
-    require(
-        metadata.pop("sha256", None) == digest(tensors, metadata),
-        f"{path}: expected a whole checkpoint, got one that is damaged (its checksum differs); copy or train it anew"
-    )
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    prefix = "optimizer."
-    try:
-        fields = json.loads(metadata["checkpoint"])
-        config, audio = from_dict(fields.pop("config")), tuple(fields.pop("audio"))
-        if metadata["format"] == BEFORE:
-            fields = {name: fields[name] for name in ("stage", "step", "done")}
-            fields |= {"settings": {}, "fingerprints": {}}
-        for name in ("settings", "fingerprints"):
-            require(isinstance(fields[name], dict),
-                    f"{path}: expected {name} by name, got {type(fields[name]).__name__}")
-        return Checkpoint(
-            config,
-            audio=audio,
-            **fields,
-            optimizer={
-                name[len(prefix):]: tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)},
-            model={name: tensor
-                   for name, tensor in tensors.items()
-                   if not name.startswith(prefix)},
-        )
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path}: expected a checkpoint of '{FORMAT}', got one without {error}") from None
-
-
-def trained_tensors(model: Diffa2Model) -> dict[str, Tensor]:
-    """All that the four stages train: adapters, prompts and LoRA, by name."""
-    return {
-        name: p.detach()
-        for name, p in model.named_parameters()
-        if part_of(name) not in ("whisper", "llada")}
-
-
-def restore(model: Diffa2Model, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy trained tensors into the model, which gets a LoRA if they have one. Raises UserError
-    that lists every name that is missing, unexpected or of another shape."""
-    has_lora = any("lora_" in name for name in tensors)
-    if has_lora:
-        model.add_lora()
-    targets = {
-        name: p
-        for name, p in trained_tensors(model).items()
-        if has_lora or part_of(name) != "lora"}
-    strictly(targets, tensors, source)
-
-
-def complain(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:
-    """Raise UserError unless both have the same names and shapes; it lists what is wrong."""
-    wrong = [f"missing {name}" for name in targets if name not in tensors]
-    wrong += [f"unexpected {name}" for name in tensors if name not in targets]
-    wrong += [
-        f"{name} has shape {list(tensors[name].shape)}, expected {list(target.shape)}"
-        for name, target in targets.items()
-        if name in tensors and tensors[name].shape != target.shape]
-    if wrong:
-        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise UserError(
-            f"{source}: the weights do not fit this model: {'; '.join(wrong[:8])}{more}")
-
-
-@torch.no_grad()
-def strictly(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:
-    """Copy `tensors` into `targets` of the same names and shapes, or raise UserError and copy
-    nothing."""
-    complain(targets, tensors, source)
-    for name, target in targets.items():
-        target.copy_(tensors[name])
+from ..config import Config, DecodeConfig, StageConfig, to_dict
+from ..errors import require
+from ..weights import BELONGS, Checkpoint, differences, load_checkpoint
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, names: list[str]) -> dict[str, Tensor]:
@@ -205,17 +49,6 @@ def begin(config: Config, number: int, stage: StageConfig, seed: int) -> Checkpo
                       settings=json.loads(json.dumps({"seed": seed} | settings)))
 
 
-def differences(was: dict, now: dict, above: str = "") -> list[tuple[str, object, object]]:
-    """What differs of the names that both have, with both values; in dictionaries likewise."""
-    found = []
-    for name in was.keys() & now.keys():
-        if isinstance(was[name], dict) and isinstance(now[name], dict):
-            found += differences(was[name], now[name], f"{above}{name}.")
-        elif was[name] != now[name]:
-            found.append((above + name, was[name], now[name]))
-    return sorted(found)
-
-
 def config_differences(was: Config, now: Config) -> list[str]:
     """What differs of two models that train, in words; how they decode decides nothing of it."""
     both = [to_dict(dataclasses.replace(config, decode=DecodeConfig())) for config in (was, now)]
@@ -239,7 +72,7 @@ def same_run(path: Path, found: Checkpoint, now: Checkpoint) -> None:
 def load_start(path: Path, config: Config, is_named: bool) -> Checkpoint:
     """Read what a stage starts from. Raises UserError unless it is of a model that computes as one
     of `config` does, and done; one that the user named need not be done."""
-    found = load(path)
+    found = load_checkpoint(path)
     wrong = config_differences(found.config, config)
     require(not wrong, f"{path}: was trained with {'; '.join(wrong)}; start from a checkpoint of "
                        "this model")
@@ -247,24 +80,3 @@ def load_start(path: Path, config: Config, is_named: bool) -> Checkpoint:
             f"{path}: expected a stage that is done, got {found.step} steps of one; finish it "
             "with --resume, or name it with --init")
     return found
-
-
-def same_parts(path: Path, found: Checkpoint, fingerprints: dict[str, str]) -> None:
-    """Raise UserError unless a checkpoint was trained on the parts of these `fingerprints`."""
-    wrong = [BELONGS[name] for name, *_ in differences(found.fingerprints, fingerprints)]
-    require(not wrong, f"{path}: was trained on {' and '.join(wrong)}; name those that it was "
-                       "trained on, or take these all the same: --other-parts")
-
-
-def share(argv: list[str]) -> None:
-    """`python -m diffa2_mini.checkpoint FROM TO`: write the model of a checkpoint alone, in
-    float16, to be shared."""
-    require(len(argv) == 2,
-            f"expected a checkpoint and where to write its float16 copy, got {len(argv)} arguments")
-    found = load(Path(argv[0]))
-    half = {name: tensor.half() for name, tensor in found.model.items()}
-    save(Path(argv[1]), dataclasses.replace(found, done=True, model=half, optimizer={}))
-
-
-if __name__ == "__main__":
-    sys.exit(run_script(share, sys.argv[1:]))

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data import load_clip
 from ..errors import UserError, require
 from ..model import Audio, Diffa2Model
-from .checkpoint import save_tensors
+from ..weights import save_tensors
 from .processes import World
 
 NAMES = ("final", "taps", "n_frames")  # fields of Audio

@@ -8,29 +8,15 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from torch import Tensor
-
 from ..errors import UserError, require
+from ..weights import write_whole
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None
-
-
-def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """SHA-256 in hexadecimal over the metadata and every tensor's name, dtype, shape and bytes, in
-    the order of names."""
-    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
 
 
 def digest_of(path: Path) -> str:
@@ -54,27 +40,9 @@ def keep_previous(path: Path) -> None:
 
 
 def write(path: Path, write_to: Callable[[Path], None], keep: bool = False) -> None:
-    """Have `write_to` write a file so that either all of it is there or nothing. With `keep`, what
-    it takes the place of stays under another name. Raises UserError when the disk is full."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_to(temporary)
-        # Windows can do this to a file that is open for writing alone
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            keep_previous(path)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        error = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: could not be written ({error}); free some space or choose another place"
-        ) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    """Have `write_to` write a file, as `write_whole` tells; with `keep`, what it takes the place of
+    stays under another name."""
+    write_whole(path, write_to, keep_previous if keep else None)
 
 
 def append(path: Path, text: str) -> None:

@@ -18,8 +18,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from ..command.script import out_of_memory
-from ..errors import UserError, require
+from ..errors import UserError, out_of_memory, require
 
 # with one another: one may be downloading weights, listening or saving for as long as it takes
 WAIT_TIMEOUT = timedelta(days=7)
