@@ -2,7 +2,7 @@
 
     python tutorials/claims.py                 # all of it, hours; stop and repeat it at will
     python tutorials/claims.py --only factor   # one experiment
-    python tutorials/claims.py --table         # what is measured, as tutorials/reference/claims.md has it
+    python tutorials/claims.py --table         # the table of reference/claims.md, so far
 
 A cell is one experiment in one setting with one seed. What it measured is written to
 tutorials/results/cells when it is done. Many cells need the same training, so a *variant*, a model

@@ -242,7 +242,8 @@ class Lab:
         """A variant that was kept, trained if need be."""
         self.figures(name, seed)
         model = self.build(self.variants[name])
-        weights.restore(model, weights.load_checkpoint(self.path(name, seed, "safetensors")).model, name)
+        kept = weights.load_checkpoint(self.path(name, seed, "safetensors"))
+        weights.restore(model, kept.model, name)
         return model
 
     def examples(self, variant: Variant, stage: StageConfig, seed: int) -> list[Example]:

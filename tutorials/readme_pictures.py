@@ -89,7 +89,7 @@ def page(path: Path) -> None:
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--hide-scrollbars", "--window-size=900,760"):
+    for flag in ("--headless=new", "--no-sandbox", "--hide-scrollbars", "--window-size=900,900"):
         options.add_argument(flag)
     with tempfile.TemporaryDirectory() as folder:
         html = Path(folder, "answer.html")
@@ -100,6 +100,8 @@ def page(path: Path) -> None:
         browser = webdriver.Chrome(options=options, service=driver)
         try:
             browser.get(html.as_uri())
+            last = browser.find_element("css selector", ".tokens .fresh")
+            webdriver.ActionChains(browser).move_to_element(last).perform()  # what else it could be
             browser.save_screenshot(str(path))
         finally:
             browser.quit()
