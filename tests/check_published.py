@@ -83,8 +83,8 @@ def against_references(model, tokenizer, paths: dict[str, Path], mel: torch.Tens
         paths["whisper"]), torch_dtype=dtype).encoder.to(device).eval()
     compare("Whisper's last hidden state", whisper(mel).last_hidden_state, model.whisper(mel)[0])
     del whisper
-    llada = transformers.AutoModel.from_pretrained(str(paths["llada"]), trust_remote_code=True,
-                                                   torch_dtype=dtype)
+    llada = transformers.AutoModel.from_pretrained(
+        str(paths["llada"]), trust_remote_code=True, torch_dtype=dtype)
     ids = tokenizer.prompt("You are helpful.", "Name a colour.").ids + [tokenizer.mask_id] * 32
     ids = torch.tensor([ids], device=device)
     expected = llada.to(device).eval()(ids).logits[0, -32:]

@@ -240,8 +240,7 @@ def tensors_file(rng: random.Random, folder: Path) -> Case:
             for name, p in [*MODEL.named_parameters()][:rng.randrange(1, 400)]}
         metadata = {
             "format": rng.choice([weights.FORMAT, "", "x" * 10**6]),
-            "checkpoint": rng.choice(
-                ["", "[]", "{}", "null", '{"config": {}}', "[" * 99_999]),
+            "checkpoint": rng.choice(["", "[]", "{}", "null", '{"config": {}}', "[" * 99_999]),
             "sha256": "0" * 64}
         kinds = [torch.float32, torch.int8, torch.bool]
         tensors = {name: torch.zeros(shape, dtype=rng.choice(kinds))

@@ -55,8 +55,8 @@ def run(number: int) -> dict:
     if refused and ended == "read":
         wrong = "expected a UserError"
     after = listing(folder)
-    left = [name for name in after if ".tmp" in name
-            ] + [name for name, body in before.items() if after.get(name) != body]
+    left = [name for name in after if ".tmp" in name] + [
+        name for name, body in before.items() if after.get(name) != body]
     memory = peak() - start
     shutil.rmtree(root)
     return {

@@ -81,8 +81,8 @@ def encoders() -> None:
             block.register_forward_hook(lambda module, given, output: states_openai.append(output))
         final = openai(mel)
     save("encoder", hugging_face_names=names, openai_names=openai_names,
-         hugging_face=torch.stack(states)[..., ::3, ::3], openai=torch.stack(
-             [*states_openai[:-1], final])[..., ::3, ::3])
+         hugging_face=torch.stack(states)[..., ::3, ::3],
+         openai=torch.stack([*states_openai[:-1], final])[..., ::3, ::3])
 
 
 def acoustic() -> None:
@@ -198,8 +198,7 @@ def tokenizers() -> None:
             data["model"]["merges"] = [" ".join(merge) for merge in data["model"]["merges"]]
             vocab = data["model"]["vocab"]
             data["model"]["vocab"] = dict(
-                zip(vocab,
-                    np.random.default_rng(0).permutation(list(vocab.values())).tolist()))
+                zip(vocab, np.random.default_rng(0).permutation(list(vocab.values())).tolist()))
         path = GOLDEN / f"tokenizer_{name}.json"
         path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
         tokenizer = Tokenizer.from_file(str(path))

@@ -120,8 +120,8 @@ def test_a_qformer_layer_equals_torchs_post_norm_decoder_layer(config):
     layer = QFormerLayer(config.adapter, width=8, n_heads=2).double()
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
-    torchs = nn.TransformerDecoderLayer(8, 2, 11, 0.0, "gelu", layer_norm_eps=1e-12,
-                                        batch_first=True).double()
+    torchs = nn.TransformerDecoderLayer(
+        8, 2, 11, 0.0, "gelu", layer_norm_eps=1e-12, batch_first=True).double()
     pairs = [(torchs.self_attn, layer.attention), (torchs.multihead_attn, layer.crossattention)]
     for theirs, ours in pairs:
         theirs.in_proj_weight.data = torch.cat(

@@ -137,8 +137,8 @@ def test_pad_or_cut():
     x = noise(SHORT.max_samples + 7)
     assert np.array_equal(pad_or_cut(x, SHORT), x[: SHORT.max_samples])
     padded = pad_or_cut(x[:5], SHORT)
-    assert np.array_equal(padded[:5],
-                          x[:5]) and len(padded) == SHORT.max_samples and not padded[5:].any()
+    assert np.array_equal(padded[:5], x[:5]) and len(padded) == SHORT.max_samples
+    assert not padded[5:].any()
     with pytest.raises(AssertionError, match=r"\(2, 3\)"):
         pad_or_cut(np.zeros((2, 3)), SHORT)
 
@@ -257,8 +257,8 @@ def test_channels_are_averaged(tmp_path):
     np.testing.assert_allclose(load_audio(tmp_path / "clip.wav"), x.mean(axis=1), atol=1e-6)
 
 
-@pytest.mark.parametrize("rate, n_samples", [(16_000, 1), (192_000, 1), (8000, 1), (44_100, 200),
-                                             (16_000, 48)])
+@pytest.mark.parametrize("rate, n_samples",
+                         [(16_000, 1), (192_000, 1), (8000, 1), (44_100, 200), (16_000, 48)])
 def test_tiny_clips(tmp_path, rate, n_samples):
     soundfile.write(tmp_path / "clip.wav", noise(n_samples), rate)
     y = load_audio(tmp_path / "clip.wav")

@@ -113,10 +113,10 @@ def test_an_answer_counts_up_to_its_end_and_hears_what_the_diffusion_model_hears
                                PROMPTS, RESPONSE, REAL, upto)
     assert torch.equal(answer_loss(sharp, batch, stage, TOKENS), expected)
     trained = sharp.train_only(("acoustic", "semantic"))
-    gradients = torch.autograd.grad(answer_loss(sharp, batch, stage, TOKENS), list(
-        trained.values()))
-    assert all(gradient.isfinite().all() for gradient in gradients) and max(g.abs().max()
-                                                                            for g in gradients) > 0
+    gradients = torch.autograd.grad(answer_loss(sharp, batch, stage, TOKENS),
+                                    list(trained.values()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert max(g.abs().max() for g in gradients) > 0
 
 
 def by_hand(model, audio_embeddings, prompt, n):

@@ -102,11 +102,11 @@ def test_the_caches_are_measured_on_the_toys_questions(monkeypatch, tmp_path, ca
 
 
 def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, capsys):
-    micro = dataclasses.replace(
-        config, audio=AudioConfig(n_mels=5, max_seconds=1), text=configs.SIZES["full"][0].text,
-        whisper=dataclasses.replace(config.whisper, n_positions=50),
-        llada=dataclasses.replace(config.llada, vocab_size=126_464),
-        decode=configs.DecodeConfig(gen_length=8, block_length=8, steps=8))
+    micro = dataclasses.replace(config, audio=AudioConfig(n_mels=5, max_seconds=1),
+                                text=configs.SIZES["full"][0].text,
+                                whisper=dataclasses.replace(config.whisper, n_positions=50),
+                                llada=dataclasses.replace(config.llada, vocab_size=126_464),
+                                decode=configs.DecodeConfig(gen_length=8, block_length=8, steps=8))
     monkeypatch.setitem(configs.SIZES, "full", (micro, configs.SIZES["full"][1]))
     for name in ("matmul_ceiling", "copy_bandwidth"):
         monkeypatch.setattr(whole_size, name, lambda *about: 1e9)

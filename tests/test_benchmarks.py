@@ -19,12 +19,11 @@ MMAU = {
     "choices": ["a bell", "a siren"], "answer": "a siren", "dataset": "AudioSet", "task": "sound",
     "split": "test-mini", "category": "Reasoning", "sub-category": "Event Reasoning",
     "difficulty": "medium"}
-MMAR = {
-    "id": "x_00-01", "audio_path": "./audio/x_00-01.wav", "question": "Who?", "choices": [
-        "Ann", "Bob", "Cleo", "Dan", "Eve"
-    ], "answer": "Bob", "modality": "mix-sound-speech", "category": "Semantic Layer",
-    "sub-category": "Speaker Analysis", "language": "en", "source": "youtube",
-    "url": "https://example.org", "timestamp": "00:01"}
+MMAR = {"id": "x_00-01", "audio_path": "./audio/x_00-01.wav", "question": "Who?",
+        "choices": ["Ann", "Bob", "Cleo", "Dan", "Eve"], "answer": "Bob",
+        "modality": "mix-sound-speech", "category": "Semantic Layer",
+        "sub-category": "Speaker Analysis", "language": "en", "source": "youtube",
+        "url": "https://example.org", "timestamp": "00:01"}
 
 
 def write(path: Path, rows: list[dict], lines: bool = False) -> Path:
@@ -47,8 +46,8 @@ def test_mmsu_is_asked_as_its_authors_do(tmp_path):
         "Choose the most suitable answer from options A, B, C, and D to respond the question in "
         "next line, **you should only choose A or B or C or D.** Do not provide any additional "
         "explanations or content.\n\nQuestion: What is said?\n\nA. one\nB. two\nC. three\nD. four")
-    assert (question.id, question.audio, question.answer) == ("long_speech_1",
-                                                              tmp_path / "audio/a.wav", "two")
+    assert (question.id, question.audio, question.answer) == (
+        "long_speech_1", tmp_path / "audio/a.wav", "two")
     assert question.groups == {
         "category": ("Perception", ), "category / sub-category": ("Perception / Linguistics", ),
         "category / sub-category / sub-sub-category": ("Perception / Linguistics / Semantics", ),
@@ -92,8 +91,8 @@ def test_odd_fields_are_read(tmp_path):
         MMAU | {"id": 7, "choices": [3, "4.5", None], "answer": 3, "difficulty": []},
         MMAU | {"audio_id": "/abs/x.wav"}]
     questions = load("mmau", write(tmp_path / "mmau.json", rows))
-    assert questions[0].groups["category"] == (
-        "Reasoning", "Perception") and questions[1].groups["category"] == ("(none)", )
+    assert questions[0].groups["category"] == ("Reasoning", "Perception")
+    assert questions[1].groups["category"] == ("(none)", )
     assert questions[1].audio is None and questions[3].audio == Path("/abs/x.wav")
     assert (questions[2].id, questions[2].choices, questions[2].answer) == ("7", ("3", "4.5"), "3")
     assert questions[2].groups["difficulty"] == ("(none)",)
@@ -131,9 +130,8 @@ def test_the_order_of_the_choices_follows_seed_and_id(tmp_path):
     path = write(tmp_path / "mmar.json", [MMAR | {"id": f"q{i}"} for i in range(20)])
     once, again, other, plain = (load("mmar", path, shuffle=seed) for seed in (1, 1, 2, None))
     assert once == again and all(sorted(q.choices) == sorted(MMAR["choices"]) for q in once)
-    assert [q.choices for q in once] != [q.choices
-                                         for q in other] and len({q.choices
-                                                                  for q in once}) > 10
+    assert [q.choices for q in once] != [q.choices for q in other]
+    assert len({q.choices for q in once}) > 10
     assert all(q.choices == tuple(MMAR["choices"]) for q in plain)
     assert all(
         f"B. {q.choices[1]}\n" in q.prompt and q.row["choices"] == list(q.choices) for q in once)
@@ -183,15 +181,15 @@ def test_a_manifest_is_a_benchmark_of_transcripts(tmp_path):
 
 
 def test_kaldi(tmp_path):
-    (tmp_path / "wav.scp").write_text("u1 clips/my clip.wav\nu2\t/abs/u2.flac\n\n",
-                                      encoding="utf-8")
+    (tmp_path / "wav.scp").write_text(
+        "u1 clips/my clip.wav\nu2\t/abs/u2.flac\n\n", encoding="utf-8")
     (tmp_path / "text").write_text("u2 naïve words\nu1 one two\nu3 no clip\nu4\n", encoding="utf-8")
     for path in (tmp_path, tmp_path / "wav.scp"):
         questions = load("asr", path)
-        assert [(q.id, q.audio, q.answer)
-                for q in questions] == [("u2", Path("/abs/u2.flac"), "naïve words"),
-                                        ("u1", tmp_path / "clips/my clip.wav", "one two"),
-                                        ("u3", None, "no clip"), ("u4", None, "")]
+        assert [(q.id, q.audio, q.answer) for q in questions] == [
+            ("u2", Path("/abs/u2.flac"), "naïve words"),
+            ("u1", tmp_path / "clips/my clip.wav", "one two"), ("u3", None, "no clip"),
+            ("u4", None, "")]
 
 
 @pytest.mark.parametrize("scp, text, message",

@@ -41,8 +41,8 @@ def test_the_check_on_the_real_weights_runs_to_its_last_step(published, tmp_path
     with pytest.raises(SystemExit) as ended:
         check_published.main(command)
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert ended.value.code == 1 and [line[:5] for line in lines
-                                      ] == ["ok   "] * 6 + ["WRONG"] and "transcript" in lines[-1]
+    assert ended.value.code == 1 and [line[:5] for line in lines] == ["ok   "] * 6 + ["WRONG"]
+    assert "transcript" in lines[-1]
     monkeypatch.setattr(check_published, "SHA256", {file.name: "0" * 64})
     with pytest.raises(SystemExit):
         check_published.main(command)

@@ -87,8 +87,8 @@ def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
     restore(other, found.model, "a file")
     names, optimizer, step = training(other)
     restore_optimizer(optimizer, names, found.optimizer)
-    assert same(optimizer_tensors(optimizer, names), found.optimizer) and len(
-        found.optimizer) == 3 * len(names)
+    assert same(optimizer_tensors(optimizer, names), found.optimizer)
+    assert len(found.optimizer) == 3 * len(names)
     torch.manual_seed(7)
     step()
     assert same(trained_tensors(other), trained_tensors(model))
@@ -193,8 +193,8 @@ def test_a_frozen_tensor_is_unexpected(model, with_lora):
     if with_lora:
         model.add_lora()
     frozen = {"llada.wte.weight": torch.zeros_like(model.llada.wte.weight)}
-    assert "unexpected llada.wte.weight" in error_of(restore, model,
-                                                     trained_tensors(model) | frozen, "a file")
+    assert "unexpected llada.wte.weight" in error_of(
+        restore, model, trained_tensors(model) | frozen, "a file")
     assert model.llada.wte.weight.any()
 
 
@@ -222,8 +222,8 @@ def test_200_damaged_variants_never_load_as_something_else(tmp_path, model):
         path.write_bytes(damaged)
         try:
             found = load_checkpoint(path)
-            assert same(found.model, state.model) and found.step == state.step and same(
-                found.optimizer, state.optimizer)
+            assert same(found.model, state.model) and found.step == state.step
+            assert same(found.optimizer, state.optimizer)
         except UserError as error:
             assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
             refused += 1

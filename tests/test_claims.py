@@ -41,11 +41,8 @@ def quick(tmp_path_factory):
         patch.setattr(toy, "N_PER_TYPE", 2)
         patch.setattr(toy, "N_PAIRS", 8)
         toy.make_world(world)
-    command = [
-        sys.executable,
-        str(ROOT / "tutorials" / "claims.py"), "--quick", "--threads", "1", "--data",
-        str(world), "--out",
-        str(out)]
+    command = [sys.executable, str(ROOT / "tutorials" / "claims.py"), "--quick", "--threads", "1",
+               "--data", str(world), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     return out, done.stdout, command
@@ -85,8 +82,8 @@ def test_what_is_written_sums_the_cells_up_and_one_seed_proves_nothing(quick):
     written = json.loads((out / "claims.json").read_text())
     assert {claim["verdict"] for claim in written["claims"]} == {"not measured yet"}
     both = written["experiments"]["adapters"]["both"]
-    assert both["mean"]["overall"] == both["cells"][0]["overall"] and both["spread"][
-        "overall"] is None
+    assert both["mean"]["overall"] == both["cells"][0]["overall"]
+    assert both["spread"]["overall"] is None
     assert all(f"| {claim.claim} |" in printed for claim in claims_table.CLAIMS)
 
 
@@ -117,13 +114,10 @@ def test_the_variants_differ_in_what_they_say(quick):
         setting: of["adapters", setting]["trained"]
         for setting in ("semantic", "acoustic", "both")}
     assert parts["semantic"] + parts["acoustic"] == parts["both"]
-    assert [
-        of["autoregressive", f"diffusion, {size}"]["clips"]
-        for size in ("few clips", "more clips", "all clips")
-    ] == [3, 6, 16]
-    assert of["factor",
-              "16 steps"]["forward_passes"] == 16 and 1 <= of["factor",
-                                                              "f = 4"]["forward_passes"] <= 16
+    assert [of["autoregressive", f"diffusion, {size}"]["clips"]
+            for size in ("few clips", "more clips", "all clips")] == [3, 6, 16]
+    assert of["factor", "16 steps"]["forward_passes"] == 16
+    assert 1 <= of["factor", "f = 4"]["forward_passes"] <= 16
     assert of["vrpo",
               "4 x 1, shared"]["variance"] < of["vrpo", "4 x 1, independent"]["variance"] / 5
 

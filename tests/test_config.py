@@ -77,8 +77,8 @@ def test_from_dict_refuses_what_is_not_a_config(values):
         from_dict(values)
 
 
-@pytest.mark.parametrize("part, name", [(None, "size"), (None, "llada"), ("llada", "rope_theta"),
-                                        ("lora", "alpha")])
+@pytest.mark.parametrize(
+    "part, name", [(None, "size"), (None, "llada"), ("llada", "rope_theta"), ("lora", "alpha")])
 def test_from_dict_refuses_missing_fields(part, name):
     values = to_dict(SIZES["toy"][0])
     del (values if part is None else values[part])[name]

@@ -41,8 +41,8 @@ def ears_of(model, keep):
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
     """Eight clips of 0.1 to 0.8 s, with answers of 16, 16 and 32 tokens."""
-    folder, words = tmp_path_factory.mktemp("clips"), [
-        "one", "two three four", "a high voice says " + "nine " * 20]
+    folder = tmp_path_factory.mktemp("clips")
+    words = ["one", "two three four", "a high voice says " + "nine " * 20]
     for i in range(8):
         soundfile.write(folder / f"{i}.wav",
                         np.random.default_rng(i).normal(0, 0.1, 1600 * (i + 1)), 16_000)
@@ -52,8 +52,7 @@ def examples(tmp_path_factory):
 
 
 def batch_of(pairs, examples, model, stage, seed=42, keep=True):
-    return collate(examples, stage, seed)[pairs].encoded(ears_of(model, keep),
-                                                                  torch.device("cpu"))
+    return collate(examples, stage, seed)[pairs].encoded(ears_of(model, keep), torch.device("cpu"))
 
 
 def collate(examples, stage, seed=42, load=False):
@@ -81,8 +80,8 @@ def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stag
         alone = batch_of([pair], examples, model, stage)
         R, rows = alone.response.shape[1], slice(n * i, n * i + n)
         assert alone.prompts == whole.prompts[i:i + 1] and alone.examples == whole.examples[i:i + 1]
-        assert torch.equal(alone.response, whole.response[rows, :R]) and torch.equal(
-            alone.valid, whole.valid[rows, :R])
+        assert torch.equal(alone.response, whole.response[rows, :R])
+        assert torch.equal(alone.valid, whole.valid[rows, :R])
         torch.testing.assert_close(alone.audio.final, whole.audio.final[i:i + 1])
         if stage == 4:
             assert torch.equal(alone.masks, whole.masks[rows, :, :R])
@@ -118,8 +117,8 @@ def test_stage_3_replays_neither_the_noise_nor_the_order_of_stage_2(examples):
 def test_padding_is_eos_and_never_masked(model, examples, stage):
     batch = batch_of([(0, i) for i in range(8)], examples, model, stage)
     padding = ~batch.valid
-    assert padding.any(1).sum() > 2 and (batch.response[padding]
-                                         == load_tokenizer(MICRO).eos_id).all()
+    assert padding.any(1).sum() > 2
+    assert (batch.response[padding] == load_tokenizer(MICRO).eos_id).all()
     assert (batch.valid.sum(1) % MICRO.text.response_multiple == 0).all()
     assert (batch.valid.long().diff(dim=1) <= 0).all()  # padding is on the right
     if stage == 4:
@@ -138,8 +137,8 @@ def test_every_example_is_seen_once_per_epoch_and_resuming_goes_on(n_examples, b
     n_steps = -(-3 * n_examples // batch_size)
     steps = list(batches(n_examples, batch_size, n_steps, 0, seed=5, stage=2))
     pairs = [pair for _, batch in steps for pair in batch]
-    assert [step for step, _ in steps] == list(range(n_steps)) and all(
-        len(batch) == batch_size for _, batch in steps)
+    assert [step for step, _ in steps] == list(range(n_steps))
+    assert all(len(batch) == batch_size for _, batch in steps)
     assert Counter(pairs[:3 * n_examples]) == Counter(
         (e, i) for e in range(3) for i in range(n_examples))
     for first in range(n_steps):
@@ -158,8 +157,8 @@ def test_each_epoch_each_seed_and_each_stage_has_an_order_of_its_own():
 @pytest.mark.parametrize("stage", [1, 2, 4])
 def test_lengths_are_those_of_what_is_spliced(model, examples, stage):
     for number in (0, 2, 7):
-        batch, lengths = batch_of([(0, number)], examples, model, stage), collate(
-            examples, stage).lengths(number)
+        batch = batch_of([(0, number)], examples, model, stage)
+        lengths = collate(examples, stage).lengths(number)
         _, (before, ) = model.splice(model.embed_audio(batch.audio, STAGES[stage].audio),
                                      batch.prompts)
         assert lengths == [(before, n) for n in batch.valid.sum(1)]
@@ -174,8 +173,8 @@ def test_a_batch_knows_how_many_tokens_it_masks(model, examples, stage):
 def test_a_step_is_cut_into_pieces_of_like_length_the_longest_first(examples):
     pairs, maker = [(0, i) for i in (3, 0, 7, 2, 5, 1, 6)], collate(examples, 2)
     pieces = maker.cut(pairs, micro_batch=3)
-    assert [len(piece)
-            for piece in pieces] == [3, 3, 1] and sorted(sum(pieces, [])) == sorted(pairs)
+    assert [len(piece) for piece in pieces] == [3, 3, 1]
+    assert sorted(sum(pieces, [])) == sorted(pairs)
     lengths = [[sum(maker.lengths(number)[0]) for _, number in piece] for piece in pieces]
     assert sum(lengths, []) == sorted(sum(lengths, []), reverse=True)
     assert maker.cut(pairs, micro_batch=7) == [sum(pieces, [])]
@@ -189,8 +188,8 @@ def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
     features = ears_of(model, keep=False)
     for batch in [*loader.take(2), *loader.take(1)]:
         expected = maker[pieces.pop(0)]
-        assert torch.equal(batch.response, expected.response) and torch.equal(
-            batch.noisy, expected.noisy)
+        assert torch.equal(batch.response, expected.response)
+        assert torch.equal(batch.noisy, expected.noisy)
         assert torch.equal(batch.encoded(features, "cpu").audio.final,
                            features([e.path for e in batch.examples]).final)
         assert len(batch.clips) == len(batch.examples)

@@ -105,8 +105,8 @@ def answer(model, device, capture):
 def test_asking_for_a_capture_does_nothing_on_the_cpu(model):
     for plain, captured in zip(answer(model, "cpu", False), answer(model, "cpu", True),
                                strict=True):
-        assert torch.equal(plain.tokens, captured.tokens) and torch.equal(
-            plain.confidence, captured.confidence)
+        assert torch.equal(plain.tokens, captured.tokens)
+        assert torch.equal(plain.confidence, captured.confidence)
 
 
 def test_what_cannot_be_captured_runs_as_it_is(monkeypatch):

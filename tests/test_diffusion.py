@@ -28,8 +28,8 @@ def arbitrary_model():
 def consistent_model():
     """The exact conditionals p(x_i | what is not masked) of a joint distribution, and that joint
     [V, V, V]."""
-    joint, table = torch.randn(*[V] * R).flatten().softmax(0).view(*[V] * R), torch.zeros(
-        *[V + 1] * R, R, V)
+    joint = torch.randn(*[V] * R).flatten().softmax(0).view(*[V] * R)
+    table = torch.zeros(*[V + 1] * R, R, V)
     for noisy in product(range(V + 1), repeat=R):
         given = joint[tuple(
             slice(None) if token == MASK else slice(token, token + 1) for token in noisy)]

@@ -33,8 +33,9 @@ SMALLER = dataclasses.replace(  # the shape of full, with smaller numbers
     llada=LladaConfig(vocab_size=4096, width=256, n_layers=6, n_heads=4, hidden=768))
 
 
-@pytest.mark.parametrize("stage, trainable", [(1, "36,474,368"), (2, "84,285,440"),
-                                              (3, "98,965,504"), (4, "98,965,504")])
+@pytest.mark.parametrize(
+    "stage, trainable",
+    [(1, "36,474,368"), (2, "84,285,440"), (3, "98,965,504"), (4, "98,965,504")])
 def test_the_dry_run_counts_what_is_trained(capsys, stage, trainable):
     train.main(["--stage", str(stage), "--size", "full", "--dry-run"])
     out = capsys.readouterr().out
@@ -149,8 +150,8 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
     (3, torch.float32, "nothing")])
 def test_the_estimate_of_memory_is_within_15_percent(number, dtype, recompute):
     stage, clips = FULL[number], 1 if number == 4 else 2
-    counts, shape = dry_run.count_parameters(SMALLER, stage), dry_run.shape_of(
-        SMALLER, stage, clips)
+    counts = dry_run.count_parameters(SMALLER, stage)
+    shape = dry_run.shape_of(SMALLER, stage, clips)
     estimate = dry_run.peak_bytes(SMALLER, stage, counts, shape, dtype.itemsize, recompute)
     memory = []
     run_two_steps(stage, dtype, recompute, clips,

@@ -72,11 +72,11 @@ def test_the_shipped_model_answers_a_benchmark_with_a_clip_that_is_gone(folder, 
     printed = run(capfd, *flags(folder), "--batch-size", 2)
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [row["response"] for row in rows] == ["three one four", "B. 3", "flute", ""]
-    assert all(row | fields == row
-               for row, fields in zip(rows, TOY)) and "gone.wav" in rows[3]["error"]
+    assert all(row | fields == row for row, fields in zip(rows, TOY))
+    assert "gone.wav" in rows[3]["error"]
     result = result_of(folder)
-    assert (result["overall"]["right"],
-            result["overall"]["count"]) == (3, 4) and [*result["broken_audio"]] == ["d"]
+    assert (result["overall"]["right"], result["overall"]["count"]) == (3, 4)
+    assert [*result["broken_audio"]] == ["d"]
     assert result["tables"]["difficulty"]["lettered"]["accuracy"] == 0.5
     assert result["malformed"] == {}
     assert "3 of 4 right" in printed and "gone.wav" in printed
@@ -98,8 +98,8 @@ def test_a_stopped_run_goes_on_where_it_was(folder, capfd, monkeypatch):
     assert "goes on from" in run(capfd, *flags(folder, "stopped.jsonl"), "--batch-size", 1,
                                  code=130)
     path = folder / "stopped.jsonl"
-    assert path.read_text() == whole.split("\n")[0] + "\n" and asked == [
-        "three_one_four", "siren_bell_drum"]
+    assert path.read_text() == whole.split("\n")[0] + "\n"
+    assert asked == ["three_one_four", "siren_bell_drum"]
     with open(path, "a") as file:
         file.write(whole.split("\n")[1][:-7])  # a line that was not finished
     assert "of which 1 are answered" in run(capfd, *flags(folder, "stopped.jsonl"))
@@ -282,9 +282,8 @@ def test_two_runs_do_not_write_into_one_file(folder, capfd):
 def test_choices_in_another_order_have_other_letters(folder, capfd):
     run(capfd, *flags(folder), "--shuffle-options", 5)
     row = json.loads((folder / "answers.jsonl").read_text().splitlines()[1])
-    assert row["choices"] == [
-        "3", "2", "4"
-    ] and row["response"] == "A. 3" and result_of(folder)["overall"]["right"] == 3
+    assert row["choices"] == ["3", "2", "4"] and row["response"] == "A. 3"
+    assert result_of(folder)["overall"]["right"] == 3
     assert "another order" in run(capfd, *flags(folder), code=2)
     assert "another order" in run(capfd, *flags(folder), "--shuffle-options", 6, code=2)
     # the file tells the order
@@ -299,8 +298,8 @@ def test_a_clip_that_ends_early_is_answered_and_counted(folder, capfd):
     rows = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert rows[0]["response"].startswith("three one") and str(path) in rows[0]["incomplete"]
     short = [row["id"] for row in rows if row["audio_id"] == path.name]
-    assert [*result_of(folder)["incomplete"]] == short and [*result_of(folder)["broken_audio"]
-                                                            ] == ["d"]
+    assert [*result_of(folder)["incomplete"]] == short
+    assert [*result_of(folder)["broken_audio"]] == ["d"]
     assert f"which what there is was heard: {len(short)}\n  {path}: expected " in printed
     assert run(capfd, *flags(folder)).endswith(printed[printed.index("task"):])  # from the file too
 
@@ -387,10 +386,10 @@ def test_transcripts(folder, capfd):
                                                          "never heard"), ("three_one_four.wav",
                                                                           "")])]
     (folder / "audio" / "manifest.json").write_text(json.dumps(rows))
-    (folder / "audio" / "wav.scp").write_text("".join(
-        f"{r['audio_id']} {r['audio_filepath']}\n" for r in rows))
-    (folder / "audio" / "text").write_text("".join(
-        f"{r['audio_id']} {r['transcription']}\n" for r in rows))
+    (folder / "audio" / "wav.scp").write_text(
+        "".join(f"{r['audio_id']} {r['audio_filepath']}\n" for r in rows))
+    (folder / "audio" / "text").write_text(
+        "".join(f"{r['audio_id']} {r['transcription']}\n" for r in rows))
     for file, out in (("manifest.json", "m"), ("wav.scp", "k")):
         printed = run(capfd, "--benchmark", "asr", "--file", folder / "audio" / file, "--out",
                       folder / f"{out}.jsonl")
@@ -410,10 +409,10 @@ def test_answers_made_elsewhere_are_scored(folder, capfd):
     theirs = [{"id": row["id"], "model_output": reply}
               for row, reply in zip(TOY, ["three one four", "B", "organ"])]
     score(theirs, "--file", folder / "toy.json")
-    assert result_of(folder, "theirs")["overall"]["right"] == 1 and result_of(
-        folder, "theirs")["unanswered"] == ["d"]
-    assert result_of(folder, "theirs")["overall"]["mended"] == 0.5 and result_of(
-        folder, "theirs")["bare_letters"] == 1
+    assert result_of(folder, "theirs")["overall"]["right"] == 1
+    assert result_of(folder, "theirs")["unanswered"] == ["d"]
+    assert result_of(folder, "theirs")["overall"]["mended"] == 0.5
+    assert result_of(folder, "theirs")["bare_letters"] == 1
     score([row | {"model_prediction": row["answer"]} for row in TOY])  # these bring their questions
     assert result_of(folder, "theirs")["overall"]["right"] == 4
     score([row | {"model_prediction": row["answer"]} for row in TOY], "--limit", 2)
@@ -447,8 +446,8 @@ def test_published_weights_are_asked_as_the_authors_ask(folder, published, capfd
     asked."""
     monkeypatch.setitem(SIZES, "full", (dataclasses.replace(CONFIG, size="full"), {}))
     where = [word for part, path in published.items() for word in (f"--{part}", path)]
-    (folder / "audio" / "asr.json"
-     ).write_text('[{"audio_filepath": "three_one_four.wav", "target": "three one four"}]')
+    (folder / "audio" / "asr.json").write_text(
+        '[{"audio_filepath": "three_one_four.wav", "target": "three one four"}]')
     multiple_choice = [
         "--benchmark", "mmau", "--file", folder / "toy.json", "--audio-root", folder / "audio"]
     for i, (flags, settings) in enumerate(

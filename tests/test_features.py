@@ -55,8 +55,8 @@ def test_a_batch_is_its_clips_one_by_one(model, paths):
     together = ears_of(model, keep=False)(paths)
     for i, path in enumerate(paths):
         alone = ears_of(model, keep=False)([path])
-        assert torch.equal(alone.final[0], together.final[i]) and torch.equal(
-            alone.taps[0], together.taps[i])
+        assert torch.equal(alone.final[0], together.final[i])
+        assert torch.equal(alone.taps[0], together.taps[i])
 
 
 def test_kept_on_disk_for_the_next_run_too(model, paths, tmp_path):
@@ -111,8 +111,8 @@ def test_what_is_no_longer_true_is_not_taken_from_disk(model, paths, tmp_path):
     shutil.copy(paths[2], paths[0])
     os.utime(paths[0], (1, 1))
     changed = on_disk(model, cache)(paths)
-    assert torch.equal(changed.final[0], before.final[2]) and torch.equal(
-        changed.final[1:], before.final[1:])
+    assert torch.equal(changed.final[0], before.final[2])
+    assert torch.equal(changed.final[1:], before.final[1:])
     for file in cache.rglob("*.safetensors"):  # damaged
         file.write_bytes(file.read_bytes()[:-7])
     assert same(on_disk(model, cache)(paths), changed)

@@ -173,8 +173,8 @@ def test_what_is_not_finite_is_written_down(tmp_path, bad, name):
     with pytest.raises(UserError, match="stage 1, step 6: .*--skip-nonfinite"):
         files.note_nonfinite(tmp_path, 1, 6, figures | {name: bad}, ["c.wav"], skip=False)
     rows = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["clips"]) for row in rows] == [(5, ["a.wav", "b.wav"]),
-                                                             (6, ["c.wav"])]
+    assert [(row["step"], row["clips"]) for row in rows] == [
+        (5, ["a.wav", "b.wav"]), (6, ["c.wav"])]
     assert rows[0][name] == str(bad)
 
 

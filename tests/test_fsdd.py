@@ -115,8 +115,8 @@ def test_a_clip_is_what_its_row_says(made):
     out, manifests = made
     for row in sum(manifests.values(), []):
         clip, rate = soundfile.read(out / row["audio_filepath"])
-        assert rate == 16_000 and clip.ndim == 1 and len(clip) == round(
-            row["duration"] * rate) <= 3.9 * rate
+        assert rate == 16_000 and clip.ndim == 1
+        assert len(clip) == round(row["duration"] * rate) <= 3.9 * rate
         assert 0.1 < np.abs(clip).max() < 0.95
         assert row["transcription"].split() == [DIGITS[digit] for digit, _, _ in parts(row)]
         assert len({speaker for _, speaker, _ in parts(row)}) == 1
@@ -206,12 +206,12 @@ def test_answers_are_right_and_rejected_ones_wrong(made):
 def test_each_manifest_asks_what_it_should(made):
     types = {name: [row.get("type") for row in rows] for name, rows in made[1].items()}
     assert set(types["stage1"]) == {"asr"} and len(types["stage1"]) == CLIPS["train"]
-    assert len(types["sft"]) == 4 * CLIPS["train"] and 0.2 < types["sft"].count("asr") / len(
-        types["sft"]) < 0.5
+    assert len(types["sft"]) == 4 * CLIPS["train"]
+    assert 0.2 < types["sft"].count("asr") / len(types["sft"]) < 0.5
     assert 0.08 < sum(type.endswith("+abcd") for type in types["sft"]) / len(types["sft"]) < 0.35
     assert types["test"] == [type for type in fsdd.TYPES for _ in range(CLIPS["test"])]
-    assert set(types["validation"]) == set(
-        fsdd.TYPES) and types["validation"].count("asr") == CLIPS["validation"]
+    assert set(types["validation"]) == set(fsdd.TYPES)
+    assert types["validation"].count("asr") == CLIPS["validation"]
     assert set(types["held_out"]) == set(fsdd.TYPES) - {"who"}
     asked = {row["input"] for row in made[1]["stage1"]}
     assert len(asked) > 1
@@ -245,8 +245,8 @@ def test_errors_are_one_line(capsys, source, tmp_path):
     assert "--source" in one_line(capsys, "--out", out, "--source", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     assert "got none" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
-    assert "george, lucas, theo" in one_line(capsys, "--out", out, "--source", source, "--hold-out",
-                                             "nobody")
+    assert "george, lucas, theo" in one_line(
+        capsys, "--out", out, "--source", source, "--hold-out", "nobody")
     assert "--seed" in one_line(capsys, "--out", out, "--source", source, "--seed", -1)
     (tmp_path / "file").touch()
     assert "--out" in one_line(capsys, "--out", tmp_path / "file", "--source", source)
@@ -257,8 +257,8 @@ def test_errors_are_one_line(capsys, source, tmp_path):
     assert "silence" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
     soundfile.write(broken, np.ones(800) / 2, fsdd.RATE)
     assert "0_theo_N.wav" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
-    assert "another speaker" in one_line(capsys, "--out", out, "--source", tmp_path / "empty",
-                                         "--hold-out", "theo")
+    assert "another speaker" in one_line(
+        capsys, "--out", out, "--source", tmp_path / "empty", "--hold-out", "theo")
     broken.rename(tmp_path / "empty" / "3_zorro_5.wav")
     assert "expected a speaker of" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
     assert not list(out.glob("*.json"))
@@ -285,8 +285,8 @@ def serve(tmp_path, monkeypatch):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0),
-                                             functools.partial(Quiet, directory=root))
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=root))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(fsdd, "URL", f"http://127.0.0.1:{server.server_port}/v1.tar.gz")
     yield (root / "v1.tar.gz").write_bytes

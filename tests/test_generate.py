@@ -96,16 +96,16 @@ def test_a_committed_token_never_changes_and_no_mask_is_left(changes, temperatur
         assert (before[step.committed] == MASK).all() and step.committed.any()
         assert torch.equal(step.tokens, torch.where(step.committed, step.predicted, before))
         before = step.tokens
-    assert not (before[:, :4] == MASK).any() and (finished(before, MASK, EOS).all() or
-                                                  not (before == MASK).any())
+    assert not (before[:, :4] == MASK).any()
+    assert (finished(before, MASK, EOS).all() or not (before == MASK).any())
 
 
 @pytest.mark.parametrize("changes", [dict(factor=1e-9), dict(steps=8)])
 def test_one_at_a_time_goes_in_order_of_confidence(changes):
     confidence = [0.5, 0.9, 0.3, 0.7, 0.95, 0.4, 0.6, 0.8]
     run = decode_fast(sure([0] * 8, confidence), settings(block_length=8, **changes))
-    assert [step.committed.nonzero()[:, 1].tolist() for step in run] == [[4], [1], [7], [3], [6],
-                                                                         [0], [5], [2]]
+    assert [step.committed.nonzero()[:, 1].tolist() for step in run] == [
+        [4], [1], [7], [3], [6], [0], [5], [2]]
 
 
 @pytest.mark.parametrize("changes", SETTINGS)
@@ -117,8 +117,8 @@ def test_blocks_are_filled_from_left_to_right(changes):
         assert step.committed[:, :4].any() != step.committed[:, 4:].any()
 
 
-@pytest.mark.parametrize("words, n_filled", [([0, 1, EOS, 2, 0, 0, 0, 0], 4),
-                                             ([0, 1, 2, 3, EOS, 0, 0, 0], 8)])
+@pytest.mark.parametrize("words, n_filled",
+                         [([0, 1, EOS, 2, 0, 0, 0, 0], 4), ([0, 1, 2, 3, EOS, 0, 0, 0], 8)])
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_decoding_stops_after_the_block_whose_eos_is_settled(words, n_filled, changes):
     run = decode_fast(sure(words, [0.9] * 8), settings(**changes))
@@ -235,8 +235,8 @@ def test_noise_is_finite_but_where_a_token_cannot_be_drawn():
     ends = torch.tensor([0.0, 2.0**-53, 0.5, 1 - 2.0**-53], dtype=torch.float64)
     for temperature in (1e-300, 1.0, 1e6):
         noise = gumbel(ends, temperature)
-        assert noise.dtype == torch.float32 and noise[0] == -torch.inf and noise[1:].isfinite().all(
-        )
+        assert noise.dtype == torch.float32 and noise[0] == -torch.inf
+        assert noise[1:].isfinite().all()
 
 
 # ------------------------------------------------------------------------ caches, with a real model
@@ -293,8 +293,8 @@ def test_a_cache_that_is_refreshed_in_every_step_changes_nothing(restless_model,
             list(generate(random_state(restless_model, seed), settings(**named, **changes), EOS))
             for named in (dict(cache="none"), dict(cache=cache, refresh=1))]
         for plain, cached in zip(*runs, strict=True):
-            assert torch.equal(plain.tokens, cached.tokens) and torch.equal(
-                plain.confidence, cached.confidence)
+            assert torch.equal(plain.tokens, cached.tokens)
+            assert torch.equal(plain.confidence, cached.confidence)
 
 
 def test_a_cache_reads_everything_once_a_block_and_then_less(restless_model, monkeypatch):
@@ -346,7 +346,6 @@ def test_a_step_tells_the_likeliest_tokens_of_its_masks_if_asked_and_decodes_as_
         expected = logits.softmax(-1).topk(3)
         tokens, probabilities = step.likely
         torch.testing.assert_close(probabilities[here], expected.values[here])
-        assert (tokens[here]
-                == expected.indices[here]).all() and (probabilities[step.confidence == 0]
-                                                      == 0).all()
+        assert (tokens[here] == expected.indices[here]).all()
+        assert (probabilities[step.confidence == 0] == 0).all()
         seen = step.tokens

@@ -30,10 +30,10 @@ class Worker:
 
     def __init__(self):
         script = str(ROOT / "tests" / "hostile_worker.py")
-        self.process = subprocess.Popen([sys.executable, "-W", "ignore", script, str(COMPUTING)],
-                                        env=os.environ | {"PYTHONPATH": str(ROOT)},
-                                        cwd=ROOT, text=True, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", script, str(COMPUTING)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.lines = queue.Queue()
         threading.Thread(target=self.read, daemon=True).start()
         # a file, and a command of train.py: with all that is imported and made

@@ -351,15 +351,15 @@ class Another(World):
 def test_processes_that_see_different_things_do_not_train(type, message, world, tmp_path):
     apart = Another()
     object.__setattr__(apart, "apart", type)
-    args = parse_arguments(["--stage", "1", "--resume", "--data",
-                            str(world), "--out",
-                            str(tmp_path), *MINI], "")
+    args = parse_arguments(
+        ["--stage", "1", "--resume", "--data", str(world), "--out", str(tmp_path), *MINI], "")
     with ExitStack() as held, pytest.raises(UserError, match=message):
         train.train(args, apart, held)
 
 
-@pytest.mark.parametrize("size, message", [("2", "without RANK, LOCAL_RANK, LOCAL_WORLD_SIZE"),
-                                           ("x", "got 'x'"), ("0", "got '0'")])
+@pytest.mark.parametrize(
+    "size, message",
+    [("2", "without RANK, LOCAL_RANK, LOCAL_WORLD_SIZE"), ("x", "got 'x'"), ("0", "got '0'")])
 def test_what_torchrun_has_not_started_is_one_line(size, message, world, tmp_path, monkeypatch,
                                                    capsys):
     monkeypatch.setenv("WORLD_SIZE", size)

@@ -74,8 +74,8 @@ def test_rotation_equals_its_complex_formula_and_keeps_norms():
 
 def test_attention_depends_on_relative_distance_alone():
     q, k, rotation = torch.randn(8), torch.randn(8), rotary(torch.arange(20), 8, 100.0)
-    scores = rotate(q.expand(1, 1, 20, 8), rotation)[0, 0] @ rotate(k.expand(1, 1, 20, 8),
-                                                                    rotation)[0, 0].T
+    scores = rotate(q.expand(1, 1, 20, 8), rotation)[0, 0] @ rotate(
+        k.expand(1, 1, 20, 8), rotation)[0, 0].T
     for distance in (-7, 0, 3):
         diagonal = scores.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=1e-5)

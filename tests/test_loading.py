@@ -49,8 +49,8 @@ print(max(peak) - before)
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(),
                     reason="anonymous memory is read from Linux's /proc")
-@pytest.mark.parametrize("layout, dtype", [("model.safetensors", torch.bfloat16),
-                                           ("pytorch_model.bin", torch.float16)])
+@pytest.mark.parametrize(
+    "layout, dtype", [("model.safetensors", torch.bfloat16), ("pytorch_model.bin", torch.float16)])
 def test_loading_needs_little_more_memory_than_the_weights(tmp_path, layout, dtype):
     """1.07 GiB of shards, loaded in bfloat16: as much again in memory, and less than 300 MiB beside
     it. (1.5 GiB would do.)"""
@@ -64,10 +64,8 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path, layout, dty
     size = sum(file.stat().st_size for file in (tmp_path / "llada").iterdir())
     assert 2**30 < size < 2**31
     root = str(Path(__file__).resolve().parent.parent)
-    command = [
-        sys.executable, "-c", MEMORY, root,
-        str(tmp_path / "llada"),
-        json.dumps(numbers), "bfloat16"]
+    command = [sys.executable, "-c", MEMORY, root, str(tmp_path / "llada"), json.dumps(numbers),
+               "bfloat16"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert size - 2**20 < int(run.stdout) < size + 300 * 2**20

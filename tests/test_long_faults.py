@@ -46,8 +46,9 @@ def outcome(out, n_steps):
     return [state.model | state.optimizer for state in found], logged(out)
 
 
-@pytest.mark.parametrize("n_steps, least", [pytest.param(4, 5, marks=pytest.mark.slow),
-                                            pytest.param(25, 50, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "n_steps, least",
+    [pytest.param(4, 5, marks=pytest.mark.slow), pytest.param(25, 50, marks=pytest.mark.long)])
 def test_a_run_killed_at_many_moments_ends_as_if_it_had_not_been(n_steps, least, world, tmp_path):
     (tmp_path / "whole").mkdir()
     few = tmp_path / "few.json"

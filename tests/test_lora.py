@@ -97,8 +97,8 @@ def test_merging_keeps_the_weights_dtype(config):
     assert torch.equal(layer.merged().weight, expected)
 
 
-@pytest.mark.parametrize("p, training, changes", [(0.5, True, True), (0.5, False, False),
-                                                  (0.0, True, False)])
+@pytest.mark.parametrize("p, training, changes",
+                         [(0.5, True, True), (0.5, False, False), (0.0, True, False)])
 def test_dropout_acts_in_training_mode_alone(llada, config, x, p, training, changes):
     before = trained(llada, config)(x)
     set_dropout(llada, p)

@@ -99,10 +99,10 @@ def test_a_manifest_that_is_not_there(tmp_path):
     (4, "good words", "bad words")])
 def test_each_stage_takes_its_fields(folder, stage, answer, rejected):
     [example] = load(folder, [ROW], stage)
-    assert (example.answer, example.rejected, example.instruction) == (answer, rejected,
-                                                                       "What is said?")
-    assert example.path == folder / "clips/0.wav" and (example.type, example.domain) == ("toy",
-                                                                                         "toy")
+    assert (example.answer, example.rejected, example.instruction) == (
+        answer, rejected, "What is said?")
+    assert example.path == folder / "clips/0.wav"
+    assert (example.type, example.domain) == ("toy", "toy")
 
 
 def without(*names):
@@ -173,8 +173,8 @@ def test_many_broken_entries_are_not_all_listed(folder):
     message = one_line_error(load, folder, [ROW | {"audio_filepath": "none.wav"}] * 20 + [ROW])
     assert "20 broken of 21" in message and "and 15 more" in message
     assert message.count("none.wav") == 5
-    assert "not one entry" in one_line_error(load, folder, [None], skip_broken=True,
-                                             say=lambda text: None)
+    assert "not one entry" in one_line_error(
+        load, folder, [None], skip_broken=True, say=lambda text: None)
 
 
 def test_an_entry_whose_prompt_leaves_no_room_for_an_answer_is_named(folder):

@@ -21,8 +21,8 @@ from diffa2_mini.weights import load_tokenizer, trained_tensors
 
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_the_loss_of_a_batch_is_the_sum_over_its_examples(model, examples, number):
-    pairs, stage, tokenizer = [(0, i) for i in (2, 0, 7, 4)], replace(
-        STAGES[number], batch_size=4), load_tokenizer(MICRO)
+    pairs, stage = [(0, i) for i in (2, 0, 7, 4)], replace(STAGES[number], batch_size=4)
+    tokenizer = load_tokenizer(MICRO)
     reference = {name: tensor + 0.1 for name, tensor in trained_tensors(model).items()}
 
     def loss(some):

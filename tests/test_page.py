@@ -60,16 +60,16 @@ def test_the_last_step_is_the_answer_and_each_step_tells_its_alternatives(tmp_pa
     (row,) = ask(capsys, CLIP, "--steps", 16, "--html", tmp_path / "out.html")
     (section,) = sections((tmp_path / "out.html").read_text(encoding="utf-8"))
     assert last_text(section) == section["text"] == row["text"] == "three one four"
-    assert (section["passes"], section["seconds"]) == (row["steps"],
-                                                       row["seconds"]) == (16, row["seconds"])
+    assert (section["passes"], section["seconds"]) == (
+        row["steps"], row["seconds"]) == (16, row["seconds"])
     # each step predicts what is masked
     assert [len(frame) for frame in section["frames"]] == [*range(16, 0, -1)]
     for frame in section["frames"]:
         assert sum(token is not None for _, token, *_ in frame) == 1
         for _, _, confidence, top in frame:
             probabilities = [p for _, p in top]
-            assert len(top) == page.TOP and probabilities == sorted(
-                probabilities, reverse=True) and sum(probabilities) <= 1.001
+            assert len(top) == page.TOP and probabilities == sorted(probabilities, reverse=True)
+            assert sum(probabilities) <= 1.001
             # without a temperature the first is taken
             assert confidence == pytest.approx(probabilities[0], abs=2e-4)
 
@@ -80,8 +80,8 @@ def test_the_page_changes_no_answer(tmp_path, capsys):
                                                             tmp_path / "out.html")
         assert row["tokens"] == plain["tokens"]
         (section,) = sections((tmp_path / "out.html").read_text(encoding="utf-8"))
-        assert last_text(section) == row["text"] and section["passes"] == row["steps"] * (
-            2 if "--cfg" in flags else 1)
+        assert last_text(section) == row["text"]
+        assert section["passes"] == row["steps"] * (2 if "--cfg" in flags else 1)
 
 
 def test_clips_and_parts_are_sections_of_one_page(tmp_path, capsys):
@@ -142,16 +142,17 @@ def test_a_letter_of_two_tokens_and_an_end_are_recorded_as_bytes(tokenizer):
     assert frames[0][3][2:] == [0.75, [["<|endoftext|>", 0.75]]]
 
 
-@pytest.mark.parametrize("name, message", [("missing/out.html", "there is no"),
-                                           ("out.wav", ".html"), ("folder.html", "a folder")])
+@pytest.mark.parametrize(
+    "name, message",
+    [("missing/out.html", "there is no"), ("out.wav", ".html"), ("folder.html", "a folder")])
 def test_a_page_that_cannot_be_is_refused_before_the_model_is_loaded(name, message, tmp_path,
                                                                      capsys, monkeypatch):
     (tmp_path / "folder.html").mkdir()
     monkeypatch.setattr(sample, "load_model", None)
     assert run_script(sample.main, [str(CLIP), "--html", str(tmp_path / name)]) == 2
     printed = capsys.readouterr()
-    assert message in printed.err and str(
-        tmp_path / name) in printed.err and printed.err.count("\n") == 1 and not printed.out
+    assert message in printed.err and str(tmp_path / name) in printed.err
+    assert printed.err.count("\n") == 1 and not printed.out
     assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]
 
 

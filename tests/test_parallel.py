@@ -43,14 +43,10 @@ def manifests(world):
 
 
 def command(n, manifests, out, *extra):
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n}"
-             ] if n > 1 else []
-    return [
-        sys.executable, *start,
-        str(ROOT / "train.py"), "--data",
-        str(manifests), "--validation",
-        str(manifests / "few.json"), "--out",
-        str(out), *STEPS, *extra]
+    start = ["-m", "torch.distributed.run", "--standalone",
+             f"--nproc_per_node={n}"] if n > 1 else []
+    return [sys.executable, *start, str(ROOT / "train.py"), "--data", str(manifests),
+            "--validation", str(manifests / "few.json"), "--out", str(out), *STEPS, *extra]
 
 
 def run(n, manifests, out, *extra):
@@ -382,9 +378,8 @@ def test_every_example_is_dealt_out_exactly_once_an_epoch(collate, size):
         pair for _, pairs in batches(n, batch_size, n * n_epochs // batch_size + 1, 0, 0, 2)
         for rank in range(size) for piece in collate.cut(pairs, 2, rank, size) for pair in piece]
     counts = {pair: dealt.count(pair) for pair in dealt}
-    assert {*counts.values()} == {1} and {(e, i)
-                                          for e in range(n_epochs)
-                                          for i in range(n)} <= counts.keys()
+    assert {*counts.values()} == {1}
+    assert {(e, i) for e in range(n_epochs) for i in range(n)} <= counts.keys()
 
 
 @torch.no_grad()

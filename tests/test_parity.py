@@ -47,8 +47,8 @@ def test_log_mel_is_whispers(n_mels, name):
     assert found[f"gap_{n_mels}_{name}"] <= 1e-6
 
 
-@pytest.mark.parametrize("layout, key", [("OpenAI's Whisper", "openai"),
-                                         ("Hugging Face's Whisper", "hugging_face")])
+@pytest.mark.parametrize(
+    "layout, key", [("OpenAI's Whisper", "openai"), ("Hugging Face's Whisper", "hugging_face")])
 def test_all_hidden_states_are_whispers(layout, key):
     found = golden("encoder")
     config = inputs.ENCODER
@@ -69,8 +69,8 @@ def test_the_acoustic_adapter_is_berts_encoder_with_cross_attention():
     tensors = seeded(found["names"], "DIFFA-2")
     layers.load_state_dict({name.removeprefix("acoustic_connector.qformer."): t
                             for name, t in tensors.items()})
-    x, frames = inputs.tensor("queries", 3, config.n_queries, encoder.width), inputs.tensor(
-        "frames", 3, 50, encoder.width)
+    x = inputs.tensor("queries", 3, config.n_queries, encoder.width)
+    frames = inputs.tensor("frames", 3, 50, encoder.width)
     with torch.no_grad():
         for layer in layers:
             x = layer(x, frames)
@@ -105,8 +105,8 @@ def test_a_block_of_the_backbone_is_llamas_without_the_causal_mask():
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "digits", "odd"])
 def test_ten_thousand_texts_get_the_ids_of_the_tokenizers_library(name):
-    found, tokenizer = golden("tokenizers"), Tokenizer.from_tokenizer_json(
-        GOLDEN / f"tokenizer_{name}.json")
+    found = golden("tokenizers")
+    tokenizer = Tokenizer.from_tokenizer_json(GOLDEN / f"tokenizer_{name}.json")
     texts = inputs.strings()
     assert len(texts) == len(found[name]) == 10_000
     wrong = [

@@ -91,9 +91,8 @@ def hugging_face_whisper(dtype=torch.float32) -> dict[str, torch.Tensor]:
     names = json.loads(str(np.load(GOLDEN / "encoder.npz")["hugging_face_names"]))
     names["model.encoder.embed_positions.weight"] = (WHISPER.n_positions, WHISPER.width)
     tensors = inputs.weights({name: tuple(shape) for name, shape in names.items()})
-    decoder = {
-        "model.decoder.embed_tokens.weight": torch.zeros(3, 2), "proj_out.weight": torch.zeros(
-            3, 2)}
+    decoder = {"model.decoder.embed_tokens.weight": torch.zeros(3, 2),
+               "proj_out.weight": torch.zeros(3, 2)}
     return {name: tensor.to(dtype) for name, tensor in (tensors | decoder).items()}
 
 
@@ -272,8 +271,8 @@ def test_stage_1_and_the_first_diffa_load(tmp_path, trained):
 
 
 def test_merged_and_separate_lora_give_the_same_logits(published):
-    separate, merged = load_pretrained(CONFIG, **published), load_pretrained(
-        CONFIG, **published, merge=True)
+    separate = load_pretrained(CONFIG, **published)
+    merged = load_pretrained(CONFIG, **published, merge=True)
     x = torch.randn(2, 9, CONFIG.llada.width)
     a, b = (model.llada.logits(model.llada(x)) for model in (separate, merged))
     assert not any("lora_" in name for name in merged.state_dict())
@@ -318,8 +317,8 @@ def test_a_file_that_smuggles_code_runs_nothing(tmp_path):
                tmp_path / "whisper.pt")
     (tmp_path / "plain.bin").write_bytes(pickle.dumps(Smuggler(tmp_path / "ran")))
     for name in ("whisper.pt", "plain.bin"):
-        assert "it was not run" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
-                                            tmp_path / name)
+        assert "it was not run" in error_of(
+            load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / name)
     assert not (tmp_path / "ran").exists()
     run, arguments = Smuggler(tmp_path / "ran").__reduce__()
     run(*arguments)  # what unpickling would have done
@@ -330,14 +329,14 @@ def test_damaged_and_incomplete_downloads_are_one_clear_line(tmp_path):
     torch.save(openai_whisper(), tmp_path / "cut.pt")
     whole = (tmp_path / "cut.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[:len(whole) // 2])
-    assert "cut off or damaged" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
-                                            tmp_path / "cut.pt")
+    assert "cut off or damaged" in error_of(
+        load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "cut.pt")
     (tmp_path / "page.bin").write_text("<html>not found</html>")
     assert "a web page?" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
                                      tmp_path / "page.bin")
     torch.save([1, 2], tmp_path / "list.pt")
-    assert "without named tensors" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
-                                               tmp_path / "list.pt")
+    assert "without named tensors" in error_of(
+        load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "list.pt")
     write_shards(tmp_path / "shards", hugging_face_whisper(), "model.safetensors")
     shard = tmp_path / "shards" / "model-00002-of-00002.safetensors"
     shard.rename(tmp_path / "gone")
@@ -349,8 +348,8 @@ def test_damaged_and_incomplete_downloads_are_one_clear_line(tmp_path):
     assert "weight_map" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
                                     tmp_path / "shards")
     (tmp_path / "empty").mkdir()
-    assert "model.safetensors" in error_of(load_part, WhisperEncoder(WHISPER), "whisper",
-                                           tmp_path / "empty")
+    assert "model.safetensors" in error_of(
+        load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "empty")
 
 
 def test_a_hub_name_is_looked_up_here_and_in_the_cache(tmp_path, monkeypatch):

@@ -210,8 +210,8 @@ def test_a_clip_that_is_none_is_one_line_and_exit_code_2(tmp_path, capfd):
     for name in broken_files(tmp_path):
         assert run_script(sample.main, [str(tmp_path / name)]) == 2, name
         printed = capfd.readouterr()
-        assert printed.err.count("\n") == 1 and str(
-            tmp_path / name) in printed.err and not printed.out
+        assert printed.err.count("\n") == 1 and str(tmp_path / name) in printed.err
+        assert not printed.out
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -97,8 +97,8 @@ def test_a_result_by_hand():
             for c, s in result["tables"]["category"].items()} == {"Perception": 1, "Reasoning": 6}
     assert {c: s["count"] for c, s in result["tables"]["sub-category"].items()} == {"(none)": 6}
     assert result["bare_letters"] == 1 and result["malformed"] == {"q3": "I hear nothing"}
-    assert result["broken_audio"] == {"q4": "4.wav: not there"
-                                      } and result["unanswered"] == ["q5"] and result["cut"] == 1
+    assert result["broken_audio"] == {"q4": "4.wav: not there"} and result["unanswered"] == ["q5"]
+    assert result["cut"] == 1
     assert result["incomplete"] == {"q3": "3.wav: expected 2.00 s, got 1.00 s"}
 
 

@@ -130,10 +130,10 @@ def test_words_overlap_and_scripts_differ(answer, choices, reply, right):
 def test_a_dog_barks_is_not_option_a():
     """MMSU's rule takes it for one; the mended score does not."""
     choices = ("cat", "dog", "bird", "cow")
-    assert score_mmsu("A dog barks", "cat",
-                      choices) and not score_mended("A dog barks", "cat", choices)
-    assert score_mended("A dog barks", "dog", choices) and mend_letter("A dog barks",
-                                                                       choices) == "A dog barks"
+    assert score_mmsu("A dog barks", "cat", choices)
+    assert not score_mended("A dog barks", "cat", choices)
+    assert score_mended("A dog barks", "dog", choices)
+    assert mend_letter("A dog barks", choices) == "A dog barks"
 
 
 def test_only_a_letter_is_mended():

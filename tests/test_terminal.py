@@ -98,8 +98,8 @@ def test_half_a_character_waits_for_its_other_half(text):
     tokens = TOKENIZER.encode(text)
     assert len(tokens) > len(text)  # some characters are several tokens
     for step in steps_to(text):
-        shown = "".join(
-            each for each, _ in characters(step.tokens[0].tolist(), [0.5] * 99, TOKENIZER))
+        shown = "".join(each
+                        for each, _ in characters(step.tokens[0].tolist(), [0.5] * 99, TOKENIZER))
         assert "\ufffd" not in shown and {*shown} <= {*text, "░"}
     assert shown == text
     assert TOKENIZER.decode([tokens[0], EOT]) == "".join(

@@ -12,8 +12,8 @@ from diffa2_mini.fast import token_losses as fast
 def test_the_gradient_that_is_made_with_the_loss_is_autograds(dtype, monkeypatch):
     monkeypatch.setattr(fast, "CHUNK", 4)
     head = nn.Linear(5, 30).to(dtype).requires_grad_(False)
-    hidden, targets, weight = torch.randn(10, 5, dtype=dtype, requires_grad=True), torch.randint(
-        30, (10, )), torch.rand(10)
+    hidden, targets = torch.randn(10, 5, dtype=dtype, requires_grad=True), torch.randint(30, (10, ))
+    weight = torch.rand(10)
     ours = fast.token_losses(head)(hidden, targets)
     plain = token_losses(head(hidden), targets)
     torch.testing.assert_close(ours, plain)
@@ -32,8 +32,8 @@ def test_the_head_gets_no_gradient_and_neither_it_nor_the_states_are_written_ove
 
 def test_the_diffusion_loss_is_the_same_from_states_as_from_logits():
     head = nn.Linear(5, 30).requires_grad_(False)
-    hidden, response, masked = torch.randn(4, 6, 5), torch.randint(30, (4, 6)), torch.rand(4,
-                                                                                           6) < 0.5
+    hidden, response = torch.randn(4, 6, 5), torch.randint(30, (4, 6))
+    masked = torch.rand(4, 6) < 0.5
     t, states = torch.rand(4), hidden[masked]
     plain = diffusion_loss(head(states), response, masked, t, 24)
     ours = diffusion_loss(states, response, masked, t, 24, fast.token_losses(head))

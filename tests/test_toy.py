@@ -85,8 +85,8 @@ def test_lettered_questions_have_one_right_option_at_any_letter(scene):
                 continue
             options = question.instruction.splitlines()[1:]
             assert [option[:3] for option in options] == ["A. ", "B. ", "C. ", "D. "][:len(options)]
-            assert len(options) in (3, 4) and len(set(option[3:]
-                                                      for option in options)) == len(options)
+            assert len(options) in (3, 4)
+            assert len(set(option[3:] for option in options)) == len(options)
             assert [option for option in options
                     if is_true(scene, question, option[3:])] == [question.answer]
             assert sorted([question.answer, *question.wrong]) == options
@@ -103,8 +103,8 @@ def test_training_scenes_are_never_held_out_and_evaluation_scenes_always():
         rng = np.random.default_rng(0)
         for kind in toy.KINDS:
             scenes = [toy_text.random_scene(rng, kind, evaluation) for _ in range(100)]
-            assert {scene.kind
-                    for scene in scenes} == {kind} and len(set(scenes)) > (3 if evaluation else 11)
+            assert {scene.kind for scene in scenes} == {kind}
+            assert len(set(scenes)) > (3 if evaluation else 11)
             assert all(toy_text.held_out(scene) == evaluation for scene in scenes)
         named = [toy_text.random_named_scene(rng, evaluation) for _ in range(100)]
         assert {scene.voice for scene in named} == set(toy_text.NAMES)
@@ -130,8 +130,8 @@ def test_a_mutation_changes_one_respect(scene):
         fields = [name for name, value in asdict(scene).items() if getattr(mutant, name) != value]
         assert len(fields) <= 1  # a swap of an item with itself changes nothing
         assert fields != ["items"] or one_edit_apart(scene.items, mutant.items)
-        assert mutant.kind == scene.kind and (mutant.voice in toy_text.NAMES) == (scene.voice
-                                                                                  in toy_text.NAMES)
+        assert mutant.kind == scene.kind
+        assert (mutant.voice in toy_text.NAMES) == (scene.voice in toy_text.NAMES)
         changed.update(fields)
     given = {name for name, value in asdict(scene).items() if value and name != "kind"}
     assert set(changed) == given and changed.total() > 100
@@ -149,8 +149,8 @@ def world(tmp_path_factory):
         yield folder, again, {split: toy.make_clips(again, split, seed=0) for split in toy.SPLITS}
 
 
-@pytest.mark.parametrize("name, number", [("stage1", 1), ("sft", 2), ("preference", 4),
-                                          ("validation", 2)])
+@pytest.mark.parametrize("name, number",
+                         [("stage1", 1), ("sft", 2), ("preference", 4), ("validation", 2)])
 def test_manifests_have_the_fields_that_the_stages_read(world, name, number):
     folder, _, clips = world
     config, stages = SIZES["toy"]
@@ -162,8 +162,8 @@ def test_manifests_have_the_fields_that_the_stages_read(world, name, number):
             "audio_id", "audio_filepath", "transcription", "input", "target", "dataset", "duration",
             "type", "domain", "rejected"
         } | ({"chosen"} if name == "preference" else set()) == set(row)
-        assert row["rejected"] != row["target"] and row.get("chosen",
-                                                            row["target"]) == row["target"]
+        assert row["rejected"] != row["target"]
+        assert row.get("chosen", row["target"]) == row["target"]
         assert row["rejected"] or name != "preference"
         scene = scenes[row["audio_id"]]  # and so of the right split
         assert row["domain"] == scene.kind and row["transcription"] == " ".join(scene.items)

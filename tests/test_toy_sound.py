@@ -43,8 +43,8 @@ def test_a_clip_is_sound_where_its_segments_say(scene):
     assert labels == (list(scene.items) or [scene.pattern] * len(segments)) and len(segments) > 1
     # start, end, start, end, ...
     edges = np.array([(segment.start, segment.end) for segment in segments]).ravel()
-    assert 0 <= edges[0] <= 0.4 and (np.diff(edges)
-                                     > 0).all() and edges[-1] <= len(samples) / SAMPLE_RATE
+    assert 0 <= edges[0] <= 0.4 and (np.diff(edges) > 0).all()
+    assert edges[-1] <= len(samples) / SAMPLE_RATE
     inside = np.zeros(len(samples), dtype=bool)
     spans = [
         slice(round(segment.start * SAMPLE_RATE), round(segment.end * SAMPLE_RATE))
@@ -76,8 +76,8 @@ def test_the_notes_of_an_arpeggio_have_the_labelled_pitch(instrument, speed, see
     for segment in segments:
         loudest = spectrum(
             samples[round(segment.start * SAMPLE_RATE):round(segment.end * SAMPLE_RATE)]).argmax()
-        assert round(12 * np.log2(loudest / 523.25)) % 12 == segment.pitches[0] and len(
-            segment.pitches) == 1
+        assert round(12 * np.log2(loudest / 523.25)) % 12 == segment.pitches[0]
+        assert len(segment.pitches) == 1
 
 
 @pytest.mark.parametrize("mode, seed", [*product(("major", "minor"), (0, 1, 2))])

@@ -26,8 +26,8 @@ def folders(tmp_path_factory):
 def test_it_is_the_same_each_time(folders):
     one, two = folders
     names = sorted(path.relative_to(one) for path in one.rglob("*.*"))
-    assert len(names) == 1 + 15 and all(
-        (one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    assert len(names) == 1 + 15
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
 
 
 def test_it_has_every_kind_of_question_in_the_fields_of_mmau(folders):
@@ -41,8 +41,8 @@ def test_it_has_every_kind_of_question_in_the_fields_of_mmau(folders):
                           for category in ("perception", "reasoning")
                           for asked in ("free", "lettered")} - {free_music_reasoning}
     for row in rows:
-        assert row["choices"].count(
-            row["answer"]) == 1 and 2 <= len(set(row["choices"])) == len(row["choices"]) <= 4
+        assert row["choices"].count(row["answer"]) == 1
+        assert 2 <= len(set(row["choices"])) == len(row["choices"]) <= 4
         assert "\n" not in row["question"] and (folders[0] / row["audio_id"]).is_file()
     mask_positions = Counter(row["choices"].index(row["answer"]) for row in rows)
     # the answer has no place of its own

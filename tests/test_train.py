@@ -148,10 +148,9 @@ def test_stage_0_names_an_entry_without_its_alignment(world, tmp_path, capsys):
     del rows[1]["segments"][0]["label"]
     (tmp_path / "stage0.json").write_text(json.dumps(rows))
     out = tmp_path / "out"
-    assert run_script(train.main,
-                      ["--stage", "0", "--data",
-                       str(tmp_path), "--out",
-                       str(out), "--steps", "1"]) == 2
+    assert run_script(
+        train.main,
+        ["--stage", "0", "--data", str(tmp_path), "--out", str(out), "--steps", "1"]) == 2
     error = capsys.readouterr().err
     assert "entry 2: expected audio_filepath, traits and segments" in error and not out.exists()
 
@@ -199,16 +198,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped_and_counted(
     assert run_script(train.main, [*flags, "--skip-nonfinite"]) == 0
     assert "skipped 3 steps whose loss or gradient was not finite" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
-    assert [row["step"]
-            for row in rows] == [2, 2, 3, 4] and all(len(row["clips"]) == 3 for row in rows)
+    assert [row["step"] for row in rows] == [2, 2, 3, 4]
+    assert all(len(row["clips"]) == 3 for row in rows)
 
 
 def test_a_second_run_into_a_folder_is_refused(world, tmp_path, capsys):
     with held(tmp_path):
-        assert run_script(train.main,
-                          ["--stage", "1", "--data",
-                           str(world), "--out",
-                           str(tmp_path), *MINI]) == 2
+        assert run_script(
+            train.main, ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]) == 2
     assert "another run is writing here" in capsys.readouterr().err
 
 
@@ -414,8 +411,8 @@ def test_a_start_on_other_parts_needs_a_flag(world, whole, tmp_path, monkeypatch
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
-@pytest.mark.parametrize("part, change", [("whisper", {"taps": (0, 1, 2, 4)}),
-                                          ("llada", {"rope_theta": 5e5})])
+@pytest.mark.parametrize("part, change",
+                         [("whisper", {"taps": (0, 1, 2, 4)}), ("llada", {"rope_theta": 5e5})])
 def test_a_start_of_another_model_is_refused(part, change, world, whole, tmp_path, capsys):
     found = weights.load_checkpoint(whole[0] / "stage1.safetensors")
     changed = dataclasses.replace(getattr(found.config, part), **change)
@@ -428,8 +425,8 @@ def test_a_start_of_another_model_is_refused(part, change, world, whole, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name, what", [("preference", "missing"), ("sft", "broken"),
-                                        ("preference", "broken")])
+@pytest.mark.parametrize("name, what",
+                         [("preference", "missing"), ("sft", "broken"), ("preference", "broken")])
 def test_every_manifest_is_read_before_anything_is_trained(name, what, world, tmp_path, capsys):
     data = shutil.copytree(world, tmp_path / "data")
     path = data / f"{name}.json"

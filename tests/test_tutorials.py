@@ -140,8 +140,8 @@ def test_every_chapter_has_what_a_chapter_needs():
         assert "![" in text and "**You will be able to**" in text and "**Time:**" in text, path.name
         summary = re.search(r"^## Summary\n(.*?)^## Read on", text, re.MULTILINE | re.DOTALL)[1]
         assert len(re.findall(r"^(?:- |\d\. )", summary, re.MULTILINE)) == 5, path.name
-        assert path.name.startswith("13") or re.search(rf"^Next: \[{int(path.name[:2]) + 1} · ",
-                                                       text, re.MULTILINE), path.name
+        assert path.name.startswith("13") or re.search(
+            rf"^Next: \[{int(path.name[:2]) + 1} · ", text, re.MULTILINE), path.name
         assert text.count("<details>") == text.count("</details>") == 3, path.name
 
 

@@ -45,8 +45,8 @@ def test_at_the_reference_the_loss_is_log_2_and_its_gradient_half_of_beta_times_
 
 
 def test_the_loss_is_minus_log_sigmoid_of_beta_times_the_margin():
-    policy, reference = torch.tensor([[-10.0, -20.0], [-7.0, -5.0]]), torch.tensor([[-12.0, -19.0],
-                                                                                    [-6.0, -6.0]])
+    policy = torch.tensor([[-10.0, -20.0], [-7.0, -5.0]])
+    reference = torch.tensor([[-12.0, -19.0], [-6.0, -6.0]])
     assert preference_margin(policy, reference).tolist() == [3.0, -2.0]  # (2) - (-1) and (-1) - (1)
     expected = np.mean([math.log(1 + math.exp(-BETA * margin)) for margin in (3, -2)])
     assert vrpo_loss(policy, reference, BETA).item() == pytest.approx(expected)
@@ -101,8 +101,8 @@ def test_elbo_of_one_sample_is_l_over_k_times_its_log_likelihood():
     bound = elbo(logits_of, PAIR[:1], REAL[:1], masked, MASK)
     p = logits.log_softmax(-1)
     torch.testing.assert_close(bound, 6 / 2 * (p[0, 1] + p[1, 4])[None])
-    assert seen["noisy"].tolist() == [[0, MASK, 2, 3, MASK, 4]] and torch.equal(
-        seen["masked"], masked[0])
+    assert seen["noisy"].tolist() == [[0, MASK, 2, 3, MASK, 4]]
+    assert torch.equal(seen["masked"], masked[0])
 
 
 def test_elbo_is_the_mean_over_samples():

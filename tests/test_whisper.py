@@ -65,8 +65,8 @@ def test_a_block_equals_torchs_pre_norm_transformer_layer():
     for parameter in block.parameters():
         nn.init.normal_(parameter)
     attn = block.attn
-    layer = nn.TransformerEncoderLayer(8, 2, 32, 0.0, "gelu", batch_first=True,
-                                       norm_first=True).double()
+    layer = nn.TransformerEncoderLayer(
+        8, 2, 32, 0.0, "gelu", batch_first=True, norm_first=True).double()
     layer.load_state_dict({
         "self_attn.in_proj_weight": torch.cat(
             [attn.query.weight, attn.key.weight, attn.value.weight]),

@@ -99,10 +99,9 @@ def run(path: Path, pictures: Path | None = None) -> list[str]:
         program.write_text("import sys\nsys.path.insert(0, '.')\n" + script(cells),
                            encoding="utf-8")
         try:
-            done = subprocess.run(
-                [sys.executable, "-X", "utf8", str(program)], cwd=path.parent, capture_output=True,
-                encoding="utf-8", timeout=SECONDS,
-                env={**os.environ, "TUTORIAL_PICTURES": str(pictures or folder)})
+            done = subprocess.run([sys.executable, "-X", "utf8", str(program)], cwd=path.parent,
+                                  capture_output=True, encoding="utf-8", timeout=SECONDS,
+                                  env={**os.environ, "TUTORIAL_PICTURES": str(pictures or folder)})
         except subprocess.TimeoutExpired:
             raise UserError(
                 f"{path.name}: expected to run to its end within {SECONDS} seconds, got no end"

@@ -87,9 +87,8 @@ def estimated(times: int, masks: int, shared: bool, lab: Lab, seed: int) -> dict
     at = draw()
     gain = (policy[at] - reference[at if shared else draw()]).mean((-2, -1))  # [N, P, 2]
     margin, truth = (x[..., 0] - x[..., 1] for x in (gain, (policy - reference).mean((-2, -1))))
-    return {
-        "variance": float(margin.var(0).mean()), "bias": float(
-            (loss(margin).mean(0) - loss(truth)).mean())}
+    return {"variance": float(margin.var(0).mean()),
+            "bias": float((loss(margin).mean(0) - loss(truth)).mean())}
 
 
 def texts(causal: bool, lab: Lab, seed: int) -> dict:
@@ -200,9 +199,8 @@ def main(argv: list[str]) -> None:
         figures = measure(lab, seed)
         write_json(path, {"experiment": experiment, "setting": setting, "seed": seed,
                           "made_of": lab.made_of, **figures})
-        shown = ", ".join(
-            f"{name} {figures[name]:.3g}" for name in ("overall", "variance", "bias", "open")
-            if name in figures)
+        shown = ", ".join(f"{name} {figures[name]:.3g}"
+                          for name in ("overall", "variance", "bias", "open") if name in figures)
         seconds = time.perf_counter() - began
         print(f"{experiment} / {setting} / seed {seed}: {shown} ({seconds:.0f} s)", flush=True)
     found = [json.loads(path.read_text()) for path, _ in cells.values() if path.exists()]

@@ -88,9 +88,10 @@ class Scale:
     pretrain: PretrainConfig = PretrainConfig()
 
 
-QUICK = Scale(steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6),
-              every=8, n_pairs=1, n_masks=2, n_texts=10, pretrain=PretrainConfig(
-                  recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4))
+QUICK = Scale(
+    steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6), every=8, n_pairs=1, n_masks=2,
+    n_texts=10,
+    pretrain=PretrainConfig(recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4))
 
 
 # ------------------------------------------------------------------------------------- the variants
@@ -166,8 +167,8 @@ def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
                                             other[pairs].masks)
             loss = vrpo_loss(policy, old, stage.vrpo_beta)
         else:
-            loss = piece_loss(model, reference, batch, stage, lab.tokenizer, int(
-                batch.valid.sum()))["loss"]
+            loss = piece_loss(model, reference, batch, stage, lab.tokenizer,
+                              int(batch.valid.sum()))["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), stage.grad_clip)
         optimizer.step()

@@ -124,8 +124,8 @@ def arrange(cells: list[dict]) -> Found:
     """The cells by experiment, setting and seed, and what follows from them."""
     found: Found = {}
     for cell in cells:
-        found.setdefault(cell["experiment"], {}).setdefault(cell["setting"],
-                                                            {})[cell["seed"]] = cell
+        found.setdefault(cell["experiment"], {}).setdefault(
+            cell["setting"], {})[cell["seed"]] = cell
     factor = found.get("factor", {})
     for seed, cell in factor.get("f = 1", {}).items():
         fixed = sorted((by_seed[seed]["forward_passes"], by_seed[seed]["overall"])
@@ -178,11 +178,9 @@ def together(verdicts: list[str]) -> str:
     """What several comparisons say about a claim."""
     if len({*verdicts}) == 1:
         return verdicts[0]
-    counts = [
-        f"{what} in {verdicts.count(kind)}" for kind, what in ((OPPOSITE, "the opposite"),
-                                                               (HIDES, "neither"), (PENDING,
-                                                                                    PENDING))
-        if kind in verdicts]
+    counts = [f"{what} in {verdicts.count(kind)}"
+              for kind, what in ((OPPOSITE, "the opposite"), (HIDES, "neither"), (PENDING, PENDING))
+              if kind in verdicts]
     return ", ".join([f"shows in {verdicts.count(SHOWS)} of {len(verdicts)}", *counts])
 
 
@@ -193,11 +191,8 @@ def summary(cells: list[dict]) -> dict:
     for experiment, settings in found.items():
         for setting, by_seed in settings.items():
             figures = [numbers(cell) for cell in by_seed.values()]
-            stated = {
-                name: mean_and_spread([f[name]
-                                       for f in figures])
-                for name in figures[0]
-                if all(name in f for f in figures)}
+            stated = {name: mean_and_spread([f[name] for f in figures]) for name in figures[0]
+                      if all(name in f for f in figures)}
             experiments.setdefault(experiment, {})[setting] = {
                 "mean": {name: mean
                          for name, (mean, _) in stated.items()}, "spread": {
