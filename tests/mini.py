@@ -60,7 +60,8 @@ def logged(out):
 def same(out, other, stages=(1, 2, 3, 4)):
     """Do two runs have the same weights, bit by bit, and the same log?"""
     for number in stages:
-        a, b = (weights.load_checkpoint(folder / f"stage{number}.safetensors") for folder in (out, other))
+        name = f"stage{number}.safetensors"
+        a, b = (weights.load_checkpoint(folder / name) for folder in (out, other))
         assert a.done and b.done and a.model.keys() == b.model.keys()
         assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
     rows, others = ([row

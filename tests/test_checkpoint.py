@@ -137,13 +137,15 @@ def test_a_cut_file(tmp_path, model, length):
 
 def test_files_that_are_no_checkpoints(tmp_path):
     path = tmp_path / "a.safetensors"
-    assert "no such file" in error_of(load_checkpoint, path) and "no such file" in error_of(load_checkpoint, tmp_path)
+    assert "no such file" in error_of(load_checkpoint, path)
+    assert "no such file" in error_of(load_checkpoint, tmp_path)
     path.write_text("this is no safetensors file, but text of some length")
     assert "cut off or damaged" in error_of(load_checkpoint, path)
     save_file({"x": torch.zeros(2)}, path)
     assert "another safetensors file" in error_of(load_checkpoint, path)
     save_file({"x": torch.zeros(2)}, path, {"format": "diffa2_mini 0"})
-    assert "expected a checkpoint of 'diffa2_mini 3', got 'diffa2_mini 0'" in error_of(load_checkpoint, path)
+    assert "expected a checkpoint of 'diffa2_mini 3', got 'diffa2_mini 0'" in error_of(
+        load_checkpoint, path)
 
 
 @pytest.mark.parametrize("function", ["save_file", "replace", "fsync"])

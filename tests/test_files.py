@@ -32,7 +32,8 @@ def test_a_damaged_save_gives_way_to_the_one_before(tmp_path, model, capsys):
     path = tmp_path / "stage1.safetensors"
     for step in (1, 2, 3):
         save(path, model, step)
-    assert files.load_last(path, weights.load_checkpoint).step == 3 and capsys.readouterr().out == ""
+    assert files.load_last(path, weights.load_checkpoint).step == 3
+    assert capsys.readouterr().out == ""
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
@@ -103,7 +104,8 @@ def test_a_disk_without_second_names_gets_a_copy(tmp_path, model, monkeypatch):
     monkeypatch.setattr(files.os, "link", refuse)
     for step in (1, 2, 3):
         save(path, model, step)
-    assert weights.load_checkpoint(path).step == 3 and weights.load_checkpoint(files.previous(path)).step == 2
+    assert weights.load_checkpoint(path).step == 3
+    assert weights.load_checkpoint(files.previous(path)).step == 2
 
 
 @posix

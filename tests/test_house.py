@@ -23,10 +23,10 @@ TOO_LONG = {  # to be shortened: nothing may be added
     "tutorials/claims.py experiments"}
 TESTED_BY = {  # a folder or module without a test file of its name: the file that tests it
     "bench": "bench", "command/flags": "sample", "errors": "script",
-    "evaluate/__main__": "evaluate", "pretraining/recall": "backbone", "pretraining/stage0": "train",
-    "fast/cache": "fast_llada", "fast/compiling": "device",
+    "evaluate/__main__": "evaluate", "fast/cache": "fast_llada", "fast/compiling": "device",
     "fast/graphs": "device", "fast/measure": "bench", "fast/memory": "device",
-    "fast/state": "model", "training/folder": "files", "training/loader": "data",
+    "fast/state": "model", "pretraining/recall": "backbone", "pretraining/stage0": "train",
+    "training/folder": "files", "training/loader": "data",
     "training/log": "files", "training/manifests": "manifest", "training/processes": "parallel",
     "training/progress": "train", "training/signals": "interrupted", "view/curves": "files"}
 FILES = [path for path in ROOT.rglob("*.py")

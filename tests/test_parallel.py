@@ -67,7 +67,8 @@ def torchrun(n, script, folder, *arguments):
 
 def apart(out, other, stage, of=torch.max):
     """How far the weights of two runs are apart after a stage: at most, or by another statistic."""
-    a, b = (weights.load_checkpoint(folder / f"stage{stage}.safetensors") for folder in (out, other))
+    name = f"stage{stage}.safetensors"
+    a, b = (weights.load_checkpoint(folder / name) for folder in (out, other))
     assert a.done and b.done and a.model.keys() == b.model.keys()
     apart = [(tensor - a.model[name]).abs().flatten() for name, tensor in b.model.items()]
     return float(of(torch.cat(apart)))

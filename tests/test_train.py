@@ -127,7 +127,8 @@ def test_one_stage_starts_from_the_checkpoint_it_is_given_and_is_tested_on_what_
     measured, tested = (line for line in capsys.readouterr().out.splitlines()
                         if "questions: open" in line)
     assert measured == tested
-    a, b = (weights.load_checkpoint(folder / "stage2.safetensors").model for folder in (tmp_path, whole[0]))
+    a, b = (weights.load_checkpoint(folder / "stage2.safetensors").model
+            for folder in (tmp_path, whole[0]))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 

@@ -175,8 +175,9 @@ def test_a_pointer_of_git_lfs_in_the_place_of_weights_is_told_as_that(tmp_path, 
     assert "got a pointer of Git LFS in its place; get the file itself: git lfs pull" in message
 
 
-@pytest.mark.parametrize("read", [weights.load_checkpoint, Tokenizer.from_tokenizer_json, read_manifest,
-                                  load_audio, duration])
+@pytest.mark.parametrize(
+    "read",
+    [weights.load_checkpoint, Tokenizer.from_tokenizer_json, read_manifest, load_audio, duration])
 def test_such_a_pointer_is_told_wherever_a_file_is_read(tmp_path, read):
     (tmp_path / "file").write_text(POINTER)
     message = error_of(read, tmp_path / "file")
