@@ -145,6 +145,29 @@ def test_every_chapter_has_what_a_chapter_needs():
         assert text.count("<details>") == text.count("</details>") == 3, path.name
 
 
+ROOT = build.FOLDER.parent
+TEXTS = [ROOT / "README.md", ROOT / "data" / "README.md", build.FOLDER / "LOG.md",
+         *sorted(build.FOLDER.glob("reference/*.md")), *build.chapters()]
+FILE = re.compile(r"\b(?:diffa2_mini|data|tests|tutorials)/[\w/]+\.(?:py|md|bpe|safetensors)")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_text_links_to_or_names_is_there(path):
+    assert not build.dead_links(path)
+    text = path.read_text(encoding="utf-8")
+    assert not [name for name in FILE.findall(text) if not (ROOT / name).exists()]
+
+
+def test_the_readme_is_short_and_its_results_stand_in_the_pages_it_links_to():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1000
+    results = re.findall(r"^- \*\*(.*)\(\[\w+\]\((.*?\.md).*$", text, re.MULTILINE)
+    assert len(results) == 5
+    for result, page in results:
+        there = (ROOT / page).read_text(encoding="utf-8")
+        assert not [number for number in re.findall(r"\d+\.\d+", result) if number not in there]
+
+
 def prose(text):
     """A chapter without its code."""
     return re.sub(r"`[^`\n]+`", "", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
