@@ -249,7 +249,7 @@ def test_questions_without_an_answer_are_asked_written_named_and_not_scored(fold
     assert result["unscored"] == ["a", "b", "c"]
     assert result["tables"]["task"]["speech"]["count"] == 1
     assert "answer is blank or none of their choices, not scored: 3\n  a\n  b\n  c\n" in printed
-    assert "could not be heard, counted as wrong where they are scored: 1\n  dd: " in printed
+    assert "could not be read, counted as wrong where they are scored: 1\n  dd: " in printed
     (folder / "toy.json").write_text(json.dumps([row | {"answer": " "} for row in TOY]))
     printed = run(capfd, *flags(folder, "blank.jsonl"))  # as MMAU's full test set
     assert "toy: no question can be scored" in printed and "%," not in printed
@@ -300,7 +300,7 @@ def test_a_clip_that_ends_early_is_answered_and_counted(folder, capfd):
     short = [row["id"] for row in rows if row["audio_id"] == path.name]
     assert [*result_of(folder)["incomplete"]] == short
     assert [*result_of(folder)["broken_audio"]] == ["d"]
-    assert f"which what there is was heard: {len(short)}\n  {path}: expected " in printed
+    assert f"used as far as they go: {len(short)}\n  {path}: expected " in printed
     assert run(capfd, *flags(folder)).endswith(printed[printed.index("task"):])  # from the file too
 
 
@@ -310,7 +310,7 @@ def test_a_long_clip_is_cut_and_counted(folder, capfd):
     (folder / "audio" / "minor_arpeggio.wav").write_text("no sound")
     printed = run(capfd, *flags(folder))
     assert result_of(folder)["cut"] == 1 and [*result_of(folder)["broken_audio"]] == ["c"]
-    assert "of which it heard the beginning: 1" in printed
+    assert "cut to their beginning: 1" in printed
     assert "minor_arpeggio.wav: expected audio" in printed
     run(capfd, "--benchmark", "toy", "--score", folder / "answers.jsonl")
     assert result_of(folder)["cut"] == 1 and [*result_of(folder)["broken_audio"]] == ["c"]

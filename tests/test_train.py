@@ -268,7 +268,7 @@ def test_a_clip_that_ends_early_is_learnt_and_counted(world, tmp_path, capfd, fl
     where = ["--stage", "1", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert run_script(train.main, [*where, *flags, *MINI]) == 0
     printed = capfd.readouterr().out
-    assert f"of which what there is was heard: 1\n    {cut}: expected " in printed
+    assert f"used as far as they go: 1\n    {cut}: expected " in printed
 
 
 def test_a_stage_says_in_one_line_what_it_cannot_learn_whole(world, tmp_path, capsys):

@@ -1,12 +1,14 @@
 """Ask a model all questions of a benchmark, and score its answers as the benchmark does.
 
     python -m diffa2_mini.evaluate --benchmark toy      # after python data/toybench.py
-    python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --audio-root MMAU --size full --out mmau.jsonl
-    python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --score made_elsewhere.json
+    python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json --audio-root MMAU \\
+        --size full --out mmau.jsonl
+    python -m diffa2_mini.evaluate --benchmark mmau --file mmau-test-mini.json \\
+        --score made_elsewhere.json
 
 Each answer is written to --out when it is there; started again, the same command goes on where it
 was, unless weights, settings, questions or clips have changed since, whatever their names. The
-result is printed, and written as JSON beside the answers. A clip that cannot be heard counts as a
+result is printed, and written as JSON beside the answers. A clip that cannot be read counts as a
 wrong answer; a question whose answer is blank or none of its choices is asked, and not scored.
 """
 
@@ -24,24 +26,16 @@ from .. import weights
 from ..command import flags
 from ..command.script import Parser
 from ..errors import require
-from ..evaluate import scoreboard
 from ..training import files
 from ..training.features import FeatureCache
-from .answers import (
-    Answer,
-    answer_batch,
-    expect_clips,
-    expect_replies,
-    match,
-    read_answers,
-    resume,
-    to_line,
-)
-from .benchmarks import BENCHMARKS, Question, load_questions, read_questions
+from . import scoreboard
+from .answers import Answer, Respondent, expect_clips, expect_replies
+from .answers_file import match, read_answers, resume, to_line
+from .benchmarks import BENCHMARKS, BenchmarkQuestion, load_questions, read_questions
 
 
-def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Question],
-            held: ExitStack) -> dict[str, Answer]:
+def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
+            every: list[BenchmarkQuestion], held: ExitStack) -> dict[str, Answer]:
     """Ask those of `every` question that are asked for and not answered yet. Returns all answers by
     id; the file that they are in is locked as long as `held` is open."""
     expect_clips(questions)
@@ -52,24 +46,24 @@ def ask_all(args: argparse.Namespace, questions: list[Question], every: list[Que
     by = flags.describe(config, trained, paths, decode, dtype, args.merge_lora)
     held.enter_context(files.lock(args.out.parent, args.out.name))
     answers = resume(args.out, args.benchmark, by, every)
-    place = {question.id: number for number, question in enumerate(every)}  # decides what is drawn
     left = [question for question in questions if question.id not in answers]
-    print(
-        f"{len(questions):,} questions, of which {len(questions) - len(left):,} are answered in {args.out}"
-    )
+    print(f"{len(questions):,} questions, of which {len(questions) - len(left):,} are answered in "
+          f"{args.out}")
     if not left:
         return answers
     tokenizer = weights.load_tokenizer(config, paths["llada"])
     model, parts = flags.load_model(config, trained, paths, device, dtype, args.merge_lora)
-    features, size = FeatureCache(model, device, dtype,
-                                  keep=True), args.batch_size or (64 if config.from_scratch else 8)
+    features = FeatureCache(model, device, dtype, keep=True)
+    respondent = Respondent(model, tokenizer, features, parts, decode)
+    size = args.batch_size or (64 if config.from_scratch else 8)
     tally = scoreboard.Tally(args.benchmark)
-    bar = progress(total=len(questions), initial=len(questions) - len(left), unit="question")
     tally.add([question for question in questions if question.id in answers], answers)
-    with bar:
-        for batch in (left[start:start + size] for start in range(0, len(left), size)):
-            replies = answer_batch(model, tokenizer, features, batch, parts, decode,
-                                   [place[question.id] for question in batch])
+    numbers = {question.id: number for number, question in enumerate(every)}
+    n_known = len(questions) - len(left)
+    with progress(total=len(questions), initial=n_known, unit="question") as bar:
+        for start in range(0, len(left), size):
+            batch = left[start:start + size]
+            replies = respondent.answer_together(batch, [numbers[each.id] for each in batch])
             lines = [to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)]
             files.append(args.out, "".join(lines))
             answers |= {question.id: reply for question, reply in zip(batch, replies)}
@@ -82,10 +76,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--benchmark", required=True, choices=list(BENCHMARKS))
-    add(
-        "--file", type=Path, help=
-        "as published; asr: a manifest, or Kaldi's wav.scp (default of toy: data/toy/toybench.json in a clone)"
-    )
+    add("--file", type=Path, help="as published; asr: a manifest, or Kaldi's wav.scp "
+        "(default of toy: data/toy/toybench.json in a clone)")
     add("--audio-root", type=Path, metavar="DIR",
         help="what the file's paths are relative to (default: its folder)")
     add("--score", type=Path, metavar="ANSWERS",

@@ -1,8 +1,8 @@
-"""From verdicts to tables: accuracy on a manifest, as training prints it, and the result of a
+"""From answers to figures: accuracy on a manifest, as training prints it, and the result of a
 benchmark as text and as JSON."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from ..data import Example
 from ..errors import require
 from ..training.files import write
 from .answers import Answer
-from .benchmarks import BENCHMARKS, Question, can_be_scored
+from .benchmarks import BENCHMARKS, BenchmarkQuestion, can_be_scored
 from .scoring import (
     NORMALISATION,
     WordErrors,
@@ -23,69 +23,22 @@ from .scoring import (
     word_errors,
 )
 
-INCOMPLETE = "clips that end early or are damaged, of which what there is was heard"
+INCOMPLETE = "clips that end early or are damaged, used as far as they go"
 
 
-# --------------------------------------------------------------------------------------- a manifest
+# ----------------------------------------------------------------------------------------- figures
 
 
-@dataclass
-class Report:
-    """Accuracy by (domain, type), and the figures that sum it up."""
-
-    accuracy: dict[tuple[str, str], float]
-    count: dict[tuple[str, str], int]
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-def report(examples: list[Example], answers: list[str]) -> Report:
-    """Score answers. `open`, `lettered` and `caption` are means over types, `overall` is the mean
-    over questions."""
-    hits = {}
-    for example, text in zip(examples, answers, strict=True):
-        hits.setdefault((example.domain, example.type), []).append(is_right(example, text))
-    accuracy = {key: float(np.mean(values)) for key, values in sorted(hits.items())}
-    groups = {
-        "open": [a for (_, type), a in accuracy.items() if not type.endswith("+abcd")],
-        "lettered": [a for (_, type), a in accuracy.items() if type.endswith("+abcd")],
-        "caption": [a for (_, type), a in accuracy.items() if type == "caption"],
-    }
-    figures = {name: float(np.mean(values)) for name, values in groups.items() if values}
-    figures["overall"] = float(np.mean(sum(hits.values(), [])))
-    figures["worst_open"] = min(groups["open"], default=float("nan"))
-    errors = [
-        word_errors(example.answer, text)
-        for example, text in zip(examples, answers)
-        if example.type == "asr"]
-    if errors:
-        figures["wer"] = word_error_rate(errors)
-    return Report(accuracy, {key: len(values) for key, values in hits.items()}, figures)
-
-
-def table(result: Report) -> str:
-    """The report as text: a line per type of question, a column per domain, and the figures
-    below."""
-    domains = sorted({domain for domain, _ in result.accuracy})
-    types = sorted({type
-                    for _, type in result.accuracy}, key=lambda type:
-                   (type.endswith("+abcd"), type))
-    lines = ["".join([f"{'question':14}", *(f"{domain:>10}" for domain in domains)])]
-    for type in types:
-        cells = [result.accuracy.get((domain, type)) for domain in domains]
-        lines.append("".join(
-            [f"{type:14}", *(f"{'' if cell is None else f'{cell:.2f}':>10}" for cell in cells)]))
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in result.figures.items())
-    return "\n".join([*lines, f"{sum(result.count.values())} questions: {figures}"])
-
-
-# -------------------------------------------------------------------------------------- a benchmark
+def mean(values: list[float]) -> float:
+    """Not a number where there are none."""
+    return float(np.mean(values)) if values else float("nan")
 
 
 def wilson(right: int, count: int) -> list[float]:
-    """The 95 % interval of a share (Wilson's, which holds near 0 and 1 too)."""
+    """The 95 % interval of a proportion (Wilson's, which holds near 0 and 1 too)."""
     z = 1.96
-    share, spread = right / count, z * z / count
-    middle, half = share + spread / 2, z * (share * (1 - share) / count + spread / (4 * count))**0.5
+    p, spread = right / count, z * z / count
+    middle, half = p + spread / 2, z * (p * (1 - p) / count + spread / (4 * count))**0.5
     return [max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))]
 
 
@@ -100,98 +53,148 @@ def bootstrap(errors: list[WordErrors]) -> list[float]:
     """The 95 % interval of the word error rate, over 1,000 drawings of as many clips."""
     edits, n_words = np.array([[e.total, e.words] for e in errors]).T
     drawn = np.random.default_rng(0).integers(len(errors), size=(1000, len(errors)))
-    return np.percentile(edits[drawn].sum(1) / np.maximum(n_words[drawn].sum(1), 1),
-                         [2.5, 97.5]).tolist()
+    rates = edits[drawn].sum(1) / np.maximum(n_words[drawn].sum(1), 1)
+    return np.percentile(rates, [2.5, 97.5]).tolist()
 
 
-def share(right: list[bool], mended: list[bool]) -> dict | None:
-    """How many are right, and the shares; None of no questions."""
-    if not right:
-        return None
-    return {"count": len(right), "right": sum(right), "accuracy": sum(right) / len(right),
-            "interval": wilson(sum(right), len(right)), "mended": sum(mended) / len(mended)}
+# --------------------------------------------------------------------------------------- a manifest
 
 
-def common(name: str, questions: list[Question], answers: dict[str, Answer]) -> dict:
-    """What the results of all benchmarks tell of audio and of answers that are not there."""
-    answered = {q.id: answers[q.id] for q in questions if q.id in answers}
-    return {
-        "benchmark": name, "broken_audio": {
-            id: answer.error
-            for id, answer in answered.items()
-            if answer.error
-        }, "unanswered": [q.id for q in questions if q.id not in answered],
-        "unscored": [q.id for q in questions if not can_be_scored(name, q)], "cut": sum(
-            answer.cut for answer in answered.values()), "incomplete": {
-                id: answer.incomplete
-                for id, answer in answered.items()
-                if answer.incomplete}}
+@dataclass(frozen=True)
+class Report:
+    """Accuracy by (domain, type), and the figures that sum it up."""
+
+    accuracy: dict[tuple[str, str], float]
+    count: dict[tuple[str, str], int]
+    figures: dict[str, float]
 
 
-def reply_to(question: Question, answers: dict[str, Answer]) -> str:
+def report(examples: list[Example], answers: list[str]) -> Report:
+    """Score answers. `open`, `lettered` and `caption` are means over types, `overall` is the mean
+    over questions; `wer` is the word error rate of transcripts."""
+    right, errors = {}, []
+    for example, text in zip(examples, answers, strict=True):
+        right.setdefault((example.domain, example.type), []).append(is_right(example, text))
+        if example.type == "asr":
+            errors.append(word_errors(example.answer, text))
+    accuracy = {key: mean(values) for key, values in sorted(right.items())}
+    groups = {"open": [], "lettered": [], "caption": []}
+    for (_, type), value in accuracy.items():
+        groups["lettered" if type.endswith("+abcd") else "open"].append(value)
+        if type == "caption":
+            groups["caption"].append(value)
+    figures = {name: mean(values) for name, values in groups.items() if values}
+    figures["overall"] = mean([each for values in right.values() for each in values])
+    figures["worst_open"] = min(groups["open"], default=float("nan"))
+    if errors:
+        figures["wer"] = word_error_rate(errors)
+    return Report(accuracy, {key: len(values) for key, values in right.items()}, figures)
+
+
+def table(result: Report) -> str:
+    """The report as text: a line per type of question, a column per domain, and the figures
+    below."""
+    domains = sorted({domain for domain, _ in result.accuracy})
+    types = {type for _, type in result.accuracy}
+    lines = [f"{'question':14}" + "".join(f"{domain:>10}" for domain in domains)]
+    for type in sorted(types, key=lambda type: (type.endswith("+abcd"), type)):
+        line = f"{type:14}"
+        for domain in domains:
+            value = result.accuracy.get((domain, type))
+            line += f"{'' if value is None else f'{value:.2f}':>10}"
+        lines.append(line)
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in result.figures.items())
+    return "\n".join([*lines, f"{sum(result.count.values())} questions: {figures}"])
+
+
+# -------------------------------------------------------------------------------------- a benchmark
+
+
+def reply_to(question: BenchmarkQuestion, answers: dict[str, Answer]) -> str:
     """The reply to a question; empty where there is none."""
     return answers[question.id].reply if question.id in answers else ""
 
 
-def score_choices(name: str, questions: list[Question], answers: dict[str, Answer]) -> dict:
+def about_clips(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> dict:
+    """What the results of all benchmarks tell of clips, and of answers that are not there."""
+    answered = {q.id: answers[q.id] for q in questions if q.id in answers}
+    return {
+        "benchmark": name,
+        "broken_audio": {id: each.error for id, each in answered.items() if each.error},
+        "unanswered": [q.id for q in questions if q.id not in answered],
+        "unscored": [q.id for q in questions if not can_be_scored(name, q)],
+        "cut": sum(each.cut for each in answered.values()),
+        "incomplete": {id: each.incomplete for id, each in answered.items() if each.incomplete},
+    }
+
+
+def accuracy_of(verdicts: list[tuple[bool, bool]]) -> dict | None:
+    """How many are right by the benchmark's rule, and, as a part of all, how many with bare letters
+    mended; None of no questions. A verdict has both."""
+    if not verdicts:
+        return None
+    right, mended = zip(*verdicts)
+    return {"count": len(right), "right": sum(right), "accuracy": sum(right) / len(right),
+            "interval": wilson(sum(right), len(right)), "mended": sum(mended) / len(mended)}
+
+
+def score_choices(name: str, questions: list[BenchmarkQuestion],
+                  answers: dict[str, Answer]) -> dict:
     """The result of a benchmark of multiple choice. A question that was not answered is wrong, and
     no malformed reply; one that cannot be scored is in no table; `overall` is None if none can."""
-    benchmark, result = BENCHMARKS[name], common(name, questions, answers)
-    scored = [q for q in questions if can_be_scored(name, q)]
-    replies = [reply_to(q, answers) for q in questions]
-    right = [benchmark.is_right(reply_to(q, answers), q) for q in scored]
-    mended = [score_mended(reply_to(q, answers), q.answer, q.choices) for q in scored]
-    tables = {}
-    for i, question in enumerate(scored):
+    benchmark, result = BENCHMARKS[name], about_clips(name, questions, answers)
+    verdicts, rows_of = [], {}  # of each table, the verdicts in each of its rows
+    for question in questions:
+        if not can_be_scored(name, question):
+            continue
+        reply = reply_to(question, answers)
+        verdict = (benchmark.is_right(reply, question),
+                   score_mended(reply, question.answer, question.choices))
+        verdicts.append(verdict)
         for title, rows in question.groups.items():
             for row in rows:
-                tables.setdefault(title, {}).setdefault(row, []).append(i)
+                rows_of.setdefault(title, {}).setdefault(row, []).append(verdict)
+    tables = {title: {row: accuracy_of(found) for row, found in sorted(rows.items())}
+              for title, rows in rows_of.items()}
     silent = {*result["broken_audio"], *result["unanswered"]}
-    malformed = {
-        q.id: r
-        for q, r in zip(questions, replies)
-        if q.id not in silent and not benchmark.answers(r, q)}
-    return result | {
-        "overall": share(right, mended), "bare_letters": sum(map(is_bare_letter, replies)),
-        "malformed": malformed, "tables": {
-            title: {
-                row: share([right[i]
-                            for i in at], [mended[i]
-                                           for i in at])
-                for row, at in sorted(rows.items())}
-            for title, rows in tables.items()}}
+    replies = {q.id: reply_to(q, answers) for q in questions}
+    malformed = {q.id: replies[q.id] for q in questions
+                 if q.id not in silent and not benchmark.answers(replies[q.id], q)}
+    n_letters = sum(is_bare_letter(reply) for reply in replies.values())
+    return result | {"overall": accuracy_of(verdicts), "bare_letters": n_letters,
+                     "malformed": malformed, "tables": tables}
 
 
-def score_transcripts(questions: list[Question], answers: dict[str, Answer]) -> dict:
+def score_transcripts(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> dict:
     """The word error rate of a corpus. A transcript that is missing has all its words left out."""
     pairs = [(normalise(q.answer), normalise(reply_to(q, answers))) for q in questions]
     errors = [word_errors(*pair) for pair in pairs]
-    worst = sorted(range(len(errors)), key=lambda i: -errors[i].total)
     total = sum(errors, WordErrors())
     require(total.words, "expected transcripts with words, got none: there is no word error rate")
-    return common("asr", questions, answers) | {
+    clips = [{"id": question.id, **asdict(error), "reference": reference, "hypothesis": hypothesis}
+             for question, error, (reference, hypothesis) in zip(questions, errors, pairs)]
+    order = sorted(range(len(errors)), key=lambda i: -errors[i].total)
+    return about_clips("asr", questions, answers) | {
         "clips": len(questions), **asdict(total), "wer": word_error_rate(errors),
-        "interval": bootstrap(errors), "empty": sum(
-            not audio_embeddings
-            for _, audio_embeddings in pairs), "normalisation": NORMALISATION, "worst": [{
-                "id": questions[i].id, **asdict(errors[i]), "reference": pairs[i][0],
-                "hypothesis": pairs[i][1]
-            } for i in worst[:N_LISTED] if errors[i].total]}
+        "interval": bootstrap(errors), "empty": sum(not said for _, said in pairs),
+        "normalisation": NORMALISATION,
+        "worst": [clips[i] for i in order[:N_LISTED] if errors[i].total]}
 
 
-def score(name: str, questions: list[Question], answers: dict[str, Answer]) -> dict:
+def score(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> dict:
     """The result of a benchmark, ready for JSON."""
-    return score_transcripts(questions, answers) if name == "asr" else score_choices(
-        name, questions, answers)
+    if name == "asr":
+        return score_transcripts(questions, answers)
+    return score_choices(name, questions, answers)
 
 
 class Tally:
-    """How good the answers are so far."""
+    """How good the answers to a benchmark are so far."""
 
     def __init__(self, benchmark: str):
         self.benchmark, self.right, self.errors = benchmark, [], []
 
-    def add(self, questions: list[Question], answers: dict[str, Answer]) -> str:
+    def add(self, questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> str:
         """Count more answers; returns the figure of all."""
         for question in questions:
             reply = answers[question.id].reply
@@ -203,43 +206,48 @@ class Tally:
                 self.right.append(BENCHMARKS[self.benchmark].is_right(reply, question))
         if self.benchmark == "asr":
             return f"word error rate {word_error_rate(self.errors):.3f}"
-        figure = f"{sum(self.right) / len(self.right):.3f}" if self.right else "not known"
-        return f"accuracy {figure}"
+        return f"accuracy {mean(self.right):.3f}" if self.right else "accuracy not known"
 
 
-def percent(shares: list[float]) -> str:
-    return " to ".join(f"{100 * s:.1f}" for s in shares)
+# ------------------------------------------------------------------------------- a result as text
+
+
+def percent(*values: float) -> str:
+    return " to ".join(f"{100 * value:.1f}" for value in values)
 
 
 def transcripts_as_text(result: dict) -> list[str]:
     """The lines on a corpus of transcripts."""
     edits = [f"{result[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions")]
-    lines = [f"word error rate {percent([result['wer']])} % "
-             f"(95 % interval {percent(result['interval'])}): {', '.join(edits)} "
+    lines = [f"word error rate {percent(result['wer'])} % "
+             f"(95 % interval {percent(*result['interval'])}): {', '.join(edits)} "
              f"in {result['words']} words of {result['clips']} clips",
              f"compared in {result['normalisation']}",
              f"transcripts that are empty or missing: {result['empty']}", "worst clips:"]
     for clip in result["worst"]:
         n_edits = clip["substitutions"] + clip["deletions"] + clip["insertions"]
         lines += [f"  {clip['id']}: {n_edits} errors in {clip['words']} words",
-                  f"    said:  {clip['reference']}", f"    heard: {clip['hypothesis']}"]
+                  f"    reference:  {clip['reference']}",
+                  f"    hypothesis: {clip['hypothesis']}"]
     return lines
 
 
 def choices_as_text(result: dict) -> list[str]:
-    """The lines on questions with choices: the tables, and the share of right answers, if any."""
+    """The lines on questions with choices: the tables, and the accuracy, if there is one."""
     lines, name, overall = [], result["benchmark"], result["overall"]
     for title, rows in result["tables"].items():
         cells = [(title, "questions", "right", "accuracy %", "95 % interval",
                   "by words, letters mended %")]
-        cells += [(row, str(s["count"]), str(s["right"]), percent([s["accuracy"]]),
-                   percent(s["interval"]), percent([s["mended"]])) for row, s in rows.items()]
+        for row, found in rows.items():
+            cells.append((row, str(found["count"]), str(found["right"]),
+                          percent(found["accuracy"]), percent(*found["interval"]),
+                          percent(found["mended"])))
         lines += [columns(cells), ""]
     if overall:
         lines += [f"{name}: {overall['right']} of {overall['count']} right by its rule, "
-                  f"{percent([overall['accuracy']])} % (95 % interval "
-                  f"{percent(overall['interval'])}); by words, with letters mended: "
-                  f"{percent([overall['mended']])} %", ""]
+                  f"{percent(overall['accuracy'])} % (95 % interval "
+                  f"{percent(*overall['interval'])}); by words, with letters mended: "
+                  f"{percent(overall['mended'])} %", ""]
     else:
         lines += [f"{name}: no question can be scored, as none has an answer among its choices", ""]
     malformed = [f"{id}: {reply!r}" for id, reply in result["malformed"].items()]
@@ -250,16 +258,16 @@ def choices_as_text(result: dict) -> list[str]:
 
 
 def as_text(result: dict) -> str:
-    """The result for people."""
+    """The result of a benchmark for people."""
     is_asr = result["benchmark"] == "asr"
     lines = transcripts_as_text(result) if is_asr else choices_as_text(result)
     wrong = "counted as wrong" + (" where they are scored" if result["unscored"] else "")
-    unheard = [f"{id}: {error}" for id, error in result["broken_audio"].items()]
-    lines += listed(f"clips that could not be heard, {wrong}", unheard)
+    broken = [f"{id}: {error}" for id, error in result["broken_audio"].items()]
+    lines += listed(f"clips that could not be read, {wrong}", broken)
     lines += listed(f"questions without a reply, {wrong}", result["unanswered"])
     lines += listed(INCOMPLETE, [*result["incomplete"].values()])
-    return "\n".join([*lines, "clips longer than the model hears, of which it heard the beginning: "
-                              f"{result['cut']}"])
+    lines.append(f"clips longer than the model takes, cut to their beginning: {result['cut']}")
+    return "\n".join(lines)
 
 
 def publish(result: dict, path: Path) -> None:

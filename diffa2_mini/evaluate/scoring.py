@@ -15,7 +15,7 @@ from string import ascii_uppercase
 from ..data import Example
 
 
-def same(text: str, other: str) -> bool:
+def same_text(text: str, other: str) -> bool:
     """Whether two texts are the same to a reader: white space around them does not count."""
     return text.strip() == other.strip()
 
@@ -25,7 +25,7 @@ def is_right(example: Example, answer: str) -> bool:
     is."""
     if example.type.endswith("+abcd"):
         return answer.strip()[:1] == example.answer.strip()[:1]
-    return same(answer, example.answer)
+    return same_text(answer, example.answer)
 
 
 # ---------------------------------------------------------------------------------- multiple choice
@@ -35,9 +35,10 @@ def mmsu_letter(reply: str) -> str | None:
     """MMSU's rule: the first character if it is one of ABCD, else the last but one if it is; else
     none."""
     text = reply.strip().replace("\n", "")
-    return next(
-        (character for character in (text[:1], text[-2:-1]) if character and character in "ABCD"),
-        None)
+    for character in (text[:1], text[-2:-1]):
+        if character and character in "ABCD":
+            return character
+    return None
 
 
 def score_mmsu(reply: str, answer: str, choices: tuple[str, ...]) -> bool:
@@ -65,7 +66,7 @@ def is_bare_letter(reply: str) -> bool:
 def mend_letter(reply: str, choices: tuple[str, ...]) -> str:
     """The reply, or the choice's text where the reply is only its letter. Where the choices are
     letters themselves, as keys of music are, it is a text already."""
-    if any(same(reply, choice) for choice in choices) or not is_bare_letter(reply):
+    if any(same_text(reply, choice) for choice in choices) or not is_bare_letter(reply):
         return reply
     return dict(zip(ascii_uppercase, choices)).get(reply.strip().strip("()."), reply)
 
@@ -74,7 +75,7 @@ def score_mended(reply: str, answer: str, choices: tuple[str, ...]) -> bool:
     """The word rule, after a bare letter has become its choice's text. An answer without a word, to
     which the rule would take anything for right, must be said as it is."""
     reply = mend_letter(reply, choices)
-    return score_by_words(reply, answer, choices) if words(answer) else same(reply, answer)
+    return score_by_words(reply, answer, choices) if words(answer) else same_text(reply, answer)
 
 
 def names_a_choice(reply: str, choices: tuple[str, ...]) -> bool:
@@ -85,16 +86,15 @@ def names_a_choice(reply: str, choices: tuple[str, ...]) -> bool:
 
 # -------------------------------------------------------------------------------------- transcripts
 
-NORMALISATION = (
-    "lower case; apostrophes are taken out (don't = dont); all other punctuation and symbols separate words "
-    "(well-known = well known)")
+NORMALISATION = ("lower case; apostrophes are taken out (don't = dont); all other punctuation and "
+                 "symbols separate words (well-known = well known)")
 
 
 def normalise(text: str) -> str:
     """A transcript as it is compared: NORMALISATION, in Unicode's composed form."""
     text = re.sub("['\u2018\u2019\u02bc]", "", unicodedata.normalize("NFKC", text).lower())
-    return " ".join("".join(
-        " " if unicodedata.category(c)[0] in "PSZC" else c for c in text).split())
+    letters = [" " if unicodedata.category(c)[0] in "PSZC" else c for c in text]
+    return " ".join("".join(letters).split())
 
 
 @dataclass(frozen=True)

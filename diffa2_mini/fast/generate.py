@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..config import DecodeConfig
 from ..decode import commit, finished, tokens_in_step
+from ..model import Diffa2Model
 from ..noise import stream
+from ..tokenizer import Prompt, Tokenizer
 from .graphs import Captured
 from .state import BLOCK_STATES, DecodingState
 
@@ -170,3 +172,16 @@ def generate(state: DecodingState, config: DecodeConfig, eos_id: int, top: int =
             step = record(tokens, here, predicted, confidence, committed, likely)
             tokens = step.tokens
             yield step
+
+
+def generate_responses(model: Diffa2Model, tokenizer: Tokenizer, audio_embeddings: list[Tensor],
+                       prompts: list[Prompt], decode: DecodeConfig,
+                       numbers: Sequence[int] | None = None) -> tuple[Tensor, int]:
+    """Responses [B, R] to prompts with audio embeddings [A, D], decoded together to their end, and
+    the number of forward passes. `numbers`: see `generate`."""
+    lengths = [decode.gen_length] * len(prompts)
+    state = DecodingState(model, audio_embeddings, prompts, lengths, tokenizer.mask_id)
+    n_steps = 0
+    for step in generate(state, decode, tokenizer.eos_id, numbers=numbers):
+        tokens, n_steps = step.tokens, n_steps + 1
+    return tokens, n_steps * decode.passes_per_step

@@ -80,7 +80,7 @@ def generate_greedily(model: Diffa2Model, tokenizer: Tokenizer, audio_embeddings
                       numbers: Sequence[int] | None = None) -> tuple[Tensor, int]:
     """The most probable next token, again and again: answers [B, R], padded with EOS, and the
     number of forward passes. The first pass computes the prompts, each of the others one token of
-    each answer. Nothing is drawn, so that the `numbers` of `fill_in` are not used."""
+    each answer. Nothing is drawn, so that the `numbers` of `generate_responses` are not used."""
     before, lengths = model.splice(audio_embeddings, prompts)
     (B, P, _), R, device = before.shape, decode.gen_length, before.device
     positions, valid = lay_out(lengths, P, torch.ones(B, R, dtype=torch.bool, device=device))

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..config import LladaConfig, PretrainConfig
-from ..evaluate.answers import fill_in
-from ..evaluate.scoring import same
+from ..evaluate.scoring import same_text
+from ..fast.generate import generate_responses
 from ..llada import Block, Llada, rotary
 from ..model import Diffa2Model
 from ..noise import seed_of, stream
@@ -106,10 +106,10 @@ class Paradigm:
 
     text_loss: Callable[..., Tensor]
     recall_loss: Callable[[Llada, RecallExercise], Tensor]
-    generate: Callable[..., tuple[Tensor, int]]  # as `fill_in`
+    generate: Callable[..., tuple[Tensor, int]]  # as `generate_responses`
 
 
-MASKED_DIFFUSION = Paradigm(text_loss, recall_loss, fill_in)
+MASKED_DIFFUSION = Paradigm(text_loss, recall_loss, generate_responses)
 
 
 # --------------------------------------------------------------------------------------- accuracy
@@ -118,7 +118,7 @@ MASKED_DIFFUSION = Paradigm(text_loss, recall_loss, fill_in)
 @torch.no_grad()
 def accuracy_by_type(model: Diffa2Model, tokenizer: Tokenizer, examples: list[TextExample],
                      max_silences: int | None = None,
-                     generate: Callable = fill_in) -> dict[str, float]:
+                     generate: Callable = generate_responses) -> dict[str, float]:
     """How many answers of each type of question are right, decoded with the defaults. The
     descriptions are sentences; or, with `max_silences`, in the form that resembles audio."""
     right, rng = {}, np.random.default_rng(0)
@@ -132,7 +132,7 @@ def accuracy_by_type(model: Diffa2Model, tokenizer: Tokenizer, examples: list[Te
         prompts = [tokenizer.prompt(model.config.text.system, each.instruction) for each in batch]
         tokens, _ = generate(model, tokenizer, audio_embeddings, prompts, model.config.decode)
         for example, row in zip(batch, tokens.tolist()):
-            is_right = same(tokenizer.decode(row), example.answer)
+            is_right = same_text(tokenizer.decode(row), example.answer)
             right.setdefault(example.type, []).append(is_right)
     return {type: float(np.mean(found)) for type, found in sorted(right.items())}
 
