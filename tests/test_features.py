@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -21,9 +20,7 @@ from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.training import features
 from diffa2_mini.training.features import NAMES, FeatureCache
-from diffa2_mini.training.objective import measure_pairs
 from diffa2_mini.training.processes import World
-from diffa2_mini.weights import load_tokenizer, trained_tensors
 
 CPU = torch.device("cpu")
 
@@ -48,7 +45,7 @@ def test_kept_in_memory(model, paths):
     features.encode = None  # nothing is computed again
     assert same(features(paths), expected) and expected.n_frames.tolist() == [20, 5, 40]
     assert features([paths[2], paths[0]]).n_frames.tolist() == [40, 20]
-    assert not fresh.kept and not fresh.keeps_features and features.keeps_features
+    assert not fresh.memory and not fresh.keeps_features and features.keeps_features
 
 
 def test_a_batch_is_its_clips_one_by_one(model, paths):
@@ -181,15 +178,4 @@ def test_the_log_mel_is_in_float32_in_bfloat16_too(command, front_end, world, tm
     }[command]
     assert run_script(main, [*flags, "--dtype", "bfloat16"]) == 0
     assert len(front_end) >= (6 if command == "train" else 1)  # those that are measured, too
-    assert {*front_end} == {(torch.float32, False)}
-
-
-def test_measured_pairs_are_heard_in_float32_too(front_end, model, examples):
-    features = FeatureCache(model.bfloat16(), torch.device("cpu"), torch.bfloat16)
-    try:
-        stage = replace(STAGES[4], micro_batch=2)
-        reference, tokenizer = trained_tensors(model), load_tokenizer(MICRO)
-        measure_pairs(model, reference, examples, stage, 0, tokenizer, features)
-    finally:
-        model.float()
     assert {*front_end} == {(torch.float32, False)}

@@ -22,9 +22,10 @@ from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
+from diffa2_mini.evaluate import answers
 from diffa2_mini.training import files, signals
 from diffa2_mini.training.features import FeatureCache
-from diffa2_mini.training.loader import has_ended
+from diffa2_mini.training.loader import worker_has_died
 from diffa2_mini.training.options import parse_arguments
 from diffa2_mini.training.processes import World
 
@@ -129,9 +130,9 @@ def test_a_killed_process_that_loads_audio_is_one_line(world, tmp_path):
 def test_every_signal_that_ends_a_run_saves_first(number, world, tmp_path, monkeypatch, handlers,
                                                   capsys):
     """SIGHUP is what a terminal that is closed sends."""
-    step_on = train.step_on
-    monkeypatch.setattr(train, "step_on",
-                        lambda *args: os.kill(os.getpid(), number) or step_on(*args))
+    step = train.optimizer_step
+    monkeypatch.setattr(train, "optimizer_step",
+                        lambda *args: os.kill(os.getpid(), number) or step(*args))
     with pytest.raises(SystemExit) as ended:
         train.main(["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI])
     state = weights.load_checkpoint(tmp_path / "stage1.safetensors")
@@ -156,33 +157,33 @@ def test_what_is_started_with_nohup_outlives_its_terminal(handlers):
     (torch.OutOfMemoryError("CUDA out of memory"), False),
     (FileNotFoundError(2, "No such file", "a.wav"), False)])
 def test_a_process_that_has_ended_is_told_from_one_whose_work_fails(error, ended):
-    assert has_ended(error) == ended
+    assert worker_has_died(error) == ended
 
 
-@pytest.mark.parametrize("during", ["listening", "a sample", "the measurement at the end"])
+@pytest.mark.parametrize("during", ["encoding", "a sample", "the measurement at the end"])
 def test_a_signal_while_no_step_is_made_is_heeded_and_resuming_is_right(
         during, world, whole, tmp_path, monkeypatch, handlers):
     flags = ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]
     on, name, n = {
-        "listening": (FeatureCache, "listen", 2), "a sample": (train.answers, "answer", 1)
-    }.get(during, (train.answers, "answer", 2))
+        "encoding": (FeatureCache, "get", 2), "a sample": (answers, "answer", 1)
+    }.get(during, (answers, "answer", 2))
     function, calls = getattr(on, name), []
 
-    def signalled(*args):
+    def signalled(*args, **options):
         calls.append(args)
         if len(calls) == n:
             os.kill(os.getpid(), signal.SIGTERM)
-        return function(*args)
+        return function(*args, **options)
 
     monkeypatch.setattr(on, name, signalled)
     with pytest.raises(SystemExit) as ended:
         train.main(flags)
     assert ended.value.code == 128 + signal.SIGTERM and len(calls) == n
     path = tmp_path / "stage1.safetensors"
-    assert path.exists() == (during != "listening")
-    if during != "listening":
-        found = weights.load_checkpoint(path)
-        assert (found.step, found.done) == (3 if during == "a sample" else 4, False)
+    assert path.exists() == (during != "encoding")
+    if during != "encoding":
+        saved = weights.load_checkpoint(path)
+        assert (saved.step, saved.done) == (3 if during == "a sample" else 4, False)
     monkeypatch.undo()
     train.main([*flags, "--resume"])
     assert same(tmp_path, whole[0], stages=(1,))

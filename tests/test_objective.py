@@ -4,18 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_data import MICRO, STAGES, batch_of, ears_of, examples, model  # noqa: F401  (fixtures)
+from test_data import MICRO, STAGES, batch_of, examples, model  # noqa: F401  (fixtures)
 
 from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC
-from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.training.objective import (
-    adamw,
-    measure_pairs,
-    names_of,
-    piece_loss,
-    preference_bounds,
-)
+from diffa2_mini.training.objective import adamw, names_of, piece_loss, preference_bounds
 from diffa2_mini.weights import load_tokenizer, trained_tensors
 
 
@@ -45,19 +38,6 @@ def test_both_answers_of_a_pair_are_bounded_as_if_alone(model, examples):
         alone, _ = preference_bounds(model, {}, batch_of([(0, number)], examples, model, 4), stage,
                                      tokenizer)
         torch.testing.assert_close(alone[0], policy[i])
-
-
-def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):
-    stage, reference = replace(STAGES[4], micro_batch=8), trained_tensors(model)
-    features = ears_of(model, keep=True)
-    set_dropout(model.acoustic_connector, 0.5)
-    try:
-        figures = measure_pairs(model.train(), reference, examples * 2, stage, 0,
-                                load_tokenizer(MICRO), features)
-        assert model.training and figures["margin"] == 0  # the reference is the model itself
-        assert figures["variance_shared"] == 0 < figures["variance_independent"]
-    finally:
-        set_dropout(model.eval().acoustic_connector, 0)
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():

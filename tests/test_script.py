@@ -90,8 +90,8 @@ def test_training_saves_when_its_reader_goes_on_the_way(world, tmp_path, capfd, 
                                                         monkeypatch):
     flags = ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]
     read, written = os.pipe()
-    step_on, state = train.step_on, os.fdopen(read)
-    monkeypatch.setattr(train, "step_on", lambda *args: state.close() or step_on(*args))
+    step, reader = train.optimizer_step, os.fdopen(read)
+    monkeypatch.setattr(train, "optimizer_step", lambda *args: reader.close() or step(*args))
     with os.fdopen(written, "w") as out, redirect_stdout(out), pytest.raises(SystemExit) as ended:
         run_script(train.main, [*flags, "--sample-every", "1"])
     assert ended.value.code == 128 + 13 and "Error" not in capfd.readouterr().err

@@ -190,7 +190,7 @@ def test_one_seed_gives_one_run(world, whole, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_or_is_skipped_and_counted(
         world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "schedule", lambda *_: 1e35)
+    monkeypatch.setattr(train, "learning_rate", lambda *_: 1e35)
     flags = ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]
     assert run_script(train.main, flags) == 2
     error = capsys.readouterr().err.splitlines()[-1]

@@ -29,6 +29,7 @@ from diffa2_mini.config import (
 from diffa2_mini.data import Collate, Example, load_examples
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import answers, scoreboard
+from diffa2_mini.evaluate.validation import Validator
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
@@ -43,16 +44,10 @@ from diffa2_mini.pretraining.backbone import (
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.files import write
 from diffa2_mini.training.loader import batches
-from diffa2_mini.training.objective import (
-    adamw,
-    measure_pairs,
-    piece_loss,
-    predictor,
-    preference_bounds,
-)
+from diffa2_mini.training.objective import adamw, learning_rate, piece_loss, predictor
 from diffa2_mini.vrpo import Pairs, pair_bounds, vrpo_loss
 from diffa2_mini.weights import Checkpoint
-from train import schedule
+from tutorials.score_variance import bounds_apart, score_variance
 
 CONFIG, STAGES = SIZES["toy"]
 CPU = torch.device("cpu")
@@ -158,13 +153,13 @@ def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
     for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed, stage.number):
         model.train()
         for group in optimizer.param_groups:
-            group["lr"] = schedule(step, stage.steps, stage)
+            group["lr"] = learning_rate(step, stage.steps, stage)
         batch = collate[pairs].encoded(lab.features, CPU)
         if variant.causal:
             loss = autoregressive.answer_loss(model, batch, stage, lab.tokenizer)
         elif variant.independent:
-            policy, old = preference_bounds(model, reference, batch, stage, lab.tokenizer,
-                                            other[pairs].masks)
+            policy, old = bounds_apart(model, reference, batch, stage, lab.tokenizer,
+                                       other[pairs].masks)
             loss = vrpo_loss(policy, old, stage.vrpo_beta)
         else:
             loss = piece_loss(model, reference, batch, stage, lab.tokenizer,
@@ -302,8 +297,9 @@ class Lab:
                     "trained": n_trained, "share_trained": n_trained / sum(sizes)}
         if stage.preference:
             same = dataclasses.replace(stage, vrpo_samples=4)  # however many it was trained with
-            figures |= measure_pairs(model, reference, self.questions, same, seed, self.tokenizer,
-                                     self.features)
+            validator = Validator(model, self.tokenizer, self.features, seed)
+            figures |= validator.rank_pairs(same, reference, self.questions)
+            figures |= score_variance(validator, reference, same, self.questions)
         if variant.watched:
             alone = self.accuracy(model, variant, stage, self.questions[::8], batch_size=1)
             figures |= {

@@ -103,7 +103,7 @@ class Respondent:
             try:
                 if seconds_of(question) > self.model.config.audio.max_seconds:
                     long.add(question.id)
-                self.features.listen(question.audio)
+                self.features.get(question.audio)
                 examples.append(
                     Example(question.audio, question.prompt, question.answer, "", "", ""))
                 asked.append(number)
@@ -111,7 +111,7 @@ class Respondent:
                 errors[question.id] = str(error)
         texts, _ = answer(self.model, self.tokenizer, self.features, examples, self.parts,
                           self.decode, len(questions), numbers=asked)
-        self.features.kept.clear()
+        self.features.memory.clear()
         left, found = iter(texts), []
         for question in questions:
             if question.id in errors:

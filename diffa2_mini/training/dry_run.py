@@ -6,7 +6,6 @@ counts of weights are exact. Memory and operations follow from the shapes by the
 the longest clips that the model hears.
 """
 
-import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +31,8 @@ UTILISATION = 0.4  # of that peak, assumed
 
 @dataclass
 class Shape:
-    """What goes through the model: `clips` through the encoder, and rows of `lengths`: tokens
-    before the answer, and of the answer. Of these `masked` in all are to predict."""
+    """What goes through the model: `clips` through the encoder; through the backbone rows of
+    `lengths` (tokens before the answer, tokens of the answer), with `masked` tokens in all."""
 
     clips: int
     lengths: list[tuple[int, int]]
@@ -181,7 +180,8 @@ MANIFESTS = {  # what each stage needs, and one entry of it
     2: ("sft.json", "questions about clips with their answers",
         '{"audio_filepath": "clip.wav", "input": "How many speakers are there?", "target": "two"}'),
     4: ("preference.json", "questions with a right and a wrong answer",
-        '{"audio_filepath": "clip.wav", "input": "Who laughs?", "chosen": "a child", "rejected": "a man"}'),
+        '{"audio_filepath": "clip.wav", "input": "Who laughs?", "chosen": "a child", '
+        '"rejected": "a man"}'),
 }
 MANIFESTS[3] = MANIFESTS[2]
 
@@ -195,15 +195,14 @@ def prepared_data(config: Config, stages: list[int]) -> Path:
         if not (folder / name).exists():
             how = ("python data/librispeech.py prepares LibriSpeech" if stage == 1 else
                    "data/README.md says where the authors' data comes from")
-            raise UserError(
-                f"stage {stage} of size {config.size} needs --data: a manifest of {what}, an entry being {line}; {how}"
-            )
+            raise UserError(f"stage {stage} of size {config.size} needs --data: a manifest of "
+                            f"{what}, an entry being {line}; {how}")
     return folder
 
 
 def number_of_examples(config: Config, number: int, stage: StageConfig,
                        data: Path | None) -> tuple[int, str]:
-    """How many examples an epoch has, and whence that is known. Raises UserError if `data` has
+    """How many examples an epoch has, and the source of that number. Raises UserError if `data` has
     none."""
     folder = data or DATA / ("toy" if config.from_scratch else "librispeech")
     manifest = folder if folder.is_file() else folder / MANIFESTS[number][0]
@@ -221,55 +220,79 @@ def number_of_steps(stage: StageConfig, n_examples: int) -> int:
     return stage.steps or math.ceil(stage.epochs * n_examples / stage.batch_size)
 
 
-def hours(config: Config, number: int, stage: StageConfig, data: Path | None,
-          processes: int) -> float:
+@dataclass(frozen=True)
+class Plan:
+    """How the stages would be run."""
+
+    dtype: str  # of the frozen parts, or "auto"
+    recompute: str | None  # None: the default
+    processes: int = 1
+    shard: bool = False
+
+    def width(self, config: Config) -> int:
+        """Bytes per number of the frozen parts."""
+        name = self.dtype
+        if name == "auto":
+            is_large = not config.from_scratch
+            name = "bfloat16" if is_large or torch.cuda.is_available() else "float32"
+        return DTYPES[name].itemsize
+
+
+def hours(config: Config, stage: StageConfig, n_examples: int, plan: Plan) -> float:
     """How long a stage takes, if each process reaches UTILISATION of a GPU's peak."""
-    n_steps = number_of_steps(stage, number_of_examples(config, number, stage, data)[0])
-    flops = step_flops(config, stage, shape_of(config, stage, stage.batch_size))
-    return n_steps * flops / (UTILISATION * gpu()[1] * processes) / 3600
-
-
-def describe(config: Config, number: int, stage: StageConfig, data: Path | None, width: int,
-             recompute: str, processes: int = 1, shard: bool = False) -> str:
-    """The plan of one stage, as text; memory is that of each of the `processes`."""
-    counts = count_parameters(config, stage)
-    rows = [("part", "parameters", "trained")]
-    rows += [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
-    n_trained = sum(trained for _, trained in counts.values())
-    piece = shape_of(config, stage, stage.micro_batch)
-    resident = resident_bytes(counts, stage, width, split_away(config, processes) if shard else 0)
-    activations = activation_bytes(config, stage, piece, width, recompute)
-    memory = [(name, f"{size / GIB:.2f} GiB") for name, size in resident.items() if size]
-    how = f"activations, {stage.micro_batch} at once" + (f", {recompute} recomputed"
-                                                         if recompute != "nothing" else "")
-    memory += [(how, f"{activations / GIB:.2f} GiB"),
-               ("estimated peak memory", f"{(sum(resident.values()) + activations) / GIB:.2f} GiB")]
-    step = shape_of(config, stage, stage.batch_size)
-    flops = step_flops(config, stage, step)
-    n_examples, source = number_of_examples(config, number, stage, data)
     n_steps = number_of_steps(stage, n_examples)
-    name, peak = gpu()
+    flops = step_flops(config, stage, shape_of(config, stage, stage.batch_size))
+    return n_steps * flops / (UTILISATION * gpu()[1] * plan.processes) / 3600
+
+
+def memory_rows(config: Config, stage: StageConfig, counts: dict, plan: Plan
+                ) -> list[tuple[str, str]]:
+    """The memory of each process, as rows of text."""
+    width, recomputed = plan.width(config), plan.recompute or recompute(config)
+    away = split_away(config, plan.processes) if plan.shard else 0
+    resident = resident_bytes(counts, stage, width, away)
+    piece = shape_of(config, stage, stage.micro_batch)
+    activations = activation_bytes(config, stage, piece, width, recomputed)
+    rows = [(name, f"{size / GIB:.2f} GiB") for name, size in resident.items() if size]
+    name = f"activations, {stage.micro_batch} at once"
+    if recomputed != "nothing":
+        name += f", {recomputed} recomputed"
+    total = sum(resident.values()) + activations
+    return [*rows, (name, f"{activations / GIB:.2f} GiB"),
+            ("estimated peak memory", f"{total / GIB:.2f} GiB")]
+
+
+def plan_of_stage(config: Config, stage: StageConfig, examples: tuple[int, str], plan: Plan) -> str:
+    """The plan of one stage, as text. `examples` are how many an epoch has, and the source of that
+    number."""
+    counts = count_parameters(config, stage)
+    parts = [("part", "parameters", "trained")]
+    parts += [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
+    n_trained = sum(trained for _, trained in counts.values())
+    step, (n_examples, source), (name, peak) = (
+        shape_of(config, stage, stage.batch_size), examples, gpu())
+    cards = "one" if plan.processes == 1 else plan.processes
     work = [
-        ("tokens per step", f"{step.tokens:,}"), ("operations per step", f"{flops:.3g}"),
+        ("tokens per step", f"{step.tokens:,}"),
+        ("operations per step", f"{step_flops(config, stage, step):.3g}"),
         ("examples per epoch", f"{n_examples:,} ({source})"),
-        ("steps", f"{n_steps:,} of {stage.batch_size} examples"),
-        (f"hours on {'one' if processes == 1 else processes} {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
-         f"{hours(config, number, stage, data, processes):,.2f}")]
-    title = f"stage {number}, {stage.title}; clips of {config.audio.max_seconds} s, {RESPONSE} response tokens"
-    return (f"\n{title}\n{columns(rows)}\ntrainable parameters: {n_trained:,}\n"
+        ("steps", f"{number_of_steps(stage, n_examples):,} of {stage.batch_size} examples"),
+        (f"hours on {cards} {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
+         f"{hours(config, stage, n_examples, plan):,.2f}")]
+    title = (f"stage {stage.number}, {stage.title}; clips of {config.audio.max_seconds} s, "
+             f"{RESPONSE} response tokens")
+    memory = memory_rows(config, stage, counts, plan)
+    return (f"\n{title}\n{columns(parts)}\ntrainable parameters: {n_trained:,}\n"
             f"{columns(memory)}\n{columns(work)}")
 
 
-def show(args: argparse.Namespace, stages: dict[int, StageConfig]) -> None:
-    """`train.py --dry-run`: print the plan of each stage in `stages`."""
-    config = SIZES[args.size][0]
-    large = not config.from_scratch
-    dtype = args.dtype if args.dtype != "auto" else "bfloat16" if large or torch.cuda.is_available(
-    ) else "float32"
+def show(size: str, stages: dict[int, StageConfig], data: Path | None, plan: Plan) -> None:
+    """`train.py --dry-run`: print the plan of each of the `stages`, on `data` or by default on that
+    of the authors. Raises UserError if `data` has no examples."""
+    config, total = SIZES[size][0], 0.0
     for number, stage in stages.items():
-        print(describe(config, number, stage, args.data, DTYPES[dtype].itemsize, args.recompute or
-                       recompute(config), args.processes, args.shard))
+        examples = number_of_examples(config, number, stage, data)
+        print(plan_of_stage(config, stage, examples, plan))
+        total += hours(config, stage, examples[0], plan)
     if len(stages) > 1:
-        total = sum(hours(config, number, stage, args.data, args.processes)
-                    for number, stage in stages.items())
         print(f"\nhours of all stages: {total:,.2f}")

@@ -1,8 +1,7 @@
-"""What the frozen encoder makes of clips. As it is never trained, its hidden states can be kept: in
-memory, or on disk.
+"""The feature cache: hidden states of the frozen encoder, kept in memory or on disk.
 
-Clips are encoded one at a time, so that what is kept is, bit for bit, what encoding again would
-give.
+The encoder is never trained, so that the hidden states of a clip are always the same. Clips are
+encoded one at a time: a cached result is bit for bit what encoding the clip again would give.
 """
 
 import hashlib
@@ -20,31 +19,30 @@ from ..data import load_clip
 from ..errors import UserError, require
 from ..model import Audio, Diffa2Model
 from ..weights import save_tensors
-from .processes import World
+from .processes import ALONE, World
 
 NAMES = ("final", "taps", "n_frames")  # fields of Audio
 
 
 class FeatureCache:
-    """Hidden states of clips by path. `keep` keeps them in memory; a `folder` keeps them there, for
-    other runs too."""
+    """Hidden states of clips by path. `keep` keeps them in memory; with a `folder` they are kept
+    there, for other runs too."""
 
     def __init__(self, model: Diffa2Model, device: torch.device, dtype: torch.dtype,
                  keep: bool = False, folder: Path | None = None):
         self.model, self.device, self.dtype, self.keep = model, device, dtype, keep
         self.folder = folder and folder / self.fingerprint()
-        self.kept: dict[Path, Audio] = {}
-        self.incomplete: dict[Path, str] = {}  # what clips lack that were heard nevertheless
+        self.memory: dict[Path, Audio] = {}
+        self.incomplete: dict[Path, str] = {}  # what is missing of clips that end early
         self.files: dict[Path, Path] = {}
-        self.waited = 0.0  # seconds for the folder's disk, in all
+        self.waited = 0.0  # total seconds of waiting for the disk
 
     @property
     def keeps_features(self) -> bool:
         return self.keep or self.folder is not None
 
     def fingerprint(self) -> str:
-        """Tells encoders apart: by their weights, their precision, their device, and what they are
-        given to hear."""
+        """Identifies the encoder: its weights, its configs, its dtype and its device."""
         digest = hashlib.sha256(
             repr((self.model.config.audio, self.model.config.whisper, self.dtype,
                   self.device.type)).encode())
@@ -53,40 +51,40 @@ class FeatureCache:
         return digest.hexdigest()[:16]
 
     def file_of(self, path: Path) -> Path:
-        """Where the hidden states of a clip are kept. A clip that has changed before this run has
-        another file."""
+        """Where the hidden states of a clip are kept. A clip that has changed since an earlier run
+        has another file."""
         if path not in self.files:
-            about = path.stat()
-            name = repr((str(path.resolve()), about.st_size, about.st_mtime_ns))
-            self.files[
-                path] = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+            status = path.stat()
+            key = repr((str(path.resolve()), status.st_size, status.st_mtime_ns))
+            name = hashlib.sha256(key.encode()).hexdigest()[:32]
+            self.files[path] = self.folder / f"{name}.safetensors"
         return self.files[path]
 
     def encode(self, mel: Tensor, n_frames: int) -> Audio:
-        """Hidden states of one clip, log-mel [n_mels, M], without the dimension of the batch."""
+        """Hidden states of one clip, log-mel [n_mels, M], without a batch dimension."""
         audio = self.model.encode(mel[None].to(self.device, self.dtype),
                                   torch.tensor([n_frames], device=self.device))
         return Audio(audio.final[0], audio.taps[0], audio.n_frames[0])
 
-    def listen(self, path: Path) -> Audio:
-        """Hidden states of a clip, kept if any are."""
-        if path in self.kept:
-            return self.kept[path]
-        if not self.folder:
-            audio = self.embed_audio(path)
+    def get(self, path: Path) -> Audio:
+        """Hidden states of a clip: from memory, from disk, or encoded now and kept there."""
+        if path in self.memory:
+            return self.memory[path]
+        if self.folder:
+            audio = self.read(path) or self.encode_and_write(path)
         else:
-            audio = self.remembered(path) or self.write(path)
+            audio = self.encode_file(path)
         if self.keep:
-            self.kept[path] = audio
+            self.memory[path] = audio
         return audio
 
-    def embed_audio(self, path: Path) -> Audio:
-        """Hidden states of a clip, from the file. If it is incomplete, that is noted."""
+    def encode_file(self, path: Path) -> Audio:
+        """Hidden states of a sound file. What an incomplete one lacks is noted in `incomplete`."""
         note = partial(self.incomplete.__setitem__, path)
         return self.encode(*load_clip(path, self.model.config.audio, note))
 
-    def remembered(self, path: Path) -> Audio | None:
-        """What the folder holds of a clip; None if that is not there, or damaged."""
+    def read(self, path: Path) -> Audio | None:
+        """Hidden states of a clip from the folder; None if they are not there, or damaged."""
         began = time.perf_counter()
         try:
             with safe_open(self.file_of(path), "pt", str(self.device)) as file:
@@ -99,28 +97,29 @@ class FeatureCache:
         finally:
             self.waited += time.perf_counter() - began
 
-    def write(self, path: Path) -> Audio:
-        audio = self.embed_audio(path)
+    def encode_and_write(self, path: Path) -> Audio:
+        audio = self.encode_file(path)
         metadata = {"incomplete": self.incomplete[path]} if path in self.incomplete else {}
         save_tensors(self.file_of(path), {name: getattr(audio, name) for name in NAMES}, metadata)
         return audio
 
     def prepare(self, paths: list[Path], progress: Callable, skip_broken: bool = False,
-                world: World = World()) -> dict[Path, str]:
-        """Encode ahead of time the clips that are to be kept and are not yet; for a folder, each
-        process its share. Returns what is wrong with those that cannot be heard. Raises UserError
-        if there is one that is not to be skipped, or if the folder's disk has too little space."""
+                world: World = ALONE) -> dict[Path, str]:
+        """Encode the clips that are to be kept and are not yet; with a folder, each process encodes
+        a part of them. `progress` wraps the list of paths. Returns what is wrong with clips that
+        cannot be read. Raises UserError if there is one and `skip_broken` is off, or if the
+        folder's disk has too little space."""
         paths = list(dict.fromkeys(paths)) if self.keeps_features else []
         if self.folder:
-            # before any look at what is there, which another may be about to change
+            # dealt out before looking which are there, as other processes change that
             paths = paths[world.rank::world.size]
             missing = [path for path in paths if not self.file_of(path).exists()]
             self.check_space(sum(world.gather([len(missing)])))
             paths = paths if self.keep else missing
-        paths, broken = [path for path in paths if path not in self.kept], []
+        paths, broken = [path for path in paths if path not in self.memory], []
         for path in progress(paths):
             try:
-                self.listen(path)
+                self.get(path)
             except UserError as error:
                 if not skip_broken:
                     raise
@@ -128,34 +127,23 @@ class FeatureCache:
         return dict(world.gather(broken))
 
     def check_space(self, n_clips: int) -> None:
-        """Raise UserError unless the hidden states of so many clips fit on the folder's disk."""
+        """Raise UserError unless the hidden states of `n_clips` clips fit on the folder's disk."""
         config = self.model.config.whisper
-        size = n_clips * (len(config.taps) +
-                          1) * config.n_positions * config.width * self.dtype.itemsize
-        there = next(folder for folder in self.folder.absolute().parents if folder.exists())
-        free = shutil.disk_usage(there).free
-        require(
-            size < free,
-            f"--cache-audio {self.folder.parent}: expected {size / 2**30:.1f} GiB free for {n_clips:,} clips, "
-            f"got {free / 2**30:.1f} GiB; choose another folder, or leave it out")
+        n_states = len(config.taps) + 1  # the taps and the final one
+        per_clip = n_states * config.n_positions * config.width * self.dtype.itemsize
+        size = n_clips * per_clip
+        existing = next(folder for folder in self.folder.absolute().parents if folder.exists())
+        free = shutil.disk_usage(existing).free
+        require(size < free,
+                f"--cache-audio {self.folder.parent}: expected {size / 2**30:.1f} GiB free for "
+                f"{n_clips:,} clips, got {free / 2**30:.1f} GiB; choose another folder, or leave "
+                "it out")
 
     def __call__(self, paths: list[Path], clips: list[tuple[Tensor, int]] | None = None) -> Audio:
-        """Hidden states of clips, with the dimension of the batch. What is not kept is encoded from
-        `clips`, log-mels [n_mels, M] with their numbers of frames, or else from the files."""
-        audio_embeddings = [self.encode(*clip)
-                            for clip in clips] if clips else [self.listen(path) for path in paths]
-        return Audio(*(torch.stack([getattr(audio, name)
-                                    for audio in audio_embeddings])
-                       for name in NAMES))
-
-
-class InterruptibleFeatures:
-    """Ears that call `look` before each batch that they hear: it may raise something that ends a
-    long measurement."""
-
-    def __init__(self, features: FeatureCache, look: Callable):
-        self.features, self.look, self.device, self.dtype = features, look, features.device, features.dtype
-
-    def __call__(self, *asked) -> Audio:
-        self.look()
-        return self.features(*asked)
+        """Hidden states of a batch of clips: from `clips`, log-mels [n_mels, M] with their numbers
+        of frames, if given; else from what is kept or the files."""
+        if clips:
+            audios = [self.encode(*clip) for clip in clips]
+        else:
+            audios = [self.get(path) for path in paths]
+        return Audio(*(torch.stack([getattr(audio, name) for audio in audios]) for name in NAMES))

@@ -23,7 +23,7 @@ from diffa2_mini.data import Collate, load_examples, read_manifest
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.loader import batches
 from diffa2_mini.training.objective import answer_loss
-from diffa2_mini.training.processes import STEP_TIMEOUT
+from diffa2_mini.training.processes import GRADIENT_TIMEOUT
 from diffa2_mini.weights import build, load_tokenizer
 
 CONFIG, STAGES = SIZES["toy"]
@@ -79,9 +79,9 @@ import json, sys
 from contextlib import ExitStack
 import train
 from diffa2_mini.training.options import parse_arguments
-from diffa2_mini.training.processes import together
+from diffa2_mini.training.processes import join_processes
 runs = [parse_arguments(flags, "") for flags in json.loads(sys.argv[1])]
-with together(runs[0].processes) as world:
+with join_processes(runs[0].processes) as world:
     for args in runs:
         with ExitStack() as held:
             train.train(args, world, held)
@@ -276,7 +276,7 @@ def test_a_process_that_dies_ends_the_run(manifests, tmp_path):
     _, printed = running.communicate(timeout=SECONDS)
     assert running.returncode != 0
     # a minute, on a free machine
-    assert time.monotonic() - start < 2 * STEP_TIMEOUT.total_seconds()
+    assert time.monotonic() - start < 2 * GRADIENT_TIMEOUT.total_seconds()
     assert "process 0 of 2 has lost another" in printed and "--resume" in printed
 
 
@@ -286,7 +286,7 @@ from diffa2_mini.training import processes
 from diffa2_mini.config import LladaConfig, LoraConfig
 from diffa2_mini.llada import Llada
 from diffa2_mini.lora import add_lora
-with processes.together(2) as world:
+with processes.join_processes(2) as world:
     model = Llada(LladaConfig(vocab_size=23, width=12, n_layers=3, n_heads=3, hidden=20))
     add_lora(model, LoraConfig(rank=1, alpha=1.0, targets=("q_proj",)))
     model.requires_grad_(False)
@@ -296,7 +296,7 @@ with processes.together(2) as world:
     for p in model.parameters():
         torch.distributed.broadcast(p.data, 0)
     whole, expected = held(), model(x)
-    processes.shard(model.blocks, world, torch.device("cpu"))
+    processes.shard_blocks(model.blocks, world, torch.device("cpu"))
     for name, p in model.named_parameters():
         if "lora_" in name:
             p.detach().numpy()  # whole, though it is frozen
@@ -322,15 +322,15 @@ import sys, time
 from datetime import timedelta
 from diffa2_mini.training import processes
 from diffa2_mini.command.script import run_script
-processes.STEP_TIMEOUT = timedelta(seconds=5)
+processes.GRADIENT_TIMEOUT = timedelta(seconds=5)
 def main(argv):
-    with processes.together(2) as world:
+    with processes.join_processes(2) as world:
         time.sleep(0 if world.is_main else 8)
         world.wait()
-        assert world.gather([world.rank]) == [0, 1] and world.total({"a": 1.0}) == {"a": 2.0}
+        assert world.gather([world.rank]) == [0, 1] and world.sum_figures({"a": 1.0}) == {"a": 2.0}
         print("waited", flush=True)
         time.sleep(0 if world.is_main else 60)
-        world.total({"a": 1.0})
+        world.sum_figures({"a": 1.0})
 start = time.monotonic()
 code = run_script(main, [])
 print("after", time.monotonic() - start, file=sys.stderr)

@@ -1,0 +1,115 @@
+"""How good a model is while it trains: its answers to held-out questions, how it ranks pairs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..command.table import listed
+from ..config import StageConfig
+from ..data import Collate, Example, PreferenceBatch
+from ..fast.device import autocast
+from ..model import Diffa2Model
+from ..tokenizer import Tokenizer
+from ..training.features import FeatureCache
+from ..training.objective import preference_bounds
+from ..training.processes import World
+from ..vrpo import preference_margin
+from . import answers, scoreboard
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Measures `model` on held-out examples, in evaluation mode, whatever mode it is in before and
+    after. `after_batch` is called after each batch and may raise, to end a long measurement."""
+
+    model: Diffa2Model
+    tokenizer: Tokenizer
+    features: FeatureCache
+    seed: int  # of the masks of held-out pairs
+    after_batch: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
+    def answers(self, stage: StageConfig, examples: list[Example]) -> list[str]:
+        """What the model answers, decoded with the default settings."""
+        config, texts = self.model.config, []
+        batch_size = 64 if config.from_scratch else stage.micro_batch
+        with self.evaluating():
+            for start in range(0, len(examples), batch_size):
+                batch = examples[start:start + batch_size]
+                found, _ = answers.answer(self.model, self.tokenizer, self.features, batch,
+                                          stage.audio, config.decode, batch_size,
+                                          numbers=range(start, start + len(batch)))
+                texts += found
+                self.after_batch()
+        return texts
+
+    def report(self, stage: StageConfig, examples: list[Example]) -> scoreboard.Report:
+        """How good the answers are."""
+        return scoreboard.report(examples, self.answers(stage, examples))
+
+    def print_sample(self, stage: StageConfig, examples: list[Example], step: int) -> None:
+        """Answer one of the examples, another one each time, and print that."""
+        example = examples[step * 7 % len(examples)]
+        (answer,) = self.answers(stage, [example])
+        tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
+                   f"    target {example.answer!r}, answer {answer!r}")
+
+    def pair_batches(self, stage: StageConfig, pairs: list[Example]) -> Iterator[PreferenceBatch]:
+        """Held-out pairs in batches of `stage.micro_batch`, on the device."""
+        collate = Collate(pairs, self.seed, stage, self.model.config, self.tokenizer, load=False,
+                          held_out=True)
+        for start in range(0, len(pairs), stage.micro_batch):
+            stop = min(start + stage.micro_batch, len(pairs))
+            batch = collate[[(0, i) for i in range(start, stop)]]
+            yield batch.encoded(self.features, self.features.device)
+
+    @torch.no_grad()
+    def rank_pairs(self, stage: StageConfig, reference: dict[str, Tensor],
+                   examples: list[Example]) -> dict[str, float]:
+        """How often the implicit reward ranks the chosen answer first, and the mean margin, over
+        every sixth pair among the examples. Nothing if no example has a rejected answer."""
+        pairs = [example for example in examples if example.rejected][::6]
+        if not pairs:
+            return {}
+        margins = []  # [P] each
+        with self.evaluating():
+            for batch in self.pair_batches(stage, pairs):
+                with autocast(self.features.device, self.features.dtype):
+                    bounds = preference_bounds(self.model, reference, batch, stage, self.tokenizer)
+                margins.append(preference_margin(*bounds))
+                self.after_batch()
+        margins = torch.cat(margins)
+        return {"reward_accuracy": float((margins > 0).float().mean()),
+                "margin": float(margins.mean())}
+
+
+def print_ranking(figures: dict[str, float]) -> None:
+    """Print what `rank_pairs` has found."""
+    if figures:
+        tqdm.write("  held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}"
+                   .format(**figures))
+    else:
+        tqdm.write("  no held-out example has a rejected answer: how pairs are ranked is not "
+                   "measured")
+
+
+def print_incomplete(features: FeatureCache, examples: list[Example], world: World) -> None:
+    """Count and name the clips of these examples that end early and were used all the same."""
+    found = dict(world.gather([*features.incomplete.items()]))
+    paths = dict.fromkeys(example.path for example in examples)
+    lines = [found[path] for path in paths if path in found]
+    if lines:
+        for line in listed(scoreboard.INCOMPLETE, lines):
+            print(f"  {line}")

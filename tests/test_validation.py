@@ -1,0 +1,78 @@
+"""What is measured while a model trains: in evaluation mode, in float32 where it matters, and ended
+between two batches."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_data import MICRO, STAGES, ears_of, examples, model  # noqa: F401  (fixtures)
+from test_features import front_end  # noqa: F401
+
+from diffa2_mini.evaluate import answers
+from diffa2_mini.evaluate.validation import Validator
+from diffa2_mini.lora import set_dropout
+from diffa2_mini.training.features import FeatureCache
+from diffa2_mini.weights import load_tokenizer, trained_tensors
+from tutorials.score_variance import score_variance
+
+
+def validator_of(model, **options):
+    return Validator(model, load_tokenizer(MICRO), ears_of(model, keep=True), seed=0, **options)
+
+
+def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):
+    stage, reference = replace(STAGES[4], micro_batch=8), trained_tensors(model)
+    validator = validator_of(model.train())
+    set_dropout(model.acoustic_connector, 0.5)
+    try:
+        figures = validator.rank_pairs(stage, reference, examples * 2)
+        assert model.training and figures["margin"] == 0  # the reference is the model itself
+        variance = score_variance(validator, reference, stage, examples * 2)
+        assert model.training
+        assert variance["variance_shared"] == 0 < variance["variance_independent"]
+    finally:
+        set_dropout(model.eval().acoustic_connector, 0)
+
+
+def test_the_log_mel_of_measured_pairs_is_in_float32_too(front_end, model, examples):
+    features = FeatureCache(model.bfloat16(), torch.device("cpu"), torch.bfloat16)
+    validator = Validator(model, load_tokenizer(MICRO), features, seed=0)
+    try:
+        stage, reference = replace(STAGES[4], micro_batch=2), trained_tensors(model)
+        validator.rank_pairs(stage, reference, examples)
+        score_variance(validator, reference, stage, examples)
+    finally:
+        model.float()
+    assert {*front_end} == {(torch.float32, False)}
+
+
+def test_without_rejected_answers_no_pair_is_measured(model, examples):
+    plain = [replace(example, rejected="") for example in examples]
+    validator = validator_of(model)
+    assert validator.rank_pairs(STAGES[4], {}, plain) == {}
+    assert score_variance(validator, {}, STAGES[4], plain) == {}
+
+
+def test_answers_are_those_of_all_questions_at_once_and_may_be_ended_after_any_batch(
+        model, examples):
+    class Ended(Exception):
+        pass
+
+    done, limit = [], 10**9
+
+    def after_batch():
+        done.append(len(done))
+        if len(done) == limit:
+            raise Ended
+
+    many = examples * (1 + 64 // len(examples))  # two batches
+    validator = validator_of(model.train(), after_batch=after_batch)
+    texts = validator.answers(STAGES[2], many)
+    assert len(done) == 2 and len(texts) == len(many) and model.training
+    at_once, _ = answers.answer(model.eval(), validator.tokenizer, validator.features, many,
+                                STAGES[2].audio, MICRO.decode, len(many))
+    assert texts == at_once
+    limit = 3
+    with pytest.raises(Ended):
+        validator.answers(STAGES[2], many)
+    assert len(done) == limit and not model.training
