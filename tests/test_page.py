@@ -43,8 +43,8 @@ def sections(html: str) -> list[dict]:
 def last_text(section: dict) -> str:
     """The answer that the steps on the page end with."""
     tokens = [None] * section["length"]
-    for frame in section["frames"]:
-        for at, token, *_ in frame:
+    for predicted in section["steps"]:
+        for at, token, *_ in predicted:
             tokens[at] = token
     spelled = "".join("░" if token is None else token
                       for token in tokens[:tokens.index("") if "" in tokens else None])
@@ -63,10 +63,10 @@ def test_the_last_step_is_the_answer_and_each_step_tells_its_alternatives(tmp_pa
     assert (section["passes"], section["seconds"]) == (
         row["steps"], row["seconds"]) == (16, row["seconds"])
     # each step predicts what is masked
-    assert [len(frame) for frame in section["frames"]] == [*range(16, 0, -1)]
-    for frame in section["frames"]:
-        assert sum(token is not None for _, token, *_ in frame) == 1
-        for _, _, confidence, top in frame:
+    assert [len(predicted) for predicted in section["steps"]] == [*range(16, 0, -1)]
+    for predicted in section["steps"]:
+        assert sum(token is not None for _, token, *_ in predicted) == 1
+        for _, _, confidence, top in predicted:
             probabilities = [p for _, p in top]
             assert len(top) == page.TOP and probabilities == sorted(probabilities, reverse=True)
             assert sum(probabilities) <= 1.001
@@ -93,7 +93,7 @@ def test_clips_and_parts_are_sections_of_one_page(tmp_path, capsys):
     names = [f"{tmp_path / 'long.wav'}, {at}" for at in ("0.0 to 3.0 s", "3.0 to 6.0 s")]
     assert [section["clip"] for section in found] == [*names, str(CLIP)]
     assert [section["text"] for section in found] == [row["text"] for row in rows]
-    assert [section["heard"] for section in found] == [row["end"] - row["start"] for row in rows]
+    assert [section["duration"] for section in found] == [row["end"] - row["start"] for row in rows]
 
 
 def test_nothing_breaks_out_of_the_page_and_nothing_is_fetched(tmp_path, capsys):
@@ -135,11 +135,11 @@ def test_a_letter_of_two_tokens_and_an_end_are_recorded_as_bytes(tokenizer):
                      for b in "é".encode())
     tokens = torch.tensor([[first, second, tokenizer.mask_id, tokenizer.eos_id]])
     likely = tokens[..., None].expand(-1, -1, 2), torch.tensor([0.75, 0.0]).expand(1, 4, 2)
-    frames = []
+    recorded = []
     list(page.record(iter([Step(tokens, tokens, torch.full((1, 4), 0.75), tokens > 0, likely)]),
-                     tokenizer, frames))
-    assert [token for _, token, *_ in frames[0]] == ["\xc3", "\xa9", None, ""]
-    assert frames[0][3][2:] == [0.75, [["<|endoftext|>", 0.75]]]
+                     tokenizer, recorded))
+    assert [token for _, token, *_ in recorded[0]] == ["\xc3", "\xa9", None, ""]
+    assert recorded[0][3][2:] == [0.75, [["<|endoftext|>", 0.75]]]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_the_page_opens_on_the_answers_without_an_error_or_a_request(opened, wri
     width, seconds = browser.execute_script(
         "return [document.querySelector('img').naturalWidth,"
         " document.querySelector('audio').duration]")
-    assert width > 100 and seconds == pytest.approx(found[0]["heard"], abs=0.01)
+    assert width > 100 and seconds == pytest.approx(found[0]["duration"], abs=0.01)
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [
@@ -274,7 +274,7 @@ def test_the_page_opens_on_the_answers_without_an_error_or_a_request(opened, wri
 
 def test_tokens_are_shaded_by_confidence_and_the_work_is_stated(opened, written):
     (section, browser), found = opened, sections(written.read_text(encoding="utf-8"))[0]
-    confidence = {at: c for frame in found["frames"] for at, _, c, _ in frame}
+    confidence = {at: c for predicted in found["steps"] for at, _, c, _ in predicted}
     script = "return getComputedStyle(arguments[0]).getPropertyValue('--confidence')"
     shown = [float(browser.execute_script(script, token)) for token in tokens(section)]
     assert shown == pytest.approx([confidence[at] for at in range(len(shown))]) and 0 < min(shown)
@@ -391,9 +391,9 @@ def test_all_text_has_a_readable_contrast(scheme, opened, written):
 
 def test_a_letter_of_two_tokens_is_shown_whole(browser, tmp_path):
     section = dict(
-        clip="c", prompt="p", text="é!", length=4, passes=2, seconds=0.1, heard=1.0, highest=8000.0,
-        bands=128, picture="data:,", sound="data:,",
-        frames=[[[0, "\xc3", 1.0, []], [2, "!", 1.0, []]],
+        clip="c", prompt="p", text="é!", length=4, passes=2, seconds=0.1, duration=1.0,
+        highest=8000.0, bands=128, picture="data:,", sound="data:,",
+        steps=[[[0, "\xc3", 1.0, []], [2, "!", 1.0, []]],
                 [[1, "\xa9", 1.0, []], [3, "", 1.0, []]]])
     page.save(tmp_path / "out.html", [section])
     look(browser, tmp_path / "out.html")

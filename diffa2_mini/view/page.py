@@ -1,9 +1,9 @@
-"""A page that shows answers forming: what the model heard, and every step of every answer, with
-what it was unsure of.
+"""A page that shows answers forming: the clip, and every step of every answer with the alternatives
+to each token.
 
-It is one file that fetches nothing: `assets/page.html`, with the clips, their pictures and the steps
-written into it as JSON. All text of the user and of the model is in that JSON alone, and the page
-shows it as text, so none of it is read as HTML.
+It is one file that fetches nothing: `assets/page.html`, with the clips, their pictures and the
+steps written into it as JSON. All text of the user and of the model is in that JSON alone, and the
+page shows it as text, so none of it is read as HTML.
 """
 
 import json
@@ -25,8 +25,8 @@ from ..tokenizer import Tokenizer
 from ..training.files import write
 
 TEMPLATE = ASSETS / "page.html"
-TOP = 5  # alternatives told of each token
-# quiet to loud
+TOP = 5  # alternatives to each token
+# from quiet to loud
 COLOURS = [(8, 10, 30), (60, 30, 110), (150, 45, 110), (225, 90, 70), (250, 175, 70),
            (252, 250, 200)]
 
@@ -35,18 +35,16 @@ def check(path: Path) -> None:
     """Raise UserError, one line that starts with the path, unless a page can have this name."""
     require(path.suffix.lower() in (".html", ".htm"),
             f"{path}: expected a name that ends in .html; choose another --html")
-    require(
-        path.parent.is_dir(),
-        f"{path}: expected a name in a folder that exists, there is no {path.parent}; create it first"
-    )
+    require(path.parent.is_dir(), f"{path}: expected a name in a folder that exists, there is no "
+                                  f"{path.parent}; create it first")
     require(not path.is_dir(), f"{path}: expected a file, got a folder; name a file inside it")
 
 
 # --------------------------------------------------------------------------------------- the answer
 
 
-def record(steps: Iterator[Step], tokenizer: Tokenizer, frames: list) -> Iterator[Step]:
-    """Hand on the steps of decoding one response, and add to `frames` what each predicted, in a
+def record(steps: Iterator[Step], tokenizer: Tokenizer, recorded: list) -> Iterator[Step]:
+    """Hand on the steps of decoding one response, and add to `recorded` what each predicted, in a
     list for each step:
 
         [position, token, confidence, [[alternative, probability], ... TOP of them]]
@@ -57,16 +55,16 @@ def record(steps: Iterator[Step], tokenizer: Tokenizer, frames: list) -> Iterato
     ends = (tokenizer.eot_id, tokenizer.eos_id)
     for step in steps:
         assert len(step.tokens) == 1, f"expected one response, got {len(step.tokens)}"
-        frame = []
-        tokens, confidence, (
-            likely,
-            probabilities) = step.tokens[0].tolist(), step.confidence[0].tolist(), step.likely
-        # elsewhere nothing was predicted
-        for at in probabilities[0, :, 0].nonzero().flatten().tolist():
-            alternatives = zip(likely[0, at].tolist(), probabilities[0, at].tolist())
+        tokens, confidence = step.tokens[0].tolist(), step.confidence[0].tolist()
+        likely, probabilities = (x[0] for x in step.likely)  # [R, TOP]
+        predicted = []
+        # elsewhere the probabilities are 0
+        for at in probabilities[:, 0].nonzero().flatten().tolist():
+            alternatives = zip(likely[at].tolist(), probabilities[at].tolist())
             top = [[tokenizer.spell([token]), round(p, 4)] for token, p in alternatives if p > 0]
-            frame.append([at, spelled(tokens[at], tokenizer, ends), round(confidence[at], 4), top])
-        frames.append(frame)
+            token = spelled(tokens[at], tokenizer, ends)
+            predicted.append([at, token, round(confidence[at], 4), top])
+        recorded.append(predicted)
         yield step
 
 
@@ -94,27 +92,24 @@ def picture(mel: np.ndarray) -> np.ndarray:
     return np.round(255 * (mel[::-1] - quiet) / max(loud - quiet, 1e-6)).astype(np.uint8)
 
 
-def png(values: np.ndarray) -> bytes:
-    """uint8 [height, width] as a PNG file, coloured from dark (0) to bright (255)."""
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(
-            ">I", zlib.crc32(kind + data))
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
+
+def png(values: np.ndarray) -> bytes:
+    """uint8 [height, width] as a PNG file, coloured from dark (0) to bright (255). By hand: none of
+    the packages that the library needs writes pictures."""
     height, width = values.shape
     stops = np.linspace(0, 255, len(COLOURS))
-    # [256, 3]
     palette = np.stack([np.interp(np.arange(256), stops, channel) for channel in zip(*COLOURS)],
-                       axis=1)
+                       axis=1).round().astype(np.uint8)  # [256, 3]
     rows = np.pad(values, ((0, 0), (1, 0)))  # a row begins with the number of its filter: 0 is none
-    # 8 bits a pixel, which are places in a palette
+    # 8 bits a pixel, each an index into the palette
     header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
-    return b"".join([
-        b"\x89PNG\r\n\x1a\n",
-        chunk(b"IHDR", header),
-        chunk(b"PLTE",
-              palette.round().astype(np.uint8).tobytes()),
-        chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)),
-        chunk(b"IEND", b"")])
+    return b"".join([b"\x89PNG\r\n\x1a\n", png_chunk(b"IHDR", header),
+                     png_chunk(b"PLTE", palette.tobytes()),
+                     png_chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)),
+                     png_chunk(b"IEND", b"")])
 
 
 def data_url(kind: str, data: bytes) -> str:
@@ -125,25 +120,24 @@ def data_url(kind: str, data: bytes) -> str:
 
 
 def section(clip: str, samples: np.ndarray, audio: AudioConfig, prompt: str, answer: dict,
-            frames: list, decode: DecodeConfig) -> dict:
-    """What the page tells of one answer: the clip [samples], the question, sample.py's `answer` and
-    the `frames` of `record`."""
+            recorded: list, decode: DecodeConfig) -> dict:
+    """What the page shows of one answer: the clip [samples], the question, sample.py's `answer` and
+    the steps that were `recorded`."""
     # without the silence behind the clip
     n_frames = min(audio.max_frames, -(-len(samples) // audio.hop_length))
-    # s, Hz
+    mel = log_mel(samples, audio)[:, :n_frames].numpy()
     return {
         "clip": clip,
         "prompt": prompt,
         "text": answer["text"],
         "length": len(answer["tokens"]),
-        "frames": frames,
+        "steps": recorded,
         "passes": answer["steps"] * decode.passes_per_step,
         "seconds": answer["seconds"],
-        "heard": len(samples) / audio.sample_rate,
-        "highest": audio.sample_rate / 2,
+        "duration": len(samples) / audio.sample_rate,  # s
+        "highest": audio.sample_rate / 2,  # Hz
         "bands": audio.n_mels,
-        "picture": data_url("image/png", png(picture(log_mel(samples,
-                                                             audio)[:, :n_frames].numpy()))),
+        "picture": data_url("image/png", png(picture(mel))),
         "sound": data_url("audio/wav", wav(samples, audio.sample_rate)),
     }
 

@@ -1,4 +1,4 @@
-"""What a person looks at: the answer forming in the terminal, and the curves of a run."""
+"""An answer forming in the terminal."""
 
 import codecs
 import shutil
@@ -61,8 +61,10 @@ def paint(row: list[Cell]) -> str:
     """A row of text, in a grey that is the brighter the more confident a character is."""
     def shade(cell: Cell) -> str:
         text, confidence = cell
-        grey = confidence is not None and round(DARKEST + (BRIGHTEST - DARKEST) * confidence)
-        return f"\x1b[38;5;{grey}m{text}\x1b[0m" if grey else text
+        if confidence is None:
+            return text
+        grey = round(DARKEST + (BRIGHTEST - DARKEST) * confidence)
+        return f"\x1b[38;5;{grey}m{text}\x1b[0m"
 
     return "".join(map(shade, row))
 
