@@ -268,6 +268,29 @@ def training_question(scene: Scene, rng: np.random.Generator) -> toy_text.Questi
                scene, rng)
 
 
+def manifests(clips: dict[str, list[tuple[Scene, dict]]], seed: int) -> dict[str, list[dict]]:
+    """Every manifest, by name, from the clips of each split."""
+    rng = np.random.default_rng([seed, 99])
+
+    def rows(split: str, type: str) -> list[dict]:
+        return [ask_row(row, ask(type, scene, rng), rng) for scene, row in clips[split]]
+
+    found = {"stage0": [row for _, row in clips["stage0"]], "stage1": rows("train", "asr")}
+    found["sft"] = [ask_row(row, training_question(scene, rng), rng)
+                    for scene, row in clips["train"] for _ in range(N_QUESTIONS)]
+    pairs = [row | {"chosen": row["target"]} for row in found["sft"] if row["rejected"]]
+    found["preference"] = rng.permutation(pairs)[:N_PAIRS].tolist()
+    found["validation"] = []
+    for type in TYPES:
+        shuffled = rng.permutation(rows("validation", type)).tolist()
+        found["validation"] += shuffled if type == "asr" else shuffled[:N_PER_TYPE]
+    found["test"] = [row for type in TYPES for row in rows("test", type)]
+    if "held_out" in clips:  # `who` cannot be asked about someone whom training never showed
+        found["held_out"] = [row for type in TYPES if type != "who"
+                             for row in rows("held_out", type)]
+    return found
+
+
 def make_manifests(source: Path | None, out: Path, hold_out: str | None = None,
                    seed: int = 0) -> dict[str, list[dict]]:
     """Write all clips and manifests into `out`; returns the manifests by name."""
@@ -289,27 +312,11 @@ def make_manifests(source: Path | None, out: Path, hold_out: str | None = None,
     for name in MANIFESTS:  # of an earlier run: they would not fit the clips of this one
         (out / f"{name}.json").unlink(missing_ok=True)
 
-    rng = np.random.default_rng([seed, 99])
     clips = {split: make_clips(out, other if split == "held_out" else known, split, seed)
              for split in SPLITS if split != "held_out" or hold_out}
-
-    def rows(split: str, type: str) -> list[dict]:
-        return [ask_row(row, ask(type, scene, rng), rng) for scene, row in clips[split]]
-
-    rows_of = {"stage0": [row for _, row in clips["stage0"]], "stage1": rows("train", "asr")}
-    rows_of["sft"] = [ask_row(row, training_question(scene, rng), rng)
-                      for scene, row in clips["train"] for _ in range(N_QUESTIONS)]
-    pairs = [row | {"chosen": row["target"]} for row in rows_of["sft"] if row["rejected"]]
-    rows_of["preference"] = rng.permutation(pairs)[:N_PAIRS].tolist()
-    rows_of["validation"] = [
-        row for type in TYPES for row in rng.permutation(rows("validation", type)).tolist()
-        [:None if type == "asr" else N_PER_TYPE]]
-    rows_of["test"] = [row for type in TYPES for row in rows("test", type)]
-    if hold_out:  # `who` cannot be asked about someone never heard
-        rows_of["held_out"] = [
-            row for type in TYPES if type != "who" for row in rows("held_out", type)]
-    for name, manifest in rows_of.items():
-        write_json(out / f"{name}.json", manifest)
+    rows_of = manifests(clips, seed)
+    for name, rows in rows_of.items():
+        write_json(out / f"{name}.json", rows)
     return rows_of
 
 
@@ -322,9 +329,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--hold-out", metavar="SPEAKER", help="a speaker to keep out of training")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    manifests = make_manifests(args.source, args.out, args.hold_out, args.seed)
-    print(f"{args.out}: " + ", ".join(f"{name} {len(rows)}" for name, rows in manifests.items()) +
-          " rows")
+    rows_of = make_manifests(args.source, args.out, args.hold_out, args.seed)
+    counts = ", ".join(f"{name} {len(rows)}" for name, rows in rows_of.items())
+    print(f"{args.out}: {counts} rows")
 
 
 if __name__ == "__main__":

@@ -87,38 +87,42 @@ def fetch(url: str, start: int = 0):
             f"{url}: expected a file, got '{error.code} {error.reason}'; check --url") from None
 
 
+def receive(url: str, part: Path) -> None:
+    """Fetch a file, or the rest of it, into `part`. Raises as `fetch` does, and UserError if the
+    disk has no room for it."""
+    start = part.stat().st_size if part.exists() else 0
+    response = fetch(url, start)
+    if response is None:  # all of it is there
+        return
+    with response:
+        start = start if response.status == 206 else 0  # a server may not know ranges
+        size = start + int(response.headers.get("Content-Length") or 0)
+        free = shutil.disk_usage(part.parent).free
+        require(free > 2 * size - start,
+                f"{part.parent}: expected {(2 * size - start) / 1e9:.1f} GB of free space for "
+                f"{part.stem} and what is in it, got {free / 1e9:.1f}; free some")
+        shown = progress(total=size or None, initial=start, unit="B", unit_scale=True,
+                         desc=f"downloading {part.stem}")
+        with open(part, "ab" if start else "wb") as file, shown as bar:
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if part.stat().st_size < size:
+        raise OSError("the connection was closed")
+
+
 def download(url: str, path: Path, md5: str) -> None:
     """Fetch a file, or the rest of it, and check its MD5. What has come so far is kept in
     `path`.part. Raises UserError."""
     part = path.with_name(f"{path.name}.part")
     for attempt in range(TRIES):
-        start = part.stat().st_size if part.exists() else 0
         try:
-            response = fetch(url, start)
-            if response is None:  # all of it is there
-                break
-            with response:
-                start = start if response.status == 206 else 0  # a server may not know ranges
-                size = start + int(response.headers.get("Content-Length") or 0)
-                free = shutil.disk_usage(path.parent).free
-                require(
-                    free > 2 * size - start,
-                    f"{path.parent}: expected {(2 * size - start) / 1e9:.1f} GB of free space for "
-                    f"{path.name} and what is in it, got {free / 1e9:.1f}; free some")
-                with open(part, "ab" if start else "wb") as file, progress(
-                        total=size or None, initial=start, unit="B", unit_scale=True,
-                        desc=f"downloading {path.name}") as bar:
-                    while chunk := response.read(1 << 20):
-                        file.write(chunk)
-                        bar.update(len(chunk))
-            if part.stat().st_size >= size:
-                break
-            raise OSError("the connection was closed")
+            receive(url, part)
+            break
         except (OSError, http.client.HTTPException) as error:
             problem = " ".join(str(error).split()) or type(error).__name__
-            require(
-                attempt + 1 < TRIES,
-                f"{url}: broke off {TRIES} times ({problem}); the same command goes on from here")
+            require(attempt + 1 < TRIES, f"{url}: broke off {TRIES} times ({problem}); the same "
+                    "command goes on from here")
             time.sleep(min(attempt, 3))
     digest = hashlib.md5()
     with open(part, "rb") as file:

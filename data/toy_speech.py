@@ -119,9 +119,11 @@ def overlap_add(spectra: np.ndarray) -> np.ndarray:
     return total.ravel()
 
 
-def speak(word: str, seconds: float, pitch: float, tract: float,
-          rng: np.random.Generator) -> np.ndarray:
-    """One word of `seconds` at a mean pitch in Hz, formants scaled by `tract`; (N,)."""
+def contours(word: str, seconds: float, tract: float, rng: np.random.Generator
+             ) -> tuple[np.ndarray, np.ndarray]:
+    """What the states of a word ask for at each control frame: formants F1 F2 F3 in Hz and the
+    bandwidth factor, (4, T); gains of voicing, aspiration and frication, and centre and width of
+    the frication resonance in Hz, (5, T)."""
     names, lengths = zip(*WORDS[word])
     targets = np.array([STATES[name] for name in names])  # (S, 9)
     targets[:, :3] *= tract * np.exp(0.02 * rng.standard_normal((len(names), 3)))
@@ -131,19 +133,25 @@ def speak(word: str, seconds: float, pitch: float, tract: float,
     ends = np.cumsum(lengths)
 
     # Each target holds in the middle of its state. Formants glide over the outer 30 %, gains switch
-    # within 8 ms.
-    num_samples = round(seconds * SAMPLE_RATE)
-    num_frames = -(-num_samples // HOP) + 1
+    # within 8 ms, and start and end at 0.
+    num_frames = -(-round(seconds * SAMPLE_RATE) // HOP) + 1
     times = np.arange(num_frames) * HOP / SAMPLE_RATE  # (T,) centre of each frame
     glide, switch = 0.3 * lengths, np.minimum(0.008, 0.3 * lengths)
     slow = np.stack([ends - lengths + glide, ends - glide], axis=1).ravel()  # (2S,)
     quick = np.stack([ends - lengths + switch, ends - switch], axis=1).ravel()
-    twice = np.repeat(targets, 2, axis=0)  # (2S, 9)
-    f1, f2, f3, width = (np.interp(times, slow, column) for column in twice[:, :4].T)
-    voicing, aspiration, frication, centre, spread = (  # (T, 1) each; the gains start and end at 0
-        np.interp(times, [0, *quick, seconds], [edge, *column, edge]).astype(np.float32)[:, None]
-        for column, edge in zip(twice[:, 4:].T, (0, 0, 0, 5000, 3000))
-    )
+    twice = np.repeat(targets, 2, axis=0).T  # (9, 2S)
+    formants = [np.interp(times, slow, row) for row in twice[:4]]
+    gains = [np.interp(times, [0, *quick, seconds], [edge, *row, edge])
+             for row, edge in zip(twice[4:], (0, 0, 0, 5000, 3000))]
+    return np.stack(formants), np.stack(gains).astype(np.float32)
+
+
+def speak(word: str, seconds: float, pitch: float, tract: float,
+          rng: np.random.Generator) -> np.ndarray:
+    """One word of `seconds` at a mean pitch in Hz, formants scaled by `tract`; (N,)."""
+    formants, gains = contours(word, seconds, tract, rng)
+    voicing, aspiration, frication, centre, spread = gains[:, :, None]  # (T, 1) each
+    num_samples, num_frames = round(seconds * SAMPLE_RATE), gains.shape[1]
 
     # Source: pulses on a falling pitch contour, and noise. Padded by one hop so that frame 0 is
     # centred on sample 0.
@@ -157,8 +165,8 @@ def speak(word: str, seconds: float, pitch: float, tract: float,
     higher = [f * tract for f in HIGHER_FORMANTS if f * tract < 0.49 * SAMPLE_RATE]
     widths = np.full(len(higher), HIGHER_BANDWIDTH)
     cascade = resonator(np.array(higher), widths).prod(axis=0)  # (K,)
-    for formant, bandwidth in zip((f1, f2, f3), BANDWIDTHS):
-        cascade = cascade * resonator(formant, bandwidth * width * tract)  # (T, K)
+    for formant, bandwidth in zip(formants[:3], BANDWIDTHS):
+        cascade = cascade * resonator(formant, bandwidth * formants[3] * tract)  # (T, K)
     source = voicing * (GLOTTIS * pulses) + aspiration * noise
     ridge = frication / (1 + ((BINS_HZ - centre) / (spread / 2)) ** 2)
     word_sound = overlap_add(source * cascade + ridge * noise)[HOP : HOP + num_samples]

@@ -105,45 +105,36 @@ def texts(causal: bool, lab: Lab, seed: int) -> dict:
 def experiments(scale: Scale) -> dict[str, dict[str, Callable]]:
     """Every setting of every experiment: a function of the lab and the seed. Those with the most
     new training come last."""
-    def of(**names):
-        return {setting: partial(trained, name) for setting, name in names.items()}
+    def of(variants: dict[str, str]) -> dict[str, Callable]:
+        return {setting: partial(trained, name) for setting, name in variants.items()}
 
+    factors = {f"f = {f:g}": partial(decoded, dict(factor=f)) for f in (0.25, 0.5, 1, 2, 4)}
+    schedules = {f"{n} steps": partial(decoded, dict(factor=None, steps=n))
+                 for n in (1, 2, 3, 4, 16)}
+    draws = [(1, 1, True), (2, 1, True), (4, 1, True), (8, 1, True), (2, 2, True), (1, 4, True),
+             (1, 1, False), (2, 1, False), (4, 1, False), (8, 1, False)]
+    variances = {f"{times} x {masks}, {'shared' if shared else 'independent'}": partial(
+        estimated, times, masks, shared) for times, masks, shared in draws}
     few, more = scale.n_clips
-    learn = {"few clips": few, "more clips": more, "all clips": None}
+    sizes = {"few clips": few, "more clips": more, "all clips": None}
     return {
-        "adapters": of(both="stage 2", semantic="semantic", acoustic="acoustic"),
-        "curriculum": {
-            numbers: partial(trained, name)
-            for numbers, name in (("1", "stage 1"), ("1, 2", "stage 2"), ("2", "2"),
-                                  ("1, 2, 3", "stage 3"), ("1, 2, 2", "1, 2, 2"),
-                                  ("1, 2, 3, 4", "stage 4"), ("1, 2, 3, 3", "1, 2, 3, 3"))},
-        "factor": {f"f = {f:g}": partial(decoded, dict(factor=f))
-                   for f in (0.25, 0.5, 1, 2, 4)} |
-        {f"{n} steps": partial(decoded, dict(factor=None, steps=n))
-         for n in (1, 2, 3, 4, 16)},
-        "vrpo": {
-            f"{times} x {masks}, {'shared' if shared else 'independent'}": partial(
-                estimated, times, masks, shared)
-            for times, masks, shared in ((1, 1, True), (2, 1, True), (4, 1, True), (8, 1, True),
-                                         (2, 2, True), (1, 4, True), (1, 1, False), (2, 1, False),
-                                         (4, 1, False), (8, 1, False))
-        } | {
-            f"trained: {name}": partial(trained, variant)
-            for name, variant in (("4, shared", "stage 4"), ("1, shared", "1, shared"),
-                                  ("4, independent", "4, independent"),
-                                  ("1, independent", "1, independent"))},
-        "lora": {
-            setting: partial(trained, name)
-            for setting, name in (("rank 0", "1, 2, 2"), ("rank 2", "rank 2"),
-                                  ("rank 8", "stage 3"), ("rank 32", "rank 32"),
-                                  ("attention", "attention"), ("feed-forward", "feed-forward"))},
+        "adapters": of({"both": "stage 2", "semantic": "semantic", "acoustic": "acoustic"}),
+        "curriculum": of({
+            "1": "stage 1", "1, 2": "stage 2", "2": "2", "1, 2, 3": "stage 3",
+            "1, 2, 2": "1, 2, 2", "1, 2, 3, 4": "stage 4", "1, 2, 3, 3": "1, 2, 3, 3"}),
+        "factor": factors | schedules,
+        "vrpo": variances | of({
+            "trained: 4, shared": "stage 4", "trained: 1, shared": "1, shared",
+            "trained: 4, independent": "4, independent",
+            "trained: 1, independent": "1, independent"}),
+        "lora": of({
+            "rank 0": "1, 2, 2", "rank 2": "rank 2", "rank 8": "stage 3", "rank 32": "rank 32",
+            "attention": "attention", "feed-forward": "feed-forward"}),
         "autoregressive": {
-            f"diffusion, {size}": partial(trained, f"diffusion, {n}")
-            for size, n in learn.items()
-        } |
-        {f"autoregressive, {size}": partial(trained, f"causal, {n}")
-         for size, n in learn.items()} |
-        {"diffusion, texts": partial(texts, False), "autoregressive, texts": partial(texts, True)},
+            **of({f"diffusion, {size}": f"diffusion, {n}" for size, n in sizes.items()}),
+            **of({f"autoregressive, {size}": f"causal, {n}" for size, n in sizes.items()}),
+            "diffusion, texts": partial(texts, False),
+            "autoregressive, texts": partial(texts, True)},
     }
 
 

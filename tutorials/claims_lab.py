@@ -138,8 +138,8 @@ def variants(scale: Scale) -> dict[str, Variant]:
 
 
 def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
-          examples: list[Example], seed: int, reference: dict[str,
-                                                              Tensor], watch: Callable) -> None:
+          examples: list[Example], seed: int, reference: dict[str, Tensor], watch: Callable
+          ) -> None:
     """Train the parts that the stage names, in place, as train.py does. `watch` is called with the
     number of each step."""
     trained = model.train_only(stage.trains)
