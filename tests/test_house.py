@@ -16,12 +16,8 @@ FOLDERS = ["command", "fast", "training", "evaluate", "pretraining", "view", "be
 KNOTS = {("command.flags", "fast"), ("command.flags", "training")}
 TOP_LINES, ALL_LINES = 3_150, 8_800  # at most; what they are is printed with -s
 FUNCTION_LINES, LOOP_LINES = 40, 70  # at most; the second in train.py
-TOO_LONG = {  # to be shortened: nothing may be added
-    "data/librispeech.py download", "data/fsdd.py make_manifests",
-    "data/toy_speech.py speak", "fast/generate.py generate", "tokenizer.py read_tokenizer",
-    "tutorials/claims.py experiments"}
-# of a folder or module without a test file of its name: the file that tests it
-TESTED_BY = {
+TOO_LONG = {"fast/generate.py generate"}  # to be shortened: nothing may be added
+TESTED_BY = {  # a folder or module without a test file of its name: the file that tests it
     "bench": "bench", "command/flags": "sample", "errors": "script",
     "evaluate/__main__": "evaluate", "fast/cache": "fast_llada", "fast/compiling": "device",
     "fast/graphs": "device", "fast/measure": "bench", "fast/memory": "device",

@@ -393,8 +393,7 @@ def test_a_letter_of_two_tokens_is_shown_whole(browser, tmp_path):
     section = dict(
         clip="c", prompt="p", text="é!", length=4, passes=2, seconds=0.1, duration=1.0,
         highest=8000.0, bands=128, picture="data:,", sound="data:,",
-        steps=[[[0, "\xc3", 1.0, []], [2, "!", 1.0, []]],
-                [[1, "\xa9", 1.0, []], [3, "", 1.0, []]]])
+        steps=[[[0, "\xc3", 1.0, []], [2, "!", 1.0, []]], [[1, "\xa9", 1.0, []], [3, "", 1.0, []]]])
     page.save(tmp_path / "out.html", [section])
     look(browser, tmp_path / "out.html")
     assert text(browser.find_element("css selector", "section")) == "é!"
