@@ -6,7 +6,8 @@ import torch
 
 from diffa2_mini.config import DecodeConfig
 from diffa2_mini.decode import finished
-from diffa2_mini.fast.generate import draw, generate, gumbel, sample
+from diffa2_mini.fast.generate import (
+    generate, gumbel, pick, random_priority, sample, token_noise)
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.tokenizer import Prompt
 
@@ -218,16 +219,19 @@ def test_copies_of_a_question_are_drawn_each_for_itself(changes, n_at_least):
 
 def test_words_and_places_are_drawn_anew_for_each_answer_block_and_step():
     config = settings(temperature=1.0, remasking="random", seed=1795687535000000000)
-    mask_positions = torch.arange(4)[None]
-    drawn = [draw(config, [number], start, step, mask_positions, V)
+
+    def draw(numbers, start, step):
+        return (token_noise(config, numbers, start, step, V),
+                random_priority(config, numbers, start, step))
+
+    drawn = [draw([number], start, step)
              for number in (0, 1, 2**31) for start in (0, 4) for step in (0, 1)]
     words, orders = (torch.stack(each).flatten(1) for each in zip(*drawn))
     assert len(words.unique(dim=0)) == len(orders.unique(dim=0)) == 12
     assert words.dtype == orders.dtype == torch.float32
-    # in other places and rows
-    both = draw(config, [1, 0], 4, 1, mask_positions.flip(1).expand(2, -1), V)
-    assert torch.equal(both[0].flip(1), torch.cat([drawn[7][0], drawn[3][0]]))
-    assert torch.equal(both[1].flip(1), torch.cat([drawn[7][1], drawn[3][1]]))
+    backwards = torch.tensor([[3, 2, 1, 0]] * 2)
+    for i, both in enumerate(draw([1, 0], 4, 1)):  # in another order of rows and positions
+        assert torch.equal(pick(both, backwards).flip(1), torch.cat([drawn[7][i], drawn[3][i]]))
 
 
 def test_noise_is_finite_but_where_a_token_cannot_be_drawn():

@@ -1,8 +1,7 @@
-"""Keys and values that are kept from one step of decoding to the next (Fast-dLLM, arXiv
-2505.22618).
+"""Keys and values that are kept between steps of decoding (Fast-dLLM, arXiv 2505.22618).
 
-As every token looks both ways, those of a token change whenever another one is committed. What is
-kept is an approximation, renewed now and then; decoding says when.
+Attention is bidirectional, so the keys and values of a token change whenever another token does.
+Kept ones are an approximation, which is renewed now and then; state.py says when.
 """
 
 from dataclasses import dataclass, replace
@@ -14,26 +13,26 @@ from ..llada import Llada
 
 @dataclass
 class KeyValueCache:
-    """Keys and values of one block for a whole sequence, [B, H, S, D/H] each. The block is given a
-    slice of the sequence, the embeddings at the cache positions `at` [n]."""
+    """Keys and values of one transformer block for a whole sequence. The block gets a slice of the
+    sequence, the n embeddings at the positions `at`."""
 
-    keys: Tensor
-    values: Tensor
-    at: Tensor | None = None
+    keys: Tensor  # [B, H, S, D/H]
+    values: Tensor  # [B, H, S, D/H]
+    at: Tensor | None = None  # [n]
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Renew those of the slice, k and v [B, H, n, D/H]; returns those of the whole sequence."""
+        """Renew the keys and values of the slice [B, H, n, D/H]; returns all, [B, H, S, D/H]."""
         return self.keys.index_copy_(2, self.at, k), self.values.index_copy_(2, self.at, v)
 
 
 def empty_caches(llada: Llada, n_rows: int, n_positions: int) -> list[KeyValueCache]:
-    """Room for a cache per block, in the dtype in which keys are computed."""
+    """A cache for each block, for B = `n_rows` and S = `n_positions`, in the dtype of its keys."""
     key = llada.blocks[0].k_proj(llada.wte.weight[:1])
     n_heads, width = llada.config.n_heads, llada.config.width
-    shape = (n_rows, n_heads, n_positions, width // n_heads)
+    shape = (n_rows, n_heads, n_positions, width // n_heads)  # [B, H, S, D/H]
     return [KeyValueCache(key.new_zeros(shape), key.new_zeros(shape)) for _ in llada.blocks]
 
 
 def place(caches: list[KeyValueCache], at: Tensor) -> list[KeyValueCache]:
-    """The same caches, to be given the slice at the cache positions `at` [n]."""
+    """The same caches, for the slice at the positions `at` [n]."""
     return [replace(cache, at=at) for cache in caches]

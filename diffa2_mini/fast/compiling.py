@@ -1,4 +1,4 @@
-"""Blocks whose operations torch.compile fuses."""
+"""torch.compile for the blocks of encoder and backbone, whose small operations it fuses."""
 
 import logging
 import sys
@@ -9,9 +9,9 @@ from torch import nn
 
 
 class Fused:
-    """A block's forward pass, fused by torch.compile when it is first used. Where that fails it
-    runs as it is from then on, and so do those among `all_fused` that have not been fused by then;
-    others stay, since in a backward pass what is computed again must be computed as before."""
+    """A block's forward pass, compiled when it is first used. If that fails, this one and those of
+    `all_fused` that have not run yet are not compiled from then on. The others stay compiled: a
+    backward pass that recomputes a block must compute what the forward pass did."""
 
     def __init__(self, forward: Callable, all_fused: list["Fused"]):
         self.plain, self.fused, self.all_fused = forward, torch.compile(forward), all_fused
@@ -35,10 +35,9 @@ class Fused:
 
 
 def compile_blocks(*stacks: nn.ModuleList) -> None:
-    """Have torch.compile fuse the operations of each block when it is first used. Where it cannot,
-    for want of a compiler say, one line says so, and the block runs as it is."""
-    # else thousands of lines; TORCH_LOGS brings them back
-    torch._logging.set_logs(all=logging.ERROR)
+    """Compile each block when it is first used. If that fails, for want of a compiler say, one line
+    says so, and the block runs uncompiled."""
+    torch._logging.set_logs(all=logging.ERROR)  # else thousands of lines; see TORCH_LOGS
     all_fused = []
     for blocks in stacks:
         for block in blocks:

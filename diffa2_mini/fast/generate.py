@@ -1,8 +1,16 @@
-"""Decoding as decode.py does it, with less work, and with what one may want beside it.
+"""Decoding as in decode.py, with less work and more options.
 
-Each addition can be read alone: logits of masks alone, cached keys and values, rows that end before
-others, sampling by a temperature, random remasking, classifier-free guidance, and a record of each
-step.
+`generate` goes through the blocks and `fill_block` through the steps of one. What they add to the
+plain decoder can be read one by one:
+
+* logits at masks only: `mask_positions`, `logits_at`;
+* keys and values from a cache: state.py, called in `predict`;
+* classifier-free guidance: `predict`;
+* sampling with a temperature: `gumbel`, `token_noise`, `sample`;
+* random remasking: `random_priority`;
+* rows that are finished are left out: `ActiveBlock`;
+* CUDA graphs: `captured`;
+* a record of each step: `Step`, `record`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,24 +30,102 @@ from .state import BLOCK_STATES, DecodingState
 
 @dataclass
 class Step:
-    """What one step of decoding did to each of B responses of R tokens. Only the masks of the block
-    that is being filled in are predicted; elsewhere `predicted` is what stands there, with a
-    confidence of 0."""
+    """What one step of decoding did to B responses of R tokens. Only masks of the current block are
+    predicted; elsewhere `predicted` is the token itself, with a confidence of 0."""
 
     tokens: Tensor  # [B, R] after the step; masks where nothing is committed yet
     predicted: Tensor  # [B, R] the token that each position would get now
     confidence: Tensor  # [B, R] softmax probability of that token, free of noise
-    committed: Tensor  # bool [B, R], what this step settled
-    # if asked for: the likeliest tokens [B, R, top] and their probabilities
-    likely: tuple[Tensor, Tensor] | None = None
+    committed: Tensor  # bool [B, R], what this step committed
+    likely: tuple[Tensor, Tensor] | None = None  # most likely tokens, probabilities [B, R, top]
 
 
-# ----------------------------------------------------------------------------------------- sampling
+@dataclass(frozen=True)
+class ActiveBlock:
+    """A block, and the b of B rows that are not finished when it begins."""
+
+    start: int  # its tokens are from `start` to `stop`
+    stop: int
+    rows: Tensor  # [b]
+    numbers: list[int]  # which answers these rows are, of all that are asked for
+    states: list[DecodingState]  # of these rows; a second one is unconditional, for guidance
+
+    @property
+    def mask_id(self) -> int:
+        return self.states[0].mask_id
+
+
+# ----------------------------------------------------------------------------- logits at masks only
+
+
+def mask_positions(masked: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The positions [b, n] of up to n masks in each row of `masked`, bool [b, block]; rows with
+    fewer are filled up with other positions. And which of them are masks, bool [b, n]."""
+    positions = masked.int().topk(n).indices.sort().values
+    return positions, masked.gather(1, positions)
+
+
+def logits_at(positions: Tensor, state: DecodingState, hidden: Tensor) -> Tensor:
+    """Logits [b, n, V] at `positions` [b, n] of the block's hidden states [b, block, D]."""
+    index = positions[..., None].expand(-1, -1, hidden.shape[-1])  # [b, n] -> [b, n, D]
+    return state.logits(hidden.gather(1, index))
+
+
+def predict(block: ActiveBlock, config: DecodeConfig, tokens: Tensor, positions: Tensor,
+            fresh: bool) -> Tensor:
+    """Logits [b, n, V] at `positions` [b, n] of the block, from all `tokens` [b, R]. `fresh` says
+    that a cache is renewed. With guidance: uncond + (s + 1)(cond - uncond)."""
+    hidden_states, logits = BLOCK_STATES[config.cache], []
+    for state in block.states:
+        hidden = hidden_states(state, tokens, block.start, block.stop, fresh)  # [b, block, D]
+        logits.append(logits_at(positions, state, hidden))
+    if config.cfg > 0:
+        conditional, unconditional = logits
+        logits = [unconditional + (config.cfg + 1) * (conditional - unconditional)]
+    logits[0][..., block.mask_id] = -torch.inf  # a mask is not an answer
+    return logits[0]
+
+
+# ---------------------------------------------------------------------- sampling, random remasking
+
+
+def uniform(kind: str, config: DecodeConfig, key: tuple[int, int, int], *shape: int) -> Tensor:
+    """Numbers in [0, 1), float64 [block, *shape], that depend on kind, seed and key alone: which
+    answer, start of the block, step. On the CPU, since a Mac's GPU has no float64."""
+    drawn = stream(kind, config.seed, *key).random((config.block_length, *shape))
+    return torch.from_numpy(drawn)
+
+
+def gumbel(uniform: Tensor, temperature: float) -> Tensor:
+    """What to add to log p, float32: -T log(-log u), for u in [0, 1) in float64. The token of the
+    largest sum is a sample from p^(1/T) (Gumbel-max). That of the largest p / (-log u)^T would be
+    too, but it is 0/0 where T is high and p is 0."""
+    return (-temperature * (-uniform.log()).log()).float()
+
+
+def token_noise(config: DecodeConfig, numbers: list[int], start: int, step: int, n_tokens: int
+                ) -> Tensor:
+    """Gumbel noise of a step for the answers `numbers`, [b, block, V]."""
+    return torch.stack([gumbel(uniform("words", config, (number, start, step), n_tokens),
+                               config.temperature) for number in numbers])
+
+
+def random_priority(config: DecodeConfig, numbers: list[int], start: int, step: int) -> Tensor:
+    """What takes the place of the confidence in random remasking, float32 [b, block]."""
+    return torch.stack([uniform("places", config, (number, start, step)).float()
+                        for number in numbers])
+
+
+def pick(values: Tensor, positions: Tensor) -> Tensor:
+    """The `values` [b, block, ...] at `positions` [b, n], on the device of the latter."""
+    row = torch.arange(len(positions), device=positions.device)[:, None]
+    return values.to(positions.device)[row, positions]
 
 
 def sample(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """A token for each position and its probability, from logits [..., V]. With `gumbel` noise
-    [..., V], float32, the token is drawn; the probability is the same with and without noise."""
+    """Tokens [...] from logits [..., V], and their probabilities, which are free of noise. They are
+    the most likely ones, or with `gumbel` noise [..., V] drawn. Without noise, float32 logits are
+    written over."""
     if noise is None:
         best, tokens = logits.max(-1, keepdim=True)
         return tokens.squeeze(-1), 1 / logits.float().sub_(best).exp_().sum(-1)
@@ -48,84 +134,71 @@ def sample(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     return tokens.squeeze(-1), (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()
 
 
-def gumbel(uniform: Tensor, temperature: float) -> Tensor:
-    """What to add to log p, as float32: -T log(-log u), for u in [0, 1) in float64. The largest sum
-    is then a sample from p^(1/T) (Gumbel-max). As a quotient, p / (-log u)^T would be 0/0 where T
-    is high and p is 0."""
-    return (-temperature * (-uniform.log()).log()).float()
-
-
-def draw(config: DecodeConfig, numbers: list[int], start: int, step: int, mask_positions: Tensor,
-         n_tokens: int) -> tuple[Tensor | None, Tensor | None]:
-    """What chance adds in a step to the log probabilities [B, n, V] at `mask_positions` [B, n] of a
-    block, of the answers with these `numbers`; and in which order [B, n] it settles them. None
-    where it decides nothing. float32, and made on the CPU, since a Mac's GPU has no float64."""
-    def uniform(kind: str, number: int, *shape: int) -> Tensor:
-        drawn = stream(kind, config.seed, number, start, step).random((config.block_length, *shape))
-        return torch.from_numpy(drawn)  # in [0, 1), float64
-
-    noise = order = None
-    rows = torch.arange(len(numbers), device=mask_positions.device)[:, None]
-    if config.temperature > 0:
-        noise = torch.stack([gumbel(uniform("words", number, n_tokens), config.temperature)
-                             for number in numbers]).to(rows.device)[rows, mask_positions]
-    if config.remasking == "random":
-        order = torch.stack([uniform("places", number).float()
-                             for number in numbers]).to(rows.device)[rows, mask_positions]
-    return noise, order
-
-
-# ----------------------------------------------------------------------------- logits, and guidance
-
-
-def logits_at(mask_positions: Tensor, state: DecodingState, hidden: Tensor) -> Tensor:
-    """Logits [B, n, V] at `mask_positions` [B, n] of a block with the states `hidden` [B, block,
-    D]."""
-    return state.logits(hidden.gather(1, mask_positions[..., None].expand(-1, -1,
-                                                                          hidden.shape[-1])))
-
-
-def predict(states: list[DecodingState], config: DecodeConfig, seen: Tensor, mask_positions: Tensor,
-            start: int, stop: int, fresh: bool) -> Tensor:
-    """Logits [B, n, V] at `mask_positions` [B, n] of the block from `start` to `stop`, where `seen`
-    [B, R] are the tokens so far. With a second state, which is unconditional, they are guided.
-    `fresh` renews a cache."""
-    logits, *unconditional = [
-        logits_at(mask_positions, state, BLOCK_STATES[config.cache](state, seen, start, stop,
-                                                                    fresh)) for state in states]
-    if unconditional:
-        logits = unconditional[0] + (config.cfg + 1) * (logits - unconditional[0])
-    logits[..., states[0].mask_id] = -torch.inf  # a mask is not an answer
-    return logits
-
-
-# ---------------------------------------------------------------------------------------- recording
-
-
-def record(before: Tensor, here: tuple[Tensor, Tensor], predicted: Tensor, confidence: Tensor,
-         committed: Tensor, likely: tuple[Tensor, Tensor] | None) -> Step:
-    """The step that did this to the tokens `before` [B, R]: at `here`, [B, n] rows and columns."""
-    step = Step(before.clone(), before.clone(), torch.zeros_like(before, dtype=confidence.dtype),
-                torch.zeros_like(before, dtype=torch.bool))
-    step.tokens[here] = torch.where(committed, predicted, before[here])
-    step.predicted[here], step.confidence[here] = predicted, confidence
-    step.committed[here] = committed
-    if likely:
-        step.likely = tuple(values.new_zeros(*before.shape, values.shape[-1]) for values in likely)
-        for told, values in zip(step.likely, likely):
-            told[here] = values
-    return step
-
-
-# ----------------------------------------------------------------------------------------- the loop
+# -------------------------------------------------------------------------------------- CUDA graphs
 
 
 def captured(state: DecodingState, config: DecodeConfig) -> DecodingState:
-    """The state, which on CUDA records the step that uses its cache, if that is asked for."""
+    """The state, whose step with a cache is recorded as a CUDA graph if config and device allow."""
     on_cuda = state.response.device.type == "cuda"
     if config.capture and on_cuda and not isinstance(state.run_slice, Captured):
         state.run_slice = Captured(state.forward_slice)
     return state
+
+
+# ---------------------------------------------------------------------------------------- a record
+
+
+def record(before: Tensor, here: tuple[Tensor, Tensor], predicted: Tensor, confidence: Tensor,
+           committed: Tensor, likely: tuple[Tensor, Tensor] | None) -> Step:
+    """The step that did this to the tokens `before` [B, R]: at `here`, rows and columns [b, n]."""
+    def placed(values: Tensor, elsewhere: Tensor) -> Tensor:
+        everywhere = elsewhere.clone()  # [B, R, ...]
+        everywhere[here] = values  # [b, n, ...]
+        return everywhere
+
+    zeros = torch.zeros_like(before)
+    if likely:
+        shape = (*before.shape, likely[0].shape[-1])  # [B, R, top]
+        likely = tuple(placed(values, values.new_zeros(shape)) for values in likely)
+    return Step(tokens=placed(torch.where(committed, predicted, before[here]), before),
+                predicted=placed(predicted, before), committed=placed(committed, zeros.bool()),
+                confidence=placed(confidence, zeros.to(confidence.dtype)), likely=likely)
+
+
+# -------------------------------------------------------------------------------------- the decoder
+
+
+def fill_block(block: ActiveBlock, tokens: Tensor, config: DecodeConfig, top: int
+               ) -> Iterator[Step]:
+    """Fill in a block of `tokens` [B, R]; yields each step. A fixed schedule never waits for the
+    device, the other rules once a step."""
+    refresh = config.refresh or config.block_length
+    n = block.stop - block.start  # most masks in a row
+    for i in range(config.steps_per_block):
+        seen = tokens[block.rows, :block.states[0].response.shape[1]]  # [b, R]
+        masked = seen[:, block.start:block.stop] == block.mask_id  # [b, block]
+        if not config.is_scheduled:
+            n = int(masked.sum(1).max())
+        if n <= 0:
+            return
+        positions, candidates = mask_positions(masked, n)  # [b, n]
+        logits = predict(block, config, seen, positions, fresh=i % refresh == 0)  # [b, n, V]
+        # Before `sample`, which may write over the logits.
+        likely = logits.float().softmax(-1).topk(top)[::-1] if top else None
+        noise = None
+        if config.temperature > 0:
+            noise = token_noise(config, block.numbers, block.start, i, logits.shape[-1])
+            noise = pick(noise, positions)  # [b, n, V]
+        predicted, confidence = sample(logits, noise)  # [b, n] each
+        priority = confidence
+        if config.remasking == "random":
+            priority = pick(random_priority(config, block.numbers, block.start, i), positions)
+        committed = commit(priority, candidates, config, i)  # [b, n]
+        n -= tokens_in_step(config, i)
+        here = block.rows[:, None], block.start + positions
+        step = record(tokens, here, predicted, confidence, committed, likely)
+        tokens = step.tokens
+        yield step
 
 
 @torch.no_grad()
@@ -133,43 +206,24 @@ def generate(state: DecodingState, config: DecodeConfig, eos_id: int, top: int =
              numbers: Sequence[int] | None = None) -> Iterator[Step]:
     """Decode the responses of `state` together, each to its own end; yields each step.
 
-    An answer does not depend on its neighbours: what is drawn for it depends on which of all that
-    are asked it is, as `numbers` tells (default: from 0 on). A fixed schedule waits for the device
-    once a block, the others once a step. With `top`, a step tells the likeliest tokens of each
-    mask.
+    An answer does not depend on its neighbours in the batch: its noise depends on which answer it
+    is of all that are asked for, `numbers` [B] (default: 0, 1, ...). With `top`, a step has that
+    many likely tokens of each mask.
     """
-    mask_id, device = state.mask_id, state.response.device
-    refresh = config.refresh or config.block_length
     states = [state, state.unconditional()] if config.cfg > 0 else [state]
-    tokens = torch.where(state.response, mask_id, eos_id)  # [B, R]
-    active = torch.arange(len(tokens), device=device)  # the rows that are not finished
-    numbers = list(range(len(tokens)) if numbers is None else numbers)  # of these rows
+    tokens = torch.where(state.response, state.mask_id, eos_id)  # [B, R]
+    rows = torch.arange(len(tokens), device=tokens.device)  # those that are not finished
+    numbers = list(range(len(tokens)) if numbers is None else numbers)
     for start in range(0, tokens.shape[1], config.block_length):
-        left = (~finished(tokens[active], mask_id, eos_id)).nonzero().squeeze(1)
-        if len(left) == 0:
+        active = (~finished(tokens[rows], state.mask_id, eos_id)).nonzero().squeeze(1)
+        if len(active) == 0:
             return
-        kept = left.tolist()
-        active, numbers = active[left], [numbers[i] for i in kept]
-        states = [captured(state.rows(kept), config) for state in states]
+        kept = active.tolist()  # waits for the device
+        rows, numbers = rows[active], [numbers[i] for i in kept]
+        states = [captured(each.rows(kept), config) for each in states]
         stop = min(start + config.block_length, states[0].response.shape[1])
-        n = stop - start  # masks in a row of the block, at most
-        for i in range(config.steps_per_block):
-            seen = tokens[active, :states[0].response.shape[1]]
-            masked = seen[:, start:stop] == mask_id
-            n = n if config.is_scheduled else int(masked.sum(1).max())
-            if n <= 0:
-                break
-            mask_positions = masked.int().topk(n).indices.sort().values  # [B, n]; a row that has
-            candidates = masked.gather(1, mask_positions)  # fewer masks fills up with other tokens
-            logits = predict(states, config, seen, mask_positions, start, stop, i % refresh == 0)
-            # Now, since `sample` writes over the logits: tokens, and their probabilities.
-            likely = logits.float().softmax(-1).topk(top)[::-1] if top else None
-            noise, order = draw(config, numbers, start, i, mask_positions, logits.shape[-1])
-            predicted, confidence = sample(logits, noise)
-            committed = commit(confidence if order is None else order, candidates, config, i)
-            n -= tokens_in_step(config, i)
-            here = active[:, None], start + mask_positions
-            step = record(tokens, here, predicted, confidence, committed, likely)
+        block = ActiveBlock(start, stop, rows, numbers, states)
+        for step in fill_block(block, tokens, config, top):
             tokens = step.tokens
             yield step
 

@@ -1,4 +1,4 @@
-"""Steps that are recorded as a CUDA graph, and replayed without Python between their kernels."""
+"""CUDA graphs: a step's kernels are recorded once, and replayed without Python between them."""
 
 import warnings
 from collections.abc import Callable
@@ -8,9 +8,8 @@ from torch import Tensor
 
 
 class Captured:
-    """A function of tensors on CUDA. Its kernels are recorded once for each shape of its inputs,
-    and then replayed without Python, and without a gap, between them. The output is overwritten by
-    the next call. What cannot be recorded runs as it is, with a warning."""
+    """A function of tensors on CUDA, recorded once for each shape of its inputs, then replayed. The
+    next call overwrites the output. If it cannot be recorded, it runs as it is, with a warning."""
 
     def __init__(self, function: Callable):
         self.function, self.recorded, self.fails = function, {}, False
@@ -18,8 +17,7 @@ class Captured:
     def record(self, inputs: list[Tensor]) -> tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]:
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
-        # whatever a kernel prepares on its first run must not be recorded
-        with torch.cuda.stream(beside):
+        with torch.cuda.stream(beside):  # a kernel's first run, whose preparations are not recorded
             self.function(*inputs)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
@@ -34,8 +32,8 @@ class Captured:
                 self.recorded[shapes] = self.record([tensor.clone() for tensor in tensors])
             except RuntimeError as error:
                 self.fails = True
-                warnings.warn(
-                    f"--capture: not recorded, goes on without ({str(error).splitlines()[0]})")
+                reason = str(error).splitlines()[0]
+                warnings.warn(f"--capture: not recorded, goes on without ({reason})", stacklevel=2)
         if shapes not in self.recorded:
             return self.function(*tensors)
         inputs, graph, output = self.recorded[shapes]

@@ -1,8 +1,9 @@
 """The mask predictor of llada.py, with less work and less memory for the same results.
 
-Nothing asks for the last block's states of prompt and audio, so that it has queries and a
-feed-forward for the response alone. What the backward pass needs can be computed again instead of
-kept (gradient checkpointing, arXiv 1604.06174): whole blocks, or their feed-forward layers.
+* Only the response's final states are used, so the last block has queries and a feed-forward for
+  the response alone: `first`.
+* Gradient checkpointing (arXiv 1604.06174): whole blocks, or only their feed-forward layers, are
+  computed again in the backward pass instead of being kept: `recompute`.
 """
 
 import torch
@@ -16,8 +17,8 @@ RECOMPUTE = ("nothing", "feed-forward", "blocks")
 
 
 class FastBlock(Block):
-    """A block whose output begins at token `first`, and which can compute its feed-forward
-    again."""
+    """A block whose output [B, S - first, D] begins at token `first`, and which can compute its
+    feed-forward again."""
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None,
                 cache=None, first: int = 0, recompute: bool = False) -> Tensor:
@@ -29,13 +30,14 @@ class FastBlock(Block):
     def attention(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache,
                   first: int = 0) -> Tensor:
         h = self.attn_norm(x)
-        q = rotate(self.heads(self.q_proj(h[:, first:])),
-                   [part[..., first:, :] for part in rotation])
+        cos, sin = rotation
+        q = self.heads(self.q_proj(h[:, first:]))  # [B, H, S - first, D/H]
+        q = rotate(q, (cos[..., first:, :], sin[..., first:, :]))
         k, v = rotate(self.heads(self.k_proj(h)), rotation), self.heads(self.v_proj(h))
         if cache is not None:
             k, v = cache.update(k, v)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B, H, S - first, D/H]
-        return self.attn_out(y.transpose(1, 2).flatten(2))
+        return self.attn_out(y.transpose(1, 2).flatten(2))  # [B, S - first, D]
 
 
 class FastLlada(Llada):
@@ -49,7 +51,7 @@ class FastLlada(Llada):
         rotation, mask = self.rotation_and_mask(x, valid, positions)
         recompute = self.recompute if torch.is_grad_enabled() else "nothing"
         for i, block in enumerate(self.blocks):
-            begin = first if i + 1 == len(self.blocks) else 0
+            begin = first if i + 1 == len(self.blocks) else 0  # in the last block alone
             if recompute == "blocks":
                 x = checkpoint(block, x, rotation, mask, None, begin, use_reentrant=False)
             else:

@@ -1,4 +1,4 @@
-"""How fast a device could be, and how much memory something takes."""
+"""How fast a device can be, and how much memory a function needs."""
 
 import sys
 import time
@@ -14,21 +14,19 @@ from .memory import glibc
 
 @lru_cache
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large linear layer on this machine, measured now: the
-    best of five."""
+    """Floating-point operations a second of a large linear layer on this device: best of five."""
     n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
     times = []
     for _ in range(5):
         start = now(device)
-        # the second matrix is transposed, for which some CPUs are far faster in bfloat16
-        nn.functional.linear(a, a)
+        nn.functional.linear(a, a)  # a @ a.T: some CPUs are far faster with it in bfloat16
         times.append(now(device) - start)
     return 2 * n**3 / min(times)
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read or written, of copying a large tensor: the best of ten."""
+    """Bytes a second, read and written, of copying a large tensor: best of ten."""
     a = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
     b, times = torch.empty_like(a), []
     for _ in range(10):
@@ -39,15 +37,14 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done all that it was given."""
+    """The time in seconds, after waiting for the device."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
     return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> str:
-    """The most memory that this process has had so far: on CUDA that of tensors on the device, else
-    all of it."""
+    """The most memory that this process has used: on CUDA that of its tensors, else all of it."""
     if device.type == "cuda":
         return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
     if sys.platform == "win32":
@@ -58,8 +55,8 @@ def peak_memory(device: torch.device) -> str:
 
 
 def memory_above(function: Callable, device: torch.device, all_of_it: bool = False) -> int | None:
-    """Bytes that a function needs at most, beyond what is there when it starts, or with that: on
-    CUDA those of tensors, on Linux those of the process. None elsewhere."""
+    """The most bytes in use while `function` runs, less those before it unless `all_of_it`: on CUDA
+    of tensors, on Linux of the process. None on other systems."""
     status = Path("/proc/self/status")
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()

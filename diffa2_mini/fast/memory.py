@@ -1,10 +1,10 @@
-"""What becomes of freed memory, on Linux."""
+"""Whether freed memory goes back to Linux or is kept for the next tensor."""
 
 import ctypes
 
 
 def glibc() -> ctypes.CDLL | None:
-    """The C library of Linux, which decides what becomes of freed memory; None elsewhere."""
+    """The C library of Linux, which decides about freed memory; None on other systems."""
     try:
         return ctypes.CDLL("libc.so.6")
     except OSError:
@@ -12,9 +12,9 @@ def glibc() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory() -> None:
-    """Have freed memory kept for the next tensor. Else a tensor above 32 MiB is mapped anew each
-    time, and to touch its pages first can take longer than to compute it. For decoding; training
-    needs more memory that way."""
+    """Keep freed memory for the next tensor. Else each tensor above 32 MiB gets new pages, whose
+    first access can take longer than computing it. Not for training, which needs more memory that
+    way."""
     library = glibc()
     if library:
         library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD

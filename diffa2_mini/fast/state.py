@@ -1,9 +1,8 @@
-"""The state of decoding a batch: prompts with audio, responses, and the keys and values that are
-kept from one step to the next.
+"""The state of decoding a batch: prompts with audio, responses, and cached keys and values.
 
-Three ways to make the hidden states of a block, which all give the same where everything is
-renewed: without a cache, with a *prefix cache* of what stands before the block, and with a *dual
-cache* of what stands behind it too (Fast-dLLM, arXiv 2505.22618, section 3.2).
+There are three ways to compute the hidden states of a block: without a cache, with a *prefix cache*
+of everything before the block, and with a *dual cache* of everything after it too (Fast-dLLM, arXiv
+2505.22618, section 3.2). In a step that renews the cache all give the same.
 """
 
 from collections.abc import Callable
@@ -17,26 +16,25 @@ from .cache import KeyValueCache, empty_caches, place
 
 
 class DecodingState:
-    """B responses of R tokens behind their prompts. `lengths` are those of the responses; what is
-    behind is padding. Tokens are [B, R], hidden states [B, ..., D]."""
+    """B responses of R tokens behind their prompts. The response of row b has `lengths[b]` tokens;
+    the rest of R is padding."""
 
     def __init__(self, model: Diffa2Model, audio_embeddings: list[Tensor], prompts: list[Prompt],
                  lengths: list[int], mask_id: int):
         self.model, self.audio_embeddings, self.prompts = model, audio_embeddings, prompts
         self.lengths, self.mask_id = lengths, mask_id
         self.before, n_before = model.splice(audio_embeddings, prompts)  # [B, P, D], [B]
-        self.n_before = self.before.shape[1]
-        until = torch.tensor(lengths, device=self.before.device)[:, None]
-        # Which tokens of the responses are no padding: bool [B, R].
-        self.response = torch.arange(max(lengths), device=self.before.device) < until
-        self.positions, self.valid = lay_out(n_before, self.n_before, self.response)
+        self.n_before = self.before.shape[1]  # P
+        columns = torch.arange(max(lengths), device=self.before.device)  # [R]
+        self.response = columns < columns.new_tensor(lengths)[:, None]  # bool [B, R], no padding
+        self.positions, self.valid = lay_out(n_before, self.n_before, self.response)  # [B, P + R]
         if len({*lengths}) == 1 and int(n_before.min()) == self.n_before:
-            self.valid = None  # attention is faster if it has nothing to leave out
+            self.valid = None  # attention without a mask is faster
         self.caches: list[KeyValueCache] = []
-        self.run_slice: Callable = self.forward_slice  # or one that is faster, on CUDA
+        self.run_slice: Callable = self.forward_slice  # or the same as a CUDA graph
 
     def rows(self, keep: list[int]) -> "DecodingState":
-        """The state of these rows alone, with an empty cache."""
+        """The state of these rows alone, with an empty cache; with all rows, the state itself."""
         if len(keep) == len(self.lengths):
             return self
         kept = ([values[i] for i in keep] for values in
@@ -50,8 +48,8 @@ class DecodingState:
         return DecodingState(self.model, self.audio_embeddings, prompts, self.lengths, self.mask_id)
 
     def forward_all(self, tokens: Tensor, keep: bool = False) -> Tensor:
-        """Hidden states [B, R, D] of responses, from prompt, audio and responses anew. With `keep`,
-        all keys and values are put into the cache."""
+        """Hidden states [B, R, D] of the tokens [B, R], computed with everything before them. With
+        `keep`, all keys and values are put into the cache."""
         x = torch.cat([self.before, self.model.llada.wte(tokens)], dim=1)  # [B, P + R, D]
         caches = None
         if keep:
@@ -60,14 +58,14 @@ class DecodingState:
         return self.model.llada(x, self.valid, self.positions, caches, self.n_before)
 
     def forward_block(self, tokens: Tensor, start: int, stop: int) -> Tensor:
-        """Hidden states [B, stop - start, D] of a block, from its tokens and the cache."""
-        at = torch.arange(self.n_before + start, self.n_before + stop, device=tokens.device)
-        x = self.model.llada.wte(tokens[:, start:stop])
+        """Hidden states [B, n, D] of the n tokens from `start` to `stop`, with the cache."""
+        at = torch.arange(self.n_before + start, self.n_before + stop, device=tokens.device)  # [n]
+        x = self.model.llada.wte(tokens[:, start:stop])  # [B, n, D]
         return self.run_slice(x, self.positions[:, at], at)
 
     def forward_slice(self, x: Tensor, positions: Tensor, at: Tensor) -> Tensor:
-        """Hidden states of embeddings x [B, n, D] at the cache positions `at` [n], whose keys and
-        values are renewed."""
+        """Hidden states of the embeddings x [B, n, D] at the cache positions `at` [n], whose keys
+        and values are renewed. `positions` [B, n] are those of the rotary embedding."""
         return self.model.llada(x, self.valid, positions, place(self.caches, at))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -75,23 +73,23 @@ class DecodingState:
 
 
 def uncached(state: DecodingState, tokens: Tensor, start: int, stop: int, fresh: bool) -> Tensor:
-    """Everything is computed in every step."""
+    """Every step computes everything."""
     return state.forward_all(tokens)[:, start:stop]
 
 
 def prefix_cached(state: DecodingState, tokens: Tensor, start: int, stop: int, fresh: bool
                   ) -> Tensor:
-    """Everything is computed when `fresh`, else the block and what follows it."""
+    """A `fresh` step computes everything, the others the block and all after it."""
     if fresh:
         return state.forward_all(tokens, keep=True)[:, start:stop]
     return state.forward_block(tokens, start, tokens.shape[1])[:, :stop - start]
 
 
 def dual_cached(state: DecodingState, tokens: Tensor, start: int, stop: int, fresh: bool) -> Tensor:
-    """Everything is computed when `fresh`, else the block alone."""
+    """A `fresh` step computes everything, the others the block alone."""
     if fresh:
         return state.forward_all(tokens, keep=True)[:, start:stop]
     return state.forward_block(tokens, start, stop)
 
 
-BLOCK_STATES = {"none": uncached, "prefix": prefix_cached, "dual": dual_cached}  # [B, block, D]
+BLOCK_STATES = {"none": uncached, "prefix": prefix_cached, "dual": dual_cached}

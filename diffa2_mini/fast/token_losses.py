@@ -1,9 +1,9 @@
-"""The cross-entropies of diffusion.py without all logits at once.
+"""The cross-entropies of diffusion.py, without all logits at once.
 
-With a vocabulary of 126,464, logits and their gradient would be most of the memory of a training
-step. The gradient of a loss with respect to its logits is p - 1 at the token and p elsewhere: it
-can be made with the loss, where the logits were, a few tokens at a time. So memory does not grow
-with K * V.
+With a vocabulary of 126,464, logits and their gradient would take most of the memory of a training
+step. But the gradient of a loss with respect to its logits is simple, p - 1 at the target and p
+elsewhere. So the forward pass computes it too, a few tokens at a time and in the logits' place, and
+keeps only the gradient with respect to the hidden states: [K, D] instead of [K, V].
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ CHUNK = 256  # tokens whose logits exist at once
 
 
 class TokenLosses(torch.autograd.Function):
-    """The losses [K] of K tokens `targets` [K] from their hidden states [K, D]. `head` gives logits
-    [..., V] and gets no gradient itself."""
+    """Losses [K] from hidden states [K, D] and `targets` [K]. `head` maps states to logits, and its
+    own weights get no gradient."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, targets: Tensor, head: Callable) -> Tensor:
@@ -25,26 +25,28 @@ class TokenLosses(torch.autograd.Function):
         for states, tokens in chunks:  # [k, D], [k, 1]
             with torch.enable_grad():
                 states = states.detach().clone().requires_grad_()
-                logits = head(states)  # [k, V], to be written over: their memory is needed once
+                logits = head(states)  # [k, V]
             scores = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
             highest = scores.max(-1, keepdim=True).values  # [k, 1]
-            own = scores.gather(-1, tokens)  # [k, 1]
-            total = scores.sub_(highest).exp_().sum(-1, keepdim=True)  # [k, 1]
-            losses.append((total.log() + highest - own).squeeze(-1))
+            own = scores.gather(-1, tokens)  # [k, V] -> [k, 1]
+            exp = scores.sub_(highest).exp_()  # [k, V], in the memory of `scores`
+            total = exp.sum(-1, keepdim=True)  # [k, 1]
+            losses.append((total.log() + highest - own).squeeze(-1))  # -log p of the targets
             if ctx.needs_input_grad[0]:
-                by_logits = scores.div_(total).scatter_add_(-1, tokens, -torch.ones_like(total))
+                p = exp.div_(total)  # [k, V]
+                by_logits = p.scatter_add_(-1, tokens, -torch.ones_like(total))  # p - 1 at targets
                 logits.backward(by_logits.to(logits.dtype), inputs=[states])
-                gradients.append(states.grad)
+                gradients.append(states.grad)  # [k, D]
         if gradients:
-            ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(losses)
+            ctx.save_for_backward(torch.cat(gradients))  # [K, D]
+        return torch.cat(losses)  # [K]
 
     @staticmethod
     def backward(ctx, by_losses: Tensor) -> tuple[Tensor, None, None]:
-        (gradients,) = ctx.saved_tensors
+        (gradients,) = ctx.saved_tensors  # [K, D]
         return by_losses[:, None].to(gradients.dtype) * gradients, None, None
 
 
 def token_losses(head: Callable) -> Callable:
-    """What takes the place of `diffusion.token_losses`, for hidden states instead of logits."""
+    """Like `diffusion.token_losses`, but a function of hidden states [K, D] instead of logits."""
     return lambda hidden, targets: TokenLosses.apply(hidden, targets, head)
