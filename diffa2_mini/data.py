@@ -229,7 +229,6 @@ class AnswerBatch(Batch):
 
     @property
     def n_masked(self) -> int:
-        """How many tokens are to be predicted."""
         return int(self.masked.sum())
 
 
@@ -241,7 +240,6 @@ class PreferenceBatch(Batch):
 
     @property
     def n_masked(self) -> int:
-        """How many tokens are to be predicted, in all samples."""
         return int(self.masks.sum())
 
 

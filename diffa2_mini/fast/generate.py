@@ -50,10 +50,6 @@ class ActiveBlock:
     numbers: list[int]  # which answers these rows are, of all that are asked for
     states: list[DecodingState]  # of these rows; a second one is unconditional, for guidance
 
-    @property
-    def mask_id(self) -> int:
-        return self.states[0].mask_id
-
 
 # ----------------------------------------------------------------------------- logits at masks only
 
@@ -82,7 +78,7 @@ def predict(block: ActiveBlock, config: DecodeConfig, tokens: Tensor, positions:
     if config.cfg > 0:
         conditional, unconditional = logits
         logits = [unconditional + (config.cfg + 1) * (conditional - unconditional)]
-    logits[0][..., block.mask_id] = -torch.inf  # a mask is not an answer
+    logits[0][..., block.states[0].mask_id] = -torch.inf  # a mask is not an answer
     return logits[0]
 
 
@@ -134,7 +130,7 @@ def sample(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     return tokens.squeeze(-1), (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()
 
 
-# -------------------------------------------------------------------------------------- CUDA graphs
+# ------------------------------------------------------------------------ CUDA graphs, and a record
 
 
 def captured(state: DecodingState, config: DecodeConfig) -> DecodingState:
@@ -143,9 +139,6 @@ def captured(state: DecodingState, config: DecodeConfig) -> DecodingState:
     if config.capture and on_cuda and not isinstance(state.run_slice, Captured):
         state.run_slice = Captured(state.forward_slice)
     return state
-
-
-# ---------------------------------------------------------------------------------------- a record
 
 
 def record(before: Tensor, here: tuple[Tensor, Tensor], predicted: Tensor, confidence: Tensor,
@@ -172,11 +165,11 @@ def fill_block(block: ActiveBlock, tokens: Tensor, config: DecodeConfig, top: in
                ) -> Iterator[Step]:
     """Fill in a block of `tokens` [B, R]; yields each step. A fixed schedule never waits for the
     device, the other rules once a step."""
-    refresh = config.refresh or config.block_length
+    state, refresh = block.states[0], config.refresh or config.block_length
     n = block.stop - block.start  # most masks in a row
     for i in range(config.steps_per_block):
-        seen = tokens[block.rows, :block.states[0].response.shape[1]]  # [b, R]
-        masked = seen[:, block.start:block.stop] == block.mask_id  # [b, block]
+        seen = tokens[block.rows, :state.response.shape[1]]  # [b, R]
+        masked = seen[:, block.start:block.stop] == state.mask_id  # [b, block]
         if not config.is_scheduled:
             n = int(masked.sum(1).max())
         if n <= 0:

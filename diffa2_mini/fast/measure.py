@@ -12,28 +12,30 @@ from torch import nn
 from .memory import glibc
 
 
+def shortest(function: Callable, device: torch.device, n_runs: int) -> float:
+    """Seconds that a function takes on a device: the shortest of several runs."""
+    times = []
+    for _ in range(n_runs):
+        start = now(device)
+        function()
+        times.append(now(device) - start)
+    return min(times)
+
+
 @lru_cache
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large linear layer on this device: best of five."""
+    """Floating-point operations a second of a large linear layer on this device."""
     n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
-    times = []
-    for _ in range(5):
-        start = now(device)
-        nn.functional.linear(a, a)  # a @ a.T: some CPUs are far faster with it in bfloat16
-        times.append(now(device) - start)
-    return 2 * n**3 / min(times)
+    # a @ a.T, the form of linear layers: some CPUs are far faster with it in bfloat16
+    return 2 * n**3 / shortest(lambda: nn.functional.linear(a, a), device, 5)
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of copying a large tensor: best of ten."""
+    """Bytes a second, read and written, of copying a large tensor."""
     a = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
-    b, times = torch.empty_like(a), []
-    for _ in range(10):
-        start = now(device)
-        b.copy_(a)
-        times.append(now(device) - start)
-    return 2 * a.nbytes / min(times)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / shortest(lambda: b.copy_(a), device, 10)
 
 
 def now(device: torch.device) -> float:
