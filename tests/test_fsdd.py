@@ -80,8 +80,8 @@ def files(folder):
 
 def test_the_held_out_speaker_is_in_one_manifest_alone(made):
     for name, rows in made[1].items():
-        audio_embeddings = {speaker for row in rows for _, speaker, _ in parts(row)}
-        assert audio_embeddings == ({"theo"} if name == "held_out" else {"george", "lucas"}), name
+        speakers = {speaker for row in rows for _, speaker, _ in parts(row)}
+        assert speakers == ({"theo"} if name == "held_out" else {"george", "lucas"}), name
         assert not any(
             row.get("target") == "theo" or row.get("traits") == {"speaker": "theo"} for row in rows)
 

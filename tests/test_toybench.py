@@ -44,9 +44,9 @@ def test_it_has_every_kind_of_question_in_the_fields_of_mmau(folders):
         assert row["choices"].count(row["answer"]) == 1
         assert 2 <= len(set(row["choices"])) == len(row["choices"]) <= 4
         assert "\n" not in row["question"] and (folders[0] / row["audio_id"]).is_file()
-    mask_positions = Counter(row["choices"].index(row["answer"]) for row in rows)
-    # the answer has no place of its own
-    assert min(mask_positions[0], mask_positions[1]) > 0.2 * len(rows)
+    positions = Counter(row["choices"].index(row["answer"]) for row in rows)
+    # the answer has no position of its own
+    assert min(positions[0], positions[1]) > 0.2 * len(rows)
 
 
 def test_questions_are_asked_as_the_model_was_taught(folders):
