@@ -1,2 +1,17 @@
 """diffa2_mini: DIFFA-2 (arXiv 2601.23161), a diffusion language model that listens, rebuilt small
-in plain PyTorch."""
+in plain PyTorch.
+
+    from diffa2_mini import Diffa2
+    print(Diffa2.from_pretrained("toy").ask("clip.wav", "What is said?").text)
+"""
+
+__all__ = ["Answer", "Diffa2"]
+
+
+def __getattr__(name: str):
+    """Import what is public when it is asked for (PEP 562): a command that needs none of it starts
+    fast, and minds Ctrl-C from its first moment."""
+    if name in __all__:
+        from . import listen
+        return getattr(listen, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

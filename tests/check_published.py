@@ -34,6 +34,7 @@ from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC, SIZES
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate.scoring import normalise, word_errors
 from diffa2_mini.fast.device import choose_device
+from diffa2_mini.listen import Diffa2
 from diffa2_mini.model import part_of
 from diffa2_mini.weights import trained_tensors
 
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> None:
     device, dtype, why = choose_device(args.device, "bfloat16")
     print(why)
     config = SIZES["full"][0]
-    samples = sample.parts_of_clip(args.clip, config, chunk=False)[0].samples
+    samples = sample.parts_of_clip(args.clip, config.audio, chunk=False)[0].samples
     paths = weights.locate_all({"whisper": None, "llada": None, "diffa2": None}, "full")
     for name, known in SHA256.items():
         require((paths["diffa2"] / name).is_file(),
@@ -134,8 +135,8 @@ def main(argv: list[str]) -> None:
     check(same and len(ours) == len(file), "DIFFA-2's tensors, bit for bit")
 
     model.eval().to(device)
-    answer = sample.ask(model, parts, tokenizer, samples, config.text.instruction, config.decode,
-                        device, dtype, watch=False)
+    diffa2 = Diffa2(model, parts, tokenizer, device, dtype)
+    answer = sample.ask(diffa2, samples, config.text.instruction, config.decode)
     errors = word_errors(normalise(args.says), normalise(answer["text"]))
     check(errors.total <= 0.2 * errors.words,
           f"transcript: {answer['text']!r}; {errors.total} errors in {errors.words} words")

@@ -91,19 +91,17 @@ import sys
 from pathlib import Path
 import torch
 import sample
+from diffa2_mini import Diffa2
 from diffa2_mini.command import flags
 from diffa2_mini.audio import load_audio
 torch.set_num_threads(1)
-args = sample.parse_arguments(["x.wav"])
-config, trained, paths = flags.find(args)
-tokenizer = weights.load_tokenizer(config, paths["llada"])
-model, parts = flags.load_model(config, trained, paths, torch.device("cpu"), torch.float32)
-flags.choose(args, config)
+args = sample.parse_arguments(["x.wav", "--device", "cpu"])
+source = flags.find(args)
+diffa2 = Diffa2.load(source, *flags.choose(args, source.config))
 clips = sorted(Path("data/clips").glob("*.wav"))
 for i in range(int(sys.argv[1])):
     samples = load_audio(clips[i % 3])[:16000 + 37 * i % 40000]
-    sample.ask(model, parts, tokenizer, samples, f"How many sounds are there? {i}", config.decode,
-               torch.device("cpu"), torch.float32, False)
+    sample.ask(diffa2, samples, f"How many sounds are there? {i}", source.config.decode)
     if i >= 99 and i % 50 == 49:
         status = Path("/proc/self/status").read_text()
         print(status.split("VmRSS:")[1].split()[0])

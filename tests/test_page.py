@@ -148,7 +148,7 @@ def test_a_letter_of_two_tokens_and_an_end_are_recorded_as_bytes(tokenizer):
 def test_a_page_that_cannot_be_is_refused_before_the_model_is_loaded(name, message, tmp_path,
                                                                      capsys, monkeypatch):
     (tmp_path / "folder.html").mkdir()
-    monkeypatch.setattr(sample, "load_model", None)
+    monkeypatch.setattr(sample.Diffa2, "load", None)
     assert run_script(sample.main, [str(CLIP), "--html", str(tmp_path / name)]) == 2
     printed = capsys.readouterr()
     assert message in printed.err and str(tmp_path / name) in printed.err

@@ -21,7 +21,7 @@ from diffa2_mini.config import DATA, AdapterConfig, AudioConfig, Config, DecodeC
 from diffa2_mini.errors import UserError
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
-from diffa2_mini.lora import merge_lora
+from diffa2_mini.listen import Source, load_model
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.weights import (
     load_diffa2,
@@ -79,11 +79,7 @@ NAMES = {  # SPEC section 12: names of DIFFA-2's file, here
 def load_pretrained(config, merge=False, **sources):
     paths = weights.locate_all({part: sources.get(part) for part in ("whisper", "llada", "diffa2")},
                                config.size)
-    model = weights.build(config, paths["whisper"], paths["llada"])
-    load_diffa2(model, paths["diffa2"])
-    if merge:
-        merge_lora(model)
-    return model.eval().requires_grad_(False)
+    return load_model(Source(config, None, paths), CPU, torch.float32, merge)[0]
 
 
 def hugging_face_whisper(dtype=torch.float32) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ import argparse
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +14,8 @@ from .. import weights
 from ..config import SIZES, Config, DecodeConfig
 from ..errors import require
 from ..fast.device import DTYPES, choose_device
-from ..fast.llada import FastLlada
 from ..fast.memory import keep_freed_memory
-from ..lora import merge_lora
-from ..model import Diffa2Model
+from ..listen import Source, decode_settings, find_source
 
 
 def add_model_flags(add: Callable) -> None:
@@ -43,14 +40,12 @@ def add_decode_flags(add: Callable) -> None:
     add("--block-length", type=int, help="tokens per block")
     add("--steps", type=int,
         help="a fixed schedule of so many steps, instead of factor-based decoding")
-    add(
-        "--factor", type=float, help=
-        "of factor-based parallel decoding: larger is faster (default: the size's own, full 1, toy 0.5)"
-    )
+    add("--factor", type=float, help="of factor-based parallel decoding: larger is faster "
+        "(default: the size's own, full 1, toy 0.5)")
     add("--threshold", type=float,
         help="commit what is more confident than this, instead of factor-based decoding")
     add("--cache", choices=["none", "prefix", "dual"],
-        help="what to remember of the keys and values outside the block")
+        help="which keys and values outside the block to keep from step to step")
     add("--capture", action="store_true", default=None,
         help="on CUDA: record the cached step as a graph, and replay it (needs --cache)")
     add("--refresh", type=int,
@@ -62,63 +57,17 @@ def add_decode_flags(add: Callable) -> None:
 
 
 def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConfig:
-    """The size's way to decode, with what the command line changes. Asking for steps, for random
-    remasking or for a threshold is asking for no factor."""
+    """The size's way to decode, with what the command line changes (`decode_settings`)."""
     names = [field.name for field in dataclasses.fields(DecodeConfig)]
-    changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    require(sum(value is not None for value in (args.steps, args.factor, args.threshold)) <= 1,
-            "--steps, --factor and --threshold exclude each other; choose one")
-    if args.steps is not None or args.threshold is not None or args.remasking == "random":
-        changes.setdefault("factor", None)
-    if args.gen_length is not None:
-        fits = args.gen_length % default.block_length == 0
-        changes.setdefault("block_length", default.block_length if fits else args.gen_length)
-        changes.setdefault("steps", args.gen_length)
-    return dataclasses.replace(default, **changes)
+    changes = {name: getattr(args, name) for name in names}
+    return decode_settings(default, **{name: value for name, value in changes.items()
+                                       if value is not None})
 
 
-def find(args: argparse.Namespace) -> tuple[Config, weights.Checkpoint | None, dict[str, Path]]:
-    """The config, a checkpoint of ours if there is one, and where the other weights are. Of those
-    no more is read than tells whether the checkpoint was trained on them. Raises UserError if it
-    was not."""
-    size = args.size or ("full" if args.diffa2 else "toy")
-    require(not (args.diffa2 and args.checkpoint),
-            "--diffa2 and --checkpoint exclude each other; choose one")
-    given = {"whisper": args.whisper, "llada": args.llada}
-    if args.diffa2 or not (args.checkpoint or SIZES[size][0].from_scratch):
-        return SIZES[size][0], None, weights.locate_all(given | {"diffa2": args.diffa2}, size)
-    path = args.checkpoint or Path(weights.SOURCES[size]["diffa2"])
-    require(
-        path.is_file(),
-        f"{path}: expected a checkpoint, found none; make one with 'python train.py --size {size}'")
-    trained = weights.load_checkpoint(path)
-    found = trained.config.size
-    require(args.size in (None, found),
-            f"{path}: is of size {found}, not {args.size}; leave --size out")
-    paths = weights.locate_all(given, found)
-    if trained.fingerprints and not args.other_parts:
-        parts = {part: weights.read_part(file, part) for part, file in paths.items()}
-        weights.same_parts(path, trained, {part: weights.fingerprint(tensors)
-                                              for part, tensors in parts.items()})
-    if not trained.fingerprints and any(given.values()):
-        print(f"note: {path} does not tell which encoder and backbone it was trained on",
-              file=sys.stderr)
-    return trained.config, trained, paths
-
-
-def load_model(config: Config, trained: weights.Checkpoint | None, paths: dict[str, Path],
-               device: torch.device, dtype: torch.dtype,
-               merge: bool = False) -> tuple[Diffa2Model, tuple[str, ...]]:
-    """The model, and what it splices into the prompt. `merge` folds its LoRA into the backbone's
-    weights."""
-    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype,
-                          llada_class=FastLlada)
-    if trained:
-        weights.restore(model, trained.model, "the checkpoint")
-    parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
-    if merge:
-        merge_lora(model)
-    return model.eval().to(device), parts
+def find(args: argparse.Namespace) -> Source:
+    """Where the model that the flags name is, as `find_source` tells."""
+    sources = {"whisper": args.whisper, "llada": args.llada, "diffa2": args.diffa2}
+    return find_source(args.size, args.checkpoint, sources, args.other_parts)
 
 
 def choose(args: argparse.Namespace, config: Config) -> tuple[torch.device, torch.dtype]:
@@ -129,10 +78,10 @@ def choose(args: argparse.Namespace, config: Config) -> tuple[torch.device, torc
     return device, dtype
 
 
-def describe(config: Config, trained: weights.Checkpoint | None, paths: dict[str, Path],
-             decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
+def describe(source: Source, decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
     """Which model answers, and how, in one line: answers that differ in it are not to be mixed.
     Weights, tokenizer and config count by what they hold, not by where they are."""
+    config, trained, paths = source
     prints = {part: weights.fingerprint(weights.read_part(path, part))
               for part, path in paths.items()}
     about = dataclasses.asdict(config) | {"decode": None}  # how to decode is told below

@@ -22,7 +22,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from .. import weights
+from .. import listen, weights
 from ..command import flags
 from ..command.script import Parser
 from ..errors import require
@@ -39,11 +39,12 @@ def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
     """Ask those of `every` question that are asked for and not answered yet. Returns all answers by
     id; the file that they are in is locked as long as `held` is open."""
     expect_clips(questions)
-    config, trained, paths = flags.find(args)
+    source = flags.find(args)
+    config = source.config
     as_authors = {} if config.from_scratch else BENCHMARKS[args.benchmark].decode
     decode = flags.decode_config(args, dataclasses.replace(config.decode, **as_authors))
     device, dtype = flags.choose(args, config)
-    by = flags.describe(config, trained, paths, decode, dtype, args.merge_lora)
+    by = flags.describe(source, decode, dtype, args.merge_lora)
     held.enter_context(files.lock(args.out.parent, args.out.name))
     answers = resume(args.out, args.benchmark, by, every)
     left = [question for question in questions if question.id not in answers]
@@ -51,8 +52,8 @@ def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
           f"{args.out}")
     if not left:
         return answers
-    tokenizer = weights.load_tokenizer(config, paths["llada"])
-    model, parts = flags.load_model(config, trained, paths, device, dtype, args.merge_lora)
+    tokenizer = weights.load_tokenizer(config, source.paths["llada"])
+    model, parts = listen.load_model(source, device, dtype, args.merge_lora)
     features = FeatureCache(model, device, dtype, keep=True)
     respondent = Respondent(model, tokenizer, features, parts, decode)
     size = args.batch_size or (64 if config.from_scratch else 8)

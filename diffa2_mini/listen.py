@@ -1,0 +1,229 @@
+"""All of it together: a clip and a question go in, an answer comes out.
+
+    from diffa2_mini import Diffa2
+    diffa2 = Diffa2.from_pretrained("toy")
+    print(diffa2.ask("clip.wav", "What is said?").text)
+
+Log-mel → encoder → adapters → spliced into the prompt → decoding. This is the only file at the
+package's top that imports the faster ways of fast/.
+"""
+
+import dataclasses
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from . import weights
+from .audio import encoder_frames, load_audio, log_mel, resample
+from .config import SIZES, Config, DecodeConfig
+from .errors import require
+from .fast.device import autocast, choose_device
+from .fast.generate import Step, generate
+from .fast.llada import FastLlada
+from .fast.state import DecodingState
+from .lora import merge_lora
+from .model import Audio, Diffa2Model
+from .tokenizer import Tokenizer
+from .weights import Checkpoint
+
+Clip = str | Path | tuple[np.ndarray, int]  # a sound file, or samples and their rate in Hz
+
+
+class Source(NamedTuple):
+    """Where a model comes from."""
+
+    config: Config
+    trained: Checkpoint | None
+    paths: dict[str, Path]  # of whisper and llada, and of diffa2 if there is no checkpoint
+
+
+def find_source(size: str | None = None, checkpoint: str | Path | None = None,
+                sources: dict[str, str | None] | None = None, other_parts: bool = False) -> Source:
+    """Where the model of a size or of a checkpoint is; `sources` as for `Diffa2.from_pretrained`.
+    Raises UserError if something is missing, or if the checkpoint was trained on other frozen parts
+    and `other_parts` are not allowed."""
+    given = dict.fromkeys(("whisper", "llada", "diffa2")) | (sources or {})
+    require(len(given) == 3, f"expected sources of whisper, llada and diffa2, got {list(given)}")
+    published, name = given.pop("diffa2"), size or "toy"
+    require(not (published and checkpoint),
+            "--diffa2 and --checkpoint exclude each other; choose one")
+    if published or not (checkpoint or SIZES[name][0].from_scratch):
+        name = size or "full"
+        return Source(SIZES[name][0], None, weights.locate_all(given | {"diffa2": published}, name))
+    path = Path(checkpoint or weights.SOURCES[name]["diffa2"])
+    require(path.is_file(), f"{path}: expected a checkpoint, found none"
+            + (weights.moved(path) or f"; make one with 'python train.py --size {name}'"))
+    trained = weights.load_checkpoint(path)
+    found = trained.config.size
+    require(size in (None, found), f"{path}: is of size {found}, not {size}; leave --size out")
+    paths = weights.locate_all(given, found)
+    if trained.fingerprints and not other_parts:
+        prints = {part: weights.fingerprint(weights.read_part(file, part))
+                  for part, file in paths.items()}
+        weights.same_parts(path, trained, prints)
+    if not trained.fingerprints and any(given.values()):
+        print(f"note: {path} does not tell which encoder and backbone it was trained on",
+              file=sys.stderr)
+    return Source(trained.config, trained, paths)
+
+
+def load_model(source: Source, device: torch.device, dtype: torch.dtype,
+               merge: bool = False) -> tuple[Diffa2Model, tuple[str, ...]]:
+    """The model, and what it splices into the prompt. `merge` folds LoRA into the backbone, which
+    is faster, and in bfloat16 loses some of it."""
+    config, trained, paths = source
+    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype,
+                          llada_class=FastLlada)
+    if trained:
+        weights.restore(model, trained.model, "the checkpoint")
+    parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
+    if merge:
+        merge_lora(model)
+    return model.eval().requires_grad_(False).to(device), parts
+
+
+def decode_settings(default: DecodeConfig, **changes) -> DecodeConfig:
+    """A size's way to decode with some fields changed. Steps, a threshold or random remasking leave
+    factor-based decoding; another length brings blocks that fit, and a step for each token."""
+    names = [field.name for field in dataclasses.fields(DecodeConfig)]
+    unknown = [name for name in changes if name not in names]
+    require(not unknown, f"expected settings of decoding ({', '.join(names)}), got "
+                         f"{', '.join(unknown)}")
+    require(len(changes.keys() & {"steps", "factor", "threshold"}) <= 1,
+            "--steps, --factor and --threshold exclude each other; choose one")
+    if changes.keys() & {"steps", "threshold"} or changes.get("remasking") == "random":
+        changes.setdefault("factor", None)
+    if "gen_length" in changes:
+        length, block = changes["gen_length"], default.block_length
+        changes.setdefault("block_length", length if length % block else block)
+        changes.setdefault("steps", length)
+    return dataclasses.replace(default, **changes)
+
+
+@dataclass
+class Answer:
+    """What was answered, and how."""
+
+    text: str
+    tokens: list[int]  # [R], with the end of the answer and what stands behind it
+    steps: int  # of decoding
+    seconds: float  # of the batch that it was part of
+    history: list[Step] = dataclasses.field(repr=False)  # what each step did, as [1, R] tensors
+
+
+class Diffa2:
+    """DIFFA-2, ready to answer. `parts` are what it splices into the prompt, in order."""
+
+    def __init__(self, model: Diffa2Model, parts: tuple[str, ...], tokenizer: Tokenizer,
+                 device: torch.device, dtype: torch.dtype):
+        self.model, self.parts, self.tokenizer = model, parts, tokenizer
+        self.device, self.dtype, self.config = device, dtype, model.config
+
+    @classmethod
+    def from_pretrained(cls, name: str = "toy", *, sources: dict[str, str] | None = None,
+                        checkpoint: str | Path | None = None, device: str = "auto",
+                        dtype: str = "auto") -> "Diffa2":
+        """The model of a size (`toy` comes with the package), or of a folder that train.py wrote.
+
+        Args:
+            name: a size; or a folder, whose last stage is taken.
+            sources: files, folders or hub names of `whisper`, `llada` and `diffa2`, if they are not
+                the size's own.
+            checkpoint: what train.py wrote, instead of `name`.
+            device: auto, cpu, cuda or mps.
+            dtype: of the frozen parts: auto, float32, bfloat16 or float64.
+
+        Raises UserError that says what is missing and how to get it.
+        """
+        if not checkpoint and name not in SIZES:
+            stages = sorted(Path(name).glob("stage[1-4].safetensors"))
+            require(stages, f"{name}: expected a size ({', '.join(SIZES)}) or a folder with "
+                            "checkpoints of train.py, found neither")
+            checkpoint = stages[-1]
+        source = find_source(None if checkpoint else name, checkpoint, sources)
+        on, precision, _ = choose_device(device, dtype, large=not source.config.from_scratch)
+        return cls.load(source, on, precision)
+
+    @classmethod
+    def load(cls, source: Source, device: torch.device, dtype: torch.dtype,
+             merge: bool = False) -> "Diffa2":
+        """The model of a source, as `load_model` tells, with its tokenizer."""
+        tokenizer = weights.load_tokenizer(source.config, source.paths["llada"])
+        return cls(*load_model(source, device, dtype, merge), tokenizer, device, dtype)
+
+    def load_clip(self, clip: Clip) -> np.ndarray:
+        """A clip as float32 [samples] at the model's rate; what exceeds its `max_seconds` is cut. A
+        file that ends early gives a warning."""
+        audio = self.config.audio
+        if not isinstance(clip, tuple):
+            return load_audio(clip, audio.sample_rate, audio.max_seconds, warnings.warn)
+        samples, rate = np.asarray(clip[0], np.float32), int(clip[1])
+        require(samples.ndim == 1 and samples.size > 0 and bool(np.isfinite(samples).all()),
+                f"expected finite samples of one channel, got an array of shape {samples.shape}")
+        return resample(samples, rate, audio.sample_rate)[:audio.max_samples]
+
+    @torch.no_grad()
+    def encode(self, samples: list[np.ndarray]) -> Audio:
+        """The hidden states of clips [samples] at the model's rate."""
+        config, (device, dtype) = self.config.audio, (self.device, self.dtype)
+        mels = torch.stack([log_mel(each, config) for each in samples])  # [B, n_mels, M]
+        n_frames = torch.tensor([encoder_frames(len(each), config) for each in samples])
+        return self.model.encode(mels.to(device, dtype), n_frames.to(device))
+
+    @torch.no_grad()
+    def answer(self, samples: list[np.ndarray], questions: list[str], decode: DecodeConfig,
+               watch: Callable[[Iterator[Step]], Iterator[Step]] = iter, top: int = 0,
+               first: int = 0) -> list[Answer]:
+        """Answer questions about as many clips [samples], at the model's rate, as a batch.
+
+        `watch` is handed the steps of decoding while they are made, and hands them on. `first` is
+        the number of the first question among all that are asked, and `top` is as for `generate`.
+        """
+        start, n, tokenizer = time.perf_counter(), len(questions), self.tokenizer
+        audio = self.encode(samples)
+        prompts = [tokenizer.prompt(self.config.text.system, each) for each in questions]
+        with autocast(self.device, self.dtype):
+            embeddings = self.model.embed_audio(audio, self.parts)
+            state = DecodingState(self.model, embeddings, prompts, [decode.gen_length] * n,
+                                  tokenizer.mask_id)
+            steps = generate(state, decode, tokenizer.eos_id, top, range(first, first + n))
+            steps = list(watch(steps))
+        seconds, answers = round(time.perf_counter() - start, 3), []
+        for row, ids in enumerate(steps[-1].tokens.tolist()):
+            history = [step_of_row(step, row) for step in steps if step.committed[row].any()]
+            answers.append(Answer(tokenizer.decode(ids), ids, len(history), seconds, history))
+        return answers
+
+    def ask(self, clip: Clip | list[Clip], question: str | list[str] | None = None,
+            **decoding) -> Answer | list[Answer]:
+        """Answer a question about a clip. Of a list of clips all answers are decoded together.
+
+        Args:
+            clip: a path, or (samples, rate); or a list of them.
+            question: a text, or one for each clip; None asks for a transcript.
+            decoding: fields of DecodeConfig, such as steps=8 or temperature=0.7.
+
+        Raises UserError for a clip that cannot be read, or settings that cannot be.
+        """
+        decode = decode_settings(self.config.decode, **decoding)
+        clips = clip if isinstance(clip, list) else [clip]
+        question = self.config.text.instruction if question is None else question
+        questions = question if isinstance(question, list) else [question] * len(clips)
+        require(len(questions) == len(clips) > 0,
+                f"expected a question for each clip, got {len(questions)} for {len(clips)} clips")
+        answers = self.answer([self.load_clip(each) for each in clips], questions, decode)
+        return answers if isinstance(clip, list) else answers[0]
+
+
+def step_of_row(step: Step, row: int) -> Step:
+    """What a step did to one row of its batch, as [1, R] tensors."""
+    tensors = (step.tokens, step.predicted, step.confidence, step.committed)
+    likely = step.likely and tuple(each[row:row + 1] for each in step.likely)
+    return Step(*(each[row:row + 1] for each in tensors), likely)
