@@ -14,7 +14,6 @@ What differs: the release keeps two 8 B models; here the reference shares all fr
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,16 +22,6 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from .diffusion import token_losses
-
-
-@dataclass
-class Pairs:
-    """P preference pairs as 2P responses: chosen, rejected, chosen, ..."""
-
-    response: Tensor  # [2P, R]
-    valid: Tensor  # bool [2P, R], False at padding
-    masks: Tensor  # bool [2P, n, R], False at padding: what n samples mask of each response
-
 
 # -------------------------------------------------------------------------- the masks and the bound
 
@@ -69,13 +58,6 @@ def elbo(predict: Callable, response: Tensor, valid: Tensor, masks: Tensor, mask
     return samples.view(B, n).mean(1)
 
 
-def pair_bounds(predict: Callable, pairs: Pairs, mask_id: int, losses_of: Callable = token_losses
-                ) -> Tensor:
-    """The bounds [P, 2] of chosen and rejected answers. See `elbo`."""
-    bounds = elbo(predict, pairs.response, pairs.valid, pairs.masks, mask_id, losses_of)
-    return bounds.view(-1, 2)
-
-
 # -------------------------------------------------------------- the reference, the margin, the loss
 
 
@@ -89,8 +71,8 @@ def reference_of(model: nn.Module, tensors: dict[str, Tensor]) -> Callable:
 
 
 def preference_margin(policy: Tensor, reference: Tensor) -> Tensor:
-    """The margins [P] between chosen and rejected answers, from the bounds [P, 2] by policy and
-    reference. A positive one means that the implicit reward ranks the pair right."""
+    """The margins [P] between chosen and rejected answers, from the bounds [P, 2] of both by policy
+    and reference. A positive one means that the implicit reward ranks the pair right."""
     gain = policy - reference
     return gain[:, 0] - gain[:, 1]
 

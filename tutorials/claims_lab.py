@@ -31,6 +31,7 @@ from diffa2_mini.errors import require
 from diffa2_mini.evaluate import answers, scoreboard
 from diffa2_mini.evaluate.validation import Validator
 from diffa2_mini.fast.llada import FastLlada
+from diffa2_mini.fast.token_losses import token_losses
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of, stream
@@ -45,7 +46,7 @@ from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.files import write
 from diffa2_mini.training.loader import batches
 from diffa2_mini.training.objective import adamw, learning_rate, piece_loss, predictor
-from diffa2_mini.vrpo import Pairs, pair_bounds, vrpo_loss
+from diffa2_mini.vrpo import elbo, vrpo_loss
 from diffa2_mini.weights import Checkpoint
 from tutorials.score_variance import bounds_apart, score_variance
 
@@ -344,9 +345,11 @@ class Lab:
                 with torch.no_grad():
                     hidden = [torch.from_numpy(order < k)[:, None] for k in range(1, length + 1)
                               for order in orders]
-                    samples = [pair_bounds(predictor(model, batch, stage),
-                                           Pairs(batch.response, batch.valid, masks),
-                                           self.tokenizer.mask_id) for masks in hidden]
+                    predict = predictor(model, batch, stage)
+                    losses_of = token_losses(model.llada.logits)
+                    samples = [elbo(predict, batch.response, batch.valid, masks,
+                                    self.tokenizer.mask_id, losses_of).view(-1, 2)
+                               for masks in hidden]
                 tensors[name] = torch.stack(samples, dim=-1).unflatten(-1, (length, -1))
             weights.save_tensors(path, tensors, {})
         tensors, _ = weights.read_tensors(path, "samples of lower bounds")

@@ -18,7 +18,7 @@ from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of
 from diffa2_mini.tokenizer import Tokenizer
 from diffa2_mini.training.objective import predictor
-from diffa2_mini.vrpo import Pairs, pair_bounds, preference_margin, reference_of
+from diffa2_mini.vrpo import elbo, preference_margin, reference_of
 
 
 def bounds_apart(model: Diffa2Model, reference: dict[str, Tensor], batch: PreferenceBatch,
@@ -28,8 +28,8 @@ def bounds_apart(model: Diffa2Model, reference: dict[str, Tensor], batch: Prefer
     losses_of = token_losses(model.llada.logits)
 
     def bounds(call, masks):
-        pairs = Pairs(batch.response, batch.valid, masks)
-        return pair_bounds(predictor(call, batch, stage), pairs, tokenizer.mask_id, losses_of)
+        return elbo(predictor(call, batch, stage), batch.response, batch.valid, masks,
+                    tokenizer.mask_id, losses_of).view(-1, 2)  # [2P] -> [P, 2]
 
     return (bounds(model, batch.masks), bounds(reference_of(model, reference), reference_masks))
 

@@ -12,7 +12,7 @@ from ..diffusion import diffusion_loss
 from ..fast.token_losses import token_losses
 from ..model import Diffa2Model
 from ..tokenizer import Tokenizer
-from ..vrpo import Pairs, pair_bounds, preference_margin, reference_of, vrpo_loss
+from ..vrpo import elbo, preference_margin, reference_of, vrpo_loss
 
 
 def adamw(trained: dict[str, Tensor], lr: float, betas: tuple[float, float], weight_decay: float
@@ -74,9 +74,10 @@ def preference_bounds(model: Diffa2Model, reference: dict[str, Tensor], batch: P
                       stage: StageConfig, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """Stage 4: the bounds [P, 2] by the policy and by the reference, which see the same masks.
     `reference` has the trained tensors of the reference."""
-    pairs = Pairs(batch.response, batch.valid, batch.masks)
     losses_of = token_losses(model.llada.logits)  # the head is frozen, and so the same for both
-    policy = predictor(model, batch, stage)
-    old = predictor(reference_of(model, reference), batch, stage)
-    return (pair_bounds(policy, pairs, tokenizer.mask_id, losses_of),
-            pair_bounds(old, pairs, tokenizer.mask_id, losses_of))
+
+    def bounds(call: Callable) -> Tensor:
+        return elbo(predictor(call, batch, stage), batch.response, batch.valid, batch.masks,
+                    tokenizer.mask_id, losses_of).view(-1, 2)  # [2P] -> [P, 2]
+
+    return bounds(model), bounds(reference_of(model, reference))
