@@ -29,7 +29,6 @@ from data import toy
 from diffa2_mini import weights
 from diffa2_mini.config import DATA, SIZES, StageConfig, to_dict
 from diffa2_mini.data import Collate, what_is_cut
-from diffa2_mini.errors import require
 from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.validation import Validator, print_incomplete, print_ranking
 from diffa2_mini.fast.compiling import compile_blocks
@@ -58,18 +57,12 @@ from diffa2_mini.weights import Checkpoint
 # ------------------------------------------------------------------------------- data and the model
 
 
-def data_config(args: argparse.Namespace) -> DataConfig:
-    """Where the data is; by default the toy world, made if it is missing, or the prepared
-    LibriSpeech. Raises UserError."""
-    path = args.data
-    if not path:
-        is_toy = SIZES[args.size][0].from_scratch or args.random_weights
-        path = toy.make_world(DATA / "toy") if is_toy else dry_run.prepared_data(
-            SIZES[args.size][0], args.stages)
-    require(path.exists(),
-            f"--data {path}: expected a manifest or a folder of manifests, found nothing")
-    return DataConfig(path, args.validation, args.test, args.skip_broken,
-                      validates=not args.random_weights)
+def default_data(args: argparse.Namespace) -> Path:
+    """The toy world, made if it is missing, or the prepared LibriSpeech. Raises UserError."""
+    config = SIZES[args.size][0]
+    if config.from_scratch or args.random_weights:
+        return toy.make_world(DATA / "toy")
+    return dry_run.prepared_data(config, args.stages)
 
 
 def build_model(args: argparse.Namespace, diffa2: Path | None, device: torch.device,
@@ -88,8 +81,7 @@ def build_model(args: argparse.Namespace, diffa2: Path | None, device: torch.dev
 
 
 def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
-    """What all stages share. Whatever a user can have got wrong is refused here, before anything is
-    trained."""
+    """What all stages share. Raises UserError where a user has something to mend."""
     if args.threads:
         torch.set_num_threads(args.threads)
     config = SIZES[args.size][0]
@@ -99,10 +91,11 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
           f"seed {args.seed}, size {args.size}")
     diffa2 = args.diffa2 and weights.locate(args.diffa2, "diffa2", args.size)
     with world.main_first():  # which may have to make the toy world
-        where = data_config(args)
+        path = args.data or default_data(args)
     tokenizer = weights.load_tokenizer(config, args.llada, args.random_weights)
     if not args.random_weights:
         weights.locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
+    where = DataConfig(path, args.validation, args.test, args.skip_broken, not args.random_weights)
     data = load_data(where, args.size, args.stages, folder.unfinished, tokenizer)
     model = build_model(args, diffa2, device, dtype)
     folder.note_origins(model, dtype, data.manifests)
@@ -159,9 +152,9 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     n_steps = dry_run.number_of_steps(stage, len(examples))
     # a short run warms up in its first half
     stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))
-    print_stage(stage, run.model, run.data.manifests[number], len(examples), n_steps)
-    if cut := what_is_cut(examples, stage, run.model.config, run.tokenizer):
-        print(f"  not learnt whole: {cut}")
+    cut = what_is_cut(examples, stage, run.model.config, run.tokenizer)
+    print_stage(stage, run.model, f"{len(examples):,} examples of {run.data.manifests[number]}",
+                n_steps, cut)
 
     collate = Collate(examples, args.seed, stage, run.model.config, run.tokenizer,
                       not run.features.keeps_features, args.skip_broken)
@@ -189,8 +182,7 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
             row = {"stage": number, "step": step + 1, "lr": lr} | figures
             row |= progress.end_step(row, shape, run.model.config, run.peak_flops)
             progress.count_skipped(not files.finite(figures), int(n_broken))
-            # a signal cuts a measurement short, which is left out then; the step is saved below
-            with suppress(Stopped):
+            with suppress(Stopped):  # a signal ends a measurement, and the step is saved below
                 if args.eval_every and (step + 1) % args.eval_every == 0 and run.data.validation:
                     row |= validator.report(stage, run.data.validation[::8]).figures
             run.log.add(**row, time=time.time())
@@ -220,8 +212,7 @@ def validate_stage(run: Run, validator: Validator, parameters: StageParameters, 
     if not examples:
         return
     try:
-        report = validator.report(stage, examples)
-        ranking = {}
+        report, ranking = validator.report(stage, examples), {}
         if stage.preference:
             ranking = validator.rank_pairs(stage, parameters.reference, examples)
             print_ranking(ranking)
@@ -293,10 +284,10 @@ def main(argv: list[str]) -> None:
     args = options.parse_arguments(argv, __doc__)
     if args.stage == "0":
         with join_processes(args.processes) as world:
-            what = stage0.Options(args.size, args.parts, args.out, args.data, args.whisper,
-                                  args.llada, args.device, args.threads, args.seed,
-                                  options.pretrain_config(args))
-            stage0.run(what, world, lambda: toy.make_stage0(DATA / "toy"), toy.text_example)
+            wanted = stage0.Options(args.size, args.parts, args.out, args.data, args.whisper,
+                                    args.llada, args.device, args.threads, args.seed,
+                                    options.pretrain_config(args))
+            stage0.run(wanted, world, lambda: toy.make_stage0(DATA / "toy"), toy.text_example)
     elif args.dry_run:
         plan = dry_run.Plan(args.dtype, args.recompute, args.processes, args.shard)
         dry_run.show(args.size, {n: stage_config(args, n) for n in args.stages}, args.data, plan)

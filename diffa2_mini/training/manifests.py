@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..config import SIZES, Config, StageConfig
 from ..data import Example, load_examples
+from ..errors import require
 from ..tokenizer import Tokenizer
 
 
@@ -35,6 +36,8 @@ def load_data(data: DataConfig, size: str, numbers: list[int], unfinished: list[
     """All that stages `numbers` of a size need, of which the `unfinished` are to be trained. Raises
     UserError."""
     config, stages = SIZES[size]
+    require(data.path.exists(),
+            f"--data {data.path}: expected a manifest or a folder of manifests, found nothing")
     manifests = {number: data.path / f"{stages[number].data}.json" if data.path.is_dir()
                  else data.path for number in numbers}
     examples = load_stages({number: manifests[number] for number in unfinished}, stages, config,

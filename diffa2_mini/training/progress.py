@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from torch import nn
 from tqdm import tqdm
@@ -13,16 +12,17 @@ from .dry_run import Shape, throughput
 from .files import finite
 
 
-def print_stage(stage: StageConfig, model: nn.Module, manifest: Path, n_examples: int,
-                n_steps: int) -> None:
-    """Print what a stage trains, how much of the model that is, and on what."""
+def print_stage(stage: StageConfig, model: nn.Module, data: str, n_steps: int, cut: str) -> None:
+    """Print what a stage trains, how much of the model that is, on which data; and what of it is
+    too long, as `what_is_cut` says."""
     n_all = sum(p.numel() for p in model.parameters())
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"\nstage {stage.number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
           f"  trainable parameters: {n_trained:,} of {n_all:,} ({n_trained / n_all:.2%})\n"
-          f"  {n_examples:,} examples of {manifest}, {n_steps:,} steps of {stage.batch_size} "
-          f"({stage.micro_batch} at once), learning rate {stage.lr:g}, "
-          f"{stage.warmup} steps of warm-up, {stage.schedule}")
+          f"  {data}, {n_steps:,} steps of {stage.batch_size} ({stage.micro_batch} at once), "
+          f"learning rate {stage.lr:g}, {stage.warmup} steps of warm-up, {stage.schedule}")
+    if cut:
+        print(f"  not learnt whole: {cut}")
 
 
 class StageProgress:
