@@ -11,7 +11,7 @@ from test_data import MICRO, STAGES, ears_of, examples, model  # noqa: F401  (fi
 
 import sample
 import train
-from diffa2_mini import data
+from diffa2_mini import data, listen
 from diffa2_mini.audio import log_mel
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import DATA
@@ -158,7 +158,7 @@ def front_end(monkeypatch):
         seen.append((mel.dtype, torch.is_autocast_enabled("cpu")))
         return mel
 
-    for module in (data, sample):
+    for module in (data, listen):
         monkeypatch.setattr(module, "log_mel", watched)
     return seen
 
