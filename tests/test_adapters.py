@@ -1,5 +1,5 @@
-"""The adapters: 12.5 words a second whatever the batch, and always Q impressions drawn from every
-depth."""
+"""The adapters: 12.5 semantic embeddings a second whatever the batch, and always Q acoustic ones,
+which depend on every tap."""
 
 import dataclasses
 
@@ -27,14 +27,14 @@ def acoustic(config, n_taps=3):
 
 
 def test_semantic_gives_one_embedding_per_four_frames(config):
-    embeddings, n_real = semantic(config)(torch.randn(14, 16, 8), torch.tensor(LENGTHS))
-    assert n_real.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+    embeddings, n_valid = semantic(config)(torch.randn(14, 16, 8), torch.tensor(LENGTHS))
+    assert n_valid.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
     assert embeddings.shape == (14, 3, 12)
 
 
 def test_a_batch_of_clips_below_four_frames_gives_none(config):
-    embeddings, n_real = semantic(config)(torch.randn(4, 16, 8), torch.tensor([0, 1, 2, 3]))
-    assert embeddings.shape == (4, 0, 12) and n_real.tolist() == [0] * 4
+    embeddings, n_valid = semantic(config)(torch.randn(4, 16, 8), torch.tensor([0, 1, 2, 3]))
+    assert embeddings.shape == (4, 0, 12) and n_valid.tolist() == [0] * 4
 
 
 def test_semantic_is_two_convolutions_and_a_projection_of_the_clip_alone(config):
@@ -51,13 +51,13 @@ def test_a_padded_batch_equals_its_clips_one_by_one(config, garbage):
     batch = garbage * torch.randn(14, 16, 8)
     for row, clip, n in zip(batch, clips, LENGTHS):
         row[:n] = clip[0]
-    embeddings, n_real = adapter(batch, torch.tensor(LENGTHS))
-    for row, n_out, clip, n in zip(embeddings, n_real, clips, LENGTHS):
+    embeddings, n_valid = adapter(batch, torch.tensor(LENGTHS))
+    for row, n_out, clip, n in zip(embeddings, n_valid, clips, LENGTHS):
         alone, _ = adapter(clip, torch.tensor([n]))
         torch.testing.assert_close(row[:n_out], alone[0], atol=1e-5, rtol=0)
 
 
-def test_embedding_j_reads_frames_4j_minus_2_to_4j_plus_2_so_never_padding(config):
+def test_embedding_j_depends_on_frames_4j_minus_2_to_4j_plus_2_so_never_on_padding(config):
     adapter, clip, reads = semantic(config), torch.randn(1, 16, 8), []
     before = adapter(clip, torch.tensor([16]))[0]
     for frame in range(16):
@@ -87,7 +87,7 @@ def test_taps_weigh_the_same_at_first(config):
 
 def test_each_query_has_its_own_weights_over_the_taps(config):
     adapter, taps = acoustic(config), torch.randn(1, 3, 16, 8)
-    adapter.layer_weights.data = 100 * torch.eye(3)  # query i listens to tap i alone
+    adapter.layer_weights.data = 100 * torch.eye(3)  # query i: tap i alone
     before = adapter(taps)
     taps[:, 1] += torch.randn(16, 8)
     changed = (adapter(taps) - before).abs().amax(-1)[0] > 1e-4

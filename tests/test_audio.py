@@ -73,7 +73,7 @@ def test_log_mel_equals_the_naive_one_whatever_the_clip(config):
         x = noise(n_samples) + np.linspace(0, 1, n_samples) * sine(440, seconds=n_samples / 16_000)
         mel = log_mel(x, config)
         assert mel.shape == (config.n_mels, config.max_seconds * 100) and mel.dtype == torch.float32
-        # NumPy or torch
+        # the same from NumPy and from torch
         assert mel.isfinite().all() and torch.equal(mel, log_mel(torch.from_numpy(x), config))
         if config.max_seconds == 4:  # the naive one is slow
             np.testing.assert_allclose(mel.numpy(), naive_log_mel(x, config), atol=1e-4)
@@ -98,7 +98,7 @@ def test_log_mel_is_centred_shows_80_decibels_and_adds_a_half_for_ten_times_the_
     x = noise(SHORT.max_samples)  # no band of it is near the floor, so that all of it shifts alike
     louder = log_mel(10 * x, SHORT) - log_mel(x, SHORT)
     torch.testing.assert_close(louder, torch.full((128, 400), 0.5), atol=1e-4, rtol=0)
-    # silence
+    # of silence, all is at the floor
     torch.testing.assert_close(log_mel(np.zeros(16_000), SHORT),
                                torch.full((128, 400), (-10 + 4) / 4))
 
@@ -279,7 +279,7 @@ def test_max_seconds_is_the_start_of_the_whole(tmp_path, rate):
 
 
 def test_max_seconds_makes_a_long_file_cheap(tmp_path):
-    # 21 minutes
+    # a file of 21 minutes
     soundfile.write(tmp_path / "long.wav", np.zeros(20_000_000, dtype=np.int16), 16_000)
     y, peak = peak_memory(load_audio, tmp_path / "long.wav", max_seconds=4)
     assert len(y) == 64_000 and peak < 4e6
@@ -426,7 +426,7 @@ def test_a_damaged_flac_is_refused_with_the_seconds_that_are_intact(tmp_path, bo
         assert told(path, max_seconds=float(seconds) - 0.1)[1] == []  # that part is whole
 
 
-def test_only_the_part_that_is_heard_is_compared(tmp_path, bodies):
+def test_only_the_part_that_is_used_is_compared(tmp_path, bodies):
     for name, body in bodies.items():
         (tmp_path / name).write_bytes(body[:len(body) * 3 // 4])
         assert told(tmp_path / name, max_seconds=1)[1] == [], name
@@ -522,7 +522,7 @@ def test_long_files_and_headers_that_claim_too_much_or_nothing_take_no_more_memo
         assert len(y) == 1600 and peak < 1e6
     (tmp_path / "clip.flac").write_bytes(flac(n_claimed=2**31))
     assert peak_memory(message_of, load_audio, tmp_path / "clip.flac")[1] < 3 * 4 * audio.BLOCK
-    (tmp_path / "clip.flac").write_bytes(flac(n_claimed=0))  # a stream, which can be heard
+    (tmp_path / "clip.flac").write_bytes(flac(n_claimed=0))  # a stream, which can be read
     assert "tells the length" in message_of(duration, tmp_path / "clip.flac")
     assert len(load_audio(tmp_path / "clip.flac", max_seconds=0.5)) == 8000
     monkeypatch.setattr(audio, "MAX_FRAMES", 1000)

@@ -57,7 +57,7 @@ def test_json_carries_the_values_and_not_the_defaults():
 
 
 @pytest.mark.parametrize("part, changes", [
-    ("whisper", {"n_ears": 2}),
+    ("whisper", {"n_width": 2}),
     ("audio", {"hop": 160}),
     ("text", {"system_prompt": "Hello."}),
     ("decode", {"gen_length": 24, "block_length": 16}),
@@ -71,7 +71,7 @@ def test_from_dict_refuses_bad_parts(part, changes):
 
 
 @pytest.mark.parametrize(
-    "values", [None, [], "toy", {"size": "toy", "ears": {}}, {"size": "toy", "colour": "red"}])
+    "values", [None, [], "toy", {"size": "toy", "speaker": {}}, {"size": "toy", "colour": "red"}])
 def test_from_dict_refuses_what_is_not_a_config(values):
     with pytest.raises(UserError):
         from_dict(values)

@@ -1,4 +1,4 @@
-"""Batches: what an example gets depends on itself alone, and every epoch sees every example
+"""Batches: what an example gets depends on itself alone, and every epoch has every example
 once."""
 
 import multiprocessing
@@ -34,7 +34,7 @@ def model():
     return Diffa2Model(MICRO).eval()
 
 
-def ears_of(model, keep):
+def features_of(model, keep):
     return FeatureCache(model, torch.device("cpu"), torch.float32, keep)
 
 
@@ -52,7 +52,8 @@ def examples(tmp_path_factory):
 
 
 def batch_of(pairs, examples, model, stage, seed=42, keep=True):
-    return collate(examples, stage, seed)[pairs].encoded(ears_of(model, keep), torch.device("cpu"))
+    batch = collate(examples, stage, seed)[pairs]
+    return batch.encoded(features_of(model, keep), torch.device("cpu"))
 
 
 def collate(examples, stage, seed=42, load=False):
@@ -185,7 +186,7 @@ def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
     maker, state = collate(examples, 2, load=True), torch.get_rng_state()
     pieces = [[(0, 1), (0, 2)], [(0, 7)], [(1, 0), (0, 3)]]
     loader = Loader(maker, iter(pieces), n_workers)
-    features = ears_of(model, keep=False)
+    features = features_of(model, keep=False)
     for batch in [*loader.take(2), *loader.take(1)]:
         expected = maker[pieces.pop(0)]
         assert torch.equal(batch.response, expected.response)

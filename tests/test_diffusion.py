@@ -16,7 +16,7 @@ V, R, MASK = 3, 3, 3  # three words, three positions, and the mask
 X = torch.tensor([[2, 0, 1]])
 # [7, R]: all but the empty one
 ALL_MASKS = torch.tensor(list(product((False, True), repeat=R))[1:])
-REAL = torch.ones(1, R, dtype=torch.bool)
+VALID = torch.ones(1, R, dtype=torch.bool)
 
 
 def arbitrary_model():
@@ -96,7 +96,7 @@ def test_masking_exactly_k_tokens_has_the_same_expectation():
     its probability."""
     table, n = arbitrary_model(), len(ALL_MASKS)
     bounds = elbo(lambda noisy, valid, masked: logits_at(table, noisy, masked),
-                  X.expand(n, R), REAL.expand(n, R), ALL_MASKS[:, None], MASK)
+                  X.expand(n, R), VALID.expand(n, R), ALL_MASKS[:, None], MASK)
     weights = torch.tensor([1 / (R * comb(R, k)) for k in ALL_MASKS.sum(1).tolist()])
     assert weights.sum() == pytest.approx(1)
     torch.testing.assert_close(-(weights * bounds).sum(), exact_bound(table))
@@ -159,7 +159,7 @@ def test_eos_that_belongs_to_the_response_counts_and_row_padding_does_not():
     alone = diffusion_loss(logits, answer, masked, t, n_tokens=4)
     torch.testing.assert_close(alone, -logits.log_softmax(-1)[range(4), answer[0]].mean())
     padded = torch.cat([answer, torch.full((1, 2), eos)], dim=1)
-    # 2: never masked
+    # with a uniform number of 2, a token is never masked
     _, masked, _ = forward_process(padded, t, torch.tensor([[0.0, 0, 0, 0, 2, 2]]), MASK)
     assert torch.equal(diffusion_loss(logits, padded, masked, t, n_tokens=4), alone)
 

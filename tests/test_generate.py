@@ -6,8 +6,7 @@ import torch
 
 from diffa2_mini.config import DecodeConfig
 from diffa2_mini.decode import finished
-from diffa2_mini.fast.generate import (
-    generate, gumbel, pick, random_priority, sample, token_noise)
+from diffa2_mini.fast.generate import generate, gumbel, pick, random_priority, sample, token_noise
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.tokenizer import Prompt
 
@@ -56,7 +55,7 @@ def decode_fast(predict, config, n_rows=1, numbers=None):
 
 
 def sure(words, confidence):
-    """Predicts `words` [R] with `confidence` [R], whatever it sees, and all else alike."""
+    """Predicts `words` [R] with `confidence` [R], whatever the tokens, and all else alike."""
     # V - 2 others: the mask never counts
     p = ((1 - torch.tensor(confidence)) / (V - 2))[:, None].repeat(1, V)
     p[range(len(words)), words] = torch.tensor(confidence)
@@ -111,7 +110,7 @@ def test_one_at_a_time_goes_in_order_of_confidence(changes):
 
 @pytest.mark.parametrize("changes", SETTINGS)
 def test_blocks_are_filled_from_left_to_right(changes):
-    # the second is the surer one
+    # the second block has the higher confidence
     run = decode_fast(sure([0] * 8, [0.3] * 4 + [0.999] * 4), settings(**changes))
     for step in run:
         assert not step.committed[:, 4:].any() or not (step.tokens[:, :4] == MASK).any()
@@ -146,7 +145,7 @@ def test_a_temperature_samples_from_p_to_the_one_over_t_and_its_confidence_is_fr
     tokens, confidence = sample(p.log().expand(n, 1, 4), noise)
     torch.testing.assert_close(confidence, p[tokens].float())
     expected = n * p ** (1 / temperature) / (p ** (1 / temperature)).sum()
-    # chi-square, 3, 0.1 %
+    # chi-square, 3 degrees of freedom, 0.1 %
     assert ((tokens.flatten().bincount(minlength=4) - expected) ** 2 / expected).sum() < 16.3
 
 
@@ -235,7 +234,7 @@ def test_words_and_places_are_drawn_anew_for_each_answer_block_and_step():
 
 
 def test_noise_is_finite_but_where_a_token_cannot_be_drawn():
-    # of a uniform number
+    # the ends of the range of a uniform number
     ends = torch.tensor([0.0, 2.0**-53, 0.5, 1 - 2.0**-53], dtype=torch.float64)
     for temperature in (1e-300, 1.0, 1e6):
         noise = gumbel(ends, temperature)
@@ -248,7 +247,7 @@ def test_noise_is_finite_but_where_a_token_cannot_be_drawn():
 
 @pytest.fixture
 def restless_model(model):
-    """A model whose weights are so large that its predictions change with everything it sees."""
+    """A model whose weights are so large that its predictions change with every token."""
     for parameter in model.llada.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.7)

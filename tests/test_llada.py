@@ -1,4 +1,4 @@
-"""The mask predictor against its formulas in float64; it looks both ways and never at padding."""
+"""The mask predictor against its formulas in float64: attention both ways, and never to padding."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_attention_depends_on_relative_distance_alone():
     assert scores.diagonal(3)[0] != scores.diagonal(-3)[0]  # before is not after
 
 
-def test_the_first_token_sees_the_last_and_the_last_the_first(config):
+def test_the_first_token_depends_on_the_last_and_the_last_on_the_first(config):
     llada, x = Llada(config.llada), torch.randn(1, 6, 12)
     before = llada(x)
     for changed, seen_by in ((5, 0), (0, 5)):
@@ -103,7 +103,7 @@ def test_padding_is_never_attended_to(config):
     hidden = llada(x, valid)
     torch.testing.assert_close(hidden[1, :4], llada(x[1:, :4])[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(hidden[0], llada(x[:1])[0], atol=1e-5, rtol=0)
-    # without the mask it would be
+    # without the mask it would be attended to
     assert not torch.allclose(llada(x)[1, :4], hidden[1, :4], atol=1e-3)
 
 

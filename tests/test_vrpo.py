@@ -11,7 +11,7 @@ from diffa2_mini.vrpo import draw_masks, elbo, preference_margin, vrpo_loss
 
 V, R, MASK, BETA = 5, 6, 5, 0.2
 PAIR = torch.tensor([[0, 1, 2, 3, 4, 4], [1, 1, 0, 2, 4, 4]])  # chosen, rejected
-REAL = torch.ones(2, R, dtype=torch.bool)
+VALID = torch.ones(2, R, dtype=torch.bool)
 
 
 def predictor(weights):
@@ -29,7 +29,7 @@ def masks(seed, n=4, rows=2):
 
 def bounds(weights, drawn):
     """The pair's lower bounds [1, 2]."""
-    return elbo(predictor(weights), PAIR, REAL, drawn, MASK).view(1, 2)
+    return elbo(predictor(weights), PAIR, VALID, drawn, MASK).view(1, 2)
 
 
 def test_at_the_reference_the_loss_is_log_2_and_its_gradient_half_of_beta_times_the_margins():
@@ -81,7 +81,7 @@ def test_masks_hide_exactly_k_tokens_with_k_uniform_and_any_token_alike():
     pairs = drawn[drawn.sum(1) == 2].astype(int)
     # how often each pair of tokens is hidden alone: 15 pairs
     together = (pairs.T @ pairs)[np.triu_indices(R, 1)]
-    # 14 degrees of freedom
+    # chi-square, 14 degrees of freedom, 0.1 %
     assert ((together - together.mean()) ** 2 / together.mean()).sum() < 36.1
 
 
@@ -98,7 +98,7 @@ def test_elbo_of_one_sample_is_l_over_k_times_its_log_likelihood():
         seen.update(noisy=noisy, masked=masked)
         return logits
 
-    bound = elbo(logits_of, PAIR[:1], REAL[:1], masked, MASK)
+    bound = elbo(logits_of, PAIR[:1], VALID[:1], masked, MASK)
     p = logits.log_softmax(-1)
     torch.testing.assert_close(bound, 6 / 2 * (p[0, 1] + p[1, 4])[None])
     assert seen["noisy"].tolist() == [[0, MASK, 2, 3, MASK, 4]]
@@ -115,14 +115,14 @@ def test_elbo_is_the_mean_over_samples():
 def test_elbo_ignores_padding(padding):
     theta, drawn = torch.randn(V + 1, V), masks(0)
     wider = torch.nn.functional.pad
-    padded = elbo(predictor(theta), wider(PAIR, (0, 3), value=padding), wider(REAL, (0, 3)),
+    padded = elbo(predictor(theta), wider(PAIR, (0, 3), value=padding), wider(VALID, (0, 3)),
                   wider(drawn, (0, 3)), MASK)
     torch.testing.assert_close(padded.view(1, 2), bounds(theta, drawn))
 
 
 def test_more_samples_reduce_the_variance_in_proportion():
     theta = torch.randn(V + 1, V)
-    response, valid, variance = PAIR[:1].expand(4000, R), REAL[:1].expand(4000, R), {}
+    response, valid, variance = PAIR[:1].expand(4000, R), VALID[:1].expand(4000, R), {}
     for n in (1, 4):
         variance[n] = elbo(predictor(theta), response, valid, masks(0, n=n, rows=4000),
                            MASK).var().item()
