@@ -132,15 +132,23 @@ def agree(said: str, printed: str, fence: str) -> bool:
     stated = re.search(r"tolerance=(\S+)", fence)
     if stated and stated[1] == "any":
         return True
-    for ours, theirs in zip(NUMBER.findall(said), NUMBER.findall(printed)):
-        a, b = (float(number.replace(",", "").rstrip(".")) for number in (ours, theirs))
-        whole = "." not in ours + theirs and "e" not in ours + theirs
-        relative = float(stated[1]) if stated else 0.0 if whole else 0.01
-        digits = 0 if whole or "e" in ours + theirs else 1.5 * 10.0**-max(
-            len(n.partition(".")[2]) for n in (ours, theirs))
-        if abs(a - b) > max(relative * max(abs(a), abs(b)), digits):
-            return False
-    return True
+    relative = float(stated[1]) if stated else None
+    return all(near(ours, theirs, relative)
+               for ours, theirs in zip(NUMBER.findall(said), NUMBER.findall(printed)))
+
+
+def near(ours: str, theirs: str, relative: float | None) -> bool:
+    """Are two numbers, as they are written, the same within the tolerance?"""
+    a, b = (float(number.replace(",", "").rstrip(".")) for number in (ours, theirs))
+    has_exponent = "e" in ours + theirs
+    whole = "." not in ours + theirs and not has_exponent
+    if relative is None:
+        relative = 0.0 if whole else 0.01
+    units = 0.0
+    if not whole and not has_exponent:
+        n_digits = max(len(number.partition(".")[2]) for number in (ours, theirs))
+        units = 1.5 * 10.0**-n_digits
+    return abs(a - b) <= max(relative * max(abs(a), abs(b)), units)
 
 
 def slugs(text: str) -> set[str]:

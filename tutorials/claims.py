@@ -92,8 +92,8 @@ def estimated(times: int, masks: int, shared: bool, lab: Lab, seed: int) -> dict
 
 
 def texts(causal: bool, lab: Lab, seed: int) -> dict:
-    """A backbone before it hears anything: texts, in which a description stands in the audio's
-    place."""
+    """A backbone before it is trained on audio: texts, in which a description stands in the
+    audio's place."""
     rng = stream("held-out texts", seed, "claims")
     examples = [toy.text_example(rng, evaluation=True) for _ in range(lab.scale.n_texts or 960)]
     model = lab.build(Variant(None, 2, causal=causal))

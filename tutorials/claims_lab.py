@@ -26,7 +26,7 @@ from diffa2_mini.config import (
     PretrainConfig,
     StageConfig,
 )
-from diffa2_mini.data import Collate, Example, load_examples
+from diffa2_mini.data import Batch, Collate, Example, load_examples
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import answers, scoreboard
 from diffa2_mini.evaluate.validation import Validator
@@ -148,7 +148,7 @@ def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
     set_dropout(model.llada, stage.lora_dropout)
     set_dropout(model.acoustic_connector, stage.adapter_dropout)
     lab.features.prepare([example.path for example in examples],
-                         partial(progress, desc="listening", leave=False))
+                         partial(progress, desc="encoding", leave=False))
     collate, other = (Collate(examples, s, stage, CONFIG, lab.tokenizer, load=False)
                       for s in (seed, seed + 1000))
     for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed, stage.number):
@@ -318,38 +318,42 @@ class Lab:
                                         stage.audio, decode, batch_size,
                                         paradigm_of(variant.causal).generate)
         seconds, result = time.perf_counter() - began, scoreboard.report(questions, texts)
-        took = {"forward_passes": n_steps / len(texts), "seconds": seconds /
-                len(texts)} if batch_size == 1 else {}
-        return result.figures | took | {
-            "types": {f"{domain}: {type}": a
-                      for (domain, type), a in result.accuracy.items()}}
+        figures = dict(result.figures)
+        if batch_size == 1:
+            figures |= {"forward_passes": n_steps / len(texts), "seconds": seconds / len(texts)}
+        types = {f"{domain}: {type}": value for (domain, type), value in result.accuracy.items()}
+        return figures | {"types": types}
+
+    def short_pairs(self, stage: StageConfig, seed: int) -> Batch:
+        """Some held-out pairs whose answers are both as short as answers can be."""
+        pairs = [example for example in self.questions if example.rejected]
+        collate = Collate(pairs, seed, stage, CONFIG, self.tokenizer, load=False)
+        length = CONFIG.text.response_multiple
+        short = [i for i in range(len(pairs))
+                 if all(own == length for _, own in collate.lengths(i))]
+        chosen = short[::max(1, len(short) // self.scale.n_pairs)][:self.scale.n_pairs]
+        return collate[[(0, i) for i in chosen]].encoded(self.features, CPU)
 
     def pool(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Samples of the lower bounds of some pairs, by stage 4 and by stage 3: [P, 2, k, masks of
-        k tokens] each. For all draws that follow they are the world: their mean is the bound
-        itself."""
+        k tokens] each. All draws that follow are from these: their mean is the bound itself."""
         path = self.path("pool", seed, "safetensors")
         if not path.exists():
             stage, length = self.stage(self.variants["stage 4"]), CONFIG.text.response_multiple
-            pairs = [example for example in self.questions if example.rejected]
-            collate = Collate(pairs, seed, stage, CONFIG, self.tokenizer, load=False)
-            short = [
-                i for i in range(len(pairs)) if all(own == length for _, own in collate.lengths(i))]
-            chosen = short[::max(1, len(short) // self.scale.n_pairs)][:self.scale.n_pairs]
-            batch = collate[[(0, i) for i in chosen]].encoded(self.features, CPU)
-            rng = stream("score", seed)
-            orders = rng.random((self.scale.n_masks, *batch.response.shape)).argsort(-1).argsort(-1)
+            batch = self.short_pairs(stage, seed)
+            shape = (self.scale.n_masks, *batch.response.shape)
+            orders = stream("score", seed).random(shape).argsort(-1).argsort(-1)
+            # [2 P, 1, R] each, with k masks
+            masks = [torch.from_numpy(order < k)[:, None] for k in range(1, length + 1)
+                     for order in orders]
             tensors = {}
             for name in ("stage 4", "stage 3"):
                 model = self.restored(name, seed)
+                predict, losses_of = predictor(model, batch, stage), token_losses(model.llada.logits)
                 with torch.no_grad():
-                    hidden = [torch.from_numpy(order < k)[:, None] for k in range(1, length + 1)
-                              for order in orders]
-                    predict = predictor(model, batch, stage)
-                    losses_of = token_losses(model.llada.logits)
-                    samples = [elbo(predict, batch.response, batch.valid, masks,
+                    samples = [elbo(predict, batch.response, batch.valid, each,
                                     self.tokenizer.mask_id, losses_of).view(-1, 2)
-                               for masks in hidden]
+                               for each in masks]
                 tensors[name] = torch.stack(samples, dim=-1).unflatten(-1, (length, -1))
             weights.save_tensors(path, tensors, {})
         tensors, _ = weights.read_tensors(path, "samples of lower bounds")

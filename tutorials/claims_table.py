@@ -105,8 +105,8 @@ CLAIMS = (
                     "trained: 1, independent"))),
     Claim("lora", "about 1 % of the weights suffices",
           "99,047,424 of 8.75 billion weights are trained, 1.13 %: LoRA of rank 8 and the adapters",
-          (Comparison("rank 8 against no LoRA", "rank 8",
-                      "rank 0"), Comparison("rank 8 against rank 2", "rank 8", "rank 2"),
+          (Comparison("rank 8 against no LoRA", "rank 8", "rank 0"),
+           Comparison("rank 8 against rank 2", "rank 8", "rank 2"),
            Comparison("rank 8 as good as rank 32", "rank 8", "rank 32", margin=MARGIN),
            Comparison("all projections against attention's", "rank 8", "attention"),
            Comparison("all projections against the feed-forward's", "rank 8", "feed-forward"),
@@ -145,10 +145,8 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
 
 def numbers(cell: dict) -> dict[str, float]:
     """The figures of a cell that are single numbers; accuracy by type has the type's name."""
-    found = {
-        name: value
-        for name, value in cell.items()
-        if isinstance(value, (int, float)) and name != "seed"}
+    found = {name: value for name, value in cell.items()
+             if isinstance(value, (int, float)) and name != "seed"}
     return found | cell.get("types", {})
 
 
@@ -158,7 +156,9 @@ def verdict(differences: list[float], margin: float = 0.0) -> str:
         return PENDING
     mean, spread = mean_and_spread(differences)
     error = T95 * spread / math.sqrt(len(differences))
-    return SHOWS if mean - error > -margin else OPPOSITE if mean + error < -margin else HIDES
+    if mean - error > -margin:
+        return SHOWS
+    return OPPOSITE if mean + error < -margin else HIDES
 
 
 def judge(comparison: Comparison, settings: dict[str, dict[int, dict]]) -> dict:
@@ -184,28 +184,32 @@ def together(verdicts: list[str]) -> str:
     return ", ".join([f"shows in {verdicts.count(SHOWS)} of {len(verdicts)}", *counts])
 
 
+def over_seeds(cells: list[dict]) -> dict:
+    """Mean and spread of every figure that all cells of a setting have; the spread is None for one
+    seed."""
+    figures, means, spreads = [numbers(cell) for cell in cells], {}, {}
+    for name in figures[0]:
+        if all(name in each for each in figures):
+            means[name], spread = mean_and_spread([each[name] for each in figures])
+            spreads[name] = None if math.isnan(spread) else spread
+    return {"mean": means, "spread": spreads, "cells": cells}
+
+
 def summary(cells: list[dict]) -> dict:
     """Mean and spread of every figure, every cell, and the verdicts."""
     found = arrange(cells)
     experiments = {}
     for experiment, settings in found.items():
         for setting, by_seed in settings.items():
-            figures = [numbers(cell) for cell in by_seed.values()]
-            stated = {name: mean_and_spread([f[name] for f in figures]) for name in figures[0]
-                      if all(name in f for f in figures)}
-            experiments.setdefault(experiment, {})[setting] = {
-                "mean": {name: mean
-                         for name, (mean, _) in stated.items()}, "spread": {
-                             name: None if math.isnan(spread) else spread
-                             for name, (_, spread) in stated.items()
-                         }, "cells": list(by_seed.values())}
+            figures = over_seeds([*by_seed.values()])
+            experiments.setdefault(experiment, {})[setting] = figures
     claims = []
     for claim in CLAIMS:
-        judged = [
-            judge(comparison, found.get(claim.experiment, {})) for comparison in claim.comparisons]
-        claims.append({
-            "claim": claim.claim, "experiment": claim.experiment, "verdict": together(
-                [each["verdict"] for each in judged]), "comparisons": judged})
+        settings = found.get(claim.experiment, {})
+        judged = [judge(comparison, settings) for comparison in claim.comparisons]
+        claims.append({"claim": claim.claim, "experiment": claim.experiment,
+                       "verdict": together([each["verdict"] for each in judged]),
+                       "comparisons": judged})
     return {"seeds": list(SEEDS), "margin": MARGIN, "claims": claims, "experiments": experiments}
 
 
@@ -262,23 +266,23 @@ def draw_bars(axes, settings: dict) -> None:
 
 def draw_factor(axes, settings: dict) -> None:
     """Accuracy against forward passes."""
-    for colour, label, names in ((COLOURS[0], "factor", [
-            name for name in settings if name.startswith("f =")
-    ]), (COLOURS[1], "fixed schedule", [name for name in settings if name.endswith("steps")])):
-        (x, _), (y, spreads) = points(settings, names, "forward_passes"), points(
-            settings, names, "overall")
+    by_factor = [name for name in settings if name.startswith("f =")]
+    fixed = [name for name in settings if name.endswith("steps")]
+    for colour, label, names in zip(COLOURS, ("factor", "fixed schedule"), (by_factor, fixed)):
+        x, _ = points(settings, names, "forward_passes")
+        y, spreads = points(settings, names, "overall")
         axes.errorbar(x, y, spreads, label=label, color=colour, marker="o")
     axes.set(xscale="log", xlabel="forward passes per answer", ylabel="accuracy")
 
 
 def draw_vrpo(axes, settings: dict) -> None:
     """Variance of the score against the number of samples."""
-    for colour, label, of in zip(
-            COLOURS,
-        ("times, shared masks", "times, independent masks", "masks of one time, shared"),
-        ("{} x 1, shared", "{} x 1, independent", "1 x {}, shared")):
-        n = [n for n in (1, 2, 4, 8) if of.format(n) in settings]
-        means, spreads = points(settings, [of.format(i) for i in n], "variance")
+    lines = {"times, shared masks": "{} x 1, shared",
+             "times, independent masks": "{} x 1, independent",
+             "masks of one time, shared": "1 x {}, shared"}
+    for colour, (label, setting) in zip(COLOURS, lines.items()):
+        n = [n for n in (1, 2, 4, 8) if setting.format(n) in settings]
+        means, spreads = points(settings, [setting.format(i) for i in n], "variance")
         axes.errorbar(n, means, spreads, label=label, color=colour, marker="o")
     axes.set(xscale="log", yscale="log", xlabel="samples", ylabel="variance of the score")
 
