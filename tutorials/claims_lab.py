@@ -349,7 +349,8 @@ class Lab:
             tensors = {}
             for name in ("stage 4", "stage 3"):
                 model = self.restored(name, seed)
-                predict, losses_of = predictor(model, batch, stage), token_losses(model.llada.logits)
+                predict = predictor(model, batch, stage)
+                losses_of = token_losses(model.llada.logits)
                 with torch.no_grad():
                     samples = [elbo(predict, batch.response, batch.valid, each,
                                     self.tokenizer.mask_id, losses_of).view(-1, 2)
