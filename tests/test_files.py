@@ -82,7 +82,7 @@ def test_memory_that_is_full_is_not_told_as_another_thing(tmp_path, monkeypatch)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     with pytest.raises(torch.OutOfMemoryError):
-        files.write(tmp_path / "a.bin", exhausted)
+        weights.write_whole(tmp_path / "a.bin", exhausted)
     monkeypatch.setattr(torch, "save", exhausted)
     with pytest.raises(torch.OutOfMemoryError):
         weights.save_diffa2({"semantic_connector.fc1.bias": torch.ones(2)}, tmp_path / "a.bin")

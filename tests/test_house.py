@@ -77,6 +77,11 @@ def test_a_folder_imports_concepts_and_folders_below_it(folder):
             assert there in TOP + FOLDERS[:FOLDERS.index(folder) + 1], f"{mine} imports {other}"
 
 
+def test_the_package_imports_nothing_that_a_clone_alone_has():
+    for path in PACKAGE.rglob("*.py"):
+        assert not imported(path) & {"data", "train", "sample", "tests", "tutorials"}, path
+
+
 def test_nothing_is_needed_at_run_time_but_what_is_promised():
     by_hand = {"make_golden.py", "check_published.py"}  # these need the extra `reference`
     names = set().union(*(imported(path) for path in FILES if path.name not in by_hand))

@@ -4,10 +4,13 @@ told apart."""
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from hostile_cases import tokenizer_json
+from mini import ROOT, SECONDS
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -192,3 +195,26 @@ def test_a_fingerprint_reads_both_ends_of_a_large_tensor_alone():
         changed = tensor.clone()
         changed[at] = 1
         assert (weights.fingerprint({"w": changed}) != was) == is_read
+
+
+def command(*argv):
+    """The exit code, output and errors of `python -m diffa2_mini.weights`."""
+    done = subprocess.run([sys.executable, "-m", "diffa2_mini.weights", *map(str, argv)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=SECONDS)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_writes_published_names_and_float16_copies(tmp_path):
+    shipped, published, half = weights.SHIPPED["diffa2"], tmp_path / "a.bin", tmp_path / "b"
+    assert command(shipped, published) == (0, "", "")
+    ours = weights.load_checkpoint(shipped).model
+    theirs = weights.read_part(published, "diffa2")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
+    assert command("--half", shipped, half) == (0, "", "")
+    assert {tensor.dtype for tensor in weights.load_checkpoint(half).model.values()} == {
+        torch.float16}
+    code, _, error = command(shipped)
+    assert code == 2 and "TO" in error and error.count("\n") == 1
+    code, _, error = command("data/toy_diffa2.safetensors", half)
+    assert code == 2 and f"it is now {shipped}" in error and error.count("\n") == 1

@@ -43,11 +43,10 @@ from diffa2_mini.pretraining.backbone import (
     pretrain_backbone,
 )
 from diffa2_mini.training.features import FeatureCache
-from diffa2_mini.training.files import write
 from diffa2_mini.training.loader import batches
 from diffa2_mini.training.objective import adamw, learning_rate, piece_loss, predictor
 from diffa2_mini.vrpo import elbo, vrpo_loss
-from diffa2_mini.weights import Checkpoint
+from diffa2_mini.weights import Checkpoint, write_whole
 from tutorials.score_variance import bounds_apart, score_variance
 
 CONFIG, STAGES = SIZES["toy"]
@@ -66,7 +65,7 @@ def paradigm_of(causal: bool) -> Paradigm:
 
 def write_json(path: Path, value) -> None:
     """Write all of it, or nothing."""
-    write(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ class Lab:
         found = note.read_text().strip() if note.exists() else None
         require(found == self.made_of or not found and not any(work.glob("*.safetensors")),
                 f"{work}: holds models of another version, world or scale; choose another --work")
-        write(note, lambda temporary: temporary.write_text(self.made_of + "\n"))
+        write_whole(note, lambda temporary: temporary.write_text(self.made_of + "\n"))
         self.tokenizer = weights.load_tokenizer(CONFIG)
         self.features = FeatureCache(weights.build(CONFIG), CPU, torch.float32, keep=True)
         self.questions = load_examples(data / "validation.json", STAGES[2], CONFIG, False,

@@ -26,7 +26,7 @@ from ..command.script import Parser
 from ..config import DATA, SIZES, to_dict
 from ..errors import require
 from ..fast.device import DTYPES, choose_device
-from ..training.files import write
+from ..weights import write_whole
 from .cases import BACKBONE, CASES, N_AUDIO, N_RESPONSE, SCHEDULE
 from .timing import PROMPT, Row, machine, table
 from .toy_caches import toy
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
         median = row.median if row.seconds else None
         found.append(dataclasses.asdict(row) | {"median": median})
     text = json.dumps({"machine": about, "sizes": sizes, "rows": found}, indent=2) + "\n"
-    write(args.out, lambda path: path.write_text(text))
+    write_whole(args.out, lambda path: path.write_text(text))
     print(table(rows))
 
 

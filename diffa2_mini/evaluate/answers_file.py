@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..data import read_manifest
 from ..errors import UserError, require
-from ..training.files import append, write
+from ..training.files import append
+from ..weights import write_whole
 from .answers import Answer
 from .benchmarks import BenchmarkQuestion, choices_of, id_of, numbered
 
@@ -178,7 +179,7 @@ def resume(path: Path, benchmark: str, by: str,
     kept = [line for line, row in zip(lines, rows) if "error" not in row]
     if rest or len(kept) < len(lines):
         text = "".join(f"{line}\n" for line in kept)
-        write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return {id: answer for id, answer in answers.items() if not answer.error}
 
 

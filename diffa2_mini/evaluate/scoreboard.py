@@ -10,7 +10,7 @@ import numpy as np
 from ..command.table import N_LISTED, columns, listed
 from ..data import Example
 from ..errors import require
-from ..training.files import write
+from ..weights import write_whole
 from .answers import Answer
 from .benchmarks import BENCHMARKS, BenchmarkQuestion, can_be_scored
 from .scoring import (
@@ -273,5 +273,5 @@ def as_text(result: dict) -> str:
 def publish(result: dict, path: Path) -> None:
     """Write the result as JSON, and print it."""
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     print(f"{as_text(result)}\nthe same as JSON: {path}")

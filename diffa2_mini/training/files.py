@@ -1,5 +1,5 @@
-"""What keeps a run whole when something breaks: whole files, checksums, the save before the last,
-and one run to a folder."""
+"""What keeps a run whole when something breaks: the save before the last, one run to a folder, and
+a note of what was not finite."""
 
 import glob
 import hashlib
@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UserError, require
-from ..weights import write_whole
 
 try:
     import fcntl
@@ -39,12 +38,6 @@ def keep_previous(path: Path) -> None:
         shutil.copyfile(path, previous(path))
 
 
-def write(path: Path, write_to: Callable[[Path], None], keep: bool = False) -> None:
-    """Have `write_to` write a file, as `write_whole` tells; with `keep`, what it takes the place of
-    stays under another name."""
-    write_whole(path, write_to, keep_previous if keep else None)
-
-
 def append(path: Path, text: str) -> None:
     """Write at the end of a file, at once. Raises UserError when the disk is full."""
     try:
@@ -52,9 +45,8 @@ def append(path: Path, text: str) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise UserError(
-            f"{path}: could not be written ({error.strerror}); free some space, then start again"
-        ) from None
+        raise UserError(f"{path}: could not be written ({error.strerror}); free some space, then "
+                        "start again") from None
 
 
 def load_last(path: Path, load: Callable):
@@ -82,8 +74,8 @@ def lock(out: Path, name: str = ""):
         if fcntl:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{what}: another run is writing here; wait for it, or choose another --out"
-                        ) from None
+        raise UserError(f"{what}: another run is writing here; wait for it, or choose another "
+                        "--out") from None
     except OSError as error:
         raise UserError(f"{what}: cannot be written to ({error}); choose another --out") from None
     for path in out.glob(f".{glob.escape(name)}*.tmp"):  # what a killed run was writing
@@ -100,14 +92,11 @@ def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], 
                    skip: bool, writes: bool = True) -> None:
     """Write the clips of a batch whose loss or gradient is not finite to nonfinite.jsonl, in the
     process that `writes`. Raises UserError unless `skip`."""
-    row = {
-        "stage": stage, "step": step, "loss": str(figures["loss"]), "grad_norm": str(
-            figures["grad_norm"]), "clips": clips}
+    row = {"stage": stage, "step": step, "loss": str(figures["loss"]),
+           "grad_norm": str(figures["grad_norm"]), "clips": clips}
     if writes:
         append(out / "nonfinite.jsonl", json.dumps(row) + "\n")
-    require(
-        skip,
-        f"stage {stage}, step {step}: expected a finite loss and gradient, got {figures['loss']} and "
-        f"{figures['grad_norm']}; the clips are named in {out / 'nonfinite.jsonl'}. "
-        "Begin again with a lower --lr, or go on without such steps: "
-        "--resume --skip-nonfinite")
+    require(skip, f"stage {stage}, step {step}: expected a finite loss and gradient, got "
+                  f"{figures['loss']} and {figures['grad_norm']}; the clips are named in "
+                  f"{out / 'nonfinite.jsonl'}. Begin again with a lower --lr, or go on without "
+                  "such steps: --resume --skip-nonfinite")

@@ -96,7 +96,7 @@ class RunFolder:
         self.require_unused()
         if self.unfinished:
             text = json.dumps(about, indent=2) + "\n"
-            files.write(self.out / "config.json", lambda path: path.write_text(text))
+            weights.write_whole(self.out / "config.json", lambda path: path.write_text(text))
 
     def save(self, number: int, step: int, model: Diffa2Model,
              optimizer: torch.optim.AdamW | None = None) -> Checkpoint:

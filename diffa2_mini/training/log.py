@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from .files import append, write
+from ..weights import write_whole
+from .files import append
 
 
 def read_row(line: bytes) -> dict | None:
@@ -36,4 +37,4 @@ class Log:
         rows = [(line + b"\n", read_row(line)) for line in lines]
         kept = [line for line, row in rows
                 if not row or row["stage"] != stage or row["step"] <= step]
-        write(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))
+        write_whole(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ..training.files import write
 from ..training.log import read_row
+from ..weights import write_whole
 
 
 def points(rows: list[dict], name: str) -> list[tuple[int, float]]:
@@ -49,6 +49,6 @@ def draw_curves(log: Path, picture: Path) -> bool:
     for axis, stage in zip(axes[0], stages):
         legend = draw_stage(axis, [row for row in rows if row["stage"] == stage])
     figure.legend(*legend, loc="outside lower center", ncols=4)  # of the last stage
-    write(picture, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    write_whole(picture, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
     pyplot.close(figure)
     return True

@@ -22,7 +22,7 @@ from ..config import ASSETS, AudioConfig, DecodeConfig
 from ..errors import require
 from ..fast.generate import Step
 from ..tokenizer import Tokenizer
-from ..training.files import write
+from ..weights import write_whole
 
 TEMPLATE = ASSETS / "page.html"
 TOP = 5  # alternatives to each token
@@ -151,4 +151,4 @@ def page(sections: list[dict]) -> str:
 
 def save(path: Path, sections: list[dict]) -> None:
     """Write the page, or nothing. Raises UserError if it cannot be written."""
-    write(path, lambda temporary: temporary.write_text(page(sections), encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(page(sections), encoding="utf-8"))
