@@ -28,7 +28,7 @@ import torch
 from data import toy
 from diffa2_mini import weights
 from diffa2_mini.config import DATA, SIZES, StageConfig, to_dict
-from diffa2_mini.data import Collate, what_is_cut
+from diffa2_mini.data import Collate
 from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.validation import Validator, print_incomplete, print_ranking
 from diffa2_mini.fast.compiling import compile_blocks
@@ -44,7 +44,7 @@ from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches, count_workers
 from diffa2_mini.training.log import Log
-from diffa2_mini.training.manifests import DataConfig, load_data
+from diffa2_mini.training.manifests import DataConfig, load_data, what_is_cut
 from diffa2_mini.training.objective import adamw, learning_rate, names_of
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks

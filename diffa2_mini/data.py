@@ -163,30 +163,6 @@ def may_exceed(limit: int, *texts: str) -> bool:
     return sum(len(text.encode()) for text in texts) + N_AROUND > limit
 
 
-def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokenizer: Tokenizer
-                ) -> str:
-    """Which examples cannot be learnt whole, in one line; empty if all can."""
-    limit, seconds, length = stage.max_tokens, config.audio.max_seconds, config.decode.gen_length
-    long_texts, long_clips, long_answers = [], [], []
-    count, system = cache(lambda text: len(tokenizer.encode(text))), config.text.train_system
-    for example in data:
-        name = example.path.name
-        answers = [example.answer] + [example.rejected] * stage.preference
-        if may_exceed(limit, system, example.instruction, *answers):
-            n_prompt = len(tokenizer.prompt(system, example.instruction).ids)
-            if n_prompt + max(map(count, answers)) + 1 > limit:  # 1 for `<|eot_id|>`
-                long_texts.append(name)
-        if example.seconds > seconds:
-            long_clips.append(name)
-        if count(example.answer) > length:
-            long_answers.append(name)
-    found = {f"with text beyond {limit:,} tokens, which is cut": long_texts,
-             f"with a clip beyond the {seconds} s that the model takes": long_clips,
-             f"with an answer beyond the {length:,} tokens that it writes": long_answers}
-    return "; ".join(f"{len(names):,} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-                     for what, names in found.items() if names)
-
-
 # ------------------------------------------------------------------------------------------ batches
 
 

@@ -15,9 +15,9 @@ from diffa2_mini.data import (
     load_examples,
     may_exceed,
     read_manifest,
-    what_is_cut,
 )
 from diffa2_mini.errors import UserError
+from diffa2_mini.training.manifests import what_is_cut
 from diffa2_mini.weights import load_tokenizer
 
 TOY, STAGES = SIZES["toy"]

@@ -1,10 +1,11 @@
-"""The data of a run: which manifests, and their examples."""
+"""The data of a run: which manifests, their examples, and which of these are too long."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ..config import SIZES, Config, StageConfig
-from ..data import Example, load_examples
+from ..data import Example, load_examples, may_exceed
 from ..errors import require
 from ..tokenizer import Tokenizer
 
@@ -69,3 +70,27 @@ def load_validation(data: DataConfig, stage: StageConfig, config: Config) -> lis
         print(f"no {path}: nothing will be measured")
         return []
     return load_examples(path, stage, config, data.skip_broken, print)
+
+
+def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokenizer: Tokenizer
+                ) -> str:
+    """Which examples cannot be learnt whole, in one line; empty if all can."""
+    limit, seconds, length = stage.max_tokens, config.audio.max_seconds, config.decode.gen_length
+    long_texts, long_clips, long_answers = [], [], []
+    count, system = cache(lambda text: len(tokenizer.encode(text))), config.text.train_system
+    for example in data:
+        name = example.path.name
+        answers = [example.answer] + [example.rejected] * stage.preference
+        if may_exceed(limit, system, example.instruction, *answers):
+            n_prompt = len(tokenizer.prompt(system, example.instruction).ids)
+            if n_prompt + max(map(count, answers)) + 1 > limit:  # 1 for `<|eot_id|>`
+                long_texts.append(name)
+        if example.seconds > seconds:
+            long_clips.append(name)
+        if count(example.answer) > length:
+            long_answers.append(name)
+    found = {f"with text beyond {limit:,} tokens, which is cut": long_texts,
+             f"with a clip beyond the {seconds} s that the model takes": long_clips,
+             f"with an answer beyond the {length:,} tokens that it writes": long_answers}
+    return "; ".join(f"{len(names):,} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+                     for what, names in found.items() if names)
