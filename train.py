@@ -105,7 +105,7 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
         compile_blocks(model.whisper.blocks, model.llada.blocks)
     return Run(world, device, dtype, data, tokenizer, model, features, folder,
                log=Log(args.out / "log.jsonl", world.is_main),
-               signals=Signals(patient=world.size > 1),  # torchrun sends a signal twice
+               signals=Signals(ignore_second=world.size > 1),  # torchrun repeats a signal
                peak_flops=matmul_ceiling(device, dtype) * world.size)
 
 
@@ -271,7 +271,7 @@ def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
         train_stages(args, run, init)
     except Stopped:
         print(f"stopped and saved; go on with: {options.resume_command(args, sys.argv[1:])}")
-        sys.exit(128 + (run.signals.came or signal.SIGTERM))
+        sys.exit(128 + (run.signals.received or signal.SIGTERM))
     if not world.is_main:
         return
     if curves.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):

@@ -142,10 +142,10 @@ def test_every_signal_that_ends_a_run_saves_first(number, world, tmp_path, monke
 
 def test_what_is_started_with_nohup_outlives_its_terminal(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    caught = signals.Signals(patient=False)
+    caught = signals.Signals(ignore_second=False)
     caught.catch()
     os.kill(os.getpid(), signal.SIGHUP)
-    assert caught.came is None
+    assert caught.received is None
 
 
 @pytest.mark.parametrize("error, ended", [

@@ -49,14 +49,14 @@ class Run:
 
     def raise_if_stopped(self) -> None:
         """Raise Stopped in all processes if one of them has received a signal."""
-        self.is_stopping = any(self.world.gather([self.signals.came is not None]))
+        self.is_stopping = any(self.world.gather([self.signals.received is not None]))
         if self.is_stopping:
             raise Stopped
 
     def until_stopped(self, paths: list) -> Iterator:
         """The paths, with a progress bar, until this process receives a signal."""
         bar = progress(paths, desc="  encoding clips", leave=False, disable=not self.world.is_main)
-        return itertools.takewhile(lambda path: self.signals.came is None, bar)
+        return itertools.takewhile(lambda path: self.signals.received is None, bar)
 
     def cache_features(self, number: int, skip_broken: bool) -> list[Example]:
         """Encode the clips of a stage ahead of time, if they are to be cached. Returns the stage's
@@ -91,7 +91,7 @@ def optimizer_step(run: Run, parameters: StageParameters, n_tokens: int, batches
     """One step of the optimiser. `batches` are this process's part of the step's batch, which has
     `n_tokens` tokens in its answers. Returns figures of the whole batch: loss and others to log,
     and `masked` (tokens predicted), `broken` (clips), `signals` (processes that received one)."""
-    figures = {"masked": 0, "broken": 0, "signals": run.signals.came is not None}
+    figures = {"masked": 0, "broken": 0, "signals": run.signals.received is not None}
     for batch in batches:
         batch = batch.encoded(run.features, run.device)
         with autocast(run.device, run.dtype):

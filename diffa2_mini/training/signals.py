@@ -1,4 +1,4 @@
-"""The signals that end a run, noted so that it can save before."""
+"""The signals that end a run, which saves first."""
 
 import signal
 import sys
@@ -7,26 +7,27 @@ from ..command.script import UNREAD, unread
 
 
 class Signals:
-    """What ends a run, noted so that it can save before: Ctrl-C, SIGTERM, SIGHUP (the terminal is
-    closed), and SIGPIPE, which Python leaves to whoever prints. The second signal ends the run at
-    once, unless it is `patient`."""
+    """Remembers a signal that is to end the run: Ctrl-C, SIGTERM, SIGHUP (the terminal was closed),
+    or that nobody reads the output any more (SIGPIPE, which Python leaves to whoever prints). A
+    second one ends the run at once, unless `ignore_second`."""
 
-    def __init__(self, patient: bool):
-        self.patient, self.noted = patient, None
+    def __init__(self, ignore_second: bool):
+        self.ignore_second, self.number = ignore_second, None
 
     def catch(self) -> None:
+        """From now on signals are remembered."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.note)
+            signal.signal(number, self.handle)
         hangup = getattr(signal, "SIGHUP", None)  # Windows has none; under `nohup` it is ignored
         if hangup and signal.getsignal(hangup) is not signal.SIG_IGN:
-            signal.signal(hangup, self.note)
+            signal.signal(hangup, self.handle)
 
-    def note(self, number: int, frame) -> None:
-        if self.noted and not self.patient:
+    def handle(self, number: int, frame) -> None:
+        if self.number and not self.ignore_second:
             sys.exit(128 + number)
-        self.noted = number
+        self.number = number
 
     @property
-    def came(self) -> int | None:
+    def received(self) -> int | None:
         """The number of the signal that is to end the run; None if there is none."""
-        return self.noted or (UNREAD - 128 if unread() else None)
+        return self.number or (UNREAD - 128 if unread() else None)
