@@ -6,7 +6,7 @@
     python sample.py *.wav --json --checkpoint runs/mine/stage4.safetensors
 """
 
-from diffa2_mini.command.script import begin, run_script, unread
+from diffa2_mini.command.script import Parser, begin, run_script, unread
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -22,7 +22,6 @@ import numpy as np
 
 from diffa2_mini.audio import duration, load_audio
 from diffa2_mini.command.flags import add_decode_flags, add_model_flags, choose, decode_config, find
-from diffa2_mini.command.script import Parser
 from diffa2_mini.config import AudioConfig, DecodeConfig
 from diffa2_mini.fast.generate import Step
 from diffa2_mini.listen import Diffa2
