@@ -64,8 +64,6 @@ def same(out, other, stages=(1, 2, 3, 4)):
         a, b = (weights.load_checkpoint(folder / name) for folder in (out, other))
         assert a.done and b.done and a.model.keys() == b.model.keys()
         assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
-    rows, others = ([row
-                     for row in logged(folder)
-                     if row["stage"] in stages]
+    rows, others = ([row for row in logged(folder) if row["stage"] in stages]
                     for folder in (out, other))
     return rows == others

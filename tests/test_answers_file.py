@@ -122,11 +122,11 @@ def test_an_error_beside_a_reply_is_another_programs_and_does_not_make_it_none()
 
 
 @pytest.mark.parametrize("rows, message", [
-    ([{"id": "q0", "response": "x"}, {"id": "z", "response": "x"}
-      ], "got one to z, which is not asked"),
+    ([{"id": "q0", "response": "x"}, {"id": "z", "response": "x"}],
+     "got one to z, which is not asked"),
     ([{"id": "q0", "response": "x"}, {"id": "q0", "response": "y"}], "q0#2"),
-    ([{"id": "q0", "prediction": "x"}
-      ], "under response, model_prediction, model_output or answer_prediction, got none"),
+    ([{"id": "q0", "prediction": "x"}],
+     "under response, model_prediction, model_output or answer_prediction, got none"),
     ([{"id": "q0", "response": ["x"]}], "entry 1 is no answer: expected text under response"),
     ([{"response": "x"}], "entry 1 is no answer: the field id"),
     ([{"id": "q0", "response": "x", "question": "Which of 7?"}], "q0. was asked another question"),

@@ -119,11 +119,10 @@ def test_filterbank_triangles():
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("n_mels, entries", [(80, [(0, 1, 0.024862595), (20, 20, 0.013890394),
-                                                   (40, 43, 0.014735566), (79, 196, 0.001795036)]),
-                                             (128, [(0, 1, 0.012373987), (20, 20, 0.0),
-                                                    (64, 43, 0.018091518),
-                                                    (127, 196, 0.004457121)])])
+@pytest.mark.parametrize("n_mels, entries", [
+    (80, [(0, 1, 0.024862595), (20, 20, 0.013890394), (40, 43, 0.014735566),
+          (79, 196, 0.001795036)]),
+    (128, [(0, 1, 0.012373987), (20, 20, 0.0), (64, 43, 0.018091518), (127, 196, 0.004457121)])])
 def test_filterbank_is_whispers_cached_and_leaves_no_band_empty(n_mels, entries):
     bank = mel_filterbank(AudioConfig(n_mels=n_mels))
     for band, k, value in entries:  # a few values of the file that Whisper ships (mel_filters.npz)
@@ -143,10 +142,9 @@ def test_pad_or_cut():
         pad_or_cut(np.zeros((2, 3)), SHORT)
 
 
-@pytest.mark.parametrize("n_samples, frames", [(0, 0), (1, 1), (160, 1), (161, 1), (320, 1),
-                                               (321, 2), (480, 2), (640, 2), (641, 3), (16_000, 50),
-                                               (16_001, 51), (479_680, 1499), (479_681, 1500),
-                                               (480_000, 1500), (10**9, 1500)])
+@pytest.mark.parametrize("n_samples, frames", [
+    (0, 0), (1, 1), (160, 1), (161, 1), (320, 1), (321, 2), (480, 2), (640, 2), (641, 3),
+    (16_000, 50), (16_001, 51), (479_680, 1499), (479_681, 1500), (480_000, 1500), (10**9, 1500)])
 def test_encoder_frames(n_samples, frames):
     assert encoder_frames(n_samples, AudioConfig()) == frames
 
@@ -226,20 +224,21 @@ def test_odd_rates_take_no_more_filters_than_usual_ones(monkeypatch, rate):
     assert len(n_computed) <= audio.PHASES + 1 and peak < 5 * max(x.nbytes, 4 * 160_000)
 
 
-@pytest.mark.parametrize("suffix, subtype, rate, atol", [("wav", "PCM_U8", 16_000, 1e-2),
-                                                         ("wav", "PCM_16", 16_000, 1e-4),
-                                                         ("wav", "PCM_24", 16_000, 1e-6),
-                                                         ("wav", "FLOAT", 16_000, 0),
-                                                         ("wav", "DOUBLE", 16_000, 0),
-                                                         ("wav", "ULAW", 16_000, 3e-2),
-                                                         ("flac", "PCM_16", 16_000, 1e-4),
-                                                         ("flac", "PCM_24", 16_000, 1e-6),
-                                                         ("ogg", "VORBIS", 16_000, 5e-2),
-                                                         ("mp3", "MPEG_LAYER_III", 16_000, 5e-2),
-                                                         ("wav", "FLOAT", 8000, 1e-3),
-                                                         ("wav", "FLOAT", 22_050, 1e-3),
-                                                         ("wav", "FLOAT", 44_100, 1e-3),
-                                                         ("wav", "FLOAT", 192_000, 1e-3)])
+@pytest.mark.parametrize("suffix, subtype, rate, atol", [
+    ("wav", "PCM_U8", 16_000, 1e-2),
+    ("wav", "PCM_16", 16_000, 1e-4),
+    ("wav", "PCM_24", 16_000, 1e-6),
+    ("wav", "FLOAT", 16_000, 0),
+    ("wav", "DOUBLE", 16_000, 0),
+    ("wav", "ULAW", 16_000, 3e-2),
+    ("flac", "PCM_16", 16_000, 1e-4),
+    ("flac", "PCM_24", 16_000, 1e-6),
+    ("ogg", "VORBIS", 16_000, 5e-2),
+    ("mp3", "MPEG_LAYER_III", 16_000, 5e-2),
+    ("wav", "FLOAT", 8000, 1e-3),
+    ("wav", "FLOAT", 22_050, 1e-3),
+    ("wav", "FLOAT", 44_100, 1e-3),
+    ("wav", "FLOAT", 192_000, 1e-3)])
 def test_any_format_and_rate_becomes_float32_at_16_khz(tmp_path, suffix, subtype, rate, atol):
     if suffix.upper() not in soundfile.available_formats():
         pytest.skip(f"this libsndfile has no {suffix}")

@@ -72,8 +72,8 @@ def test_every_comparison_of_a_claim_is_of_settings_and_figures_that_are_measure
     for claim in claims_table.CLAIMS:
         for comparison in claim.comparisons:
             for name in (comparison.more, comparison.less):
-                assert comparison.figure in settings[claim.experiment][name][0], (claim.experiment,
-                                                                                  comparison)
+                figures = settings[claim.experiment][name][0]
+                assert comparison.figure in figures, (claim.experiment, comparison)
 
 
 @pytest.mark.slow

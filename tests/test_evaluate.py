@@ -25,10 +25,9 @@ CLIPS = Path(__file__).resolve().parent.parent / "data" / "clips"
 TOY = [  # in MMAU's fields, as the toy model was taught to be asked
     {
         "id": "a", "audio_id": "three_one_four.wav",
-        "question": "Please transcribe the audio to text.", "choices": [
-            "three one four", "three one five"
-        ], "answer": "three one four", "task": "speech", "category": "perception",
-        "sub-category": "asr", "difficulty": "free"
+        "question": "Please transcribe the audio to text.",
+        "choices": ["three one four", "three one five"], "answer": "three one four",
+        "task": "speech", "category": "perception", "sub-category": "asr", "difficulty": "free"
     }, {
         "id": "b", "audio_id": "./siren_bell_drum.wav", "question": "How many sounds are there?",
         "choices": ["2", "3", "4"], "answer": "3", "task": "sound", "category": "reasoning",
@@ -131,10 +130,9 @@ def test_what_is_drawn_depends_on_the_question_alone(folder, capfd):
 def test_answers_of_another_way_to_ask_are_not_mixed(folder, capfd):
     run(capfd, *flags(folder), "--limit", 1)
     assert result_of(folder)["overall"]["count"] == 1
-    for more, message in ((["--factor",
-                            1], "factor 1.0"), (["--benchmark", "mmau"], "holds answers of toy"), ([
-                                "--dtype", "bfloat16"
-                            ], "bfloat16"), (["--merge-lora"], "LoRA merged")):
+    others = [(["--factor", 1], "factor 1.0"), (["--benchmark", "mmau"], "holds answers of toy"),
+              (["--dtype", "bfloat16"], "bfloat16"), (["--merge-lora"], "LoRA merged")]
+    for more, message in others:
         assert message in run(capfd, *flags(folder), *more, code=2)
     other = shutil.copy(weights.SHIPPED["diffa2"], folder / "other.safetensors")
     trained = weights.load_checkpoint(other)
@@ -378,13 +376,10 @@ def test_each_published_format_is_answered_and_scored(folder, capfd, name):
 
 
 def test_transcripts(folder, capfd):
-    rows = [{
-        "audio_id": f"{i}", "audio_filepath": clip, "transcription": text
-    } for i, (clip,
-              text) in enumerate([("three_one_four.wav",
-                                   "Three, one five!"), ("gone.wav",
-                                                         "never heard"), ("three_one_four.wav",
-                                                                          "")])]
+    said = [("three_one_four.wav", "Three, one five!"), ("gone.wav", "never heard"),
+            ("three_one_four.wav", "")]
+    rows = [{"audio_id": f"{i}", "audio_filepath": clip, "transcription": text}
+            for i, (clip, text) in enumerate(said)]
     (folder / "audio" / "manifest.json").write_text(json.dumps(rows))
     (folder / "audio" / "wav.scp").write_text(
         "".join(f"{r['audio_id']} {r['audio_filepath']}\n" for r in rows))

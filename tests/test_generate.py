@@ -76,9 +76,9 @@ def restless(rows=(0,), scale=2.0):
     return predict
 
 
-@pytest.mark.parametrize("block, steps, shares", [(8, 8, [1] * 8), (8, 3, [3, 3, 2]),
-                                                  (8, 5, [2, 2, 2, 1, 1]), (4, 6, [2, 1, 1] * 2),
-                                                  (8, 1, [8]), (8, 20, [1] * 8)])
+@pytest.mark.parametrize("block, steps, shares", [
+    (8, 8, [1] * 8), (8, 3, [3, 3, 2]), (8, 5, [2, 2, 2, 1, 1]), (4, 6, [2, 1, 1] * 2), (8, 1, [8]),
+    (8, 20, [1] * 8)])
 @pytest.mark.parametrize("remasking", ["confidence", "random"])
 def test_the_fixed_schedule_shares_the_masks_with_the_remainder_first(block, steps, shares,
                                                                       remasking):

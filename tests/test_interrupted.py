@@ -343,9 +343,9 @@ class Another(World):
     """A world in which another process sees other things."""
 
     def gather(self, items):
-        return items + [[(1, 2, False)] if isinstance(items[0], list) else 5] if [
-            *map(type, items)
-        ] == [self.apart] else items
+        if [type(item) for item in items] != [self.apart]:
+            return items
+        return [*items, [(1, 2, False)] if self.apart is list else 5]
 
 
 @pytest.mark.parametrize("type, message", [(list, "the processes see different checkpoints"),

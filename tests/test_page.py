@@ -76,8 +76,8 @@ def test_the_last_step_is_the_answer_and_each_step_tells_its_alternatives(tmp_pa
 
 def test_the_page_changes_no_answer(tmp_path, capsys):
     for flags in ([], ["--temperature", "2", "--seed", "1"], ["--threshold", "0.9", "--cfg", "1"]):
-        (plain, ), (row, ) = ask(capsys, CLIP, *flags), ask(capsys, CLIP, *flags, "--html",
-                                                            tmp_path / "out.html")
+        (plain,) = ask(capsys, CLIP, *flags)
+        (row,) = ask(capsys, CLIP, *flags, "--html", tmp_path / "out.html")
         assert row["tokens"] == plain["tokens"]
         (section,) = sections((tmp_path / "out.html").read_text(encoding="utf-8"))
         assert last_text(section) == row["text"]

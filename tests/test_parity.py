@@ -138,8 +138,8 @@ def first_merges_swapped(data):
     (lambda data: data.update(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
     (lambda data: data.update(pre_tokenizer=None), "pre_tokenizer"),
     (lambda data: data.update(pre_tokenizer={
-        "type": "Split", "pattern": {"String": "a"}, "behavior": "MergedWithNext", "invert": False
-    }), "MergedWithNext"),
+        "type": "Split", "pattern": {"String": "a"}, "behavior": "MergedWithNext",
+        "invert": False}), "MergedWithNext"),
     (lambda data: data.update(added_tokens=data["added_tokens"][1:]), "<|startoftext|>"),
     (lambda data: data["added_tokens"].append(
         {"id": 5000, "content": "hm", "special": False, "lstrip": True}), "lstrip"),

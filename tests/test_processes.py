@@ -246,14 +246,10 @@ def test_in_float32_rounding_is_amplified_this_far(manifests, tmp_path):
 
 @pytest.mark.slow
 def test_stage_0_shares_out_its_parts(world, tmp_path):
-    start = [
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-        str(ROOT / "train.py"), "--stage", "0"]
-    done = subprocess.run([
-        sys.executable, *start, "--data",
-        str(world), "--out",
-        str(tmp_path), "--steps", "2", "--threads", "1"
-    ], capture_output=True, text=True, timeout=SECONDS)
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *start, str(ROOT / "train.py"), "--stage", "0", "--data", str(world),
+               "--out", str(tmp_path), "--steps", "2", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "toy_whisper.safetensors").exists() and done.stdout.count("device cpu") == 1
 

@@ -63,8 +63,9 @@ def test_the_flags_reach_the_decoder(capsys):
 
     hot = texts("--temperature", "3", "--seed", "1")
     assert hot[0] == hot[1] != texts("--temperature", "3", "--seed", "2")[0]
-    assert texts("--remasking", "random", "--seed", "1")[0] != texts("--cfg", "2", "--gen-length",
-                                                                     "8")[0]
+    random = texts("--remasking", "random", "--seed", "1")
+    guided = texts("--cfg", "2", "--gen-length", "8")
+    assert random[0] != guided[0]
 
 
 def test_each_clip_is_drawn_for_itself_with_any_seed(capsys):

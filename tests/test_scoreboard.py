@@ -38,10 +38,9 @@ GRADED = [  # example, answer
 
 def test_report_by_hand():
     result = report(*zip(*GRADED))
-    assert result.accuracy == pytest.approx({("speech", "asr"): 1 / 4, ("sound", "caption"): 1,
-                                             ("speech", "caption"): 0, ("sound", "count"): 2 / 3,
-                                             ("sound", "count+abcd"): 1 / 2,
-                                             ("speech", "first+abcd"): 1})
+    assert result.accuracy == pytest.approx({
+        ("speech", "asr"): 1 / 4, ("sound", "caption"): 1, ("speech", "caption"): 0,
+        ("sound", "count"): 2 / 3, ("sound", "count+abcd"): 1 / 2, ("speech", "first+abcd"): 1})
     assert result.count == {("speech", "asr"): 4, ("sound", "caption"): 1, ("speech", "caption"): 1,
                             ("sound", "count"): 3, ("sound", "count+abcd"): 2,
                             ("speech", "first+abcd"): 1}

@@ -89,9 +89,9 @@ def test_the_audio_goes_right_after_this_is_the_audio(tokenizer, system, instruc
     assert after.startswith(f" <audio>. {instruction}<|eot_id|>")
 
 
-@pytest.mark.parametrize("n_bytes, multiple, length", [(0, 16, 16), (1, 16, 16), (14, 16, 16),
-                                                       (15, 16, 32), (16, 16, 32), (31, 16, 48),
-                                                       (30, 32, 32), (31, 32, 64)])
+@pytest.mark.parametrize("n_bytes, multiple, length", [
+    (0, 16, 16), (1, 16, 16), (14, 16, 16), (15, 16, 32), (16, 16, 32), (31, 16, 48), (30, 32, 32),
+    (31, 32, 64)])
 def test_a_response_is_answer_eot_and_at_least_one_eos_up_to_a_multiple(n_bytes, multiple, length):
     ids = BYTES.response("x" * n_bytes, multiple)
     assert len(ids) == length

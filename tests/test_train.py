@@ -45,14 +45,11 @@ def test_four_stages_leave_checkpoints_a_log_and_a_table(whole):
 def test_each_stage_trains_its_parts_and_no_other(whole):
     out, _ = whole
     before = weights.load_checkpoint(out / "stage1.safetensors").model
-    for number, parts in ((2, {"semantic",
-                               "acoustic"}), (3, {"semantic", "acoustic",
-                                                  "lora"}), (4, {"semantic", "acoustic", "lora"})):
+    adapters = {"semantic", "acoustic"}
+    for number, parts in ((2, adapters), (3, adapters | {"lora"}), (4, adapters | {"lora"})):
         after = weights.load_checkpoint(out / f"stage{number}.safetensors").model
-        changed = {
-            part_of(name)
-            for name in after
-            if name not in before or not torch.equal(after[name], before[name])}
+        changed = {part_of(name) for name in after
+                   if name not in before or not torch.equal(after[name], before[name])}
         assert changed == parts
         before = after
 
@@ -226,20 +223,15 @@ def broken_within(world, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("stage, flags", [(1, ["--no-cache-audio", "--workers", "0"]),
-                                          (1, ["--no-cache-audio", "--workers", "1"]), (1, []),
-                                          (4, ["--no-cache-audio"]),
-                                          (4, ["--cache-audio", "CACHE"])])
+@pytest.mark.parametrize("stage, flags", [
+    (1, ["--no-cache-audio", "--workers", "0"]), (1, ["--no-cache-audio", "--workers", "1"]),
+    (1, []), (4, ["--no-cache-audio"]), (4, ["--cache-audio", "CACHE"])])
 def test_a_clip_that_turns_out_to_be_broken_is_named_and_left_out(broken_within, tmp_path, capfd,
                                                                   whole, stage, flags):
     flags = [str(tmp_path / flag) if flag == "CACHE" else flag for flag in flags]
     init = ["--init", str(whole[0] / "stage3.safetensors")] if stage == 4 else []
-    flags = [
-        "--stage",
-        str(stage), "--data",
-        str(broken_within), "--out",
-        str(tmp_path / "out"), *init, *flags, *MINI, "--save-every", "9"
-    ]  # 4 steps of 3 hear all 8 clips, in whatever order
+    flags = ["--stage", str(stage), "--data", str(broken_within), "--out", str(tmp_path / "out"),
+             *init, *flags, *MINI, "--save-every", "9"]  # 4 steps of 3 use all 8 clips
     assert run_script(train.main, flags) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert "broken.flac: expected intact audio" in error
@@ -286,9 +278,7 @@ def test_a_stage_says_in_one_line_what_it_cannot_learn_whole(world, tmp_path, ca
 def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsys):
     train.main([
         "--stage", "3", "--random-weights", "--steps", "1", "--batch-size", "2", "--recompute",
-        "blocks", "--data",
-        str(world), "--out",
-        str(tmp_path), "--threads", "1"])
+        "blocks", "--data", str(world), "--out", str(tmp_path), "--threads", "1"])
     printed = capsys.readouterr().out
     assert "trainable parameters: 540,784" in printed and "peak memory" in printed
     assert "questions" not in printed
@@ -298,10 +288,8 @@ def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsy
 @pytest.mark.slow
 def test_bfloat16_trains_measures_and_shows_samples(whole, world, tmp_path, capsys):
     train.main([
-        "--stage", "4", "--init",
-        str(whole[0] / "stage3.safetensors"), "--data",
-        str(world), "--out",
-        str(tmp_path), "--dtype", "bfloat16", "--recompute", "blocks", "--steps", "5",
+        "--stage", "4", "--init", str(whole[0] / "stage3.safetensors"), "--data", str(world),
+        "--out", str(tmp_path), "--dtype", "bfloat16", "--recompute", "blocks", "--steps", "5",
         "--batch-size", "2", "--sample-every", "2", "--threads", "1"])
     printed = capsys.readouterr().out
     assert printed.count("ranked right") == 2 and printed.count("target") == 2
@@ -316,11 +304,9 @@ def test_without_rejected_answers_stage_4_trains_and_says_that_it_cannot_measure
             for row in read_manifest(world / "validation.json")]
     (world / "plain.json").write_text(json.dumps(rows))
     train.main([
-        "--stage", "4", "--init",
-        str(whole[0] / "stage3.safetensors"), "--data",
-        str(world), "--out",
-        str(tmp_path), "--validation",
-        str(world / "plain.json"), "--steps", "5", "--batch-size", "2", "--threads", "1"])
+        "--stage", "4", "--init", str(whole[0] / "stage3.safetensors"), "--data", str(world),
+        "--out", str(tmp_path), "--validation", str(world / "plain.json"), "--steps", "5",
+        "--batch-size", "2", "--threads", "1"])
     assert capsys.readouterr().out.count("is not measured") == 2
 
 

@@ -70,8 +70,7 @@ def test_a_block_equals_torchs_pre_norm_transformer_layer():
     layer.load_state_dict({
         "self_attn.in_proj_weight": torch.cat(
             [attn.query.weight, attn.key.weight, attn.value.weight]),
-        "self_attn.in_proj_bias": torch.cat([attn.query.bias,
-                                             torch.zeros(8), attn.value.bias]),
+        "self_attn.in_proj_bias": torch.cat([attn.query.bias, torch.zeros(8), attn.value.bias]),
         "self_attn.out_proj.weight": attn.out.weight,
         "self_attn.out_proj.bias": attn.out.bias,
         "norm1.weight": block.attn_ln.weight,

@@ -201,8 +201,9 @@ def main(argv: list[str]) -> None:
             if args.check:
                 check(path)
             else:
-                path.write_text(with_outputs(path.read_text(encoding="utf-8"),
-                                             run(path, path.parent / "pictures")), encoding="utf-8")
+                outputs = run(path, path.parent / "pictures")
+                text = with_outputs(path.read_text(encoding="utf-8"), outputs)
+                path.write_text(text, encoding="utf-8")
             print(f"{path.name}: done in {time.perf_counter() - start:.0f} s")
         except UserError as error:
             wrong.append(path.name)

@@ -167,15 +167,14 @@ def main(argv: list[str]) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     scale, seeds = (QUICK, SEEDS[:1]) if args.quick else (Scale(), SEEDS)
-    cells = {(experiment, setting, seed): (args.out / "cells" /
-                                           f"{experiment}-{slug(setting)}-{seed}.json", measure)
-             for seed in seeds
-             for experiment, settings in experiments(scale).items()
-             for setting, measure in settings.items()}
-    wanted = {
-        cell: found
-        for cell, found in cells.items()
-        if args.only in (None, cell[0]) and not args.table}
+    cells = {}
+    for seed in seeds:
+        for experiment, settings in experiments(scale).items():
+            for setting, measure in settings.items():
+                path = args.out / "cells" / f"{experiment}-{slug(setting)}-{seed}.json"
+                cells[experiment, setting, seed] = path, measure
+    wanted = {cell: found for cell, found in cells.items()
+              if args.only in (None, cell[0]) and not args.table}
     missing = {cell: found for cell, found in wanted.items() if not found[0].exists()}
     print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there")
     lab = Lab(toy.make_world(args.data), args.work, scale) if missing else None
