@@ -38,8 +38,8 @@ def elbo(predict: Callable, response: Tensor, valid: Tensor, masks: Tensor, mask
          losses_of: Callable = token_losses) -> Tensor:
     """Estimates [B] of the lower bounds on log p of the responses [B, R], in nats.
 
-    A sample with k masks among the L tokens of a response is -(L / k) * sum of their
-    cross-entropies, or 0 without masks. The estimate is the mean of n samples.
+    A sample with k masks is -(R / k) * sum of their cross-entropies, where R counts the valid
+    tokens of the response; without masks it is 0. The estimate is the mean of n samples.
 
     Args:
         predict: (noisy [B * n, R], valid, masked) -> logits [K, V] of masked tokens, in row order.

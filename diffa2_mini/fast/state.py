@@ -25,8 +25,9 @@ class DecodingState:
         self.lengths, self.mask_id = lengths, mask_id
         self.before, n_before = model.splice(audio_embeddings, prompts)  # [B, P, D], [B]
         self.n_before = self.before.shape[1]  # P
+        n_tokens = torch.tensor(lengths, device=self.before.device)[:, None]  # [B, 1]
         columns = torch.arange(max(lengths), device=self.before.device)  # [R]
-        self.response = columns < columns.new_tensor(lengths)[:, None]  # bool [B, R], no padding
+        self.response = columns < n_tokens  # bool [B, R], False at padding
         self.positions, self.valid = lay_out(n_before, self.n_before, self.response)  # [B, P + R]
         if len({*lengths}) == 1 and int(n_before.min()) == self.n_before:
             self.valid = None  # attention without a mask is faster
