@@ -61,8 +61,8 @@ SOURCES = {
 SHIPPED = SOURCES["toy"]
 CPU = torch.device("cpu")
 
-# Each layout: the names that we do not need, and patterns that turn the other names, one after the
-# other, into ours.
+# Each layout: a pattern of the names that we do not need, and substitutions that together turn the
+# other names into ours.
 LAYOUTS = {
     "OpenAI's Whisper": (r"decoder\.", [(r"^encoder\.", "")]),
     "Hugging Face's Whisper": (r"(model\.)?decoder\.|proj_out\.", [
@@ -111,7 +111,7 @@ def hub_folders(name: str) -> list[Path]:
     """Where the files of a repository on the Hugging Face hub are, if they were downloaded:
     weights/NAME, then the cache."""
     def folder(default: Path, *variables: str) -> Path:
-        """That of the first variable that is set; ~ and $NAME in it are what they are for hf."""
+        """What the first variable that is set names, with ~ and $NAME expanded as by hf."""
         values = [os.environ[name] for name in variables if os.environ.get(name)]
         return Path(os.path.expandvars(os.path.expanduser([*values, default][0])))
 

@@ -21,7 +21,7 @@ from diffa2_mini.config import DATA, AdapterConfig, AudioConfig, Config, DecodeC
 from diffa2_mini.errors import UserError
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
-from diffa2_mini.listen import Source, load_model
+from diffa2_mini.listen import Diffa2, Source, load_model
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.weights import (
     load_diffa2,
@@ -185,6 +185,17 @@ def test_openais_whisper_loads(tmp_path, zipped):
         assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor, file["model_state_dict"][f"encoder.{name}"].bfloat16())
     load_part(encoder, "whisper", tmp_path)  # the only file of its folder
+
+
+def test_published_weights_are_asked_from_python(published, monkeypatch):
+    config = dataclasses.replace(CONFIG, size="full")
+    monkeypatch.setitem(configs.SIZES, "full", (config, {}))
+    diffa2 = Diffa2.from_pretrained("full", sources=published, device="cpu", dtype="float32")
+    alone, (first, second) = diffa2.ask(CLIP, "What?"), diffa2.ask([CLIP, CLIP], "What?")
+    assert alone.tokens == first.tokens == second.tokens and len(alone.tokens) == 8
+    assert diffa2.parts == ("acoustic", "semantic") and diffa2.dtype == torch.float32
+    by_default = Diffa2.from_pretrained("full", sources=published, device="cpu")
+    assert by_default.dtype == torch.bfloat16  # as for all that has billions of weights
 
 
 def test_all_three_load_in_one_call_and_answer(published, trained):

@@ -29,9 +29,8 @@ class Log:
             append(self.path, json.dumps(row) + "\n")
 
     def forget_after(self, stage: int, step: int) -> None:
-        """Drop what was logged of a stage after a checkpoint: the resumed run will log it again.
-        What came of later stages stays: they may be done, and this one have gone back to an earlier
-        save."""
+        """Drop a stage's entries after a checkpoint: the resumed run logs these steps again. Those
+        of later stages stay, which may be done although this one goes back to an earlier save."""
         *lines, half = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         lines += [half] if read_row(half) else []  # or what a killed run wrote half of
         rows = [(line + b"\n", read_row(line)) for line in lines]
