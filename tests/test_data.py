@@ -1,10 +1,6 @@
-"""Batches: what an example gets depends on itself alone, and every epoch has every example
-once."""
+"""Batches: what an example gets depends on itself alone."""
 
-import multiprocessing
-from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +9,9 @@ import torch
 
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
 from diffa2_mini.data import Collate, Example
-from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.tokenizer import Tokenizer
 from diffa2_mini.training.features import FeatureCache
-from diffa2_mini.training.loader import Loader, batches
+from diffa2_mini.training.loader import batches
 from diffa2_mini.weights import load_tokenizer
 
 TOY, STAGES = SIZES["toy"]
@@ -133,28 +127,6 @@ def test_padding_is_eos_and_never_masked(model, examples, stage):
         assert torch.equal(batch.noisy, batch.response.masked_fill(batch.masked, mask_id))
 
 
-@pytest.mark.parametrize("n_examples, batch_size", [(10, 1), (10, 3), (10, 10), (7, 20), (1, 4)])
-def test_every_example_is_seen_once_per_epoch_and_resuming_goes_on(n_examples, batch_size):
-    n_steps = -(-3 * n_examples // batch_size)
-    steps = list(batches(n_examples, batch_size, n_steps, 0, seed=5, stage=2))
-    pairs = [pair for _, batch in steps for pair in batch]
-    assert [step for step, _ in steps] == list(range(n_steps))
-    assert all(len(batch) == batch_size for _, batch in steps)
-    assert Counter(pairs[:3 * n_examples]) == Counter(
-        (e, i) for e in range(3) for i in range(n_examples))
-    for first in range(n_steps):
-        assert list(batches(n_examples, batch_size, n_steps, first, seed=5,
-                            stage=2)) == steps[first:]
-
-
-def test_each_epoch_each_seed_and_each_stage_has_an_order_of_its_own():
-    first, second = (batch for _, batch in batches(50, 50, 2, 0, seed=5, stage=2))
-    others = [batch for seed, stage in ((6, 2), (5, 3))
-              for _, batch in batches(50, 50, 1, 0, seed, stage)]
-    orders = [[number for _, number in batch] for batch in (first, second, *others)]
-    assert len({*map(tuple, orders)}) == 4 and sorted(orders[0]) != orders[0]
-
-
 @pytest.mark.parametrize("stage", [1, 2, 4])
 def test_lengths_are_those_of_what_is_spliced(model, examples, stage):
     for number in (0, 2, 7):
@@ -179,49 +151,3 @@ def test_a_step_is_cut_into_pieces_of_like_length_the_longest_first(examples):
     lengths = [[sum(maker.lengths(number)[0]) for _, number in piece] for piece in pieces]
     assert sum(lengths, []) == sorted(sum(lengths, []), reverse=True)
     assert maker.cut(pairs, micro_batch=7) == [sum(pieces, [])]
-
-
-@pytest.mark.parametrize("n_workers", [0, 2])
-def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
-    maker, state = collate(examples, 2, load=True), torch.get_rng_state()
-    pieces = [[(0, 1), (0, 2)], [(0, 7)], [(1, 0), (0, 3)]]
-    loader = Loader(maker, iter(pieces), n_workers)
-    features = features_of(model, keep=False)
-    for batch in [*loader.take(2), *loader.take(1)]:
-        expected = maker[pieces.pop(0)]
-        assert torch.equal(batch.response, expected.response)
-        assert torch.equal(batch.noisy, expected.noisy)
-        assert torch.equal(batch.encoded(features, "cpu").audio.final,
-                           features([e.path for e in batch.examples]).final)
-        assert len(batch.clips) == len(batch.examples)
-    assert not pieces and loader.waited > 0
-    assert torch.equal(torch.get_rng_state(), state)  # or dropout would depend on the loader
-
-
-@pytest.fixture(params=multiprocessing.get_all_start_methods())
-def start_method(request):
-    """How processes are started meanwhile: by fork, spawn or forkserver."""
-    before = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method(request.param, force=True)
-    yield request.param
-    multiprocessing.set_start_method(before, force=True)
-
-
-def test_workers_load_clips_however_they_are_started(start_method, examples):
-    path = Path(__file__).parent / "golden" / "tokenizer_odd.json"  # with splits of every kind
-    maker = Collate(examples, 42, STAGES[2], MICRO, Tokenizer.from_tokenizer_json(path), load=True)
-    with Loader(maker, iter([[(0, 1), (0, 2)]]), 1) as loader:
-        (batch,) = loader.take(1)
-    expected = maker[[(0, 1), (0, 2)]]
-    assert batch.prompts == expected.prompts and torch.equal(batch.response, expected.response)
-    for (mel, frames), (known, n_known) in zip(batch.clips, expected.clips, strict=True):
-        assert torch.equal(mel, known) and frames == n_known
-
-
-@pytest.mark.parametrize("n_workers", [0, 1])
-def test_a_clip_that_has_gone_is_named_whoever_loads_it(examples, n_workers):
-    gone = [replace(examples[0], path=examples[0].path.with_name("gone.wav"))]
-    loader = Loader(collate(gone, 2, load=True), iter([[(0, 0)]]), n_workers)
-    with pytest.raises(UserError, match="gone.wav: expected an audio file") as error:
-        list(loader.take(1))
-    assert "\n" not in str(error.value)

@@ -21,7 +21,7 @@ TESTED_BY = {  # a folder or module without a test file of its name: the file th
     "evaluate/__main__": "evaluate", "fast/cache": "fast_llada", "fast/compiling": "device",
     "fast/graphs": "device", "fast/measure": "bench", "fast/memory": "device",
     "fast/state": "model", "pretraining/recall": "backbone", "pretraining/stage0": "train",
-    "training/folder": "files", "training/loader": "data", "training/log": "files",
+    "training/folder": "files", "training/log": "files",
     "training/manifests": "manifest", "training/progress": "train", "training/run": "train",
     "training/signals": "interrupted", "view/curves": "files"}
 FILES = [path for path in ROOT.rglob("*.py")
