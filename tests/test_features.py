@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from test_data import MICRO, STAGES, ears_of, examples, model  # noqa: F401  (fixtures)
+from test_data import MICRO, STAGES, examples, features_of, model  # noqa: F401  (fixtures)
 
 import sample
 import train
@@ -39,7 +39,7 @@ def on_disk(model, folder, dtype=torch.float32):
 
 
 def test_kept_in_memory(model, paths):
-    fresh, features = ears_of(model, keep=False), ears_of(model, keep=True)
+    fresh, features = features_of(model, keep=False), features_of(model, keep=True)
     features.prepare(paths + paths, lambda chunks: chunks)
     expected = fresh(paths)
     features.encode = None  # nothing is computed again
@@ -49,15 +49,15 @@ def test_kept_in_memory(model, paths):
 
 
 def test_a_batch_is_its_clips_one_by_one(model, paths):
-    together = ears_of(model, keep=False)(paths)
+    together = features_of(model, keep=False)(paths)
     for i, path in enumerate(paths):
-        alone = ears_of(model, keep=False)([path])
+        alone = features_of(model, keep=False)([path])
         assert torch.equal(alone.final[0], together.final[i])
         assert torch.equal(alone.taps[0], together.taps[i])
 
 
 def test_kept_on_disk_for_the_next_run_too(model, paths, tmp_path):
-    expected = ears_of(model, keep=False)(paths)
+    expected = features_of(model, keep=False)(paths)
     on_disk(model, tmp_path / "cache").prepare(paths, lambda chunks: chunks)
     other = on_disk(model, tmp_path / "cache")
     other.encode = None

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_data import MICRO, STAGES, ears_of, examples, model  # noqa: F401  (fixtures)
+from test_data import MICRO, STAGES, examples, features_of, model  # noqa: F401  (fixtures)
 from test_features import front_end  # noqa: F401
 
 from diffa2_mini.evaluate import answers
@@ -17,7 +17,7 @@ from tutorials.score_variance import score_variance
 
 
 def validator_of(model, **options):
-    return Validator(model, load_tokenizer(MICRO), ears_of(model, keep=True), seed=0, **options)
+    return Validator(model, load_tokenizer(MICRO), features_of(model, keep=True), seed=0, **options)
 
 
 def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):
