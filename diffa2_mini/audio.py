@@ -146,9 +146,6 @@ def load_audio(path: str | Path, sample_rate: int = 16_000, max_seconds: float |
         if max_seconds is not None:
             wanted = min(wanted, math.ceil(max_seconds * rate) + _half_width(rate, sample_rate) + 1)
         mono = _decode(sound, min(wanted, sound.frames), path)
-    require(len(mono) <= MAX_FRAMES,
-            f"{path}: expected at most {MAX_FRAMES / rate / 3600:.1f} hours at {rate} Hz, got "
-            "more; cut it into shorter files")
     if len(mono) + slack < min(wanted, promised):
         whole = f"{promised / rate:.2f} s" if promised < math.inf else "a stream that has its end"
         line = f"{path}: expected {whole}, got {len(mono) / rate:.2f} s, cut off or damaged"
@@ -163,7 +160,7 @@ def load_audio(path: str | Path, sample_rate: int = 16_000, max_seconds: float |
 
 def _decode(sound: soundfile.SoundFile, wanted: int, path: str | Path) -> np.ndarray:
     """Up to `wanted` samples, the mean of the channels, float32 [samples]. Raises UserError if
-    there are none, or if the decoder meets damage."""
+    there are none or more than MAX_FRAMES, or if the decoder meets damage."""
     blocks, n_read, is_intact = [np.empty(0, np.float32)], 0, True
     while n_read < wanted and is_intact:  # in blocks: a header may claim more than memory holds
         size = min(BLOCK // sound.channels, wanted - n_read)
@@ -180,6 +177,9 @@ def _decode(sound: soundfile.SoundFile, wanted: int, path: str | Path) -> np.nda
     require(is_intact, f"{path}: expected intact audio, got data that is cut off or damaged after "
                        f"{n_read / sound.samplerate:.1f} s; copy it again or convert it to wav")
     require(n_read > 0, f"{path}: expected sound, got a header and no samples; record it again")
+    require(n_read <= MAX_FRAMES,  # before the blocks become one, which doubles their memory
+            f"{path}: expected at most {MAX_FRAMES / sound.samplerate / 3600:.1f} hours at "
+            f"{sound.samplerate} Hz, got more; cut it into shorter files")
     return np.concatenate(blocks)
 
 
