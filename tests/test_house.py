@@ -14,16 +14,16 @@ TOP = ["errors", "ranges", "config", "noise", "audio", "whisper", "adapters", "t
        "lora", "model", "diffusion", "vrpo", "decode", "data", "weights",
        "listen"]  # the order of reading
 FOLDERS = ["fast", "command", "training", "evaluate", "pretraining", "view", "bench"]
-TOP_LINES, ALL_LINES = 3_200, 9_000  # at most; what they are is printed with -s
+TOP_LINES, ALL_LINES = 3_180, 9_020  # at most; pytest -s prints them; the aims are 2,300 and 6,300
 FUNCTION_LINES, LOOP_LINES = 40, 70  # at most; the second in train.py
 TESTED_BY = {  # a folder or module without a test file of its name: the file that tests it
     "bench": "bench", "command/flags": "sample", "errors": "script",
     "evaluate/__main__": "evaluate", "fast/cache": "fast_llada", "fast/compiling": "device",
     "fast/graphs": "device", "fast/measure": "bench", "fast/memory": "device",
     "fast/state": "model", "pretraining/recall": "backbone", "pretraining/stage0": "train",
-    "training/folder": "files", "training/log": "files",
-    "training/manifests": "manifest", "training/progress": "train", "training/run": "train",
-    "training/signals": "interrupted", "view/curves": "files"}
+    "training/folder": "files", "training/log": "files", "training/manifests": "manifest",
+    "training/progress": "train", "training/run": "train", "training/signals": "interrupted",
+    "view/curves": "files"}
 FILES = [path for path in ROOT.rglob("*.py")
          if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib",
@@ -115,6 +115,8 @@ def test_functions_are_short():
 def test_each_module_has_its_tests():
     tests = {path.stem.removeprefix("test_") for path in ROOT.glob("tests/test_*.py")}
     assert {*TESTED_BY.values()} <= tests
+    assert all((PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
+               for name in TESTED_BY)
     for path in PACKAGE.rglob("*.py"):
         name = path.relative_to(PACKAGE).with_suffix("").as_posix()
         if path.stem != "__init__" and not {name, path.parent.name} & {*TESTED_BY}:
