@@ -8,6 +8,7 @@ Letters used in shape comments everywhere:
     N taps of the encoder   Q acoustic queries   A audio embeddings   L tokens of a prompt's text
     P prompt with audio     R response tokens    S = P + R            n samples per response
     D backbone width        H heads              V vocabulary         K masked tokens of a batch
+In vrpo.py, P is the number of preference pairs.
 """
 
 import dataclasses
