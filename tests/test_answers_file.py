@@ -31,16 +31,16 @@ REPLIES = [
     Answer("", "2.wav: no such file"),
     Answer("", incomplete=SHORT)]
 TEXT = "".join(to_line("mmau", "a model", *pair) for pair in zip(QUESTIONS, REPLIES))
-HEARD = {"q0": REPLIES[0], "q1": REPLIES[1], "q3": REPLIES[3]}  # the others are asked again
+ANSWERED = {"q0": REPLIES[0], "q1": REPLIES[1], "q3": REPLIES[3]}  # the others are asked again
 
 
 def test_what_is_written_is_read_again(tmp_path):
     path = tmp_path / "new" / "answers.jsonl"
     assert resume(path, "mmau", "a model", QUESTIONS) == {}
     append(path, TEXT)
-    assert resume(path, "mmau", "a model", QUESTIONS) == HEARD
+    assert resume(path, "mmau", "a model", QUESTIONS) == ANSWERED
     assert path.read_text(encoding="utf-8").count("\n") == 3
-    assert match(read_answers(path, "mmau", alone=True), QUESTIONS, path) == HEARD
+    assert match(read_answers(path, "mmau", alone=True), QUESTIONS, path) == ANSWERED
     row = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
     prompt = hashlib.sha256(QUESTIONS[0].prompt.encode()).hexdigest()
     assert row == ROWS[0] | {"benchmark": "mmau", "by": "a model", "response": "a cat",

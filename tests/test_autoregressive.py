@@ -106,7 +106,7 @@ def made_batch(model):
     return Batch(examples=[], clips=[], prompts=PROMPTS, response=RESPONSE, valid=REAL, audio=audio)
 
 
-def test_an_answer_counts_up_to_its_end_and_hears_what_the_diffusion_model_hears(sharp):
+def test_an_answer_counts_up_to_its_end_with_the_diffusion_models_audio(sharp):
     batch, stage = made_batch(sharp), SimpleNamespace(audio=ACOUSTIC_AND_SEMANTIC)
     upto = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]).float()
     expected = next_token_loss(sharp, sharp.embed_audio(batch.audio, ACOUSTIC_AND_SEMANTIC),

@@ -215,7 +215,7 @@ def test_what_was_asked_otherwise_under_the_same_id_is_not_reused(folder, capfd,
     kept = shutil.copy(clip, folder / "kept.wav")
     shutil.copy(folder / "audio" / "minor_arpeggio.wav", clip)
     refused("changed since: a (another clip under the same name)")
-    clip.unlink()  # it was heard while it was there
+    clip.unlink()  # it was read while it was there
     assert "of which 3 are answered" in run(capfd, *flags(folder)) and result_of(folder) == figures
     shutil.copy(kept, clip)
     (folder / "toy.json").write_text(json.dumps([TOY[0] | {"answer": "three one five"}, *TOY[1:]]))
@@ -335,7 +335,7 @@ def test_a_run_in_which_no_clip_is_there_ends_before_weights_are_read(
 
 
 def test_clips_that_all_turn_out_to_be_broken_are_no_score(folder, capfd):
-    """Their headers are whole, so that it shows only when they are heard."""
+    """Their headers are whole, so that it shows only when they are read."""
     sound, rate = soundfile.read(CLIPS / "three_one_four.wav")
     soundfile.write(folder / "audio" / "gone.wav", sound * np.nan, rate, subtype="FLOAT")
     (folder / "toy.json").write_text(json.dumps(TOY[3:]))
@@ -458,5 +458,5 @@ def test_published_weights_are_asked_as_the_authors_ask(folder, published, capfd
         assert len(rows) == (1 if "asr" in flags else 4)
         assert all(settings in row["by"] and "bfloat16" in row["by"] for row in rows)
         assert sum("error" in row for row in rows) == len(rows) // 4  # the clip that is gone
-        # these hear 2 seconds
+        # these take 2 seconds
         assert result_of(folder, i)["cut"] == sum("cut" in row for row in rows) > 0

@@ -210,11 +210,11 @@ def written(tmp_path_factory):
 def opened(browser, written):
     """The page, opened anew at 900 pixels in the light; returns the first section of it, and the
     browser."""
-    look(browser, written)
+    open_page(browser, written)
     return browser.find_element("css selector", "section"), browser
 
 
-def look(browser, path, width=900, scheme="light"):
+def open_page(browser, path, width=900, scheme="light"):
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500})
@@ -350,7 +350,7 @@ def test_focus_and_pointer_show_the_alternatives_of_a_token(opened, written):
 
 def test_a_phone_shows_it_all_without_scrolling_sideways(opened, written):
     _, browser = opened
-    look(browser, written, width=360)
+    open_page(browser, written, width=360)
     for section in browser.find_elements("css selector", "section"):
         for token in tokens(section):
             browser.execute_script("arguments[0].focus()", token)
@@ -380,7 +380,7 @@ return [...document.querySelectorAll(
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_a_readable_contrast(scheme, opened, written):
     _, browser = opened
-    look(browser, written, scheme=scheme)
+    open_page(browser, written, scheme=scheme)
     browser.execute_script("document.querySelector('.tokens span').focus()")
     is_dark = browser.execute_script(
         "return getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0] < 128")
@@ -395,7 +395,7 @@ def test_a_letter_of_two_tokens_is_shown_whole(browser, tmp_path):
         highest=8000.0, bands=128, picture="data:,", sound="data:,",
         steps=[[[0, "\xc3", 1.0, []], [2, "!", 1.0, []]], [[1, "\xa9", 1.0, []], [3, "", 1.0, []]]])
     page.save(tmp_path / "out.html", [section])
-    look(browser, tmp_path / "out.html")
+    open_page(browser, tmp_path / "out.html")
     assert text(browser.find_element("css selector", "section")) == "é!"
     browser.execute_script(
         "const s = document.querySelector('input');"

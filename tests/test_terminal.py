@@ -1,4 +1,4 @@
-"""What a person looks at: an answer that forms on a terminal of any width, and the log."""
+"""An answer that forms on a terminal of any width."""
 
 import io
 import re

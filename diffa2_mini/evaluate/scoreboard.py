@@ -156,10 +156,10 @@ def score_choices(name: str, questions: list[BenchmarkQuestion],
                 rows_of.setdefault(title, {}).setdefault(row, []).append(verdict)
     tables = {title: {row: accuracy_of(found) for row, found in sorted(rows.items())}
               for title, rows in rows_of.items()}
-    silent = {*result["broken_audio"], *result["unanswered"]}
+    without_reply = {*result["broken_audio"], *result["unanswered"]}
     replies = {q.id: reply_to(q, answers) for q in questions}
     malformed = {q.id: replies[q.id] for q in questions
-                 if q.id not in silent and not benchmark.answers(replies[q.id], q)}
+                 if q.id not in without_reply and not benchmark.answers(replies[q.id], q)}
     n_letters = sum(is_bare_letter(reply) for reply in replies.values())
     return result | {"overall": accuracy_of(verdicts), "bare_letters": n_letters,
                      "malformed": malformed, "tables": tables}

@@ -2,7 +2,7 @@
 transcript.
 
 The rules are kept as they are, with what they get wrong. MMSU's reads "A dog barks" as option A.
-MMAU's, which MMAR shares, looks for words alone, so that a bare letter says nothing: it scores 2 of
+MMAU's, which MMAR shares, compares words alone, so that a bare letter says nothing: it scores 2 of
 MMAU's 1,000 questions when it is always right. Hence a second score: a reply that is only a letter
 stands for its choice's text, and then the words decide.
 """
