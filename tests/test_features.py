@@ -120,10 +120,10 @@ def test_what_is_no_longer_true_is_not_taken_from_disk(model, paths, tmp_path):
 def test_what_clips_lack_is_noted(model, paths, tmp_path, keep, folder):
     paths[1].write_bytes(paths[1].read_bytes()[:-1000])
     for _ in range(2):  # the second time from the folder
-        listener = FeatureCache(model, CPU, torch.float32, keep, folder and tmp_path / folder)
-        listener.prepare(paths, lambda chunks: chunks)
-        listener(paths)
-        ((path, line),) = listener.incomplete.items()
+        features = FeatureCache(model, CPU, torch.float32, keep, folder and tmp_path / folder)
+        features.prepare(paths, lambda chunks: chunks)
+        features(paths)
+        ((path, line),) = features.incomplete.items()
         assert path == paths[1] and "got 0.07 s" in line
 
 
