@@ -92,6 +92,8 @@ def handlers():
     """Signals do afterwards what they did before."""
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    if before.get("SIGHUP") == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests themselves run under nohup
     yield
     for name, handler in before.items():
         signal.signal(getattr(signal, name), handler)
