@@ -17,7 +17,7 @@ from .config import AdapterConfig, WhisperConfig
 
 
 class SemanticAdapter(nn.Module):
-    """Final hidden state [B, T, E] -> embeddings [B, A, D], A = T // 4.
+    """Final hidden state [B, T, E] -> embeddings [B, A, D], A = T // 4 (`semantic_stride`).
 
     A clip with sound in n frames has n // 4 valid embeddings. Embedding j depends on the frames
     4j - 2 to 4j + 2, so valid ones never depend on padding: a batch gives exactly what its clips

@@ -32,7 +32,7 @@ MAX_PEAK = 1e6  # full scale is 1; float files may exceed it, but not that much
 BLOCK = 2**20  # samples decoded at a time, all channels together: 4 MiB
 
 # For the check that a file holds what its header promises.
-HOP = 0.01  # seconds that may be missing: less than one mel frame
+HOP = 0.01  # seconds that may be missing: one hop of the log-mel
 MP3_FRAME = 1152  # samples that an mp3 may lack: some encoders count the header, itself a frame
 UNKNOWN_SIZE = 0x7F00_0000  # bytes: this (sox) or more stands for an unknown size
 UNKNOWN_FRAMES = 2**62  # samples: this or more is libsndfile's sign for an unknown length

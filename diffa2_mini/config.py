@@ -1,7 +1,8 @@
 """Every number of DIFFA-2 in one place: frozen dataclasses, and the table of sizes.
 
-Sources are sections of the paper (arXiv 2601.23161) unless another is named. `toy` has the
-architecture of `full` with smaller numbers, and nothing else.
+Sources are sections of the paper (arXiv 2601.23161) unless another is named. "The release", in this
+file and wherever a file says what differs, is the authors' code (github.com/NKU-HLT/DIFFA, folder
+DIFFA-2). `toy` has the architecture of `full` with smaller numbers, and nothing else.
 
 Letters used in shape comments everywhere:
     B batch                 M mel frames         T encoder frames     E encoder width
@@ -57,7 +58,8 @@ class WhisperConfig(Ranged):
 
 @dataclass(frozen=True)
 class AdapterConfig(Ranged):
-    """The two adapters (section 3.2) and the learned prompt embeddings of stage 1."""
+    """The two adapters (section 3.2), and the learned prompt embeddings (a soft prompt) that stand
+    in the acoustic adapter's place in stage 1."""
 
     n_queries: int = 64  # acoustic embeddings per clip
     qformer_layers: int = 2
@@ -99,14 +101,14 @@ class TextConfig(Ranged):
     )
     system: str = "You are a helpful voice assistant."  # at inference
     instruction: str = "Please transcribe the audio to text."  # the default question
-    response_multiple: int = 32  # a response is padded with EOS to a multiple of this
+    response_multiple: int = 32  # EOS fill a response, and are learned, up to a multiple of this
 
 
 @dataclass(frozen=True)
 class DecodeConfig(Ranged):
     """The reverse process. With a `factor` (factor-based parallel decoding, arXiv 2505.22618) or a
     `threshold`, confident steps commit many tokens; with neither, the schedule is fixed: `steps`
-    steps."""
+    steps. decode.py says what committing is."""
 
     gen_length: int = 128  # response tokens
     block_length: int = 32  # tokens per block, filled in from left to right

@@ -10,7 +10,8 @@ tokens masked. The rules differ in which it commits:
   c_1 >= c_2 >= ..., token n is committed while (n + 1)(1 - c_n) <= f.
 
 Every rule commits at least the most confident token. The response is filled in block by block, from
-left to right, and is finished once its first EOS has no mask before it.
+left to right; whether it is finished, its first EOS having no mask before it, is asked before each
+block.
 
 What differs: the released code commits one token too many when only the last one fails its test.
 `decode` is everything, for a model that maps tokens to logits. `fast/generate.py` gives the same
@@ -82,7 +83,8 @@ def finished(tokens: Tensor, mask_id: int, eos_id: int) -> Tensor:
 def decode(predict: Callable[[Tensor], Tensor], tokens: Tensor, config: DecodeConfig, mask_id: int,
            eos_id: int) -> Tensor:
     """Replace the masks of `tokens` [B, R] by what the model predicts. `predict` maps tokens [B, R]
-    to logits [B, R, V]."""
+    to logits [B, R, V]. Of `config` the lengths and the rule count: this decoder is greedy, and
+    has neither guidance nor a cache."""
     position = torch.arange(tokens.shape[1], device=tokens.device)  # [R]
     for start in range(0, tokens.shape[1], config.block_length):
         in_block = (start <= position) & (position < start + config.block_length)  # [R]

@@ -1,14 +1,15 @@
-"""Masked diffusion: the forward process, which masks a response, and the loss of undoing it (arXiv
-2502.09992, section 2.1).
+"""Masked diffusion: the forward process, which masks a response, and the loss of predicting what is
+masked (arXiv 2502.09992, section 2).
 
 At time t each response token is [MASK] with probability t: none at 0, all at 1. The model predicts
 all masked tokens at once, and
 
     loss = E[(1/t) * sum of their cross-entropies],   t ~ U(0, 1)
 
-is an upper bound on -log p(response) (equation 3). Prompt and audio are never masked.
+is an upper bound on -log p(response) (equation 3). Prompt and audio are never masked. In practice t
+begins at EPSILON, which keeps 1/t finite.
 
-What differs: the release divides by the tokens on each device, here those of the whole batch count.
+What differs: the release divides by the tokens on each device, this by those of the whole batch.
 `fast/token_losses.py` gives the same losses without all logits at once.
 """
 
@@ -53,7 +54,7 @@ def diffusion_loss(logits: Tensor, response: Tensor, masked: Tensor, t: Tensor, 
         logits: of the K masked tokens, in row order [K, V]; or what `losses_of` takes instead.
         response, masked, t: [B, R] without noise, bool [B, R] and [B], as of `forward_process`.
         n_tokens: response tokens of the whole batch, padding EOS included. The losses of a batch's
-            pieces add up to its loss.
+            micro-batches add up to its loss.
     """
     losses = losses_of(logits, response[masked])  # [K]
     weights = (1 / t)[:, None].expand(response.shape)[masked]  # [B] -> [B, R] -> [K]

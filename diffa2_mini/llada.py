@@ -93,7 +93,7 @@ class Llada(nn.Module):
     """Embeddings in, hidden states out. The head is separate, `logits`: only masked positions need
     it, and with a vocabulary of 126,464 the other logits would take most of the memory."""
 
-    block = Block
+    block = Block  # fast/llada.py has another
 
     def __init__(self, config: LladaConfig):
         super().__init__()
@@ -101,7 +101,7 @@ class Llada(nn.Module):
         self.wte = nn.Embedding(config.vocab_size, config.width)
         self.blocks = nn.ModuleList(self.block(config) for _ in range(config.n_layers))
         self.ln_f = RMSNorm(config.width, config.norm_eps)
-        self.ff_out = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.ff_out = nn.Linear(config.width, config.vocab_size, bias=False)  # the head
 
     def forward(self, x: Tensor, valid: Tensor | None = None, positions: Tensor | None = None,
                 caches: list | None = None, first: int = 0) -> Tensor:

@@ -20,7 +20,7 @@ class LoraLinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear, config: LoraConfig):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.weight = linear.weight
+        self.weight = linear.weight  # in place of the one on `meta`, which took no memory
         self.scale = config.alpha / config.rank
         self.dropout = nn.Dropout(0.0)
         like = dict(device=linear.weight.device,

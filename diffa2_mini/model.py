@@ -3,7 +3,9 @@
 
     log-mel --encoder--> hidden states --adapters--> audio embeddings [A, D]
     prompt --embedding--> [L, D]      the audio is spliced in: [P, D], P = L + A
-    response --embedding--> [R, D]    the backbone gives hidden states at the masks
+    response --embedding--> [R, D]    the backbone gives its hidden states [R, D]
+
+listen.py joins this with decoding, training/objective.py with the losses.
 
 The audio goes right after `This is the audio:`. A row of a batch is: prompt with audio, padding,
 response, padding. Positions count on as if there were no padding, and nothing attends to it, so a

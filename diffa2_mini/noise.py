@@ -15,7 +15,7 @@ KINDS = {  # what is drawn: the key that decides it
     "order": "of the examples in an epoch: seed, stage, epoch",
     "answers": "times and masks of training: seed, stage, epoch, example, which of its answers",
     "held-out answers": "the same, for a loss that trains nothing",
-    "score": "masks that measure how noisy stage 4's score is: seed, stage",
+    "score": "masks that measure the variance of stage 4's margin: seed, stage",
     "dropout": "seed, stage, step, process",
     "weights": "of new adapters (stage 0) and new LoRA: seed, stage",
     "words": "of an answer, with a temperature: seed, answer, start of block, step",

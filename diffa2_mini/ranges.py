@@ -55,8 +55,8 @@ def out_of_range(name: str, value, whole: bool) -> str:
 
 
 class Ranged:
-    """A dataclass whose numbers have their declared types and lie in the ranges of RANGES. Raises
-    UserError otherwise."""
+    """What a dataclass inherits to have its numbers checked: they have their declared types and lie
+    in the ranges of RANGES. Raises UserError otherwise."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -153,7 +153,9 @@ class Tokenizer:
         return self.spell(ids[:ends[0]] if ends else ids).strip()
 
     def prompt(self, system: str, instruction: str) -> Prompt:
-        """The chat template up to the answer. The audio goes right after `This is the audio:`."""
+        """The chat template up to the answer: `This is the audio:`, then the audio's embeddings
+        (at `audio_at`), then ` <audio>.` and the instruction. `<audio>` is ordinary text and
+        stays: the release puts the embeddings before it, not in its place."""
         start, end = self.special["<|start_header_id|>"], self.special["<|end_header_id|>"]
 
         def turn(role, text):

@@ -6,9 +6,9 @@ For a chosen answer w, a rejected answer l, the policy and a frozen reference re
     loss = -log sigmoid(beta * ((B(w) - B_ref(w)) - (B(l) - B_ref(l))))
 
 DPO has log p(answer) for B; a diffusion model cannot compute that, so B is a Monte Carlo estimate
-of its evidence lower bound. The sigmoid turns noise of the estimate into *bias* of the loss. Three
-things keep the noise small: several samples; a number of masks of its own for each; and the *same*
-masks for policy and reference.
+of its evidence lower bound (ELBO). The sigmoid turns the estimate's variance into *bias* of the
+loss. Three things keep the variance small: several samples; a freshly drawn number of masks k for
+each of them; and the *same* masks for policy and reference (antithetic sampling, in the paper).
 
 What differs: the release keeps two 8 B models; here the reference shares all frozen weights.
 """

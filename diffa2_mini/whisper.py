@@ -1,10 +1,10 @@
 """Whisper's encoder: log-mel in, hidden states of several depths out (arXiv 2212.04356, section
 2.2).
 
-Two convolutions halve the frame rate to 50 a second, fixed sinusoids encode the position, and
-pre-norm transformer blocks follow. All of it is frozen in all four stages. The semantic adapter
-takes the last hidden state, the acoustic adapter several (`taps`). Module names are those of
-OpenAI's published weights, below `encoder`.
+Two convolutions, the second with stride 2, give 50 frames a second; fixed sinusoids encode the
+position, and pre-norm transformer blocks follow. All of it is frozen in all four stages. The
+semantic adapter takes the last hidden state, the acoustic adapter several (`taps`). Module names are
+those of OpenAI's published weights, below `encoder`.
 """
 
 import math
