@@ -3,8 +3,8 @@
 
 Two convolutions, the second with stride 2, give 50 frames a second; fixed sinusoids encode the
 position, and pre-norm transformer blocks follow. All of it is frozen in all four stages. The
-semantic adapter takes the last hidden state, the acoustic adapter several (`taps`). Module names are
-those of OpenAI's published weights, below `encoder`.
+semantic adapter takes the last hidden state, the acoustic adapter several (`taps`). Module names
+are those of OpenAI's published weights, below `encoder`.
 """
 
 import math
