@@ -87,7 +87,7 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     config = SIZES[args.size][0]
     device, dtype, why = choose_device(args.device, args.dtype, large=not config.from_scratch)
     device = world.device(device)
-    print(f"{why}, {world.size} processes of {torch.get_num_threads()} threads, "
+    print(f"{why}, processes: {world.size}, threads of each: {torch.get_num_threads()}, "
           f"seed {args.seed}, size {args.size}")
     diffa2 = args.diffa2 and weights.locate(args.diffa2, "diffa2", args.size)
     with world.main_first():  # which may have to make the toy world
@@ -154,7 +154,7 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))
     cut = what_is_cut(examples, stage, run.model.config, run.tokenizer)
     print_stage(stage, run.model, f"{len(examples):,} examples of {run.data.manifests[number]}",
-                n_steps, cut)
+                n_steps, cut, first_step)
 
     collate = Collate(examples, args.seed, stage, run.model.config, run.tokenizer,
                       not run.features.keeps_features, args.skip_broken)

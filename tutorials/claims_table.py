@@ -104,7 +104,8 @@ CLAIMS = (
          Comparison("answers right, all tricks against none", "trained: 4, shared",
                     "trained: 1, independent"))),
     Claim("lora", "about 1 % of the weights suffices",
-          "99,047,424 of 8.75 billion weights are trained, 1.13 %: LoRA of rank 8 and the adapters",
+          "99,047,424 of 8.75 billion weights are trained, 1.13 %: LoRA of rank 8, the adapters "
+          "and the 20 prompt embeddings of stage 1",
           (Comparison("rank 8 against no LoRA", "rank 8", "rank 0"),
            Comparison("rank 8 against rank 2", "rank 8", "rank 2"),
            Comparison("rank 8 as good as rank 32", "rank 8", "rank 32", margin=MARGIN),

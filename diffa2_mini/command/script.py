@@ -29,6 +29,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc: str):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if self.prog == "__main__.py":  # python -m
+            self.prog = f"python -m {sys.modules['__main__'].__spec__.parent}"
 
     def parse_args(self, argv: list[str]) -> argparse.Namespace:
         # which argparse makes an empty list of

@@ -12,9 +12,10 @@ from .dry_run import Shape, throughput
 from .files import finite
 
 
-def print_stage(stage: StageConfig, model: nn.Module, data: str, n_steps: int, cut: str) -> None:
-    """Print what a stage trains, how much of the model that is, on which data; and what of it is
-    too long, as `what_is_cut` says."""
+def print_stage(stage: StageConfig, model: nn.Module, data: str, n_steps: int, cut: str,
+                first_step: int = 0) -> None:
+    """Print what a stage trains, how much of the model that is, on which data; what of it is too
+    long, as `what_is_cut` says; and after which step a resumed one goes on."""
     n_all = sum(p.numel() for p in model.parameters())
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(f"\nstage {stage.number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
@@ -23,6 +24,8 @@ def print_stage(stage: StageConfig, model: nn.Module, data: str, n_steps: int, c
           f"learning rate {stage.lr:g}, {stage.warmup} steps of warm-up, {stage.schedule}")
     if cut:
         print(f"  not learnt whole: {cut}")
+    if first_step:
+        print(f"  goes on after step {first_step:,}")
 
 
 class StageProgress:
