@@ -87,7 +87,7 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     config = SIZES[args.size][0]
     device, dtype, why = choose_device(args.device, args.dtype, large=not config.from_scratch)
     device = world.device(device)
-    print(f"{why}, processes: {world.size}, threads of each: {torch.get_num_threads()}, "
+    print(f"{why}, {world.size} processes of {torch.get_num_threads()} threads, "
           f"seed {args.seed}, size {args.size}")
     diffa2 = args.diffa2 and weights.locate(args.diffa2, "diffa2", args.size)
     with world.main_first():  # which may have to make the toy world
