@@ -39,7 +39,9 @@ from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of
 from diffa2_mini.pretraining import stage0
+from diffa2_mini.published.sources import load_tokenizer, locate_all
 from diffa2_mini.training import checkpoint, dry_run, files, options
+from diffa2_mini.training.checkpoint import Checkpoint, same_parts
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches, count_workers
@@ -52,7 +54,6 @@ from diffa2_mini.training.progress import StageProgress, print_stage
 from diffa2_mini.training.run import Run, StageParameters, Stopped, optimizer_step
 from diffa2_mini.training.signals import Signals
 from diffa2_mini.view import curves
-from diffa2_mini.weights import Checkpoint
 
 # ------------------------------------------------------------------------------- data and the model
 
@@ -65,18 +66,19 @@ def default_data(args: argparse.Namespace) -> Path:
     return dry_run.prepared_data(config, args.stages)
 
 
-def build_model(args: argparse.Namespace, diffa2: Path | None, device: torch.device,
+def build_model(args: argparse.Namespace, paths: dict[str, Path], device: torch.device,
                 dtype: torch.dtype) -> Diffa2Model:
-    """The model: frozen parts with their weights, adapters that are random or from `diffa2`."""
+    """The model: frozen parts from `paths`, adapters from there too if they are among them. What is
+    not there is random."""
     config = SIZES[args.size][0]
     torch.manual_seed(seed_of("weights", args.seed, 0))  # of the adapters and the prompts
     # a model that is sharded later need not fit the device now
     home = torch.device("cpu") if args.shard else device
-    model = weights.build(config, args.whisper, args.llada, home, dtype, args.random_weights,
-                          FastLlada)
+    frozen = paths if "llada" in paths else None
+    model = weights.build(config, frozen, home, dtype, FastLlada)
     model.llada.recompute = args.recompute or dry_run.recompute(config)
-    if diffa2:
-        weights.load_diffa2(model, diffa2)
+    if "diffa2" in paths:
+        weights.load_diffa2(model, paths["diffa2"])
     return model
 
 
@@ -89,15 +91,15 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     device = world.device(device)
     print(f"{why}, {world.size} processes of {torch.get_num_threads()} threads, "
           f"seed {args.seed}, size {args.size}")
-    diffa2 = args.diffa2 and weights.locate(args.diffa2, "diffa2", args.size)
+    paths = locate_all({"diffa2": args.diffa2} if args.diffa2 else {}, args.size)
     with world.main_first():  # which may have to make the toy world
         path = args.data or default_data(args)
-    tokenizer = weights.load_tokenizer(config, args.llada, args.random_weights)
+    tokenizer = load_tokenizer(config, args.llada, args.random_weights)
     if not args.random_weights:
-        weights.locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
+        paths |= locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
     where = DataConfig(path, args.validation, args.test, args.skip_broken, not args.random_weights)
     data = load_data(where, args.size, args.stages, folder.unfinished, tokenizer)
-    model = build_model(args, diffa2, device, dtype)
+    model = build_model(args, paths, device, dtype)
     folder.note_origins(model, dtype, data.manifests)
     keep = args.size == "toy" and not args.no_cache_audio
     features = FeatureCache(model, device, dtype, keep, args.cache_audio)
@@ -260,7 +262,7 @@ def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
     init = checkpoint.load_start(start, config, is_named=bool(args.init)) if start else None
     run = set_up(args, world, folder)
     if init and not args.other_parts:
-        weights.same_parts(start, init, run.model.fingerprints)
+        same_parts(start, init, run.model.fingerprints)
     folder.note_start(args.stages[0], init, run.model)
     folder.require_same_run()
     folder.claim({"arguments": {name: str(value) for name, value in vars(args).items()},

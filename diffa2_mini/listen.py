@@ -30,8 +30,9 @@ from .fast.llada import FastLlada
 from .fast.state import DecodingState
 from .lora import merge_lora
 from .model import Audio, Diffa2Model
+from .published.sources import SOURCES, load_tokenizer, locate_all
 from .tokenizer import Tokenizer
-from .weights import Checkpoint
+from .training.checkpoint import Checkpoint, load_checkpoint, same_parts
 
 Clip = str | Path | tuple[np.ndarray, int]  # a sound file, or samples and their rate in Hz
 
@@ -56,18 +57,18 @@ def find_source(size: str | None = None, checkpoint: str | Path | None = None,
             "--diffa2 and --checkpoint exclude each other; choose one")
     if published or not (checkpoint or SIZES[name][0].from_scratch):
         name = size or "full"
-        return Source(SIZES[name][0], None, weights.locate_all(given | {"diffa2": published}, name))
-    path = Path(checkpoint or weights.SOURCES[name]["diffa2"])
+        return Source(SIZES[name][0], None, locate_all(given | {"diffa2": published}, name))
+    path = Path(checkpoint or SOURCES[name]["diffa2"])
     require(path.is_file(), f"{path}: expected a checkpoint, found none"
             + (weights.moved(path) or f"; make one with 'python train.py --size {name}'"))
-    trained = weights.load_checkpoint(path)
+    trained = load_checkpoint(path)
     found = trained.config.size
     require(size in (None, found), f"{path}: is of size {found}, not {size}; leave --size out")
-    paths = weights.locate_all(given, found)
+    paths = locate_all(given, found)
     if trained.fingerprints and not other_parts:
         prints = {part: weights.fingerprint(weights.read_part(file, part))
                   for part, file in paths.items()}
-        weights.same_parts(path, trained, prints)
+        same_parts(path, trained, prints)
     if not trained.fingerprints and any(given.values()):
         print(f"note: {path} does not tell which encoder and backbone it was trained on",
               file=sys.stderr)
@@ -79,8 +80,7 @@ def load_model(source: Source, device: torch.device, dtype: torch.dtype,
     """The model, and what it splices into the prompt. `merge` folds LoRA into the backbone, which
     is faster, and in bfloat16 loses some of it."""
     config, trained, paths = source
-    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype,
-                          llada_class=FastLlada)
+    model = weights.build(config, paths, device, dtype, FastLlada)
     if trained:
         weights.restore(model, trained.model, "the checkpoint")
     parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
@@ -155,7 +155,7 @@ class Diffa2:
     def load(cls, source: Source, device: torch.device, dtype: torch.dtype,
              merge: bool = False) -> "Diffa2":
         """The model of a source, as `load_model` tells, with its tokenizer."""
-        tokenizer = weights.load_tokenizer(source.config, source.paths["llada"])
+        tokenizer = load_tokenizer(source.config, source.paths["llada"])
         return cls(*load_model(source, device, dtype, merge), tokenizer, device, dtype)
 
     def load_clip(self, clip: Clip) -> np.ndarray:

@@ -36,6 +36,7 @@ from diffa2_mini.evaluate.scoring import normalise, word_errors
 from diffa2_mini.fast.device import choose_device
 from diffa2_mini.listen import Diffa2
 from diffa2_mini.model import part_of
+from diffa2_mini.published.sources import load_tokenizer, locate_all
 from diffa2_mini.weights import trained_tensors
 
 # of DIFFA-2
@@ -106,18 +107,18 @@ def main(argv: list[str]) -> None:
     print(why)
     config = SIZES["full"][0]
     samples = sample.parts_of_clip(args.clip, config.audio, chunk=False)[0].samples
-    paths = weights.locate_all({"whisper": None, "llada": None, "diffa2": None}, "full")
+    paths = locate_all({"whisper": None, "llada": None, "diffa2": None}, "full")
     for name, known in SHA256.items():
         require((paths["diffa2"] / name).is_file(),
                 f"{paths['diffa2']}: expected {name}, found none; download it again")
         digest = hashlib.sha256((paths["diffa2"] / name).read_bytes()).hexdigest()
         check(digest == known, f"SHA-256 of {name}: {digest}")
-    tokenizer = weights.load_tokenizer(config)
+    tokenizer = load_tokenizer(config)
     special = (tokenizer.eos_id, tokenizer.mask_id)
     check(special == SPECIAL, f"EOS and [MASK]: {special}")
 
     # strict, as all loading is
-    model = weights.build(config, paths["whisper"], paths["llada"], device, dtype)
+    model = weights.build(config, paths, device, dtype)
     if not args.no_reference:
         mel = log_mel(samples, config.audio)[None].to(device, dtype)
         against_references(model, tokenizer, paths, mel, device)

@@ -28,7 +28,9 @@ from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.evaluate import benchmarks
 from diffa2_mini.model import Diffa2Model
+from diffa2_mini.published.tokenizer_json import read_tokenizer_json
 from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer
+from diffa2_mini.training.checkpoint import FORMAT, load_checkpoint
 
 CONFIG, STAGES = SIZES["toy"]
 CLIP = DATA / "clips" / "three_one_four.wav"
@@ -216,7 +218,7 @@ SAFETENSORS = [
     safetensors({"a": 3}),
     safetensors({"blocks.0": tensor("BOOL", (8, ))}, b"\7" * 8)]
 READERS = {
-    "checkpoint": weights.load_checkpoint,
+    "checkpoint": load_checkpoint,
     "whisper": lambda path: weights.load_part(MODEL.whisper, "whisper", path),
     "llada": lambda path: weights.load_part(MODEL.llada, "llada", path),
     "diffa2": lambda path: weights.load_diffa2(MODEL, path), "sample": lambda path: called(
@@ -239,7 +241,7 @@ def tensors_file(rng: random.Random, folder: Path) -> Case:
             name: rng.choice([tuple(p.shape), (), (1, ), (3, 5)])
             for name, p in [*MODEL.named_parameters()][:rng.randrange(1, 400)]}
         metadata = {
-            "format": rng.choice([weights.FORMAT, "", "x" * 10**6]),
+            "format": rng.choice([FORMAT, "", "x" * 10**6]),
             "checkpoint": rng.choice(["", "[]", "{}", "null", '{"config": {}}', "[" * 99_999]),
             "sha256": "0" * 64}
         kinds = [torch.float32, torch.int8, torch.bool]
@@ -293,7 +295,7 @@ def pickled(rng: random.Random, folder: Path) -> Case:
 
 def tokenizer_json() -> dict:
     """A small byte-level BPE that is read."""
-    from diffa2_mini.tokenizer import LETTERS
+    from diffa2_mini.published.tokenizer_json import LETTERS
     vocab = {letter: i for i, letter in enumerate(LETTERS)} | {"ab": 256, "abc": 257}
     added = [{"id": 258 + i, "content": token, "special": True}
              for i, token in enumerate(SPECIAL_TOKENS)]
@@ -345,7 +347,7 @@ def tokenizer(rng: random.Random, folder: Path) -> Case:
     path.write_bytes(mutated(body, rng) if how == 9 else b"[" * 100_000 if how == 10 else body)
 
     def read():
-        ids = Tokenizer.from_tokenizer_json(path).encode("abc " * 50 + "a" * 40 + "!")
+        ids = read_tokenizer_json(path).encode("abc " * 50 + "a" * 40 + "!")
         assert all(isinstance(i, int) for i in ids)
     return f"tokenizer {how}", refused or how == 10, read
 

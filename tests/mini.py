@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import train
-from diffa2_mini import weights
+from diffa2_mini.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 600  # what takes longer hangs, on a slow and busy machine too
@@ -61,7 +61,7 @@ def same(out, other, stages=(1, 2, 3, 4)):
     """Do two runs have the same weights, bit by bit, and the same log?"""
     for number in stages:
         name = f"stage{number}.safetensors"
-        a, b = (weights.load_checkpoint(folder / name) for folder in (out, other))
+        a, b = (load_checkpoint(folder / name) for folder in (out, other))
         assert a.done and b.done and a.model.keys() == b.model.keys()
         assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
     rows, others = ([row for row in logged(folder) if row["stage"] in stages]

@@ -10,8 +10,8 @@ from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
 from diffa2_mini.data import Example
 from diffa2_mini.evaluate.answers import answer
 from diffa2_mini.model import Diffa2Model
+from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.features import FeatureCache
-from diffa2_mini.weights import load_tokenizer
 
 
 def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):

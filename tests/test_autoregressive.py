@@ -28,6 +28,7 @@ from diffa2_mini.pretraining.autoregressive import (
 from diffa2_mini.pretraining.backbone import init_backbone
 from diffa2_mini.pretraining.recall import RecallExercise
 from diffa2_mini.pretraining.texts import embed_noisily, make_batch
+from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.tokenizer import Prompt
 
 TOKENS = SimpleNamespace(eos_id=20, mask_id=21, eot_id=22)
@@ -150,7 +151,7 @@ def test_decoding_with_the_cache_equals_decoding_without(sharp, audio_embeddings
 
 def test_answers_come_in_order_whatever_the_batch(audio_embeddings):
     config = SIZES["toy"][0]
-    model, tokenizer = weights.build(config).eval(), weights.load_tokenizer(config)
+    model, tokenizer = weights.build(config).eval(), load_tokenizer(config)
 
     def features(paths):
         audio = [
@@ -198,8 +199,8 @@ def test_recall_asks_for_the_word_that_stood_before():
 
 
 def test_recall_and_texts_cost_what_guessing_costs_before_they_are_learned_and_less_after():
-    config, tokenizer = SIZES["toy"][0], weights.load_tokenizer(SIZES["toy"][0])
-    model = weights.build(config, random_weights=True)
+    config, tokenizer = SIZES["toy"][0], load_tokenizer(SIZES["toy"][0])
+    model = weights.build(config, None)
     init_backbone(model.llada, torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
     examples = [toy.text_example(rng) for _ in range(4)]

@@ -18,7 +18,7 @@ from diffa2_mini.pretraining.backbone import (
     recall_loss,
 )
 from diffa2_mini.pretraining.recall import RecallExercise
-from diffa2_mini.weights import load_tokenizer
+from diffa2_mini.published.sources import load_tokenizer
 
 TOY = SIZES["toy"][0]
 

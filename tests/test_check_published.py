@@ -11,8 +11,8 @@ import pytest
 from test_published import CLIP, CONFIG, GOLDEN, published, trained  # noqa: F401 (fixtures)
 
 from diffa2_mini import config as configs
-from diffa2_mini import weights
 from diffa2_mini.model import Diffa2Model, part_of
+from diffa2_mini.published.sources import SOURCES
 
 
 def test_the_check_on_the_real_weights_runs_to_its_last_step(published, tmp_path, monkeypatch,
@@ -23,7 +23,7 @@ def test_the_check_on_the_real_weights_runs_to_its_last_step(published, tmp_path
     config = dataclasses.replace(CONFIG, size="full")
     monkeypatch.setitem(configs.SIZES, "full", (config, {}))
     for part, path in published.items():
-        shutil.copytree(path, Path("weights", weights.SOURCES["full"][part]))
+        shutil.copytree(path, Path("weights", SOURCES["full"][part]))
     file = published["diffa2"] / "pytorch_model.bin"
     monkeypatch.setattr(check_published, "SHA256",
                         {file.name: hashlib.sha256(file.read_bytes()).hexdigest()})

@@ -16,23 +16,25 @@ from diffa2_mini import weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2Model
+from diffa2_mini.training import files
 from diffa2_mini.training.checkpoint import (
+    BEFORE,
+    BELONGS,
+    Checkpoint,
     begin,
+    digest,
+    load_checkpoint,
     load_start,
     optimizer_tensors,
     restore_optimizer,
-    same_run,
-)
-from diffa2_mini.training.objective import adamw, names_of
-from diffa2_mini.weights import (
-    Checkpoint,
-    export,
-    load_checkpoint,
-    restore,
     same_parts,
+    same_run,
     save_checkpoint,
-    trained_tensors,
 )
+from diffa2_mini.training.export import export
+from diffa2_mini.training.files import save_tensors
+from diffa2_mini.training.objective import adamw, names_of
+from diffa2_mini.weights import restore, trained_tensors
 
 TRAINS = ("semantic", "acoustic", "lora")
 
@@ -160,7 +162,7 @@ def test_a_save_that_fails_midway_leaves_the_old_file(tmp_path, model, monkeypat
             args[1].write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights if function == "save_file" else weights.os, function, fail)
+    monkeypatch.setattr(files if function == "save_file" else files.os, function, fail)
     message = error_of(saved, path, model)
     assert message.startswith(f"{path}: ") and "No space left" in message
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -238,8 +240,8 @@ def as_before(path, done):
     fields = json.loads(metadata["checkpoint"])
     fields = {name: fields[name] for name in ("config", "stage", "step", "audio")}
     fields |= {"done": done, "seed": 42, "batch_size": 3}
-    metadata = {"format": weights.BEFORE, "checkpoint": json.dumps(fields)}
-    weights.save_tensors(path, tensors, metadata | {"sha256": weights.digest(tensors, metadata)})
+    metadata = {"format": BEFORE, "checkpoint": json.dumps(fields)}
+    save_tensors(path, tensors, metadata | {"sha256": digest(tensors, metadata)})
 
 
 def test_a_checkpoint_of_the_earlier_format_is_adopted_if_it_is_done(tmp_path, config, model):
@@ -277,7 +279,7 @@ def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
                 assert f"was begun with {name} " in error_of(same_run, tmp_path, found, other)
         other = begin(config, 3, stage, seed=8)
         assert "seed 7, got 8" in error_of(same_run, tmp_path, found, other)
-        for name, what in weights.BELONGS.items():
+        for name, what in BELONGS.items():
             fingerprints = begun.fingerprints | {name: "e"}
             other = dataclasses.replace(begun, fingerprints=fingerprints)
             assert f"was begun with {what}; " in error_of(same_run, tmp_path, found, other)

@@ -15,6 +15,7 @@ from mini import ROOT, SECONDS
 from data import toy
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
+from diffa2_mini.training.files import save_tensors
 from tutorials import claims, claims_table
 from tutorials.claims_lab import QUICK
 from tutorials.claims_table import (
@@ -223,7 +224,7 @@ def test_what_was_made_of_other_things_is_not_mixed_in(
         (data / "sft.json").write_text(json.dumps(rows[1:]))
     elif change == "weights":
         tensors = weights.read_tensors(weights.SHIPPED["llada"], "a backbone")[0]
-        weights.save_tensors(tmp_path / "other", {n: t + 1 for n, t in tensors.items()}, {})
+        save_tensors(tmp_path / "other", {n: t + 1 for n, t in tensors.items()}, {})
         monkeypatch.setitem(weights.SHIPPED, "llada", tmp_path / "other")
     elif change == "settings":
         monkeypatch.setattr(claims, "QUICK", replace(QUICK, batch_size=3))

@@ -10,9 +10,9 @@ import torch
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
 from diffa2_mini.data import Collate, Example
 from diffa2_mini.model import Diffa2Model
+from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.loader import batches
-from diffa2_mini.weights import load_tokenizer
 
 TOY, STAGES = SIZES["toy"]
 MICRO = replace(  # the toy's front end and tokenizer, little else

@@ -20,6 +20,8 @@ from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.evaluate import answers, benchmarks
+from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
+from diffa2_mini.training.export import save_diffa2
 
 CLIPS = Path(__file__).resolve().parent.parent / "data" / "clips"
 TOY = [  # in MMAU's fields, as the toy model was taught to be asked
@@ -135,10 +137,10 @@ def test_answers_of_another_way_to_ask_are_not_mixed(folder, capfd):
     for more, message in others:
         assert message in run(capfd, *flags(folder), *more, code=2)
     other = shutil.copy(weights.SHIPPED["diffa2"], folder / "other.safetensors")
-    trained = weights.load_checkpoint(other)
+    trained = load_checkpoint(other)
     run(capfd, *flags(folder, "other.jsonl"), "--limit", 1, "--checkpoint", other)
     trained.model["trainable_prompts.weight"] += 1
-    weights.save_checkpoint(other, trained)  # another model under the same name
+    save_checkpoint(other, trained)  # another model under the same name
     assert "holds answers of" in run(capfd, *flags(folder, "other.jsonl"), "--limit", 1,
                                      "--checkpoint", other, code=2)
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 1
@@ -188,7 +190,7 @@ def test_published_weights_are_known_by_what_they_hold(
         shutil.copy(kept, copy / file)
     tensors = weights.trained_tensors(trained)
     tensors["trainable_prompts.weight"] = tensors["trainable_prompts.weight"] + 1
-    weights.save_diffa2(tensors, copy / "diffa2" / "pytorch_model.bin")
+    save_diffa2(tensors, copy / "diffa2" / "pytorch_model.bin")
     with open(copy / "llada" / "tokenizer.json", "a") as file:
         file.write("\n")
     error = ask(copy, code=2)

@@ -15,16 +15,19 @@ from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.errors import UserError
 from diffa2_mini.training import files
+from diffa2_mini.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffa2_mini.training.export import save_diffa2
+from diffa2_mini.training.files import write_whole
 from diffa2_mini.training.log import Log
 from diffa2_mini.training.processes import has_lost_another
 from diffa2_mini.view.curves import draw_curves
-from diffa2_mini.weights import Checkpoint, trained_tensors
+from diffa2_mini.weights import trained_tensors
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no limit to the size of files")
 
 
 def save(path, model, step):
-    weights.save_checkpoint(path, Checkpoint(model.config, 1, step, False, trained_tensors(model)),
+    save_checkpoint(path, Checkpoint(model.config, 1, step, False, trained_tensors(model)),
                     keep=files.keep_previous)
 
 
@@ -32,21 +35,21 @@ def test_a_damaged_save_gives_way_to_the_one_before(tmp_path, model, capsys):
     path = tmp_path / "stage1.safetensors"
     for step in (1, 2, 3):
         save(path, model, step)
-    assert files.load_last(path, weights.load_checkpoint).step == 3
+    assert files.load_last(path, load_checkpoint).step == 3
     assert capsys.readouterr().out == ""
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
     before = files.previous(path).read_bytes()
     assert before != bytes(damaged)  # a second name of the save, not of its place
-    assert files.load_last(path, weights.load_checkpoint).step == 2
+    assert files.load_last(path, load_checkpoint).step == 2
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
     assert "checksum" in printed and "from the save before, step 2" in printed
-    assert weights.load_checkpoint(path).step == 2 and path.read_bytes() == before
+    assert load_checkpoint(path).step == 2 and path.read_bytes() == before
     path.write_bytes(damaged)
     with pytest.raises(UserError, match="checksum"):  # none before it
-        files.load_last(path, weights.load_checkpoint)
+        files.load_last(path, load_checkpoint)
 
 
 @posix
@@ -59,8 +62,8 @@ def test_a_disk_that_is_full_leaves_the_last_save(tmp_path, model, capsys):
         assert run_script(lambda argv: save(path, model, 2), []) == 2
     error = capsys.readouterr().err
     assert "could not be written" in error and "free some space" in error and error.count("\n") == 1
-    assert path.read_bytes() == before and weights.load_checkpoint(path).step == 1
-    assert weights.load_checkpoint(files.previous(path)).step == 0
+    assert path.read_bytes() == before and load_checkpoint(path).step == 1
+    assert load_checkpoint(files.previous(path)).step == 0
     assert not list(tmp_path.glob(".*.tmp"))
 
 
@@ -73,7 +76,7 @@ def test_a_disk_that_is_full_is_told_of_a_bin_file_too(tmp_path, monkeypatch):
     with pytest.raises(
             UserError,
             match=r"a.bin: could not be written \(.*unexpected pos 640 vs 534\); free some"):
-        weights.save_diffa2({"semantic_connector.fc1.bias": torch.ones(2)}, tmp_path / "a.bin")
+        save_diffa2({"semantic_connector.fc1.bias": torch.ones(2)}, tmp_path / "a.bin")
 
 
 def test_memory_that_is_full_is_not_told_as_another_thing(tmp_path, monkeypatch):
@@ -82,10 +85,10 @@ def test_memory_that_is_full_is_not_told_as_another_thing(tmp_path, monkeypatch)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     with pytest.raises(torch.OutOfMemoryError):
-        weights.write_whole(tmp_path / "a.bin", exhausted)
+        write_whole(tmp_path / "a.bin", exhausted)
     monkeypatch.setattr(torch, "save", exhausted)
     with pytest.raises(torch.OutOfMemoryError):
-        weights.save_diffa2({"semantic_connector.fc1.bias": torch.ones(2)}, tmp_path / "a.bin")
+        save_diffa2({"semantic_connector.fc1.bias": torch.ones(2)}, tmp_path / "a.bin")
     monkeypatch.setattr(torch, "load", exhausted)
     (tmp_path / "b.bin").write_bytes(b"PK")
     with pytest.raises(torch.OutOfMemoryError):
@@ -104,8 +107,8 @@ def test_a_disk_without_second_names_gets_a_copy(tmp_path, model, monkeypatch):
     monkeypatch.setattr(files.os, "link", refuse)
     for step in (1, 2, 3):
         save(path, model, step)
-    assert weights.load_checkpoint(path).step == 3
-    assert weights.load_checkpoint(files.previous(path)).step == 2
+    assert load_checkpoint(path).step == 3
+    assert load_checkpoint(files.previous(path)).step == 2
 
 
 @posix

@@ -16,8 +16,8 @@ import pytest
 from mini import ROOT, SECONDS
 
 from diffa2_mini.config import SIZES
+from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
-from diffa2_mini.weights import load_tokenizer
 
 FILES = [
     path for path in ROOT.rglob("*.py")

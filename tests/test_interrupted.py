@@ -24,6 +24,8 @@ from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import answers
 from diffa2_mini.training import files, signals
+from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
+from diffa2_mini.training.export import export
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.loader import worker_has_died
 from diffa2_mini.training.options import parse_arguments
@@ -77,7 +79,7 @@ def test_a_signal_to_the_whole_group_spares_those_that_load_audio_until_it_is_sa
     hint = shlex.split(printed.splitlines()[-1].partition("go on with: ")[2])
     assert hint == [
         "python", "train.py", *command(world, tmp_path / "a run", *LONG)[2:], "--resume"]
-    state = weights.load_checkpoint(tmp_path / "a run" / "stage1.safetensors")
+    state = load_checkpoint(tmp_path / "a run" / "stage1.safetensors")
     assert state.step == len(logged(tmp_path / "a run")) and not state.done
     assert until(lambda: not processes(tmp_path), SECONDS)
 
@@ -103,7 +105,7 @@ def test_a_signal_to_the_group_while_those_that_load_audio_start_spares_them(
     os.killpg(process.pid, signum)
     _, error = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + signum and "Traceback" not in error, error
-    assert weights.load_checkpoint(out / "stage1.safetensors").step == len(logged(out)) >= 1
+    assert load_checkpoint(out / "stage1.safetensors").step == len(logged(out)) >= 1
 
 
 @linux
@@ -135,7 +137,7 @@ def test_every_signal_that_ends_a_run_saves_first(number, world, tmp_path, monke
                         lambda *args: os.kill(os.getpid(), number) or step(*args))
     with pytest.raises(SystemExit) as ended:
         train.main(["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI])
-    state = weights.load_checkpoint(tmp_path / "stage1.safetensors")
+    state = load_checkpoint(tmp_path / "stage1.safetensors")
     assert ended.value.code == 128 + number and (state.step, state.done) == (1, False)
     assert "stopped and saved; go on with" in capsys.readouterr().out
 
@@ -182,7 +184,7 @@ def test_a_signal_while_no_step_is_made_is_heeded_and_resuming_is_right(
     path = tmp_path / "stage1.safetensors"
     assert path.exists() == (during != "encoding")
     if during != "encoding":
-        saved = weights.load_checkpoint(path)
+        saved = load_checkpoint(path)
         assert (saved.step, saved.done) == (3 if during == "a sample" else 4, False)
     monkeypatch.undo()
     train.main([*flags, "--resume"])
@@ -204,7 +206,7 @@ def test_a_disk_that_is_full_ends_a_run_with_one_line_and_harms_nothing(
         assert run_script(train.main, command(world, tmp_path, "--stage", "1", "--resume")[2:]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{what}: could not be written" in error and "free some space" in error
-    assert path.read_bytes() == before and weights.load_checkpoint(path).step == 2
+    assert path.read_bytes() == before and load_checkpoint(path).step == 2
     assert {file.name
             for file in tmp_path.iterdir()} <= {
                 ".lock", "config.json", "log.jsonl", "stage1.safetensors"}
@@ -286,9 +288,9 @@ def test_preferences_go_on_against_their_own_reference(world, whole, tmp_path, c
     shutil.copy(whole[0] / "stage4.previous.safetensors", tmp_path / "stage4.safetensors")
     arguments = ["--stage", "4", "--resume"]
     assert "no such file" in refused(capsys, *command(world, tmp_path, *arguments)[2:])
-    before = weights.load_checkpoint(whole[0] / "stage3.safetensors")
+    before = load_checkpoint(whole[0] / "stage3.safetensors")
     next(iter(before.model.values())).view(-1)[0] += 1
-    weights.save_checkpoint(tmp_path / "stage3.safetensors", before)  # another stage 3, in --out
+    save_checkpoint(tmp_path / "stage3.safetensors", before)  # another stage 3, in --out
     error = refused(capsys, *command(world, tmp_path, *arguments)[2:])
     assert "another start than these weights" in error
     train_here(world, tmp_path, *arguments, "--init", str(whole[0] / "stage3.safetensors"))
@@ -324,7 +326,7 @@ def test_nothing_that_a_run_replaces_is_mapped(start, world, whole, tmp_path, mo
 
     path = tmp_path / start
     if start.startswith("published"):
-        weights.export(whole[0] / "stage2.safetensors", path)
+        export(whole[0] / "stage2.safetensors", path)
     else:
         shutil.copy(whole[0] / start, path)
     shutil.copy(whole[0] / "stage3.previous.safetensors", tmp_path / "stage3.safetensors")

@@ -17,6 +17,7 @@ from diffa2_mini import Diffa2, weights
 from diffa2_mini.config import DATA, SIZES
 from diffa2_mini.errors import UserError
 from diffa2_mini.listen import decode_settings, find_source
+from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
 
 CLIPS = [DATA / "clips" / f"{name}.wav"
          for name in ("three_one_four", "siren_bell_drum", "minor_arpeggio")]
@@ -109,9 +110,9 @@ def test_a_clip_that_ends_early_is_answered_with_a_warning(diffa2, tmp_path):
 
 def test_a_model_comes_from_a_size_a_checkpoint_or_a_folder_of_training(diffa2, tmp_path):
     shutil.copy(weights.SHIPPED["diffa2"], tmp_path / "stage2.safetensors")
-    other = weights.load_checkpoint(weights.SHIPPED["diffa2"])
+    other = load_checkpoint(weights.SHIPPED["diffa2"])
     other.model["trainable_prompts.weight"] += 1
-    weights.save_checkpoint(tmp_path / "stage3.safetensors", other)
+    save_checkpoint(tmp_path / "stage3.safetensors", other)
     from_folder = Diffa2.from_pretrained(str(tmp_path), device="cpu")
     from_file = Diffa2.from_pretrained(checkpoint=tmp_path / "stage2.safetensors", device="cpu")
     prompts = [each.model.trainable_prompts.weight for each in (from_folder, from_file, diffa2)]

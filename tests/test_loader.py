@@ -11,7 +11,7 @@ from test_data import MICRO, STAGES, collate, examples, features_of, model  # no
 
 from diffa2_mini.data import Collate
 from diffa2_mini.errors import UserError
-from diffa2_mini.tokenizer import Tokenizer
+from diffa2_mini.published.tokenizer_json import read_tokenizer_json
 from diffa2_mini.training.loader import Loader, StageLoader, batches
 from diffa2_mini.training.processes import World
 
@@ -82,7 +82,7 @@ def start_method(request):
 
 def test_workers_load_clips_however_they_are_started(start_method, examples):
     path = Path(__file__).parent / "golden" / "tokenizer_odd.json"  # with splits of every kind
-    maker = Collate(examples, 42, STAGES[2], MICRO, Tokenizer.from_tokenizer_json(path), load=True)
+    maker = Collate(examples, 42, STAGES[2], MICRO, read_tokenizer_json(path), load=True)
     with Loader(maker, iter([[(0, 1), (0, 2)]]), 1) as loader:
         (batch,) = loader.take(1)
     expected = maker[[(0, 1), (0, 2)]]

@@ -10,7 +10,7 @@ import time
 import pytest
 from mini import ROOT, SECONDS, logged
 
-from diffa2_mini import weights
+from diffa2_mini.training.checkpoint import load_checkpoint
 
 STEPS = ["--batch-size", "2", "--warmup", "1", "--save-every", "1", "--threads", "1",
          "--sample-every", "1000"]
@@ -41,7 +41,7 @@ def outcome(out, n_steps):
     """Weights of all stages, the optimiser's state a step before their ends, and the log."""
     names = [
         f"stage{stage}{kind}.safetensors" for stage in (1, 2, 3, 4) for kind in ("", ".previous")]
-    found = [weights.load_checkpoint(out / name) for name in names]
+    found = [load_checkpoint(out / name) for name in names]
     assert [state.step for state in found] == [n_steps, n_steps - 1] * 4
     return [state.model | state.optimizer for state in found], logged(out)
 

@@ -18,7 +18,7 @@ from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.pretraining import backbone, stage0
 from diffa2_mini.pretraining.encoder import LabelledClips, pretrain_encoder
-from diffa2_mini.weights import load_tokenizer
+from diffa2_mini.published.sources import load_tokenizer
 
 CLIP = ROOT / "data" / "clips" / "three_one_four.wav"
 

@@ -17,8 +17,8 @@ from diffa2_mini.data import (
     read_manifest,
 )
 from diffa2_mini.errors import UserError
+from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.manifests import what_is_cut
-from diffa2_mini.weights import load_tokenizer
 
 TOY, STAGES = SIZES["toy"]
 ROW = {

@@ -8,8 +8,9 @@ from test_data import MICRO, STAGES, batch_of, examples, model  # noqa: F401  (f
 
 from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC
 from diffa2_mini.model import Diffa2Model
+from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.objective import adamw, names_of, piece_loss, preference_bounds
-from diffa2_mini.weights import load_tokenizer, trained_tensors
+from diffa2_mini.weights import trained_tensors
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])

@@ -21,8 +21,9 @@ import sample
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 from diffa2_mini.fast.generate import Step
+from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.view import page
-from diffa2_mini.weights import SHIPPED, load_tokenizer
+from diffa2_mini.weights import SHIPPED
 
 CLIP = Path(__file__).resolve().parent.parent / "data" / "clips" / "three_one_four.wav"
 HOSTILE = "</script><script>document.title = 'broken'</script><!--\" & 'SECTIONS"

@@ -17,14 +17,15 @@ from mini import ROOT, SECONDS, logged
 from test_interrupted import processes, started, until
 
 import train
-from diffa2_mini import weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import Collate, load_examples, read_manifest
+from diffa2_mini.published.sources import load_tokenizer
+from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.loader import batches
 from diffa2_mini.training.objective import answer_loss
 from diffa2_mini.training.processes import GRADIENT_TIMEOUT
-from diffa2_mini.weights import build, load_tokenizer
+from diffa2_mini.weights import build
 
 CONFIG, STAGES = SIZES["toy"]
 STEPS = ["--steps", "2", "--save-every", "1", "--batch-size", "6", "--warmup", "1",
@@ -68,7 +69,7 @@ def torchrun(n, script, folder, *arguments):
 def apart(out, other, stage, of=torch.max):
     """How far the weights of two runs are apart after a stage: at most, or by another statistic."""
     name = f"stage{stage}.safetensors"
-    a, b = (weights.load_checkpoint(folder / name) for folder in (out, other))
+    a, b = (load_checkpoint(folder / name) for folder in (out, other))
     assert a.done and b.done and a.model.keys() == b.model.keys()
     apart = [(tensor - a.model[name]).abs().flatten() for name, tensor in b.model.items()]
     return float(of(torch.cat(apart)))
@@ -103,7 +104,7 @@ def train_each(n, runs, manifests, folder):
 
 def moments(out, stage):
     """AdamW's first moments after the first of two steps: the gradient, up to a factor."""
-    state = weights.load_checkpoint(out / f"stage{stage}.previous.safetensors").optimizer
+    state = load_checkpoint(out / f"stage{stage}.previous.safetensors").optimizer
     names = [name for name in sorted(state) if name.startswith("exp_avg.")]
     return torch.cat([state[name].flatten() for name in names])
 
@@ -356,7 +357,7 @@ def test_torchrun_that_is_told_to_stop_saves_and_leaves_nobody_behind(manifests,
     assert last == "stopped and saved; go on with: the same torchrun command and --resume"
     assert "DataLoader" not in error and running.returncode != 0
     rows = (tmp_path / "log.jsonl").read_text().splitlines()
-    assert weights.load_checkpoint(tmp_path / "stage1.safetensors").step == len(rows)
+    assert load_checkpoint(tmp_path / "stage1.safetensors").step == len(rows)
     assert until(lambda: not processes(tmp_path), SECONDS)
 
 

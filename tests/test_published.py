@@ -23,13 +23,9 @@ from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.listen import Diffa2, Source, load_model
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.weights import (
-    load_diffa2,
-    load_part,
-    locate,
-    save_diffa2,
-    trained_tensors,
-)
+from diffa2_mini.published.sources import load_tokenizer, locate, locate_all
+from diffa2_mini.training.export import save_diffa2
+from diffa2_mini.weights import load_diffa2, load_part, trained_tensors
 from diffa2_mini.whisper import WhisperEncoder
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -77,7 +73,7 @@ NAMES = {  # SPEC section 12: names of DIFFA-2's file, here
 
 
 def load_pretrained(config, merge=False, **sources):
-    paths = weights.locate_all({part: sources.get(part) for part in ("whisper", "llada", "diffa2")},
+    paths = locate_all({part: sources.get(part) for part in ("whisper", "llada", "diffa2")},
                                config.size)
     return load_model(Source(config, None, paths), CPU, torch.float32, merge)[0]
 
@@ -207,7 +203,7 @@ def test_all_three_load_in_one_call_and_answer(published, trained):
     samples = load_audio(CLIP, 16_000)[:32_000]
     audio = model.encode(log_mel(samples, CONFIG.audio)[None],
                          torch.tensor([encoder_frames(len(samples), CONFIG.audio)]))
-    tokenizer = weights.load_tokenizer(CONFIG, published["llada"])
+    tokenizer = load_tokenizer(CONFIG, published["llada"])
     question = tokenizer.prompt(CONFIG.text.system, "Who speaks?")
     state = DecodingState(model, model.embed_audio(audio, ("acoustic", "semantic")), [question],
                           [8], tokenizer.mask_id)

@@ -15,11 +15,11 @@ import torch
 from mini import MINI
 
 import train
-from diffa2_mini import weights
 from diffa2_mini.command import script
 from diffa2_mini.command.script import EVERY, explain, progress, run_script, unread
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
+from diffa2_mini.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 END = "\n    sys.exit(run_script(main, sys.argv[1:]))\n"
@@ -83,7 +83,7 @@ def test_training_ends_with_a_checkpoint_whatever_the_console_shows(world, tmp_p
     with cp1252() as out, cp1252() as err, redirect_stdout(out), redirect_stderr(err):
         assert run_script(train.main, flags) == 0
         assert "target '\\u4e00" in printed(out)
-    assert weights.load_checkpoint(tmp_path / "out" / "stage1.safetensors").done
+    assert load_checkpoint(tmp_path / "out" / "stage1.safetensors").done
 
 
 def test_training_saves_when_its_reader_goes_on_the_way(world, tmp_path, capfd, handlers,
@@ -95,7 +95,7 @@ def test_training_saves_when_its_reader_goes_on_the_way(world, tmp_path, capfd, 
     with os.fdopen(written, "w") as out, redirect_stdout(out), pytest.raises(SystemExit) as ended:
         run_script(train.main, [*flags, "--sample-every", "1"])
     assert ended.value.code == 128 + 13 and "Error" not in capfd.readouterr().err
-    state = weights.load_checkpoint(tmp_path / "stage1.safetensors")
+    state = load_checkpoint(tmp_path / "stage1.safetensors")
     assert (state.step, state.done) == (2, False)  # it saw that after the first step
 
 

@@ -11,6 +11,8 @@ from diffa2_mini.config import SIZES
 from diffa2_mini.data import Example
 from diffa2_mini.evaluate import answers, scoreboard
 from diffa2_mini.pretraining.backbone import accuracy_by_type, open_and_lettered
+from diffa2_mini.published.sources import load_tokenizer
+from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.training.features import FeatureCache
 
 SHARE_RIGHT = 0.90  # of every third open question, mean over types; measured: 0.931, of all 0.927
@@ -30,10 +32,10 @@ def examples(tmp_path_factory):
 
 
 def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
-    trained = weights.load_checkpoint(weights.SHIPPED["diffa2"])
-    model = weights.build(trained.config, None, None, torch.device("cpu"), torch.float32)
+    trained = load_checkpoint(weights.SHIPPED["diffa2"])
+    model = weights.build(trained.config)
     weights.restore(model, trained.model, "the shipped checkpoint")
-    tokenizer = weights.load_tokenizer(trained.config)
+    tokenizer = load_tokenizer(trained.config)
     features = FeatureCache(model, torch.device("cpu"), torch.float32, keep=True)
     replies, _ = answers.answer(model.eval(), tokenizer, features, examples, trained.audio,
                                 trained.config.decode)
@@ -43,10 +45,10 @@ def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
 
 def test_the_shipped_backbone_answers_from_text_alone():
     config = SIZES["toy"][0]
-    model = weights.build(config, None, None, torch.device("cpu"), torch.float32)
+    model = weights.build(config)
     rng = np.random.default_rng(0)
     examples = [toy.text_example(rng, evaluation=True) for _ in range(200)]
-    accuracy = accuracy_by_type(model, weights.load_tokenizer(config), examples)
+    accuracy = accuracy_by_type(model, load_tokenizer(config), examples)
     plain, lettered = open_and_lettered(accuracy)
     assert plain >= 0.98 and lettered >= 0.95, (plain, lettered)
 

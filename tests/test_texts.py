@@ -10,7 +10,7 @@ from diffa2_mini.config import SIZES, PretrainConfig
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.pretraining.backbone import init_backbone
 from diffa2_mini.pretraining.texts import TextExample, embed_like_audio, embed_words, token_weights
-from diffa2_mini.weights import load_tokenizer
+from diffa2_mini.published.sources import load_tokenizer
 
 TOY = SIZES["toy"][0]
 EXAMPLE = TextExample(["speech", "fast"], [("first", "three"), ("second", "one")], "asr",

@@ -10,6 +10,7 @@ import pytest
 
 from diffa2_mini.config import ASSETS, SIZES
 from diffa2_mini.errors import UserError
+from diffa2_mini.published.tokenizer_json import read_tokenizer_json
 from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 BYTES = Tokenizer({bytes([b]): b for b in range(256)})
@@ -47,7 +48,7 @@ def test_it_can_be_sent_to_another_process(tokenizer):
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("tokenizer_*.json")),
                          ids=lambda path: path.stem)
 def test_one_from_a_tokenizer_json_can_be_sent_to_another_process(path):
-    test_it_can_be_sent_to_another_process(Tokenizer.from_tokenizer_json(path))
+    test_it_can_be_sent_to_another_process(read_tokenizer_json(path))
 
 
 @TOKENIZERS

@@ -31,6 +31,8 @@ from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import part_of
 from diffa2_mini.pretraining import backbone
 from diffa2_mini.training import dry_run
+from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
+from diffa2_mini.training.export import export
 
 
 def test_four_stages_leave_checkpoints_a_log_and_a_table(whole):
@@ -44,10 +46,10 @@ def test_four_stages_leave_checkpoints_a_log_and_a_table(whole):
 
 def test_each_stage_trains_its_parts_and_no_other(whole):
     out, _ = whole
-    before = weights.load_checkpoint(out / "stage1.safetensors").model
+    before = load_checkpoint(out / "stage1.safetensors").model
     adapters = {"semantic", "acoustic"}
     for number, parts in ((2, adapters), (3, adapters | {"lora"}), (4, adapters | {"lora"})):
-        after = weights.load_checkpoint(out / f"stage{number}.safetensors").model
+        after = load_checkpoint(out / f"stage{number}.safetensors").model
         changed = {part_of(name) for name in after
                    if name not in before or not torch.equal(after[name], before[name])}
         assert changed == parts
@@ -86,7 +88,7 @@ def test_a_stopped_run_resumes_to_bit_identical_weights_and_log(world, whole, tm
         time.sleep(0.01)
     process.send_signal(signum)
     printed, _ = process.communicate(timeout=SECONDS)
-    weights.load_checkpoint(path)
+    load_checkpoint(path)
     # in stage 3, or at least in stage 4
     assert process.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
     assert ("--resume" in printed) == (signum != signal.SIGKILL)
@@ -124,7 +126,7 @@ def test_one_stage_starts_from_the_checkpoint_it_is_given_and_is_tested_on_what_
     measured, tested = (line for line in capsys.readouterr().out.splitlines()
                         if "questions: open" in line)
     assert measured == tested
-    a, b = (weights.load_checkpoint(folder / "stage2.safetensors").model
+    a, b = (load_checkpoint(folder / "stage2.safetensors").model
             for folder in (tmp_path, whole[0]))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -241,7 +243,7 @@ def test_a_clip_that_turns_out_to_be_broken_is_named_and_left_out(broken_within,
     both = printed.out + printed.err
     assert "left out: " in both and "broken.flac: expected intact audio" in both
     assert ("clips that were broken" in printed.out) == ("--no-cache-audio" in flags)
-    assert weights.load_checkpoint(tmp_path / "out" / f"stage{stage}.safetensors").done
+    assert load_checkpoint(tmp_path / "out" / f"stage{stage}.safetensors").done
     assert all(math.isfinite(row["loss"]) for row in logged(tmp_path / "out") if "loss" in row)
 
 
@@ -282,7 +284,7 @@ def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsy
     printed = capsys.readouterr().out
     assert "trainable parameters: 540,784" in printed and "peak memory" in printed
     assert "questions" not in printed
-    assert weights.load_checkpoint(tmp_path / "stage3.safetensors").done
+    assert load_checkpoint(tmp_path / "stage3.safetensors").done
 
 
 @pytest.mark.slow
@@ -314,7 +316,7 @@ def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
     """What stage 3 made, written in the authors' names, is where stage 4 starts: its reference, and
     step 0."""
     out, _ = whole
-    weights.export(out / "stage3.safetensors", tmp_path / "pytorch_model.bin")
+    export(out / "stage3.safetensors", tmp_path / "pytorch_model.bin")
     train_here(world, tmp_path / "run", "--stage", "4", "--steps", "2", "--diffa2",
                str(tmp_path / "pytorch_model.bin"))
     train_here(world, tmp_path / "again", "--stage", "4", "--steps", "2", "--init",
@@ -350,7 +352,7 @@ def test_the_command_that_is_printed_works_as_pasted(world, tmp_path, monkeypatc
                      "--checkpoint", str(path), "--whisper", str(other)]
     monkeypatch.chdir(ROOT)
     assert run_script(sample.main, words[2:]) == 0
-    found = weights.load_checkpoint(path)
+    found = load_checkpoint(path)
     assert found.fingerprints["whisper"] == weights.fingerprint(weights.read_part(other, "whisper"))
     llada = other_part("llada", tmp_path / "llada.safetensors")
     assert run_script(sample.main, [*words[2:], "--llada", str(llada)]) == 2
@@ -401,10 +403,10 @@ def test_a_start_on_other_parts_needs_a_flag(world, whole, tmp_path, monkeypatch
 @pytest.mark.parametrize("part, change",
                          [("whisper", {"taps": (0, 1, 2, 4)}), ("llada", {"rope_theta": 5e5})])
 def test_a_start_of_another_model_is_refused(part, change, world, whole, tmp_path, capsys):
-    found = weights.load_checkpoint(whole[0] / "stage1.safetensors")
+    found = load_checkpoint(whole[0] / "stage1.safetensors")
     changed = dataclasses.replace(getattr(found.config, part), **change)
     found.config = dataclasses.replace(found.config, **{part: changed})
-    weights.save_checkpoint(tmp_path / "init.safetensors", found)
+    save_checkpoint(tmp_path / "init.safetensors", found)
     flags = ["--stage", "2", "--init", str(tmp_path / "init.safetensors")]
     assert run_script(train.main, command(world, tmp_path / "out", *flags)[2:]) == 2
     error = capsys.readouterr().err

@@ -20,15 +20,13 @@ from diffa2_mini.config import SIZES, Config
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.tokenizer import SPECIAL_TOKENS, Tokenizer
-from diffa2_mini.weights import (
-    build,
-    load_part,
-    load_tokenizer,
-    read_tensors,
-    save_part,
-    save_tensors,
-)
+from diffa2_mini.published.sources import load_tokenizer, locate_all
+from diffa2_mini.published.tokenizer_json import read_tokenizer_json
+from diffa2_mini.tokenizer import SPECIAL_TOKENS
+from diffa2_mini.training.checkpoint import load_checkpoint
+from diffa2_mini.training.export import PUBLISHED_PREFIX, save_part
+from diffa2_mini.training.files import save_tensors
+from diffa2_mini.weights import build, load_part, read_tensors
 
 PARTS = ("whisper", "llada")
 CPU = torch.device("cpu")
@@ -78,7 +76,7 @@ def test_names_are_the_published_ones(tmp_path, model, part, names):
     tensors, _ = read_tensors(path, "weights")
     assert set(names) <= set(tensors)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    assert all(name.startswith(weights.PUBLISHED_PREFIX[part]) for name in tensors)
+    assert all(name.startswith(PUBLISHED_PREFIX[part]) for name in tensors)
     with safe_open(path, framework="pt") as file:
         assert file.metadata()["made_by"] == "a test"
 
@@ -109,7 +107,7 @@ def test_build_loads_both_parts_in_the_dtype_and_leaves_the_rest_in_float32(
     for part in PARTS:
         save_part(getattr(model, part), part, tmp_path / part, made_by="a test")
     torch.manual_seed(1)
-    built = build(config, tmp_path / "whisper", tmp_path / "llada", CPU, torch.bfloat16)
+    built = build(config, {part: tmp_path / part for part in PARTS}, CPU, torch.bfloat16)
     for name, tensor in built.state_dict().items():
         frozen = name.startswith(PARTS)
         assert tensor.dtype == (torch.bfloat16 if frozen else torch.float32), name
@@ -118,8 +116,7 @@ def test_build_loads_both_parts_in_the_dtype_and_leaves_the_rest_in_float32(
 
 
 def test_only_the_toy_size_has_parts_of_its_own(config):
-    with torch.device("meta"):
-        message = error_of(build, config, None, None, CPU, torch.float32)
+    message = error_of(locate_all, {"whisper": None}, config.size)
     assert "size micro has no weights of a Whisper encoder" in message and "--whisper" in message
 
 
@@ -153,7 +150,7 @@ def test_a_fingerprint_tells_contents_and_not_names_of_files(tmp_path, model):
 def test_the_model_has_the_fingerprints_of_its_files(tmp_path, config, model, dtype):
     for part in PARTS:
         save_part(getattr(model, part), part, tmp_path / part, made_by="a test")
-    built = build(config, tmp_path / "whisper", tmp_path / "llada", CPU, dtype)
+    built = build(config, {part: tmp_path / part for part in PARTS}, CPU, dtype)
     for part in PARTS:  # whatever they became on the device
         found = weights.fingerprint(weights.read_part(tmp_path / part, part))
         assert built.fingerprints[part] == found
@@ -180,7 +177,7 @@ def test_a_pointer_of_git_lfs_in_the_place_of_weights_is_told_as_that(tmp_path, 
 
 @pytest.mark.parametrize(
     "read",
-    [weights.load_checkpoint, Tokenizer.from_tokenizer_json, read_manifest, load_audio, duration])
+    [load_checkpoint, read_tokenizer_json, read_manifest, load_audio, duration])
 def test_such_a_pointer_is_told_wherever_a_file_is_read(tmp_path, read):
     (tmp_path / "file").write_text(POINTER)
     message = error_of(read, tmp_path / "file")
@@ -207,12 +204,12 @@ def command(*argv):
 def test_the_command_writes_published_names_and_float16_copies(tmp_path):
     shipped, published, half = weights.SHIPPED["diffa2"], tmp_path / "a.bin", tmp_path / "b"
     assert command(shipped, published) == (0, "", "")
-    ours = weights.load_checkpoint(shipped).model
+    ours = load_checkpoint(shipped).model
     theirs = weights.read_part(published, "diffa2")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(theirs[name], tensor) for name, tensor in ours.items())
     assert command("--half", shipped, half) == (0, "", "")
-    assert {tensor.dtype for tensor in weights.load_checkpoint(half).model.values()} == {
+    assert {tensor.dtype for tensor in load_checkpoint(half).model.values()} == {
         torch.float16}
     code, _, error = command(shipped)
     assert code == 2 and "TO" in error and error.count("\n") == 1

@@ -42,11 +42,14 @@ from diffa2_mini.pretraining.backbone import (
     open_and_lettered,
     pretrain_backbone,
 )
+from diffa2_mini.published.sources import load_tokenizer
+from diffa2_mini.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffa2_mini.training.export import save_part
 from diffa2_mini.training.features import FeatureCache
+from diffa2_mini.training.files import save_tensors, write_whole
 from diffa2_mini.training.loader import batches
 from diffa2_mini.training.objective import adamw, learning_rate, piece_loss, predictor
 from diffa2_mini.vrpo import elbo, vrpo_loss
-from diffa2_mini.weights import Checkpoint, write_whole
 from tutorials.score_variance import bounds_apart, score_variance
 
 CONFIG, STAGES = SIZES["toy"]
@@ -194,7 +197,7 @@ class Lab:
         require(found == self.made_of or not found and not any(work.glob("*.safetensors")),
                 f"{work}: holds models of another version, world or scale; choose another --work")
         write_whole(note, lambda temporary: temporary.write_text(self.made_of + "\n"))
-        self.tokenizer = weights.load_tokenizer(CONFIG)
+        self.tokenizer = load_tokenizer(CONFIG)
         self.features = FeatureCache(weights.build(CONFIG), CPU, torch.float32, keep=True)
         self.questions = load_examples(data / "validation.json", STAGES[2], CONFIG, False,
                                        print)[::scale.every]
@@ -214,13 +217,14 @@ class Lab:
             for _, _, accuracy in reports:
                 plain, lettered = open_and_lettered(accuracy["audio-like"])
                 tqdm.write(f"autoregressive backbone: open {plain:.3f}, lettered {lettered:.3f}")
-            weights.save_part(model.llada, "llada", path, "python tutorials/claims.py")
+            save_part(model.llada, "llada", path, "python tutorials/claims.py")
         return path
 
     def build(self, variant: Variant) -> Diffa2Model:
         """The model of a variant with new adapters."""
         config = dataclasses.replace(CONFIG, lora=dataclasses.replace(CONFIG.lora, **variant.lora))
-        return weights.build(config, llada=self.causal_backbone if variant.causal else None).eval()
+        paths = weights.SHIPPED | ({"llada": self.causal_backbone} if variant.causal else {})
+        return weights.build(config, paths).eval()
 
     def stage(self, variant: Variant) -> StageConfig:
         """The row of the table for a variant."""
@@ -238,7 +242,7 @@ class Lab:
         """A variant that was kept, trained if need be."""
         self.figures(name, seed)
         model = self.build(self.variants[name])
-        kept = weights.load_checkpoint(self.path(name, seed, "safetensors"))
+        kept = load_checkpoint(self.path(name, seed, "safetensors"))
         weights.restore(model, kept.model, name)
         return model
 
@@ -263,7 +267,7 @@ class Lab:
             if name.startswith("stage"):
                 kept = Checkpoint(model.config, variant.number, stage.steps, True,
                                   weights.trained_tensors(model), stage.audio)
-                weights.save_checkpoint(self.path(name, seed, "safetensors"), kept)
+                save_checkpoint(self.path(name, seed, "safetensors"), kept)
             write_json(path, figures)
         return json.loads(path.read_text())
 
@@ -355,6 +359,6 @@ class Lab:
                                     self.tokenizer.mask_id, losses_of).view(-1, 2)
                                for each in masks]
                 tensors[name] = torch.stack(samples, dim=-1).unflatten(-1, (length, -1))
-            weights.save_tensors(path, tensors, {})
+            save_tensors(path, tensors, {})
         tensors, _ = weights.read_tensors(path, "samples of lower bounds")
         return tensors["stage 4"].double().numpy(), tensors["stage 3"].double().numpy()

@@ -18,7 +18,9 @@ sys.path.insert(0, str(ROOT))  # so that a chapter runs without installing the p
 from diffa2_mini import weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.model import Diffa2Model
+from diffa2_mini.published.sources import SOURCES, load_tokenizer
 from diffa2_mini.tokenizer import Tokenizer
+from diffa2_mini.training.checkpoint import load_checkpoint
 
 CLIPS = ROOT / "data" / "clips"
 # elsewhere while build.py checks
@@ -34,10 +36,10 @@ torch.set_num_threads(1)  # sums come out alike, whatever the number of cores
 def shipped() -> tuple[Diffa2Model, Tokenizer]:
     """The toy model after its four stages, as shipped, and its tokenizer. It splices in
     `model.config`'s parts: see AUDIO."""
-    trained = weights.load_checkpoint(Path(weights.SOURCES["toy"]["diffa2"]))
+    trained = load_checkpoint(Path(SOURCES["toy"]["diffa2"]))
     model = weights.build(trained.config)
     weights.restore(model, trained.model, "the checkpoint")
-    return model.eval(), weights.load_tokenizer(trained.config)
+    return model.eval(), load_tokenizer(trained.config)
 
 
 AUDIO = SIZES["toy"][1][4].audio  # what stage 4 splices into the prompt

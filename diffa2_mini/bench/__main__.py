@@ -26,7 +26,7 @@ from ..command.script import Parser
 from ..config import DATA, SIZES, to_dict
 from ..errors import require
 from ..fast.device import DTYPES, choose_device
-from ..weights import write_whole
+from ..training.files import write_whole
 from .cases import BACKBONE, CASES, N_AUDIO, N_RESPONSE, SCHEDULE
 from .timing import PROMPT, Row, machine, table
 from .toy_caches import toy

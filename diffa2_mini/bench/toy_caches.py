@@ -15,6 +15,8 @@ from ..evaluate.answers import answer
 from ..evaluate.scoreboard import report
 from ..fast.llada import FastLlada
 from ..fast.state import BLOCK_STATES
+from ..published.sources import load_tokenizer
+from ..training.checkpoint import load_checkpoint
 from ..training.features import FeatureCache
 from .timing import Row, take_turns
 
@@ -47,11 +49,11 @@ def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
     require((data / "validation.json").is_file(),
             f"{data}: expected the toy world, found none; in a clone of the repository "
             "'python data/toy.py' makes it, or name it: --data")
-    trained = weights.load_checkpoint(weights.SHIPPED["diffa2"])
+    trained = load_checkpoint(weights.SHIPPED["diffa2"])
     config = trained.config
-    model = weights.build(config, None, None, device, torch.float32, llada_class=FastLlada).eval()
+    model = weights.build(config, device=device, llada=FastLlada).eval()
     weights.restore(model, trained.model, "the shipped checkpoint")
-    tokenizer = weights.load_tokenizer(config)
+    tokenizer = load_tokenizer(config)
     features = FeatureCache(model, device, torch.float32, keep=True)
     examples = load_examples(data / "validation.json", SIZES["toy"][1][2], config, False, print)
     features.prepare([example.path for example in examples], iter)

@@ -22,6 +22,7 @@ from ..fast.measure import copy_bandwidth, matmul_ceiling, memory_above, now
 from ..fast.state import DecodingState
 from ..lora import merge_lora
 from ..model import Audio, Diffa2Model
+from ..published.sources import load_tokenizer, locate_all
 from ..tokenizer import Prompt, Tokenizer
 from ..training import dry_run
 from ..training.objective import piece_loss
@@ -147,8 +148,9 @@ def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, c
                random: bool) -> list[Row]:
     """Memory of each stage, decoding, and the speed of stages 1 and 3."""
     config, stages = SIZES[size]
-    model = weights.build(config, None, None, device, dtype, random, FastLlada).to(device).eval()
-    tokenizer = weights.load_tokenizer(config, None, random)
+    paths = None if random else locate_all({"whisper": None, "llada": None}, size)
+    model = weights.build(config, paths, device, dtype, FastLlada).eval()
+    tokenizer = load_tokenizer(config, None, random)
     rows = [memory_at_one(model, number, stage, device, dtype, tokenizer)
             for number, stage in stages.items()]
     merge_lora(model.llada)  # decoding and stage 1 have none beside the weights

@@ -16,6 +16,7 @@ from ..errors import require
 from ..fast.device import DTYPES, choose_device
 from ..fast.memory import keep_freed_memory
 from ..listen import Source, decode_settings, find_source
+from ..published.sources import tokenizer_file
 
 
 def add_model_flags(add: Callable) -> None:
@@ -88,7 +89,7 @@ def describe(source: Source, decode: DecodeConfig, dtype: torch.dtype, merge: bo
     if trained:
         prints["diffa2"] = weights.fingerprint(trained.model)
         about["audio of the prompt"] = trained.audio
-    file = weights.tokenizer_file(config, paths["llada"])
+    file = tokenizer_file(config, paths["llada"])
     require(file.is_file(), f"{file}: expected a tokenizer, found none")
     prints["tokenizer"] = hashlib.sha256(file.read_bytes()).hexdigest()
     prints["config"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

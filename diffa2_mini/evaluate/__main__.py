@@ -22,10 +22,11 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from .. import listen, weights
+from .. import listen
 from ..command import flags
 from ..command.script import Parser
 from ..errors import require
+from ..published.sources import load_tokenizer
 from ..training import files
 from ..training.features import FeatureCache
 from . import scoreboard
@@ -52,7 +53,7 @@ def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
           f"{args.out}")
     if not left:
         return answers
-    tokenizer = weights.load_tokenizer(config, source.paths["llada"])
+    tokenizer = load_tokenizer(config, source.paths["llada"])
     model, parts = listen.load_model(source, device, dtype, args.merge_lora)
     features = FeatureCache(model, device, dtype, keep=True)
     respondent = Respondent(model, tokenizer, features, parts, decode)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from ..data import read_manifest
 from ..errors import UserError, require
-from ..training.files import append
-from ..weights import write_whole
+from ..training.files import append, write_whole
 from .answers import Answer
 from .benchmarks import BenchmarkQuestion, choices_of, id_of, numbered
 

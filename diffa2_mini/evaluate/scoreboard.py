@@ -10,7 +10,7 @@ import numpy as np
 from ..command.table import N_LISTED, columns, listed
 from ..data import Example
 from ..errors import require
-from ..weights import write_whole
+from ..training.files import write_whole
 from .answers import Answer
 from .benchmarks import BENCHMARKS, BenchmarkQuestion, can_be_scored
 from .scoring import (

@@ -22,6 +22,8 @@ from ..fast.device import choose_device
 from ..fast.llada import FastLlada
 from ..model import Diffa2Model
 from ..noise import seed_of
+from ..published.sources import load_tokenizer, locate
+from ..training.export import save_part
 from ..training.processes import World
 from .backbone import open_and_lettered, pretrain_backbone
 from .encoder import LabelledClips, pretrain_encoder
@@ -61,7 +63,7 @@ def make_encoder(options: Options, model: Diffa2Model, folder: Path, start: Path
                              partial(progress, desc="encoder"))
     for step, loss, right in steps:
         say(f"encoder step {step}: loss {loss:.3f}, frames right {right:.3f}")
-    weights.save_part(model.whisper, "whisper",
+    save_part(model.whisper, "whisper",
                       options.out / f"{options.size}_whisper.safetensors", options.made_by)
 
 
@@ -72,7 +74,7 @@ def make_backbone(options: Options, model: Diffa2Model, sample: Callable, start:
     if start:
         weights.load_part(model.llada, "llada", start, model.llada.wte.weight.device)
     first_step = options.pretrain.backbone_steps if start else 0
-    steps = pretrain_backbone(model, weights.load_tokenizer(model.config), sample,
+    steps = pretrain_backbone(model, load_tokenizer(model.config), sample,
                               options.pretrain, options.seed, progress, first_step=first_step)
     for step, loss, accuracy in steps:
         say(f"backbone step {step}: loss {loss:.3f}")
@@ -81,7 +83,7 @@ def make_backbone(options: Options, model: Diffa2Model, sample: Callable, start:
             say(f"  on {form}: open {plain:.3f}, lettered {lettered:.3f}")
     for form, by_type in accuracy.items():
         say(f"{form}: " + "  ".join(f"{type} {value:.2f}" for type, value in by_type.items()))
-    weights.save_part(model.llada, "llada", options.out / f"{options.size}_llada.safetensors",
+    save_part(model.llada, "llada", options.out / f"{options.size}_llada.safetensors",
                       options.made_by)
 
 
@@ -98,7 +100,7 @@ def run(options: Options, world: World, make_clips: Callable[[], Path], sample: 
     device = world.device(device)
     print(why)
     say = tqdm.write if world.is_main else partial(tqdm.write, file=sys.stderr)
-    starts = {part: given and weights.locate(given, part, options.size)
+    starts = {part: given and locate(given, part, options.size)
               for part, given in (("whisper", options.whisper), ("llada", options.llada))}
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -1,20 +1,117 @@
-"""What only training needs of checkpoints: the optimiser's state, and what a run may go on from.
+"""Checkpoints: one safetensors file with what was trained, its config, and all that resuming needs.
 
-A checkpoint (weights.py) knows what it belongs to: the settings that decide its run, and
-fingerprints of the weights and the manifest that it was trained on. What differs is refused by name
-(`same_run`, `load_start`).
+Such a file holds named tensors and a few strings, and no code. Tensors of the model keep their
+names; those of the optimiser have a prefix. It knows what it belongs to: the settings that decide
+its run, and fingerprints of the weights and the manifest that it was trained on. What differs is
+refused by name (`same_run`, `same_parts`, `load_start`).
 """
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config import Config, DecodeConfig, StageConfig, to_dict
-from ..errors import require
-from ..weights import BELONGS, Checkpoint, differences, load_checkpoint
+from ..config import Config, DecodeConfig, StageConfig, from_dict, to_dict
+from ..errors import UserError, require
+from ..weights import read_tensors
+from .files import save_tensors
+
+FORMAT = "diffa2_mini 3"  # of a checkpoint
+BEFORE = "diffa2_mini 2"  # had no settings and no fingerprints, and its runs drew other noise
+BELONGS = {  # what a checkpoint has fingerprints of
+    "whisper": "other weights than those of --whisper",
+    "llada": "other weights than those of --llada",
+    "start": "another start than these weights (--init, --diffa2 or the stage before)",
+    "manifest": "another manifest (--data)"}
+
+
+@dataclass
+class Checkpoint:
+    """What a file holds. `stage` is the stage that it belongs to and `step` how many of its steps
+    are done. `settings` and `fingerprints` are empty where an earlier format had none."""
+
+    config: Config
+    stage: int
+    step: int
+    done: bool
+    model: dict[str, Tensor]
+    audio: tuple[str, ...] = ()  # what the stage splices into the prompt
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)  # what else decides the run, as JSON gives it back
+    fingerprints: dict[str, str] = field(default_factory=dict)  # by the keys of BELONGS
+
+
+def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 in hexadecimal over the metadata and every tensor's name, dtype, shape and bytes, in
+    the order of names."""
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, keep: Callable | None = None) -> None:
+    """Write a checkpoint, or nothing, as `write_whole` does."""
+    names = ("stage", "step", "done", "audio", "settings", "fingerprints")
+    fields = {"config": to_dict(checkpoint.config)}
+    fields |= {name: getattr(checkpoint, name) for name in names}
+    tensors = checkpoint.model | {f"optimizer.{name}": tensor
+                                  for name, tensor in checkpoint.optimizer.items()}
+    metadata = {"format": FORMAT, "checkpoint": json.dumps(fields)}
+    save_tensors(path, tensors, metadata | {"sha256": digest(tensors, metadata)}, keep)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint into memory: Windows replaces no file that is mapped, and the next save is
+    to replace this one. Raises UserError if the file is missing, cut, or not one of ours."""
+    tensors, metadata = read_tensors(path, "a checkpoint (python train.py makes one)")
+    found = metadata.get("format", "another safetensors file")
+    require(found in (FORMAT, BEFORE),
+            f"{path}: expected a checkpoint of '{FORMAT}', got {found!r}")
+    require(metadata.pop("sha256", None) == digest(tensors, metadata),
+            f"{path}: expected a whole checkpoint, got one that is damaged (its checksum differs); "
+            "copy or train it anew")
+    model, optimizer = {}, {}
+    for name, tensor in tensors.items():
+        belongs = optimizer if name.startswith("optimizer.") else model
+        belongs[name.removeprefix("optimizer.")] = tensor.clone()
+    try:
+        fields = json.loads(metadata["checkpoint"])
+        config, audio = from_dict(fields.pop("config")), tuple(fields.pop("audio"))
+        if metadata["format"] == BEFORE:
+            fields = {name: fields[name] for name in ("stage", "step", "done")}
+            fields |= {"settings": {}, "fingerprints": {}}
+        for name in ("settings", "fingerprints"):
+            require(isinstance(fields[name], dict),
+                    f"{path}: expected {name} by name, got {type(fields[name]).__name__}")
+        return Checkpoint(config, **fields, model=model, audio=audio, optimizer=optimizer)
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path}: expected a checkpoint of '{FORMAT}', got one without {error}") from None
+
+
+def differences(was: dict, now: dict, above: str = "") -> list[tuple[str, object, object]]:
+    """What differs of the names that both have, with both values; in dictionaries likewise."""
+    found = []
+    for name in was.keys() & now.keys():
+        if isinstance(was[name], dict) and isinstance(now[name], dict):
+            found += differences(was[name], now[name], f"{above}{name}.")
+        elif was[name] != now[name]:
+            found.append((above + name, was[name], now[name]))
+    return sorted(found)
+
+
+def same_parts(path: Path, found: Checkpoint, fingerprints: dict[str, str]) -> None:
+    """Raise UserError unless a checkpoint was trained on the parts of these `fingerprints`."""
+    wrong = [BELONGS[name] for name, *_ in differences(found.fingerprints, fingerprints)]
+    require(not wrong, f"{path}: was trained on {' and '.join(wrong)}; name those that it was "
+                       "trained on, or take these all the same: --other-parts")
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, names: list[str]) -> dict[str, Tensor]:

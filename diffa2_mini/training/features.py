@@ -18,7 +18,7 @@ from torch import Tensor
 from ..data import load_clip
 from ..errors import UserError, require
 from ..model import Audio, Diffa2Model
-from ..weights import save_tensors
+from .files import save_tensors
 from .processes import ALONE, World
 
 NAMES = ("final", "taps", "n_frames")  # fields of Audio

@@ -8,7 +8,12 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ..errors import UserError, require
 
@@ -36,6 +41,36 @@ def keep_previous(path: Path) -> None:
         os.link(path, previous(path))
     except OSError:
         shutil.copyfile(path, previous(path))
+
+
+def write_whole(path: Path, write_to: Callable[[Path], None], keep: Callable | None = None) -> None:
+    """Have `write_to` write a file under a temporary name and then rename it, so that either all of
+    it is there or nothing. `keep` is called with the path of a file that is about to be replaced.
+    Raises UserError when the disk is full."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_to(temporary)
+        with open(temporary, "r+b") as file:  # Windows can sync no file that is open for reading
+            os.fsync(file.fileno())
+        if keep and path.exists():
+            keep(path)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: could not be written ({reason}); free some space or choose "
+                        "another place") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str],
+                 keep: Callable | None = None) -> None:
+    """Write a safetensors file, or nothing, as `write_whole` does."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata), keep)
 
 
 def append(path: Path, text: str) -> None:

@@ -9,8 +9,9 @@ import torch
 from .. import weights
 from ..errors import require
 from ..model import Diffa2Model
-from ..weights import Checkpoint
 from . import checkpoint, files
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .files import write_whole
 from .objective import names_of
 from .processes import World
 
@@ -36,7 +37,7 @@ class RunFolder:
             for number in begun:
                 if resume and self.path(number).exists():
                     self.saved[number] = files.load_last(self.path(number),
-                                                          weights.load_checkpoint)
+                                                          load_checkpoint)
         states = [(number, state.step, state.done) for number, state in self.saved.items()]
         world.require_equal(states, f"{out}: the processes see different checkpoints; give an "
                                     "--out that all machines share")
@@ -96,7 +97,7 @@ class RunFolder:
         self.require_unused()
         if self.unfinished:
             text = json.dumps(about, indent=2) + "\n"
-            weights.write_whole(self.out / "config.json", lambda path: path.write_text(text))
+            write_whole(self.out / "config.json", lambda path: path.write_text(text))
 
     def save(self, number: int, step: int, model: Diffa2Model,
              optimizer: torch.optim.AdamW | None = None) -> Checkpoint:
@@ -108,6 +109,6 @@ class RunFolder:
         if optimizer:
             state.optimizer = checkpoint.optimizer_tensors(optimizer, names_of(optimizer))
         if self.world.is_main:
-            weights.save_checkpoint(self.path(number), state, keep=files.keep_previous)
+            save_checkpoint(self.path(number), state, keep=files.keep_previous)
         self.world.wait()
         return state

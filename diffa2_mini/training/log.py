@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from ..weights import write_whole
-from .files import append
+from .files import append, write_whole
 
 
 def read_row(line: bytes) -> dict | None:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from ..training.files import write_whole
 from ..training.log import read_row
-from ..weights import write_whole
 
 
 def points(rows: list[dict], name: str) -> list[tuple[int, float]]:

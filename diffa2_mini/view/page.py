@@ -22,7 +22,7 @@ from ..config import ASSETS, AudioConfig, DecodeConfig
 from ..errors import require
 from ..fast.generate import Step
 from ..tokenizer import Tokenizer
-from ..weights import write_whole
+from ..training.files import write_whole
 
 TEMPLATE = ASSETS / "page.html"
 TOP = 5  # alternatives to each token
