@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from data import toy
+from data.pretraining import stage0
 from diffa2_mini import weights
 from diffa2_mini.config import DATA, SIZES, StageConfig, to_dict
 from diffa2_mini.data import Collate
@@ -38,7 +39,6 @@ from diffa2_mini.fast.measure import matmul_ceiling, peak_memory
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of
-from diffa2_mini.pretraining import stage0
 from diffa2_mini.published.sources import load_tokenizer, locate_all
 from diffa2_mini.training import checkpoint, dry_run, files, options
 from diffa2_mini.training.checkpoint import Checkpoint, same_parts
@@ -286,10 +286,7 @@ def main(argv: list[str]) -> None:
     args = options.parse_arguments(argv, __doc__)
     if args.stage == "0":
         with join_processes(args.processes) as world:
-            wanted = stage0.Options(args.size, args.parts, args.out, args.data, args.whisper,
-                                    args.llada, args.device, args.threads, args.seed,
-                                    options.pretrain_config(args))
-            stage0.run(wanted, world, lambda: toy.make_stage0(DATA / "toy"), toy.text_example)
+            stage0.run(args, world)
     elif args.dry_run:
         plan = dry_run.Plan(args.dtype, args.recompute, args.processes, args.shard)
         dry_run.show(args.size, {n: stage_config(args, n) for n in args.stages}, args.data, plan)

@@ -29,11 +29,11 @@ import numpy as np
 import soundfile
 
 from data import toy_text
+from data.bpe import count_words, save_ranks, train_bpe
+from data.pretraining.texts import TextExample
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import ASSETS, DATA, TextConfig
-from diffa2_mini.pretraining.bpe import count_words, save_ranks, train_bpe
-from diffa2_mini.pretraining.texts import TextExample
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
 KINDS = ("speech", "sound", "music")

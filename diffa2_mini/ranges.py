@@ -33,13 +33,6 @@ RANGES = {  # name of the flag or field: (least, most)
     "adapter_dropout": (0, 0.99), "weight_decay": (0, 10), "betas": (0, 0.999999),
     "grad_clip": (1e-9, 1e9), "max_tokens": (1, MANY), "vrpo_beta": (0, 1e3),
     "vrpo_samples": (1, 2**16),
-    # stage 0
-    "encoder_steps": (0, MANY), "encoder_batch": (1, 2**24), "encoder_lr": (1e-12, 10),
-    "mask_frames": (0, 2**16), "mask_mels": (0, 2**16), "recall_steps": (0, MANY),
-    "recall_loss": (0, 100), "recall_pairs": (1, 2**16), "backbone_steps": (0, MANY),
-    "backbone_batch": (1, 2**24), "backbone_lr": (1e-12, 10), "silence_steps": (0, MANY),
-    "silence_lr": (1e-12, 10), "silences": (0, 2**10), "shortest_time": (1e-3, 1),
-    "eos_weight": (0, 1e3), "letter_weight": (0, 1e3), "noise": (0, 1e3),
 }
 
 

@@ -10,12 +10,18 @@ import torch
 from torch import nn
 
 from data import toy
+from data.pretraining.backbone import init_backbone
+from data.pretraining.config import PretrainConfig
+from data.pretraining.recall import RecallExercise
+from data.pretraining.texts import embed_noisily, make_batch
 from diffa2_mini import weights
-from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC, SIZES, DecodeConfig, PretrainConfig
+from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC, SIZES, DecodeConfig
 from diffa2_mini.data import Batch, Example
 from diffa2_mini.evaluate.answers import answer
 from diffa2_mini.model import Audio
-from diffa2_mini.pretraining.autoregressive import (
+from diffa2_mini.published.sources import load_tokenizer
+from diffa2_mini.tokenizer import Prompt
+from tutorials.autoregressive import (
     AUTOREGRESSIVE,
     answer_loss,
     causal_mask,
@@ -25,11 +31,6 @@ from diffa2_mini.pretraining.autoregressive import (
     states_before,
     text_loss,
 )
-from diffa2_mini.pretraining.backbone import init_backbone
-from diffa2_mini.pretraining.recall import RecallExercise
-from diffa2_mini.pretraining.texts import embed_noisily, make_batch
-from diffa2_mini.published.sources import load_tokenizer
-from diffa2_mini.tokenizer import Prompt
 
 TOKENS = SimpleNamespace(eos_id=20, mask_id=21, eot_id=22)
 PROMPTS = [Prompt([1, 2, 3, 4, 5], 2), Prompt([6, 7], 1)]

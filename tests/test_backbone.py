@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from data import toy
-from diffa2_mini.config import SIZES, PretrainConfig
-from diffa2_mini.llada import rotary, rotate
-from diffa2_mini.model import Diffa2Model
-from diffa2_mini.pretraining import backbone
-from diffa2_mini.pretraining.backbone import (
+from data.pretraining import backbone
+from data.pretraining.backbone import (
     accuracy_by_type,
     init_backbone,
     open_and_lettered,
     recall_loss,
 )
-from diffa2_mini.pretraining.recall import RecallExercise
+from data.pretraining.config import PretrainConfig
+from data.pretraining.recall import RecallExercise
+from diffa2_mini.config import SIZES
+from diffa2_mini.llada import rotary, rotate
+from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer
 
 TOY = SIZES["toy"][0]

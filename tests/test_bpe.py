@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from diffa2_mini.pretraining.bpe import count_words, save_ranks, train_bpe
+from data.bpe import count_words, save_ranks, train_bpe
 from diffa2_mini.tokenizer import Tokenizer
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from data import toy
+from data.pretraining.encoder import LabelledClips
 from diffa2_mini.config import SIZES
-from diffa2_mini.pretraining.encoder import LabelledClips
 
 TOY = SIZES["toy"][0]
 

@@ -13,15 +13,16 @@ PACKAGE = ROOT / "diffa2_mini"
 TOP = ["errors", "ranges", "config", "noise", "audio", "whisper", "adapters", "tokenizer", "llada",
        "lora", "model", "diffusion", "vrpo", "decode", "data", "weights",
        "listen"]  # the order of reading
-FOLDERS = ["fast", "published", "command", "training", "evaluate", "pretraining", "view", "bench"]
+FOLDERS = ["fast", "published", "command", "training", "evaluate", "view", "bench"]
 TOP_LINES, ALL_LINES = 2_700, 9_040  # at most; pytest -s prints them; the aims are 2,300 and 6,300
 FUNCTION_LINES, LOOP_LINES = 40, 70  # at most; the second in train.py
 TESTED_BY = {  # a folder or module without a test file of its name: the file that tests it
-    "bench": "bench", "command/flags": "sample", "errors": "script",
+    "bench": "bench", "command/flags": "sample", "data/pretraining/recall": "backbone",
+    "data/pretraining/stage0": "train", "data/toy_scene": "toy_sound",
+    "data/toy_speech": "toy_sound", "data/toy_text": "toy", "errors": "script",
     "evaluate/__main__": "evaluate", "fast/cache": "fast_llada", "fast/compiling": "device",
     "fast/graphs": "device", "fast/measure": "bench", "fast/memory": "device",
-    "fast/state": "model", "pretraining/recall": "backbone", "pretraining/stage0": "train",
-    "published": "published", "training/export": "checkpoint",
+    "fast/state": "model", "published": "published", "training/export": "checkpoint",
     "training/folder": "files", "training/log": "files", "training/manifests": "manifest",
     "training/progress": "train", "training/run": "train", "training/signals": "interrupted",
     "view/curves": "files"}
@@ -83,6 +84,11 @@ def test_the_package_imports_nothing_that_a_clone_alone_has():
         assert not imported(path) & {"data", "train", "sample", "tests", "tutorials"}, path
 
 
+def test_what_makes_data_imports_the_package_alone():
+    for path in (ROOT / "data").rglob("*.py"):
+        assert not imported(path) & {"train", "sample", "tests", "tutorials"}, path
+
+
 def test_nothing_is_needed_at_run_time_but_what_is_promised():
     by_hand = {"make_golden.py", "check_published.py"}  # these need the extra `reference`
     names = set().union(*(imported(path) for path in FILES if path.name not in by_hand))
@@ -116,13 +122,15 @@ def test_functions_are_short():
 def test_each_module_has_its_tests():
     tests = {path.stem.removeprefix("test_") for path in ROOT.glob("tests/test_*.py")}
     assert {*TESTED_BY.values()} <= tests
-    assert all((PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
-               for name in TESTED_BY)
-    for path in PACKAGE.rglob("*.py"):
-        name = path.relative_to(PACKAGE).with_suffix("").as_posix()
-        if path.stem != "__init__" and not {name, path.parent.name} & {*TESTED_BY}:
-            names = {path.stem, f"{path.parent.name}_{path.stem}"}
-            assert names & tests, f"{name} has no test file"
+    homes = {PACKAGE: PACKAGE, ROOT / "data": ROOT}  # folders, and what names are relative to
+    assert all(any((home / name).is_dir() or (home / f"{name}.py").is_file()
+                   for home in homes.values()) for name in TESTED_BY)
+    for folder, home in homes.items():
+        for path in folder.rglob("*.py"):
+            name = path.relative_to(home).with_suffix("").as_posix()
+            if path.stem != "__init__" and not {name, path.parent.name} & {*TESTED_BY}:
+                names = {path.stem, f"{path.parent.name}_{path.stem}"}
+                assert names & tests, f"{name} has no test file"
 
 
 def test_the_readme_names_each_file_at_the_packages_top():

@@ -11,13 +11,14 @@ from mini import ROOT, logged, train_here
 import sample
 import train
 from data import toy
+from data.pretraining import backbone, stage0
+from data.pretraining.config import PretrainConfig
+from data.pretraining.encoder import LabelledClips, pretrain_encoder
 from diffa2_mini.command import flags as model_flags
 from diffa2_mini.command.script import run_script
-from diffa2_mini.config import SIZES, PretrainConfig
+from diffa2_mini.config import SIZES
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.pretraining import backbone, stage0
-from diffa2_mini.pretraining.encoder import LabelledClips, pretrain_encoder
 from diffa2_mini.published.sources import load_tokenizer
 
 CLIP = ROOT / "data" / "clips" / "three_one_four.wav"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffa2_mini.pretraining.optimization import learning_rate
+from data.pretraining.optimization import learning_rate
 
 
 def test_the_learning_rate_rises_in_a_line_and_falls_to_two_percent():

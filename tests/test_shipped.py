@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from data import toy, toy_text
+from data.pretraining.backbone import accuracy_by_type, open_and_lettered
 from diffa2_mini import weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import Example
 from diffa2_mini.evaluate import answers, scoreboard
-from diffa2_mini.pretraining.backbone import accuracy_by_type, open_and_lettered
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.training.features import FeatureCache

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from diffa2_mini.config import SIZES, PretrainConfig
+from data.pretraining.backbone import init_backbone
+from data.pretraining.config import PretrainConfig
+from data.pretraining.texts import TextExample, embed_like_audio, embed_words, token_weights
+from diffa2_mini.config import SIZES
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.pretraining.backbone import init_backbone
-from diffa2_mini.pretraining.texts import TextExample, embed_like_audio, embed_words, token_weights
 from diffa2_mini.published.sources import load_tokenizer
 
 TOY = SIZES["toy"][0]

@@ -23,13 +23,13 @@ from test_weights import other_part
 import sample
 import train
 from data import toy
+from data.pretraining import backbone
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import part_of
-from diffa2_mini.pretraining import backbone
 from diffa2_mini.training import dry_run
 from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
 from diffa2_mini.training.export import export

@@ -32,11 +32,11 @@ import numpy as np
 import torch
 
 from data import toy
+from data.pretraining.backbone import accuracy_by_type, open_and_lettered
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import DATA
 from diffa2_mini.errors import require
 from diffa2_mini.noise import stream
-from diffa2_mini.pretraining.backbone import accuracy_by_type, open_and_lettered
 from tutorials import claims_table
 from tutorials.claims_lab import (
     CONFIG,

@@ -17,13 +17,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import toy
+from data.pretraining.backbone import (
+    MASKED_DIFFUSION,
+    Paradigm,
+    open_and_lettered,
+    pretrain_backbone,
+)
+from data.pretraining.config import PretrainConfig
 from diffa2_mini import weights
 from diffa2_mini.command.script import progress
 from diffa2_mini.config import (
     ACOUSTIC_AND_SEMANTIC,
     SIZES,
     DecodeConfig,
-    PretrainConfig,
     StageConfig,
 )
 from diffa2_mini.data import Batch, Collate, Example, load_examples
@@ -35,13 +41,6 @@ from diffa2_mini.fast.token_losses import token_losses
 from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of, stream
-from diffa2_mini.pretraining import autoregressive
-from diffa2_mini.pretraining.backbone import (
-    MASKED_DIFFUSION,
-    Paradigm,
-    open_and_lettered,
-    pretrain_backbone,
-)
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffa2_mini.training.export import save_part
@@ -50,6 +49,7 @@ from diffa2_mini.training.files import save_tensors, write_whole
 from diffa2_mini.training.loader import batches
 from diffa2_mini.training.objective import adamw, learning_rate, piece_loss, predictor
 from diffa2_mini.vrpo import elbo, vrpo_loss
+from tutorials import autoregressive
 from tutorials.score_variance import bounds_apart, score_variance
 
 CONFIG, STAGES = SIZES["toy"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..command.script import Parser
-from ..config import SIZES, PretrainConfig, StageConfig
+from ..config import SIZES, StageConfig
 from ..errors import require
 from ..fast.device import DTYPES
 
@@ -176,18 +176,6 @@ def micro_batch(args: argparse.Namespace, stage: StageConfig) -> int:
             f"--batch-size must be a multiple of --grad-accum, for each process, got {size} and "
             f"{n_pieces}")
     return math.ceil(per_process / n_pieces)
-
-
-def pretrain_config(args: argparse.Namespace) -> PretrainConfig:
-    """Stage 0's settings, with what the command line changes in all of its phases."""
-    changes = {"warmup": args.warmup}
-    for name in ("encoder_steps", "recall_steps", "backbone_steps", "silence_steps"):
-        changes[name] = args.steps
-    for name in ("encoder_batch", "backbone_batch"):
-        changes[name] = args.batch_size
-    for name in ("encoder_lr", "backbone_lr", "silence_lr"):
-        changes[name] = args.lr
-    return PretrainConfig(**{name: value for name, value in changes.items() if value is not None})
 
 
 # ------------------------------------------------------------------------- commands that go on here

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import regex
 
-from ..tokenizer import WORD_PATTERN
+from diffa2_mini.tokenizer import WORD_PATTERN
 
 
 def train_bpe(words: Counter, n_merges: int) -> dict[bytes, int]:

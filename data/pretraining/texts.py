@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..config import PretrainConfig
-from ..model import Diffa2Model
-from ..tokenizer import Prompt, Tokenizer
+from data.pretraining.config import PretrainConfig
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.tokenizer import Prompt, Tokenizer
 
 LETTERS = ("A.", "B.", "C.", "D.")  # of lettered choices
 

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import DecodeConfig, PretrainConfig, StageConfig
-from ..data import Batch
-from ..fast.cache import empty_caches, place
-from ..llada import Llada
-from ..model import Diffa2Model, lay_out
-from ..tokenizer import Prompt, Tokenizer
-from .backbone import Paradigm
-from .recall import RecallExercise
-from .texts import TextBatch
+from data.pretraining.backbone import Paradigm
+from data.pretraining.config import PretrainConfig
+from data.pretraining.recall import RecallExercise
+from data.pretraining.texts import TextBatch
+from diffa2_mini.config import DecodeConfig, StageConfig
+from diffa2_mini.data import Batch
+from diffa2_mini.fast.cache import empty_caches, place
+from diffa2_mini.llada import Llada
+from diffa2_mini.model import Diffa2Model, lay_out
+from diffa2_mini.tokenizer import Prompt, Tokenizer
 
 
 def causal_mask(valid: Tensor) -> Tensor:

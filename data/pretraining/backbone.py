@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..config import LladaConfig, PretrainConfig
-from ..evaluate.scoring import same_text
-from ..fast.generate import generate_responses
-from ..llada import Block, Llada, rotary
-from ..model import Diffa2Model
-from ..noise import seed_of, stream
-from ..tokenizer import Tokenizer
-from ..training.objective import adamw
-from .optimization import learning_rate, running_mean, update
-from .recall import RecallExercise, exercise_on
-from .texts import TextBatch, TextExample, draw_batch, embed_like_audio, embed_words
+from data.pretraining.config import PretrainConfig
+from data.pretraining.optimization import learning_rate, running_mean, update
+from data.pretraining.recall import RecallExercise, exercise_on
+from data.pretraining.texts import TextBatch, TextExample, draw_batch, embed_like_audio, embed_words
+from diffa2_mini.config import LladaConfig
+from diffa2_mini.evaluate.scoring import same_text
+from diffa2_mini.fast.generate import generate_responses
+from diffa2_mini.llada import Block, Llada, rotary
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.noise import seed_of, stream
+from diffa2_mini.tokenizer import Tokenizer
+from diffa2_mini.training.objective import adamw
 
 N_EVALUATION = 1500  # held-out texts, at the end; before that a fifth of them
 REPORT_EVERY = 500  # steps

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..audio import encoder_frames, load_audio, log_mel
-from ..config import AudioConfig, PretrainConfig
-from ..data import read_manifest
-from ..errors import require
-from ..noise import seed_of, stream
-from ..training.objective import adamw
-from ..whisper import WhisperEncoder
-from .optimization import learning_rate, running_mean, update
+from data.pretraining.config import PretrainConfig
+from data.pretraining.optimization import learning_rate, running_mean, update
+from diffa2_mini.audio import encoder_frames, load_audio, log_mel
+from diffa2_mini.config import AudioConfig
+from diffa2_mini.data import read_manifest
+from diffa2_mini.errors import require
+from diffa2_mini.noise import seed_of, stream
+from diffa2_mini.training.objective import adamw
+from diffa2_mini.whisper import WhisperEncoder
 
 N_ORDINALS = 5  # none, first, second, third, fourth
 # what a manifest says of each thing that sounds

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import PretrainConfig
-from ..tokenizer import Tokenizer
-from .texts import LETTERS, TextExample
+from data.pretraining.config import PretrainConfig
+from data.pretraining.texts import LETTERS, TextExample
+from diffa2_mini.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
