@@ -15,7 +15,6 @@ from ..command.script import begin, run_script
 begin(__name__)  # Ctrl-C while the rest is imported
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -23,12 +22,12 @@ from pathlib import Path
 import torch
 
 from ..command.script import Parser
-from ..config import DATA, SIZES, to_dict
+from ..config import DATA, SIZES
 from ..errors import require
 from ..fast.device import DTYPES, choose_device
 from ..training.files import write_whole
-from .cases import BACKBONE, CASES, N_AUDIO, N_RESPONSE, SCHEDULE
-from .timing import PROMPT, Row, machine, table
+from .cases import CASES
+from .timing import machine, table
 from .toy_caches import toy
 from .whole_size import whole_size
 
@@ -57,22 +56,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def measure(args: argparse.Namespace, device: torch.device, dtype: torch.dtype
-            ) -> tuple[list[Row], dict]:
-    """The rows that are asked for, and the sizes that they were measured at."""
-    if args.size:
-        rows = whole_size(args.size, args.runs, device, dtype, args.compile, args.random_weights)
-        return rows, to_dict(SIZES[args.size][0])
-    if args.toy:
-        return toy(args.data, args.runs, device), to_dict(SIZES["toy"][0])
-    rows = []
-    for name, case in CASES.items():
-        if not args.only or name in args.only:
-            rows += case(args.runs, device)
-    return rows, {"llada": to_dict(BACKBONE), "audio": N_AUDIO, "prompt": len(PROMPT.ids),
-                  "response": N_RESPONSE, "decode": to_dict(SCHEDULE)}
-
-
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     if args.threads:
@@ -82,12 +65,15 @@ def main(argv: list[str]) -> None:
     about = machine(device, dtype)
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     torch.manual_seed(0)
-    rows, sizes = measure(args, device, dtype)
-    found = []
-    for row in rows:
-        median = row.median if row.seconds else None
-        found.append(dataclasses.asdict(row) | {"median": median})
-    text = json.dumps({"machine": about, "sizes": sizes, "rows": found}, indent=2) + "\n"
+    if args.size:
+        rows = whole_size(args.size, args.runs, device, dtype, args.compile, args.random_weights)
+    elif args.toy:
+        rows = toy(args.data, args.runs, device)
+    else:
+        chosen = [case for name, case in CASES.items() if name in (args.only or CASES)]
+        rows = [row for case in chosen for row in case(args.runs, device)]
+    found = [vars(row) | {"median": row.median} for row in rows]
+    text = json.dumps({"arguments": argv, "machine": about, "rows": found}, indent=2) + "\n"
     write_whole(args.out, lambda path: path.write_text(text))
     print(table(rows))
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import diffusion
 from ..audio import log_mel, mel_filterbank
 from ..config import SIZES, AudioConfig, DecodeConfig, LladaConfig
-from ..diffusion import diffusion_loss
 from ..fast.generate import generate
 from ..fast.llada import FastLlada
 from ..fast.measure import memory_above
@@ -20,27 +20,27 @@ from ..fast.memory import keep_freed_memory
 from ..fast.state import DecodingState
 from ..fast.token_losses import token_losses
 from ..model import Diffa2Model
+from ..tokenizer import Prompt
 from .timing import EOS_ID, MASK_ID, PROMPT, Row, take_turns
 
 BACKBONE = LladaConfig(width=512, n_layers=8, n_heads=8, hidden=1536)
 N_AUDIO, N_RESPONSE = 439, 128  # audio embeddings and response tokens
-HALF = torch.full((1,), 0.5)  # the time t of a training step
 # 8 steps a block; random weights are never confident, so the schedule is fixed
 SCHEDULE = DecodeConfig(gen_length=N_RESPONSE, block_length=32, steps=32, factor=None)
 
 
 def random_backbone(device: torch.device) -> Diffa2Model:
     """A model of which only the backbone is used, of BACKBONE's size."""
-    tiny = SIZES["toy"][0]
-    model = Diffa2Model(dataclasses.replace(tiny, llada=BACKBONE, decode=SCHEDULE),
-                        llada=FastLlada).to(device)
-    for parameter in model.llada.parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.02)
-    return model.eval()
+    config = dataclasses.replace(SIZES["toy"][0], llada=BACKBONE, decode=SCHEDULE)
+    return Diffa2Model(config, llada=FastLlada).to(device).eval()
 
 
-# ----------------------------------------------------------------------------------------- decoding
+def all_logits(model: Diffa2Model, audio: list[Tensor], prompts: list[Prompt], tokens: Tensor,
+               valid: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+    """Logits [B, R, V] of responses [B, R], with those of prompt and audio computed too."""
+    before, _ = model.splice(audio, prompts)  # [B, P, D]
+    x = torch.cat([before, model.llada.wte(tokens)], dim=1)  # [B, P + R, D]
+    return model.llada.logits(model.llada(x, valid, positions))[:, before.shape[1]:]
 
 
 class ReleasedDecoding(DecodingState):
@@ -48,10 +48,8 @@ class ReleasedDecoding(DecodingState):
     positions."""
 
     def forward_all(self, tokens: Tensor, keep: bool = False) -> Tensor:
-        before, _ = self.model.splice(self.audio_embeddings, self.prompts)
-        x = torch.cat([before, self.model.llada.wte(tokens)], dim=1)  # [B, P + R, D]
-        hidden = self.model.llada(x, self.valid, self.positions)
-        return self.model.llada.logits(hidden)[:, self.n_before:]  # [B, R, V]
+        return all_logits(self.model, self.audio_embeddings, self.prompts, tokens, self.valid,
+                          self.positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
@@ -63,48 +61,35 @@ def decoding(runs: int, device: torch.device) -> list[Row]:
     model = random_backbone(device)
     clips = [*torch.randn(8, N_AUDIO, BACKBONE.width, device=device)]
 
-    def decode(cache: str, state: type = DecodingState, n_batches: int = 1,
-               batch_size: int = 1) -> Callable:
+    def decode(cache: str, n: int = 1, times: int = 1, state: type = DecodingState) -> None:
         config = dataclasses.replace(SCHEDULE, cache=cache)
+        for _ in range(times):
+            batch = state(model, clips[:n], [PROMPT] * n, [N_RESPONSE] * n, MASK_ID)
+            list(generate(batch, config, EOS_ID))
 
-        def run():
-            for _ in range(n_batches):
-                batch = state(model, clips[:batch_size], [PROMPT] * batch_size,
-                              [N_RESPONSE] * batch_size, MASK_ID)
-                for _ in generate(batch, config, EOS_ID):
-                    pass
-        return run
-
-    ways = {"as released": decode("none", ReleasedDecoding), "ours, no cache": decode("none"),
-            "prefix cache": decode("prefix"), "dual cache": decode("dual")}
-    rows = take_turns("answer of 128 tokens, blocks of 32 in 8 steps", ways, runs, device)
+    rows = take_turns("answer of 128 tokens, blocks of 32 in 8 steps", {
+        "as released": partial(decode, "none", state=ReleasedDecoding),
+        "ours, no cache": partial(decode, "none"), "prefix cache": partial(decode, "prefix"),
+        "dual cache": partial(decode, "dual")}, runs, device)
     rows[2].target, rows[3].target = ">= 4", ">= 6"
-    sizes = {"one by one": decode("dual", n_batches=8), "a batch": decode("dual", batch_size=8)}
-    rows += take_turns("8 clips, dual cache", sizes, runs, device)
+    rows += take_turns("8 clips, dual cache", {
+        "one by one": partial(decode, "dual", times=8), "a batch": partial(decode, "dual", n=8)},
+        runs, device)
     rows[-1].target = ">= 1.5"
     return rows
 
 
-# ----------------------------------------------------------------------------------------- training
-
-
-def loss_at_masks(model: Diffa2Model, audio_embeddings: list[Tensor], response: Tensor,
-                  masked: Tensor) -> Tensor:
-    """The loss of an answer [1, R], as training computes it."""
-    noisy, valid = response.masked_fill(masked, MASK_ID), torch.ones_like(masked)
-    hidden = model.hidden_states(audio_embeddings, [PROMPT], noisy, valid)[masked]  # [K, D]
-    losses_of = token_losses(model.llada.logits)
-    return diffusion_loss(hidden, response, masked, HALF.to(hidden.device), N_RESPONSE, losses_of)
-
-
-def loss_from_all_logits(model: Diffa2Model, audio_embeddings: list[Tensor], response: Tensor,
-                         masked: Tensor) -> Tensor:
-    """The same from logits at all positions, those of prompt and audio too."""
-    before, _ = model.splice(audio_embeddings, [PROMPT])
-    noisy = response.masked_fill(masked, MASK_ID)
-    x = torch.cat([before, model.llada.wte(noisy)], dim=1)  # [1, P + R, D]
-    logits = model.llada.logits(model.llada(x))[:, -response.shape[1]:][masked]  # [K, V]
-    return diffusion_loss(logits, response, masked, HALF.to(x.device), N_RESPONSE)
+def answer_loss(model: Diffa2Model, audio: Tensor, response: Tensor, released: bool) -> Tensor:
+    """The loss of an answer [1, R] to a clip [A, D] at t = 0.5, as training computes it; or as
+    `released`, from logits at all positions."""
+    masked = torch.arange(response.shape[1], device=response.device)[None] % 2 == 0  # [1, R]
+    noisy, t = response.masked_fill(masked, MASK_ID), torch.full((1,), 0.5, device=response.device)
+    if released:
+        found, losses_of = all_logits(model, [audio], [PROMPT], noisy), diffusion.token_losses
+    else:
+        found = model.hidden_states([audio], [PROMPT], noisy, torch.ones_like(masked))
+        losses_of = token_losses(model.llada.logits)
+    return diffusion.diffusion_loss(found[masked], response, masked, t, N_RESPONSE, losses_of)
 
 
 def training(runs: int, device: torch.device) -> list[Row]:
@@ -114,36 +99,27 @@ def training(runs: int, device: torch.device) -> list[Row]:
     model.add_lora()
     optimizer = torch.optim.AdamW(model.train_only(("lora",)).values())
     response = torch.randint(10, BACKBONE.vocab_size, (1, N_RESPONSE), device=device)
-    masked = torch.arange(N_RESPONSE, device=device)[None] % 2 == 0
 
-    def step(loss: Callable, recompute: str = "nothing") -> Callable:
-        def run():
-            model.llada.recompute = recompute
-            audio = torch.randn(N_AUDIO, BACKBONE.width, device=device, requires_grad=True)
-            loss(model, [audio], response, masked).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        return run
+    def step(released: bool = False, recompute: str = "nothing") -> None:
+        model.llada.recompute = recompute
+        audio = torch.randn(N_AUDIO, BACKBONE.width, device=device, requires_grad=True)
+        answer_loss(model, audio, response, released).backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-    variants = {
-        "logits at all positions": step(loss_from_all_logits),
-        "ours, nothing recomputed": step(loss_at_masks),
-        "ours, feed-forward recomputed": step(loss_at_masks, "feed-forward"),
-    }
+    variants = {"logits at all positions": partial(step, released=True),
+                "ours, nothing recomputed": step,
+                "ours, feed-forward recomputed": partial(step, recompute="feed-forward")}
     rows = take_turns("training step, stage 3", variants, runs, device)
     rows[-1].target = ">= 2"
-    for row, variant in zip(rows, variants.values()):
-        row.more["bytes above the weights"] = memory_above(variant, device)
-    most = rows[0].more["bytes above the weights"]
-    for row in rows[1:]:
-        used = row.more["bytes above the weights"]  # None where it cannot be measured
-        rows.append(Row("memory above the weights", row.variant, ratio=used and most / used,
-                        of="times less"))
+    used = [memory_above(variant, device) for variant in variants.values()]
+    for name, n_bytes in zip(variants, used):
+        row = Row("memory above the weights", name, of="not known on this system")
+        if n_bytes:
+            row.ratio, row.of = used[0] / n_bytes, f"times less, {n_bytes / 2**20:.0f} MiB"
+        rows.append(row)
     rows[-1].target = ">= 3"
     return rows
-
-
-# ------------------------------------------------------------------------------------------ log-mel
 
 
 def naive_log_mel(x: np.ndarray, config: AudioConfig) -> np.ndarray:
