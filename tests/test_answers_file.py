@@ -23,7 +23,7 @@ ROWS = [{
     "id": f"q{i}", "audio_id": f"{i}.wav", "question": f"Which of {i}?",
     "choices": ["a dog", "a cat"], "answer": "a cat"
 } for i in range(4)]
-QUESTIONS = read_questions("mmau", ROWS, Path("file"), Path(), None)
+QUESTIONS = read_questions("mmau", ROWS, Path("file"))
 SHORT = "3.wav: expected 2.00 s, got 1.00 s, cut off or damaged"
 REPLIES = [
     Answer("a cat"),
@@ -75,14 +75,14 @@ def test_answers_of_another_run_are_refused_and_left(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text(TEXT)
     shuffled = read_questions("mmau", [row | {"choices": row["choices"][::-1]} for row in ROWS],
-                              Path("file"), Path(), None)
+                              Path("file"))
     others = read_questions("mmau", [row | {"choices": ["a bus", "a car"]} for row in ROWS],
-                            Path("file"), Path(), None)
+                            Path("file"))
     for arguments, message in [
-        (("mmar", "a model", QUESTIONS), "holds answers of mmau, this run is mmar"),
-        (("mmau", "another", QUESTIONS), "holds answers of a model, this run is another"),
-        (("mmau", "a model", QUESTIONS[:1]), "got one to q1, q2, q3"),
-        (("mmau", "a model", shuffled), "another order; give the --shuffle-options"),
+        (("mmar", "a model", QUESTIONS), "benchmark mmau, this run is benchmark mmar"),
+        (("mmau", "another", QUESTIONS), "is an answer of a model, this run is another"),
+        (("mmau", "a model", QUESTIONS[:1]), "entry 2: q1 is not asked"),
+        (("mmau", "a model", shuffled), "in another order; check .* --shuffle-options"),
         (("mmau", "a model", others), "other choices")
     ]:
         with pytest.raises(UserError, match=message):
@@ -91,7 +91,8 @@ def test_answers_of_another_run_are_refused_and_left(tmp_path):
     twice = TEXT + TEXT.split("\n")[0] + "\n"
     for text, message in [("notes", "another file"), ("some\nnotes\n", "another file"),
                           (TEXT + "{}\n", "another file"),
-                          (TEXT.replace('"id": "q1"', '"id": q1'), "is damaged"), (twice, "q0#2")]:
+                          (TEXT.replace('"id": "q1"', '"id": q1'), "a damaged line"),
+                          (twice, "q0#2")]:
         path.write_text(text)
         with pytest.raises(UserError, match=message):
             resume(path, "mmau", "a model", QUESTIONS)
@@ -123,13 +124,14 @@ def test_an_error_beside_a_reply_is_another_programs_and_does_not_make_it_none()
 
 @pytest.mark.parametrize("rows, message", [
     ([{"id": "q0", "response": "x"}, {"id": "z", "response": "x"}],
-     "got one to z, which is not asked"),
+     "entry 2: z is not asked"),
     ([{"id": "q0", "response": "x"}, {"id": "q0", "response": "y"}], "q0#2"),
     ([{"id": "q0", "prediction": "x"}],
-     "under response, model_prediction, model_output or answer_prediction, got none"),
-    ([{"id": "q0", "response": ["x"]}], "entry 1 is no answer: expected text under response"),
-    ([{"response": "x"}], "entry 1 is no answer: the field id"),
-    ([{"id": "q0", "response": "x", "question": "Which of 7?"}], "q0. was asked another question"),
+     "one of response, model_prediction, model_output, answer_prediction, got none"),
+    ([{"id": "q0", "response": ["x"]}], "entry 1: expected text under response, got list"),
+    ([{"response": "x"}], "entry 1: the field id"),
+    ([{"id": "q0", "response": "x", "question": "Which of 7?"}],
+     "entry 1: q0 was asked another question"),
 ])
 def test_answers_that_do_not_fit_are_named(rows, message):
     with pytest.raises(UserError, match=message):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffa2_mini.errors import UserError
-from diffa2_mini.evaluate.benchmarks import BENCHMARKS, can_be_scored, load_questions, with_choices
+from diffa2_mini.evaluate.benchmarks import BENCHMARKS, load_questions
 
 MMSU = {
     "id": "long_speech_1", "audio_path": "audio/a.wav", "question": "What is said?",
@@ -60,7 +60,8 @@ def test_null_choices_of_mmsu_are_dropped(tmp_path):
     for question in load("mmsu", write(tmp_path / "mmsu.jsonl", [null, absent], lines=True)):
         assert question.choices == ("one", "two") and question.prompt.endswith("\nA. one\nB. two")
         assert question.row["choice_c"] is question.row["choice_d"] is None
-    assert with_choices(null, ("two", "one"))["choice_a"] == "two"
+    (shuffled,) = load("mmsu", write(tmp_path / "one.json", [null]), shuffle=3)
+    assert shuffled.choices == ("two", "one") and shuffled.row["choice_a"] == "two"
 
 
 def test_mmau_is_asked_as_the_authors_of_diffa2_do(tmp_path):
@@ -105,8 +106,8 @@ def test_an_answer_is_one_of_the_choices_but_for_white_space(tmp_path):
     changes = {"answer_gt": " two\n"}, {"choice_b": "two "}, {"answer_gt": "Two"}
     rows = [MMSU | change for change in changes]
     questions = load("mmsu", write(tmp_path / "mmsu.jsonl", rows, lines=True))
-    assert [can_be_scored("mmsu", q) for q in questions] == [True, True, False]
-    assert [BENCHMARKS["mmsu"].is_right("B. two", q) for q in questions] == [True, True, False]
+    assert [q.can_be_scored for q in questions] == [True, True, False]
+    assert [q.judge("B. two") for q in questions] == [True, True, False]
     assert questions[0].row == rows[0]  # what is written is what was read
 
 
@@ -117,13 +118,13 @@ def test_an_answer_is_one_of_the_choices_but_for_white_space(tmp_path):
     (MMAU | {"answer": "?", "choices": ["?", "!"]}, False)])  # the rule looks for words
 def test_questions_without_an_answer_among_their_choices_cannot_be_scored(tmp_path, row, scored):
     (question,) = load("mmau", write(tmp_path / "mmau.json", [row]))
-    assert can_be_scored("mmau", question) is scored
+    assert question.can_be_scored is scored
 
 
 def test_a_transcript_can_be_compared_even_if_nothing_is_said(tmp_path):
     row = {"audio_filepath": "a.wav", "transcription": ""}
     (question,) = load("asr", write(tmp_path / "manifest.json", [row]))
-    assert can_be_scored("asr", question)
+    assert question.can_be_scored
 
 
 def test_the_order_of_the_choices_follows_seed_and_id(tmp_path):
@@ -189,11 +190,11 @@ def test_kaldi(tmp_path):
 
 
 @pytest.mark.parametrize("scp, text, message",
-                         [("u1 a.wav\n", "u2 words\n", "none of u1"),
+                         [("u1 a.wav\n", "u2 words\n", "got none, or a command to run, for u1"),
                           ("u1 a.wav\nu1 b.wav\n", "u1 words\n", "an id twice"),
                           ("", "u1 words\n", "got none"),
-                          ("u1 sox a.wav -t wav - |\n", "u1 words\n", "a command to run for u1"),
-                          ("u1 a.wav\n", None, "found no such file")])
+                          ("u1 sox a.wav -t wav - |\n", "u1 words\n", "a command to run, for u1"),
+                          ("u1 a.wav\n", None, "No such file")])
 def test_kaldi_files_that_do_not_fit(tmp_path, scp, text, message):
     (tmp_path / "wav.scp").write_text(scp)
     if text:

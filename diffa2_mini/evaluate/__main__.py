@@ -19,26 +19,24 @@ begin(__name__)  # Ctrl-C while the rest is imported
 import argparse
 import dataclasses
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
-from .. import listen
 from ..command import flags
 from ..command.script import Parser
 from ..errors import require
-from ..published.sources import load_tokenizer
+from ..listen import Diffa2
 from ..training import files
 from ..training.features import FeatureCache
 from . import scoreboard
-from .answers import Answer, Respondent, expect_clips, expect_replies
+from .answers import answer_questions, expect_clips
 from .answers_file import match, read_answers, resume, to_line
 from .benchmarks import BENCHMARKS, BenchmarkQuestion, load_questions, read_questions
 
 
 def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
-            every: list[BenchmarkQuestion], held: ExitStack) -> dict[str, Answer]:
-    """Ask those of `every` question that are asked for and not answered yet. Returns all answers by
-    id; the file that they are in is locked as long as `held` is open."""
+            every: list[BenchmarkQuestion]) -> None:
+    """Ask those of the `questions` that are not answered yet, and score all. `every` question of
+    the benchmark may be answered in the file, which is locked meanwhile."""
     expect_clips(questions)
     source = flags.find(args)
     config = source.config
@@ -46,32 +44,25 @@ def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
     decode = flags.decode_config(args, dataclasses.replace(config.decode, **as_authors))
     device, dtype = flags.choose(args, config)
     by = flags.describe(source, decode, dtype, args.merge_lora)
-    held.enter_context(files.lock(args.out.parent, args.out.name))
-    answers = resume(args.out, args.benchmark, by, every)
-    left = [question for question in questions if question.id not in answers]
-    print(f"{len(questions):,} questions, of which {len(questions) - len(left):,} are answered in "
-          f"{args.out}")
-    if not left:
-        return answers
-    tokenizer = load_tokenizer(config, source.paths["llada"])
-    model, parts = listen.load_model(source, device, dtype, args.merge_lora)
-    features = FeatureCache(model, device, dtype, keep=True)
-    respondent = Respondent(model, tokenizer, features, parts, decode)
     size = args.batch_size or (64 if config.from_scratch else 8)
-    tally = scoreboard.Tally(args.benchmark)
-    tally.add([question for question in questions if question.id in answers], answers)
-    numbers = {question.id: number for number, question in enumerate(every)}
-    n_known = len(questions) - len(left)
-    with progress(total=len(questions), initial=n_known, unit="question") as bar:
-        for start in range(0, len(left), size):
-            batch = left[start:start + size]
-            replies = respondent.answer_together(batch, [numbers[each.id] for each in batch])
-            lines = [to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)]
-            files.append(args.out, "".join(lines))
-            answers |= {question.id: reply for question, reply in zip(batch, replies)}
-            bar.set_postfix_str(tally.add(batch, answers), refresh=False)
-            bar.update(len(batch))
-    return answers
+    with files.lock(args.out.parent, args.out.name):
+        answers = resume(args.out, args.benchmark, by, every)
+        left = [(i, each) for i, each in enumerate(questions) if each.id not in answers]
+        n_known = len(questions) - len(left)
+        print(f"{len(questions):,} questions, of which {n_known:,} are answered in {args.out}")
+        if left:
+            diffa2 = Diffa2.load(source, device, dtype, args.merge_lora)
+            features = FeatureCache(diffa2.model, device, dtype, keep=True)
+        with progress(total=len(questions), initial=n_known, unit="question") as bar:
+            for start in range(0, len(left), size):
+                numbers, batch = zip(*left[start:start + size])
+                replies = answer_questions(diffa2, features, decode, batch, numbers)
+                lines = [to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)]
+                files.append(args.out, "".join(lines))
+                answers |= {question.id: reply for question, reply in zip(batch, replies)}
+                bar.set_postfix_str(scoreboard.so_far(questions, answers), refresh=False)
+                bar.update(len(batch))
+        scoreboard.publish(args.benchmark, questions, answers, args.out)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -106,19 +97,18 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     rows = read_answers(args.score, args.benchmark, alone=not args.file) if args.score else []
     if args.score and not args.file:
-        every = read_questions(args.benchmark, rows, args.score, Path(), None)
+        every = read_questions(args.benchmark, rows, args.score)
     else:
         every = load_questions(args.benchmark, args.file, args.audio_root, args.shuffle_options)
     questions = every[:args.limit]
-    with ExitStack() as held:
-        try:
-            answers = (match(rows, every, args.score) if args.score
-                       else ask_all(args, questions, every, held))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped; the same command goes on from {args.out}") from None
-        expect_replies(questions, answers)
-        result = scoreboard.score(args.benchmark, questions, answers)
-        scoreboard.publish(result, (args.score or args.out).with_suffix(".result.json"))
+    if args.score:
+        answers = match(rows, every, args.score)
+        scoreboard.publish(args.benchmark, questions, answers, args.score)
+        return
+    try:
+        ask_all(args, questions, every)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; the same command goes on from {args.out}") from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A model's answers to many questions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,6 +11,7 @@ from ..data import Example
 from ..errors import UserError, require
 from ..fast.device import autocast
 from ..fast.generate import generate_responses
+from ..listen import Diffa2
 from ..model import Diffa2Model
 from ..tokenizer import Tokenizer
 from ..training.features import FeatureCache
@@ -37,8 +38,7 @@ def answer(model: Diffa2Model, tokenizer: Tokenizer, features: FeatureCache,
     `respond` decodes them, as `generate_responses` does. `numbers`: which of all that are asked
     each example is (default: its place in the list). The model computes in the precision of
     `features`, and the log-mel in float32 whatever that is."""
-    answers, n_passes = [], 0
-    numbers = range(len(examples)) if numbers is None else numbers
+    answers, n_passes, numbers = [], 0, numbers or range(len(examples))
     for start in range(0, len(examples), batch_size):
         batch = examples[start:start + batch_size]
         audio = features([example.path for example in batch])
@@ -50,15 +50,6 @@ def answer(model: Diffa2Model, tokenizer: Tokenizer, features: FeatureCache,
         answers += [tokenizer.decode(row) for row in tokens.tolist()]
         n_passes += n
     return answers, n_passes
-
-
-# ------------------------------------------------------------------------- questions of a benchmark
-
-
-def seconds_of(question: BenchmarkQuestion) -> float:
-    """How long the clip is. Raises UserError if there is none, or none that can be read."""
-    require(question.audio is not None, "no clip is named")
-    return duration(question.audio)
 
 
 def expect_clips(questions: list[BenchmarkQuestion]) -> None:
@@ -74,49 +65,30 @@ def expect_clips(questions: list[BenchmarkQuestion]) -> None:
                     f"read ({errors[0]}); check --audio-root and --file")
 
 
-def expect_replies(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> None:
-    """Raise UserError if not one question has a reply: then there is nothing to score."""
-    found = [answers[question.id] for question in questions if question.id in answers]
-    errors = [" ".join(answer.error.split()) for answer in found if answer.error]
-    reason = f" ({errors[0]})" if errors else ""
-    require(len(errors) < len(found),
-            f"expected replies to {len(questions)} questions, got none{reason}")
+def seconds_of(question: BenchmarkQuestion) -> float:
+    """How long the clip is. Raises UserError if there is none, or none that can be read."""
+    require(question.audio is not None, "no clip is named")
+    return duration(question.audio)
 
 
-@dataclass(frozen=True)
-class Respondent:
-    """A model with all that it needs to answer questions, and how it decodes."""
-
-    model: Diffa2Model
-    tokenizer: Tokenizer
-    features: FeatureCache
-    parts: tuple[str, ...]  # of the audio embeddings
-    decode: DecodeConfig
-
-    def answer_together(self, questions: list[BenchmarkQuestion],
-                        numbers: Sequence[int]) -> list[Answer]:
-        """Answers to some questions, decoded as a batch; `numbers` tells which of the benchmark's
-        each is. Hidden states that `features` keeps are dropped afterwards: the clips of a long
-        benchmark would fill the memory."""
-        errors, long, examples, asked = {}, set(), [], []
-        for number, question in zip(numbers, questions, strict=True):
-            try:
-                if seconds_of(question) > self.model.config.audio.max_seconds:
-                    long.add(question.id)
-                self.features.get(question.audio)
-                examples.append(
-                    Example(question.audio, question.prompt, question.answer, "", "", ""))
-                asked.append(number)
-            except UserError as error:
-                errors[question.id] = str(error)
-        texts, _ = answer(self.model, self.tokenizer, self.features, examples, self.parts,
-                          self.decode, len(questions), numbers=asked)
-        self.features.memory.clear()
-        left, found = iter(texts), []
-        for question in questions:
-            if question.id in errors:
-                found.append(Answer("", errors[question.id]))
-            else:
-                found.append(Answer(next(left), cut=question.id in long,
-                                    incomplete=self.features.incomplete.get(question.audio, "")))
-        return found
+def answer_questions(diffa2: Diffa2, features: FeatureCache, decode: DecodeConfig,
+                     questions: list[BenchmarkQuestion], numbers: Sequence[int]) -> list[Answer]:
+    """Answers to some questions of a benchmark, decoded as a batch; `numbers` tells which of all
+    each is. Hidden states that `features` keeps are dropped afterwards: the clips of a long
+    benchmark would fill the memory."""
+    found, examples, asked = [], [], []
+    for number, question in zip(numbers, questions, strict=True):
+        try:
+            cut = seconds_of(question) > diffa2.config.audio.max_seconds
+            features.get(question.audio)
+        except UserError as error:
+            found.append(Answer("", str(error)))
+            continue
+        found.append(Answer("", "", cut, features.incomplete.get(question.audio, "")))
+        examples.append(Example(question.audio, question.prompt, question.answer, "", "", ""))
+        asked.append(number)
+    texts, _ = answer(diffa2.model, diffa2.tokenizer, features, examples, diffa2.parts, decode,
+                      len(questions), numbers=asked)
+    features.memory.clear()
+    replies = iter(texts)
+    return [each if each.error else replace(each, reply=next(replies)) for each in found]

@@ -7,59 +7,38 @@ what the benchmarks' own scripts read. Answers made elsewhere are read too.
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from ..data import read_manifest
 from ..errors import UserError, require
-from ..training.files import append, write_whole
+from ..training.files import append, digest_of, write_whole
 from .answers import Answer
 from .benchmarks import BenchmarkQuestion, choices_of, id_of, numbered
 
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
 START = '{"benchmark": '  # of a line that we wrote
-ASKED = ("prompt_sha256", "clip_sha256")  # what was asked, by its contents
 FOUND = ("error", "cut", "incomplete")  # what is wrong with a clip, as an Answer has it
-OURS = ("benchmark", "by", *ASKED, "id", *FOUND)  # beside the published fields
+OURS = ("benchmark", "by", "prompt_sha256", "clip_sha256", "id", *FOUND)  # not published
 
 
-def first_few(names: list[str]) -> str:
-    """Five of the names, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
-
-
-# --------------------------------------------------------------------------------------- writing
-
-
-def file_sha256(path: Path | None) -> str | None:
-    """SHA-256 of a file; None where there is none to read."""
-    found = hashlib.sha256()
-    try:
-        if path is None or not path.is_file():
-            return None
-        with open(path, "rb") as file:
-            while piece := file.read(2**20):
-                found.update(piece)
-    except OSError:
-        return None
-    return found.hexdigest()
-
-
-def text_sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def asked(benchmark: str, by: str, question: BenchmarkQuestion) -> dict[str, str | None]:
+    """What an answer depends on. `by` tells which model answers, and how; prompt and clip count by
+    their contents. A clip that cannot be read has none."""
+    prompt, clip = hashlib.sha256(question.prompt.encode()).hexdigest(), None
+    with suppress(OSError):
+        if question.audio is not None and question.audio.is_file():
+            clip = digest_of(question.audio)
+    return {"benchmark": benchmark, "by": by, "prompt_sha256": prompt, "clip_sha256": clip}
 
 
 def to_line(benchmark: str, by: str, question: BenchmarkQuestion, answer: Answer) -> str:
-    """A line of the file. `by` tells which model answered, and how; the ASKED tell what."""
+    """A line of the file: what the answer depends on, the published fields, and the answer."""
     published = {name: value for name, value in question.row.items() if name not in OURS}
     row = {"benchmark": benchmark, "by": by, "id": question.id} | published
-    row |= {"response": answer.reply, "prompt_sha256": text_sha256(question.prompt),
-            "clip_sha256": file_sha256(question.audio)}
+    row |= {"response": answer.reply} | asked(benchmark, by, question)
     row |= {name: getattr(answer, name) for name in FOUND if getattr(answer, name)}
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-# --------------------------------------------------------------------------------------- reading
 
 
 def answer_in(row: dict) -> Answer | None:
@@ -68,100 +47,57 @@ def answer_in(row: dict) -> Answer | None:
     if name is None:
         return None
     require(isinstance(row[name], (str, int, float)),
-            f"expected text under {name}, got another thing")
-    reply = str(row[name])
-    error, incomplete = (str(row.get(name) or "") for name in ("error", "incomplete"))
-    return Answer(reply, "" if reply else error, bool(row.get("cut")), incomplete)
+            f"expected text under {name}, got {type(row[name]).__name__}")
+    reply, error = str(row[name]), str(row.get("error") or "")
+    return Answer(reply, "" if reply else error, bool(row.get("cut")),
+                  str(row.get("incomplete") or ""))
 
 
-def expect_same_question(row: dict, question: BenchmarkQuestion, where: str) -> None:
-    """Raise UserError if the row was asked another question, or with its choices in another
-    order."""
-    text = question.row.get("question")
-    require(text is None or str(text).strip() in str(row.get("question", text)),
-            f"{where} was asked another question than it is now; check --benchmark and --file")
-    choices = choices_of(row)
-    if choices:
-        require(sorted(choices) == sorted(question.choices),
-                f"{where} was asked with other choices; check --benchmark and --file")
-        require(tuple(choices) == question.choices,
-                f"{where} was asked with its choices in another order; give the --shuffle-options "
-                "that it was asked with")
+def expect_same_question(row: dict, question: BenchmarkQuestion) -> None:
+    """Raise UserError if the row was asked another question, or with other choices."""
+    text, choices = str(question.row.get("question", "")).strip(), choices_of(row)
+    require(text in str(row.get("question", text)) and choices in ([], [*question.choices]),
+            f"{question.id} was asked another question, or other choices, or in another order; "
+            "check --benchmark, --file and --shuffle-options")
 
 
-def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path) -> dict[str, Answer]:
+def traits(row: dict) -> list[str]:
+    """What an answer depends on, as a line tells it."""
+    names = ("benchmark", "prompt_sha256", "clip_sha256")
+    return [*str(row.get("by")).split(", "), *(f"{name} {row.get(name)}" for name in names)]
+
+
+def expect_same_run(row: dict, now: dict[str, str | None]) -> None:
+    """Raise UserError if an answer depends on other things than it would `now`. A clip that is gone
+    since was read, and is not another."""
+    was, now = traits(row), traits(row | {name: value for name, value in now.items() if value})
+    theirs = ", ".join(each for each in was if each not in now)
+    ours = ", ".join(each for each in now if each not in was)
+    require(theirs == ours, f"{row['id']} is an answer of {theirs}, this run is {ours}; choose "
+                            "another --out, or delete such lines to ask anew")
+
+
+def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path,
+          benchmark: str = "", by: str = "") -> dict[str, Answer]:
     """The answers in `rows` by the id of their question. Raises UserError if one answers no
-    question, one that has been answered already, or one that had another text or its choices in
-    another order."""
-    known, answers, seen, unknown = {question.id: question for question in questions}, {}, {}, []
+    question, one that has been answered already, or one that had another text or other choices; or,
+    with `by`, if it depends on other things than it would now."""
+    known, answers, seen = {question.id: question for question in questions}, {}, {}
     for i, row in enumerate(rows, start=1):
         try:
             id = numbered(id_of(row), seen)
-            found = answer_in(row)
+            require(id in known, f"{id} is not asked (id#2 is the second answer to id); check "
+                                 "--benchmark and --file")
+            expect_same_question(row, known[id])
+            if by:
+                expect_same_run(row, asked(benchmark, by, known[id]))
+            if found := answer_in(row):
+                answers[id] = found
         except UserError as error:
-            raise UserError(f"{source}: entry {i} is no answer: {error}") from None
-        if found:
-            answers[id] = found
-        if id in known:
-            expect_same_question(row, known[id], f"{source}: entry {i} ({id})")
-        else:
-            unknown.append(id)
-    require(not unknown, f"{source}: expected an answer to each question of the benchmark, got one "
-                         f"to {first_few(unknown)}, which is not asked (id#2 is the second answer "
-                         "to id); check --benchmark and --file")
-    *names, last = PREDICTIONS
-    require(answers, f"{source}: expected predictions under {', '.join(names)} or {last}, got none")
+            raise UserError(f"{source}: entry {i}: {error}") from None
+    require(answers or by, f"{source}: expected predictions under one of {', '.join(PREDICTIONS)}, "
+                           "got none")
     return answers
-
-
-def expect_same_run(rows: list[dict], benchmark: str, by: str, path: Path) -> None:
-    """Raise UserError unless all lines of a file are answers to this benchmark, by this model."""
-    old = any(name not in row for row in rows for name in ASKED)
-    require(not old, f"{path}: holds answers of an earlier version, which did not note the "
-                     "contents of prompts and clips; choose another --out")
-    for name, now in (("benchmark", benchmark), ("by", by)):
-        other = next((str(row.get(name)) for row in rows if row.get(name) != now), now)
-        then, here = other.split(", "), now.split(", ")
-        theirs = ", ".join(word for word in then if word not in here) or other
-        ours = ", ".join(word for word in here if word not in then) or now
-        require(other == now, f"{path}: holds answers of {theirs}, this run is {ours}; "
-                              "choose another --out")
-
-
-def expect_same_inputs(rows: list[dict], questions: list[BenchmarkQuestion], path: Path) -> None:
-    """Raise UserError unless the lines of a file had the prompts that their questions have now, and
-    the same clips. A clip that is gone since was read, and is not another."""
-    known, clips, changed = {question.id: question for question in questions}, {}, []
-    for row in rows:
-        question = known[row["id"]]
-        if question.audio not in clips:
-            clips[question.audio] = file_sha256(question.audio)
-        if row["prompt_sha256"] != text_sha256(question.prompt):
-            changed.append(f"{question.id} (another prompt)")
-        elif clips[question.audio] not in (None, row["clip_sha256"]):
-            changed.append(f"{question.id} (another clip under the same name)")
-    require(not changed, f"{path}: what was asked has changed since: {first_few(changed)}; delete "
-                         "these lines to ask anew, or choose another --out")
-
-
-def read_lines(path: Path) -> tuple[list[str], list[dict], str]:
-    """The lines of our file, what they say, and the beginning of a line that was not finished.
-    Raises UserError if the file is not ours, or damaged."""
-    try:
-        # a line may end within a letter
-        *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise UserError(
-            f"{path}: could not be read ({error.strerror}); choose another --out") from None
-    ours = all(line.startswith(START) for line in lines)
-    ours = ours and (rest.startswith(START) or START.startswith(rest))
-    require(ours,
-            f"{path}: expected answers of an earlier run, got another file; choose another --out")
-    try:
-        return lines, [json.loads(line) for line in lines], rest
-    except ValueError:
-        raise UserError(
-            f"{path}: a line of it is damaged; delete that line, or choose another --out") from None
 
 
 def resume(path: Path, benchmark: str, by: str,
@@ -171,15 +107,21 @@ def resume(path: Path, benchmark: str, by: str,
     UserError if the file is another run's, or was asked other things under the same ids, and leaves
     it; and now, not after the first answers, if it cannot be written."""
     append(path, "")
-    lines, rows, rest = read_lines(path)
-    expect_same_run(rows, benchmark, by, path)
-    answers = match(rows, questions, path) if rows else {}
-    expect_same_inputs([row for row in rows if "error" not in row], questions, path)
-    kept = [line for line, row in zip(lines, rows) if "error" not in row]
+    # a line may end within a letter
+    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        rows = [json.loads(line) for line in lines]
+        ours = all(line[:len(START)] == START[:len(line)] for line in [*lines, rest])
+    except ValueError:
+        ours = False
+    require(ours, f"{path}: expected answers of an earlier run, got another file or a damaged "
+                  "line; choose another --out, or delete that line")
+    kept = [(line, row) for line, row in zip(lines, rows) if "error" not in row]
+    answers = match([row for _, row in kept], questions, path, benchmark, by)
     if rest or len(kept) < len(lines):
-        text = "".join(f"{line}\n" for line in kept)
+        text = "".join(f"{line}\n" for line, _ in kept)
         write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return {id: answer for id, answer in answers.items() if not answer.error}
+    return answers
 
 
 def read_answers(path: Path, benchmark: str, alone: bool) -> list[dict]:

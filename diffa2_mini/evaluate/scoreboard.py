@@ -2,6 +2,7 @@
 benchmark as text and as JSON."""
 
 import json
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,19 +12,13 @@ from ..command.table import N_LISTED, columns, listed
 from ..data import Example
 from ..errors import require
 from ..training.files import write_whole
+from . import scoring
 from .answers import Answer
-from .benchmarks import BENCHMARKS, BenchmarkQuestion, can_be_scored
-from .scoring import (
-    NORMALISATION,
-    WordErrors,
-    is_bare_letter,
-    is_right,
-    normalise,
-    score_mended,
-    word_errors,
-)
+from .benchmarks import BenchmarkQuestion
+from .scoring import WordErrors, normalise, word_errors
 
 INCOMPLETE = "clips that end early or are damaged, used as far as they go"
+EDITS = ("substitutions", "deletions", "insertions")
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -45,8 +40,8 @@ def wilson(right: int, count: int) -> list[float]:
 def word_error_rate(errors: list[WordErrors]) -> float:
     """Of a corpus: all edits over all words of the references; not a number where there are no
     words."""
-    total = sum(errors, WordErrors())
-    return total.total / total.words if total.words else float("nan")
+    n_words = sum(each.words for each in errors)
+    return sum(each.total for each in errors) / n_words if n_words else float("nan")
 
 
 def bootstrap(errors: list[WordErrors]) -> list[float]:
@@ -62,33 +57,32 @@ def bootstrap(errors: list[WordErrors]) -> list[float]:
 
 @dataclass(frozen=True)
 class Report:
-    """Accuracy by (domain, type), and the figures that sum it up."""
+    """Accuracy by (domain, type) of so many questions, and the figures that sum it up."""
 
     accuracy: dict[tuple[str, str], float]
-    count: dict[tuple[str, str], int]
+    count: int
     figures: dict[str, float]
 
 
 def report(examples: list[Example], answers: list[str]) -> Report:
     """Score answers. `open`, `lettered` and `caption` are means over types, `overall` is the mean
     over questions; `wer` is the word error rate of transcripts."""
-    right, errors = {}, []
+    right, errors, groups = defaultdict(list), [], defaultdict(list)
     for example, text in zip(examples, answers, strict=True):
-        right.setdefault((example.domain, example.type), []).append(is_right(example, text))
+        right[example.domain, example.type].append(scoring.is_right(example, text))
         if example.type == "asr":
             errors.append(word_errors(example.answer, text))
     accuracy = {key: mean(values) for key, values in sorted(right.items())}
-    groups = {"open": [], "lettered": [], "caption": []}
     for (_, type), value in accuracy.items():
         groups["lettered" if type.endswith("+abcd") else "open"].append(value)
         if type == "caption":
             groups["caption"].append(value)
-    figures = {name: mean(values) for name, values in groups.items() if values}
+    figures = {name: mean(groups[name]) for name in ("open", "lettered", "caption") if groups[name]}
     figures["overall"] = mean([each for values in right.values() for each in values])
     figures["worst_open"] = min(groups["open"], default=float("nan"))
     if errors:
         figures["wer"] = word_error_rate(errors)
-    return Report(accuracy, {key: len(values) for key, values in right.items()}, figures)
+    return Report(accuracy, len(examples), figures)
 
 
 def table(result: Report) -> str:
@@ -98,34 +92,23 @@ def table(result: Report) -> str:
     types = {type for _, type in result.accuracy}
     lines = [f"{'question':14}" + "".join(f"{domain:>10}" for domain in domains)]
     for type in sorted(types, key=lambda type: (type.endswith("+abcd"), type)):
-        line = f"{type:14}"
-        for domain in domains:
-            value = result.accuracy.get((domain, type))
-            line += f"{'' if value is None else f'{value:.2f}':>10}"
-        lines.append(line)
+        values = [result.accuracy.get((domain, type)) for domain in domains]
+        cells = ["" if value is None else f"{value:.2f}" for value in values]
+        lines.append(f"{type:14}" + "".join(f"{cell:>10}" for cell in cells))
     figures = ", ".join(f"{name} {value:.3f}" for name, value in result.figures.items())
-    return "\n".join([*lines, f"{sum(result.count.values())} questions: {figures}"])
+    return "\n".join([*lines, f"{result.count} questions: {figures}"])
 
 
 # -------------------------------------------------------------------------------------- a benchmark
 
 
-def reply_to(question: BenchmarkQuestion, answers: dict[str, Answer]) -> str:
-    """The reply to a question; empty where there is none."""
-    return answers[question.id].reply if question.id in answers else ""
-
-
-def about_clips(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> dict:
-    """What the results of all benchmarks tell of clips, and of answers that are not there."""
-    answered = {q.id: answers[q.id] for q in questions if q.id in answers}
-    return {
-        "benchmark": name,
-        "broken_audio": {id: each.error for id, each in answered.items() if each.error},
-        "unanswered": [q.id for q in questions if q.id not in answered],
-        "unscored": [q.id for q in questions if not can_be_scored(name, q)],
-        "cut": sum(each.cut for each in answered.values()),
-        "incomplete": {id: each.incomplete for id, each in answered.items() if each.incomplete},
-    }
+def so_far(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> str:
+    """The figure of the questions that are answered up to now."""
+    verdicts = [each.judge(answers[each.id].reply) for each in questions
+                if each.id in answers and each.can_be_scored]
+    if questions[0].rule is None:
+        return f"word error rate {word_error_rate(verdicts):.3f}"
+    return f"accuracy {mean(verdicts):.3f}"
 
 
 def accuracy_of(verdicts: list[tuple[bool, bool]]) -> dict | None:
@@ -138,78 +121,62 @@ def accuracy_of(verdicts: list[tuple[bool, bool]]) -> dict | None:
             "interval": wilson(sum(right), len(right)), "mended": sum(mended) / len(mended)}
 
 
-def score_choices(name: str, questions: list[BenchmarkQuestion],
-                  answers: dict[str, Answer]) -> dict:
-    """The result of a benchmark of multiple choice. A question that was not answered is wrong, and
-    no malformed reply; one that cannot be scored is in no table; `overall` is None if none can."""
-    benchmark, result = BENCHMARKS[name], about_clips(name, questions, answers)
-    verdicts, rows_of = [], {}  # of each table, the verdicts in each of its rows
-    for question in questions:
-        if not can_be_scored(name, question):
-            continue
-        reply = reply_to(question, answers)
-        verdict = (benchmark.is_right(reply, question),
-                   score_mended(reply, question.answer, question.choices))
-        verdicts.append(verdict)
+def score_choices(questions: list[BenchmarkQuestion], replies: dict[str, str]) -> dict:
+    """The accuracy of multiple choice. A question that cannot be scored is in no table; `overall`
+    is None if none can. A reply that is not there is wrong, and not malformed."""
+    verdicts, tables = [], defaultdict(lambda: defaultdict(list))
+    for question in [each for each in questions if each.can_be_scored]:
+        reply = replies.get(question.id, "")
+        verdicts.append(
+            (question.judge(reply), scoring.score_mended(reply, question.answer, question.choices)))
         for title, rows in question.groups.items():
             for row in rows:
-                rows_of.setdefault(title, {}).setdefault(row, []).append(verdict)
-    tables = {title: {row: accuracy_of(found) for row, found in sorted(rows.items())}
-              for title, rows in rows_of.items()}
-    without_reply = {*result["broken_audio"], *result["unanswered"]}
-    replies = {q.id: reply_to(q, answers) for q in questions}
-    malformed = {q.id: replies[q.id] for q in questions
-                 if q.id not in without_reply and not benchmark.answers(replies[q.id], q)}
-    n_letters = sum(is_bare_letter(reply) for reply in replies.values())
-    return result | {"overall": accuracy_of(verdicts), "bare_letters": n_letters,
-                     "malformed": malformed, "tables": tables}
+                tables[title][row].append(verdicts[-1])
+    return {"overall": accuracy_of(verdicts),
+            "bare_letters": sum(map(scoring.is_bare_letter, replies.values())),
+            "malformed": {q.id: replies[q.id] for q in questions
+                          if q.id in replies and not q.rule.answers(replies[q.id], q.choices)},
+            "tables": {title: {row: accuracy_of(rows[row]) for row in sorted(rows)}
+                       for title, rows in tables.items()}}
 
 
-def score_transcripts(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> dict:
+def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str]) -> dict:
     """The word error rate of a corpus. A transcript that is missing has all its words left out."""
-    pairs = [(normalise(q.answer), normalise(reply_to(q, answers))) for q in questions]
+    pairs = [(normalise(q.answer), normalise(replies.get(q.id, ""))) for q in questions]
     errors = [word_errors(*pair) for pair in pairs]
-    total = sum(errors, WordErrors())
-    require(total.words, "expected transcripts with words, got none: there is no word error rate")
-    clips = [{"id": question.id, **asdict(error), "reference": reference, "hypothesis": hypothesis}
-             for question, error, (reference, hypothesis) in zip(questions, errors, pairs)]
+    totals = {name: sum(getattr(each, name) for each in errors) for name in (*EDITS, "words")}
+    require(totals["words"],
+            "expected transcripts with words, got none: there is no word error rate")
+    clips = [{"id": question.id, **asdict(found), "reference": reference, "hypothesis": hypothesis}
+             for question, found, (reference, hypothesis) in zip(questions, errors, pairs)]
     order = sorted(range(len(errors)), key=lambda i: -errors[i].total)
-    return about_clips("asr", questions, answers) | {
-        "clips": len(questions), **asdict(total), "wer": word_error_rate(errors),
-        "interval": bootstrap(errors), "empty": sum(not said for _, said in pairs),
-        "normalisation": NORMALISATION,
-        "worst": [clips[i] for i in order[:N_LISTED] if errors[i].total]}
+    return {"clips": len(clips), **totals, "wer": word_error_rate(errors),
+            "interval": bootstrap(errors), "empty": sum(not said for _, said in pairs),
+            "normalisation": scoring.NORMALISATION,
+            "worst": [clips[i] for i in order[:N_LISTED] if errors[i].total]}
 
 
 def score(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> dict:
-    """The result of a benchmark, ready for JSON."""
-    if name == "asr":
-        return score_transcripts(questions, answers)
-    return score_choices(name, questions, answers)
+    """The result of a benchmark, ready for JSON. Raises UserError if not one question has a
+    reply."""
+    answered = {q.id: answers[q.id] for q in questions if q.id in answers}
+    broken = {id: each.error for id, each in answered.items() if each.error}
+    replies = {id: each.reply for id, each in answered.items() if not each.error}
+    reason = "".join(f" ({' '.join(error.split())})" for error in [*broken.values()][:1])
+    require(replies, f"expected replies to {len(questions)} questions, got none{reason}")
+    result = {
+        "benchmark": name,
+        "broken_audio": broken,
+        "unanswered": [q.id for q in questions if q.id not in answered],
+        "unscored": [q.id for q in questions if not q.can_be_scored],
+        "cut": sum(each.cut for each in answered.values()),
+        "incomplete": {id: each.incomplete for id, each in answered.items() if each.incomplete},
+    }
+    score_replies = score_transcripts if name == "asr" else score_choices
+    return result | score_replies(questions, replies)
 
 
-class Tally:
-    """How good the answers to a benchmark are so far."""
-
-    def __init__(self, benchmark: str):
-        self.benchmark, self.right, self.errors = benchmark, [], []
-
-    def add(self, questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> str:
-        """Count more answers; returns the figure of all."""
-        for question in questions:
-            reply = answers[question.id].reply
-            if not can_be_scored(self.benchmark, question):
-                continue
-            if self.benchmark == "asr":
-                self.errors.append(word_errors(normalise(question.answer), normalise(reply)))
-            else:
-                self.right.append(BENCHMARKS[self.benchmark].is_right(reply, question))
-        if self.benchmark == "asr":
-            return f"word error rate {word_error_rate(self.errors):.3f}"
-        return f"accuracy {mean(self.right):.3f}" if self.right else "accuracy not known"
-
-
-# ------------------------------------------------------------------------------- a result as text
+# -------------------------------------------------------------------------------- a result as text
 
 
 def percent(*values: float) -> str:
@@ -218,14 +185,13 @@ def percent(*values: float) -> str:
 
 def transcripts_as_text(result: dict) -> list[str]:
     """The lines on a corpus of transcripts."""
-    edits = [f"{result[kind]} {kind}" for kind in ("substitutions", "deletions", "insertions")]
-    lines = [f"word error rate {percent(result['wer'])} % "
-             f"(95 % interval {percent(*result['interval'])}): {', '.join(edits)} "
-             f"in {result['words']} words of {result['clips']} clips",
-             f"compared in {result['normalisation']}",
+    edits = ", ".join(f"{result[name]} {name}" for name in EDITS)
+    lines = [f"word error rate {percent(result['wer'])} % (95 % interval "
+             f"{percent(*result['interval'])}): {edits} in {result['words']} words of "
+             f"{result['clips']} clips", f"compared in {result['normalisation']}",
              f"transcripts that are empty or missing: {result['empty']}", "worst clips:"]
     for clip in result["worst"]:
-        n_edits = clip["substitutions"] + clip["deletions"] + clip["insertions"]
+        n_edits = sum(clip[name] for name in EDITS)
         lines += [f"  {clip['id']}: {n_edits} errors in {clip['words']} words",
                   f"    reference:  {clip['reference']}",
                   f"    hypothesis: {clip['hypothesis']}"]
@@ -234,24 +200,23 @@ def transcripts_as_text(result: dict) -> list[str]:
 
 def choices_as_text(result: dict) -> list[str]:
     """The lines on questions with choices: the tables, and the accuracy, if there is one."""
-    lines, name, overall = [], result["benchmark"], result["overall"]
+    lines, overall = [], result["overall"]
     for title, rows in result["tables"].items():
         cells = [(title, "questions", "right", "accuracy %", "95 % interval",
                   "by words, letters mended %")]
-        for row, found in rows.items():
-            cells.append((row, str(found["count"]), str(found["right"]),
-                          percent(found["accuracy"]), percent(*found["interval"]),
-                          percent(found["mended"])))
+        cells += [(row, str(found["count"]), str(found["right"]), percent(found["accuracy"]),
+                   percent(*found["interval"]), percent(found["mended"]))
+                  for row, found in rows.items()]
         lines += [columns(cells), ""]
+    figure = "no question can be scored, as none has an answer among its choices"
     if overall:
-        lines += [f"{name}: {overall['right']} of {overall['count']} right by its rule, "
+        figure = (f"{overall['right']} of {overall['count']} right by its rule, "
                   f"{percent(overall['accuracy'])} % (95 % interval "
                   f"{percent(*overall['interval'])}); by words, with letters mended: "
-                  f"{percent(overall['mended'])} %", ""]
-    else:
-        lines += [f"{name}: no question can be scored, as none has an answer among its choices", ""]
+                  f"{percent(overall['mended'])} %")
     malformed = [f"{id}: {reply!r}" for id, reply in result["malformed"].items()]
-    return [*lines, f"replies that are only a letter: {result['bare_letters']}",
+    return [*lines, f"{result['benchmark']}: {figure}", "",
+            f"replies that are only a letter: {result['bare_letters']}",
             *listed("malformed replies", malformed),
             *listed("questions whose answer is blank or none of their choices, not scored",
                     result["unscored"])]
@@ -263,15 +228,17 @@ def as_text(result: dict) -> str:
     lines = transcripts_as_text(result) if is_asr else choices_as_text(result)
     wrong = "counted as wrong" + (" where they are scored" if result["unscored"] else "")
     broken = [f"{id}: {error}" for id, error in result["broken_audio"].items()]
-    lines += listed(f"clips that could not be read, {wrong}", broken)
-    lines += listed(f"questions without a reply, {wrong}", result["unanswered"])
-    lines += listed(INCOMPLETE, [*result["incomplete"].values()])
-    lines.append(f"clips longer than the model takes, cut to their beginning: {result['cut']}")
-    return "\n".join(lines)
+    return "\n".join([
+        *lines, *listed(f"clips that could not be read, {wrong}", broken),
+        *listed(f"questions without a reply, {wrong}", result["unanswered"]),
+        *listed(INCOMPLETE, [*result["incomplete"].values()]),
+        f"clips longer than the model takes, cut to their beginning: {result['cut']}"])
 
 
-def publish(result: dict, path: Path) -> None:
-    """Write the result as JSON, and print it."""
+def publish(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer],
+            file: Path) -> None:
+    """Write the result of a benchmark as JSON beside the file of answers, and print it."""
+    result, path = score(name, questions, answers), file.with_suffix(".result.json")
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     print(f"{as_text(result)}\nthe same as JSON: {path}")

@@ -14,6 +14,9 @@ from string import ascii_uppercase
 
 from ..data import Example
 
+NORMALISATION = ("lower case; apostrophes are taken out (don't = dont); all other punctuation and "
+                 "symbols separate words (well-known = well known)")
+
 
 def same_text(text: str, other: str) -> bool:
     """Whether two texts are the same to a reader: white space around them does not count."""
@@ -28,7 +31,9 @@ def is_right(example: Example, answer: str) -> bool:
     return same_text(answer, example.answer)
 
 
-# ---------------------------------------------------------------------------------- multiple choice
+def choice_at(letter: str | None, choices: tuple[str, ...]) -> str | None:
+    """The choice that is shown behind a letter, if there is one."""
+    return dict(zip(ascii_uppercase, choices)).get(letter)
 
 
 def mmsu_letter(reply: str) -> str | None:
@@ -39,11 +44,6 @@ def mmsu_letter(reply: str) -> str | None:
         if character and character in "ABCD":
             return character
     return None
-
-
-def score_mmsu(reply: str, answer: str, choices: tuple[str, ...]) -> bool:
-    """Whether the choice behind the letter is the answer, which is a text."""
-    return dict(zip(ascii_uppercase, choices)).get(mmsu_letter(reply)) == answer
 
 
 def words(text: str) -> set[str]:
@@ -84,12 +84,6 @@ def names_a_choice(reply: str, choices: tuple[str, ...]) -> bool:
     return any(words(choice) and words(choice) <= said for choice in choices)
 
 
-# -------------------------------------------------------------------------------------- transcripts
-
-NORMALISATION = ("lower case; apostrophes are taken out (don't = dont); all other punctuation and "
-                 "symbols separate words (well-known = well known)")
-
-
 def normalise(text: str) -> str:
     """A transcript as it is compared: NORMALISATION, in Unicode's composed form."""
     text = re.sub("['\u2018\u2019\u02bc]", "", unicodedata.normalize("NFKC", text).lower())
@@ -99,8 +93,8 @@ def normalise(text: str) -> str:
 
 @dataclass(frozen=True)
 class WordErrors:
-    """Edits between a transcript and its reference of so many `words`: those replaced, left out,
-    and put in."""
+    """How many words of a transcript's reference, which has `words`, are replaced and left out, and
+    how many are put in."""
 
     substitutions: int = 0
     deletions: int = 0
@@ -110,11 +104,6 @@ class WordErrors:
     @property
     def total(self) -> int:
         return self.substitutions + self.deletions + self.insertions
-
-    def __add__(self, other: "WordErrors") -> "WordErrors":
-        return WordErrors(self.substitutions + other.substitutions,
-                          self.deletions + other.deletions, self.insertions + other.insertions,
-                          self.words + other.words)
 
 
 def word_errors(reference: str, hypothesis: str) -> WordErrors:

@@ -12,6 +12,7 @@ from ..command.table import listed
 from ..config import StageConfig
 from ..data import Collate, Example, PreferenceBatch
 from ..fast.device import autocast
+from ..fast.generate import generate_responses
 from ..model import Diffa2Model
 from ..tokenizer import Tokenizer
 from ..training.features import FeatureCache
@@ -43,17 +44,16 @@ class Validator:
 
     def answers(self, stage: StageConfig, examples: list[Example]) -> list[str]:
         """What the model answers, decoded with the default settings."""
-        config, texts = self.model.config, []
+        def respond(*args) -> tuple[Tensor, int]:
+            found = generate_responses(*args)
+            self.after_batch()
+            return found
+
+        config = self.model.config
         batch_size = 64 if config.from_scratch else stage.micro_batch
         with self.evaluating():
-            for start in range(0, len(examples), batch_size):
-                batch = examples[start:start + batch_size]
-                found, _ = answers.answer(self.model, self.tokenizer, self.features, batch,
-                                          stage.audio, config.decode, batch_size,
-                                          numbers=range(start, start + len(batch)))
-                texts += found
-                self.after_batch()
-        return texts
+            return answers.answer(self.model, self.tokenizer, self.features, examples, stage.audio,
+                                  config.decode, batch_size, respond)[0]
 
     def report(self, stage: StageConfig, examples: list[Example]) -> scoreboard.Report:
         """How good the answers are."""
