@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from diffa2_mini.audio import duration, load_audio
-from diffa2_mini.command.flags import add_decode_flags, add_model_flags, choose, decode_config, find
+from diffa2_mini.command import flags
 from diffa2_mini.config import AudioConfig, DecodeConfig
 from diffa2_mini.fast.generate import Step
 from diffa2_mini.listen import Diffa2
@@ -33,7 +33,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("clips", nargs="+", type=Path, metavar="CLIP", help="wav, flac, ogg or mp3, of any rate")
     add("--prompt", help="the question (default: transcribe)")
-    add_model_flags(add)
+    flags.add_model_flags(add)
     add("--chunk", action="store_true", help="answer on each part of a clip that is longer than "
         "the model takes: as few parts as there can be, all of one length")
     add("--json", action="store_true", help="print a line of JSON for each clip, or each part of "
@@ -42,7 +42,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="show the answer forming; ░ is a mask, bright is confident")
     add("--html", type=Path, metavar="PAGE",
         help="write a page that shows and plays the clips, and each step of the answers")
-    add_decode_flags(add)
+    flags.add_decode_flags(add)
     return parser.parse_args(argv)
 
 
@@ -96,13 +96,13 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     if args.html:
         page.check(args.html)
-    source = find(args)
+    source = flags.model_source(args)
     config, n_asked, sections = source.config, 0, []
-    decode = decode_config(args, config.decode)
+    decode = flags.decode_config(args, config.decode)
     prompt = config.text.instruction if args.prompt is None else args.prompt
     for path in args.clips:
         duration(path)  # an error now, and not after the weights are loaded
-    diffa2 = Diffa2.load(source, *choose(args, config), args.merge_lora)
+    diffa2 = Diffa2.load(source, *flags.device_and_dtype(args, config), args.merge_lora)
     for path in args.clips:
         parts = parts_of_clip(path, config.audio, args.chunk)
         is_alone = len(args.clips) == len(parts) == 1

@@ -331,7 +331,7 @@ def test_a_run_in_which_no_clip_is_there_ends_before_weights_are_read(
             clip.write_text("version https://git-lfs.github.com/spec/v1")
     else:
         (folder / "toy.json").write_text(json.dumps([row | {"audio_id": None} for row in TOY]))
-    monkeypatch.setattr(model_flags, "find", None)
+    monkeypatch.setattr(model_flags, "model_source", None)
     error = run(capfd, *flags(folder), *more, code=2)
     assert "expected the clips of 4 questions, found not one" in error and error.count("\n") == 1
     assert "check --audio-root" in error and sorted(folder.iterdir()) == before

@@ -96,8 +96,8 @@ from diffa2_mini.command import flags
 from diffa2_mini.audio import load_audio
 torch.set_num_threads(1)
 args = sample.parse_arguments(["x.wav", "--device", "cpu"])
-source = flags.find(args)
-diffa2 = Diffa2.load(source, *flags.choose(args, source.config))
+source = flags.model_source(args)
+diffa2 = Diffa2.load(source, *flags.device_and_dtype(args, source.config))
 clips = sorted(Path("data/clips").glob("*.wav"))
 for i in range(int(sys.argv[1])):
     samples = load_audio(clips[i % 3])[:16000 + 37 * i % 40000]

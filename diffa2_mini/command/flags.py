@@ -12,7 +12,6 @@ import torch
 
 from .. import weights
 from ..config import SIZES, Config, DecodeConfig
-from ..errors import require
 from ..fast.device import DTYPES, choose_device
 from ..fast.memory import keep_freed_memory
 from ..listen import Source, decode_settings, find_source
@@ -20,7 +19,8 @@ from ..published.sources import tokenizer_file
 
 
 def add_model_flags(add: Callable) -> None:
-    """Add the flags that `find` and `choose` read; `add` is a parser's `add_argument`."""
+    """Add the flags that `model_source` and `device_and_dtype` read; `add` is a parser's
+    `add_argument`."""
     add("--checkpoint", type=Path, help="what train.py wrote (default: the size's own)")
     add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
     add("--whisper",
@@ -59,19 +59,18 @@ def add_decode_flags(add: Callable) -> None:
 
 def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConfig:
     """The size's way to decode, with what the command line changes (`decode_settings`)."""
-    names = [field.name for field in dataclasses.fields(DecodeConfig)]
-    changes = {name: getattr(args, name) for name in names}
-    return decode_settings(default, **{name: value for name, value in changes.items()
+    asked = {field.name: getattr(args, field.name) for field in dataclasses.fields(DecodeConfig)}
+    return decode_settings(default, **{name: value for name, value in asked.items()
                                        if value is not None})
 
 
-def find(args: argparse.Namespace) -> Source:
+def model_source(args: argparse.Namespace) -> Source:
     """Where the model that the flags name is, as `find_source` tells."""
-    sources = {"whisper": args.whisper, "llada": args.llada, "diffa2": args.diffa2}
+    sources = {part: getattr(args, part) for part in ("whisper", "llada", "diffa2")}
     return find_source(args.size, args.checkpoint, sources, args.other_parts)
 
 
-def choose(args: argparse.Namespace, config: Config) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(args: argparse.Namespace, config: Config) -> tuple[torch.device, torch.dtype]:
     """Where and in which precision to compute."""
     device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch)
     if device.type == "cpu" and config.from_scratch:  # a downloaded model has no memory to spare
@@ -79,20 +78,19 @@ def choose(args: argparse.Namespace, config: Config) -> tuple[torch.device, torc
     return device, dtype
 
 
-def describe(source: Source, decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
+def identify_model(source: Source, decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
     """Which model answers, and how, in one line: answers that differ in it are not to be mixed.
     Weights, tokenizer and config count by what they hold, not by where they are."""
     config, trained, paths = source
+    about = dataclasses.asdict(config) | {"decode": None}  # how to decode is told below
     prints = {part: weights.fingerprint(weights.read_part(path, part))
               for part, path in paths.items()}
-    about = dataclasses.asdict(config) | {"decode": None}  # how to decode is told below
     if trained:
-        prints["diffa2"] = weights.fingerprint(trained.model)
         about["audio of the prompt"] = trained.audio
-    file = tokenizer_file(config, paths["llada"])
-    require(file.is_file(), f"{file}: expected a tokenizer, found none")
-    prints["tokenizer"] = hashlib.sha256(file.read_bytes()).hexdigest()
-    prints["config"] = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        prints["diffa2"] = weights.fingerprint(trained.model)
+    hashed = {"tokenizer": tokenizer_file(config, paths["llada"]).read_bytes(),
+              "config": json.dumps(about, sort_keys=True).encode()}
+    prints |= {name: hashlib.sha256(held).hexdigest() for name, held in hashed.items()}
     settings = [f"{name} {value}" for name, value in dataclasses.asdict(decode).items()]
     return ", ".join([config.size, *(f"{part} {prints[part][:16]}" for part in sorted(prints)),
                       "LoRA merged" if merge else "LoRA apart",

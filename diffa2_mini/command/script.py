@@ -33,24 +33,16 @@ class Parser(argparse.ArgumentParser):
             self.prog = f"python -m {sys.modules['__main__'].__spec__.parent}"
 
     def parse_args(self, argv: list[str]) -> argparse.Namespace:
-        # which argparse makes an empty list of
-        odd = [word for word in argv if word.endswith("=--")]
-        if odd:
-            self.error(f"{odd[0]}: expected a value, got --")
         args = super().parse_args(argv)
-        for action in (action for action in self._actions if action.type in (int, float)):
-            found = getattr(args, action.dest)
+        for action in self._actions:
+            found = getattr(args, action.dest, None) if action.type in (int, float) else None
             for value in found if isinstance(found, list) else [found]:
                 wrong = value is not None and out_of_range(action.dest, value, action.type is int)
-                flag = action.option_strings[0] if action.option_strings else action.dest
-                require(not wrong, f"{flag} must be {wrong}")
+                require(not wrong, f"{(action.option_strings or [action.dest])[0]} must be {wrong}")
         return args
 
     def error(self, message: str):
         raise UserError(f"{message}; --help lists what there is")
-
-
-# ---------------------------------------------------------------------------------- what is printed
 
 
 def shown(text: str, encoding: str | None) -> str:
@@ -118,9 +110,6 @@ def progress(*args, **options):
     return tqdm(*args, **{"file": file, "dynamic_ncols": True} | options)
 
 
-# ------------------------------------------------------------------------------- how a command ends
-
-
 def end_at_once(number: int, frame) -> None:
     """What Ctrl-C does while there is nothing to save or to clean up."""
     with suppress(OSError):
@@ -137,59 +126,38 @@ def begin(name: str) -> None:
 
 
 def explain(error: Exception) -> str | None:
-    """One line on an error that a user can mend; None for any other. Only an error of a file is
-    told as one."""
-    if isinstance(error, UserError):
-        return f"error: {error}"
+    """One line on an error that a user can mend; None for any other."""
     if out_of_memory(error):
         said = (str(error).strip() or "MemoryError").splitlines()[0][:200]
-        return (
-            f"error: expected memory enough, got '{said}'; take less: in training a "
-            "larger --grad-accum, --recompute blocks or shorter clips and texts, else a "
-            "smaller --batch-size or --gen-length")
+        return (f"error: expected memory enough, got '{said}'; take less: in training a larger "
+                "--grad-accum, --recompute blocks or shorter clips and texts, else a smaller "
+                "--batch-size or --gen-length")
     if isinstance(error, OSError) and error.filename is not None:
-        name = repr(
-            os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-        )[:200]
+        name = repr(os.fsdecode(error.filename))[:200]
         return f"error: {name}: expected a file that can be used, got '{error.strerror}'; check it"
-    if isinstance(error, (OSError, UnicodeError)):
-        return f"error: {error}"
-    return None
-
-
-def end_tidily(number: int, frame) -> None:
-    """What Ctrl-C does while there are things to clean up. The second one ends at once."""
-    signal.signal(signal.SIGINT, end_at_once)
-    raise KeyboardInterrupt
-
-
-def attempt(main: Callable[[list[str]], None], argv: list[str]) -> tuple[int, str]:
-    """Call `main`; returns an exit code and what is to be said last, once all that `main` began has
-    been closed."""
-    try:
-        main(argv)
-        return 0, ""
-    except KeyboardInterrupt as stop:
-        return INTERRUPTED, str(stop) or "stopped"
-    except Exception as error:
-        line = explain(error)
-        if line is None:
-            raise
-        return 2, line
+    return f"error: {error}" if isinstance(error, (UserError, OSError, UnicodeError)) else None
 
 
 def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
     """Run a script's `main`, and return the exit code: 0; or, after one line on stderr, 2 where it
     raises what the user can mend, and 130 after Ctrl-C; or 141 where nobody reads the output any
     more."""
-    before = signal.getsignal(signal.SIGINT)
+    is_script = signal.getsignal(signal.SIGINT) is end_at_once  # else inside another program
     out, err = (Console(stream or open(os.devnull, "w", encoding="utf-8"))
                 for stream in (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
-        if before is end_at_once:  # else this runs inside another program
-            signal.signal(signal.SIGINT, end_tidily)
-        code, last = attempt(main, argv)
-        if before is end_at_once:  # all is done; while Python ends, it would be told as a failure
+        code, last = 0, ""  # the line is printed once all that `main` began has been closed
+        if is_script:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            main(argv)
+        except KeyboardInterrupt as stop:
+            code, last = INTERRUPTED, str(stop) or "stopped"
+        except Exception as error:
+            code, last = 2, explain(error)
+            if last is None:
+                raise
+        if is_script:  # all is done; while Python ends, it would be told as a failure
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if last:
             print(last, file=sys.stderr)

@@ -38,12 +38,12 @@ def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
     """Ask those of the `questions` that are not answered yet, and score all. `every` question of
     the benchmark may be answered in the file, which is locked meanwhile."""
     expect_clips(questions)
-    source = flags.find(args)
+    source = flags.model_source(args)
     config = source.config
     as_authors = {} if config.from_scratch else BENCHMARKS[args.benchmark].decode
     decode = flags.decode_config(args, dataclasses.replace(config.decode, **as_authors))
-    device, dtype = flags.choose(args, config)
-    by = flags.describe(source, decode, dtype, args.merge_lora)
+    device, dtype = flags.device_and_dtype(args, config)
+    by = flags.identify_model(source, decode, dtype, args.merge_lora)
     size = args.batch_size or (64 if config.from_scratch else 8)
     with files.lock(args.out.parent, args.out.name):
         answers = resume(args.out, args.benchmark, by, every)
