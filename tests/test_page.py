@@ -143,16 +143,14 @@ def test_a_letter_of_two_tokens_and_an_end_are_recorded_as_bytes(tokenizer):
     assert recorded[0][3][2:] == [0.75, [["<|endoftext|>", 0.75]]]
 
 
-@pytest.mark.parametrize(
-    "name, message",
-    [("missing/out.html", "there is no"), ("out.wav", ".html"), ("folder.html", "a folder")])
-def test_a_page_that_cannot_be_is_refused_before_the_model_is_loaded(name, message, tmp_path,
-                                                                     capsys, monkeypatch):
+@pytest.mark.parametrize("name", ["missing/out.html", "out.wav", "folder.html"])
+def test_a_page_that_cannot_be_is_refused_before_the_model_is_loaded(name, tmp_path, capsys,
+                                                                     monkeypatch):
     (tmp_path / "folder.html").mkdir()
     monkeypatch.setattr(sample.Diffa2, "load", None)
     assert run_script(sample.main, [str(CLIP), "--html", str(tmp_path / name)]) == 2
     printed = capsys.readouterr()
-    assert message in printed.err and str(tmp_path / name) in printed.err
+    assert f"--html {tmp_path / name}: expected the name of a file" in printed.err
     assert printed.err.count("\n") == 1 and not printed.out
     assert [path.name for path in tmp_path.iterdir()] == ["folder.html"]
 

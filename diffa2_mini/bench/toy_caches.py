@@ -13,8 +13,7 @@ from ..errors import require
 from ..evaluate.answers import answer
 from ..evaluate.scoreboard import report
 from ..fast.state import BLOCK_STATES
-from ..listen import find_source, load_model
-from ..published.sources import load_tokenizer
+from ..listen import Diffa2
 from ..training.features import FeatureCache
 from .timing import Row, take_turns
 
@@ -26,10 +25,8 @@ def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
     require((data / "validation.json").is_file(),
             f"{data}: expected the toy world, found none; in a clone of the repository "
             "'python data/toy.py' makes it, or name it: --data")
-    source = find_source("toy")
-    config, tokenizer = source.config, load_tokenizer(source.config)
-    model, parts = load_model(source, device, torch.float32)
-    features = FeatureCache(model, device, torch.float32, keep=True)
+    diffa2 = Diffa2.from_pretrained("toy", device=device.type, dtype="float32")
+    config, features = diffa2.config, FeatureCache(diffa2.model, device, diffa2.dtype, keep=True)
     examples = load_examples(data / "validation.json", SIZES["toy"][1][2], config, False, print)
     features.prepare([example.path for example in examples], iter)
 
@@ -37,7 +34,7 @@ def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
         found = {}
 
         def ask(cache: str) -> None:
-            found[cache] = answer(model, tokenizer, features, asked, parts,
+            found[cache] = answer(diffa2.model, diffa2.tokenizer, features, asked, diffa2.parts,
                                   dataclasses.replace(decode, cache=cache), batch_size)
 
         case = (f"toy, blocks of {decode.block_length}, f = {decode.factor:g}, "

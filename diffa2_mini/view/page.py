@@ -32,15 +32,10 @@ COLOURS = [(8, 10, 30), (60, 30, 110), (150, 45, 110), (225, 90, 70), (250, 175,
 
 
 def check(path: Path) -> None:
-    """Raise UserError, one line that starts with the path, unless a page can have this name."""
-    require(path.suffix.lower() in (".html", ".htm"),
-            f"{path}: expected a name that ends in .html; choose another --html")
-    require(path.parent.is_dir(), f"{path}: expected a name in a folder that exists, there is no "
-                                  f"{path.parent}; create it first")
-    require(not path.is_dir(), f"{path}: expected a file, got a folder; name a file inside it")
-
-
-# --------------------------------------------------------------------------------------- the answer
+    """Raise UserError unless a page can have this name."""
+    require(path.suffix.lower() in (".html", ".htm") and path.parent.is_dir() and not path.is_dir(),
+            f"--html {path}: expected the name of a file, one that ends in .html, in a folder that "
+            "exists; choose another")
 
 
 def record(steps: Iterator[Step], tokenizer: Tokenizer, recorded: list) -> Iterator[Step]:
@@ -52,37 +47,20 @@ def record(steps: Iterator[Step], tokenizer: Tokenizer, recorded: list) -> Itera
     The token is written as its bytes, a character each (latin-1), since a letter may take several
     tokens. It is None where a mask was left, and "" where the answer ends.
     """
-    ends = (tokenizer.eot_id, tokenizer.eos_id)
+    known = {tokenizer.mask_id: None, tokenizer.eot_id: "", tokenizer.eos_id: ""}
     for step in steps:
-        assert len(step.tokens) == 1, f"expected one response, got {len(step.tokens)}"
-        tokens, confidence = step.tokens[0].tolist(), step.confidence[0].tolist()
+        (tokens,), (confidence,) = step.tokens.tolist(), step.confidence.tolist()  # [R] each
         likely, probabilities = (x[0] for x in step.likely)  # [R, TOP]
         predicted = []
         # elsewhere the probabilities are 0
         for at in probabilities[:, 0].nonzero().flatten().tolist():
             alternatives = zip(likely[at].tolist(), probabilities[at].tolist())
             top = [[tokenizer.spell([token]), round(p, 4)] for token, p in alternatives if p > 0]
-            token = spelled(tokens[at], tokenizer, ends)
+            spelled = tokenizer.tokens.get(tokens[at], b"\xff").decode("latin-1")
+            token = known.get(tokens[at], spelled)
             predicted.append([at, token, round(confidence[at], 4), top])
         recorded.append(predicted)
         yield step
-
-
-def spelled(token: int, tokenizer: Tokenizer, ends: tuple[int, ...]) -> str | None:
-    """A token as `record` writes it."""
-    if token == tokenizer.mask_id:
-        return None
-    return "" if token in ends else tokenizer.tokens.get(token, b"\xff").decode("latin-1")
-
-
-# ----------------------------------------------------------------------------------------- the clip
-
-
-def wav(samples: np.ndarray, sample_rate: int) -> bytes:
-    """A clip [samples] as a wav file of 16 bits."""
-    file = BytesIO()
-    soundfile.write(file, samples, sample_rate, format="WAV", subtype="PCM_16")
-    return file.getvalue()
 
 
 def picture(mel: np.ndarray) -> np.ndarray:
@@ -92,13 +70,13 @@ def picture(mel: np.ndarray) -> np.ndarray:
     return np.round(255 * (mel[::-1] - quiet) / max(loud - quiet, 1e-6)).astype(np.uint8)
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def png(values: np.ndarray) -> bytes:
     """uint8 [height, width] as a PNG file, coloured from dark (0) to bright (255). By hand: none of
     the packages that the library needs writes pictures."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        length, checksum = len(data), zlib.crc32(kind + data)
+        return struct.pack(">I", length) + kind + data + struct.pack(">I", checksum)
+
     height, width = values.shape
     stops = np.linspace(0, 255, len(COLOURS))
     palette = np.stack([np.interp(np.arange(256), stops, channel) for channel in zip(*COLOURS)],
@@ -106,17 +84,12 @@ def png(values: np.ndarray) -> bytes:
     rows = np.pad(values, ((0, 0), (1, 0)))  # a row begins with the number of its filter: 0 is none
     # 8 bits a pixel, each an index into the palette
     header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
-    return b"".join([b"\x89PNG\r\n\x1a\n", png_chunk(b"IHDR", header),
-                     png_chunk(b"PLTE", palette.tobytes()),
-                     png_chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)),
-                     png_chunk(b"IEND", b"")])
+    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"PLTE", palette.tobytes())
+            + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b""))
 
 
 def data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{b64encode(data).decode()}"
-
-
-# ----------------------------------------------------------------------------------------- the page
 
 
 def section(clip: str, samples: np.ndarray, audio: AudioConfig, prompt: str, answer: dict,
@@ -126,29 +99,22 @@ def section(clip: str, samples: np.ndarray, audio: AudioConfig, prompt: str, ans
     # without the silence behind the clip
     n_frames = min(audio.max_frames, -(-len(samples) // audio.hop_length))
     mel = log_mel(samples, audio)[:, :n_frames].numpy()
+    wav = BytesIO()
+    soundfile.write(wav, samples, audio.sample_rate, format="WAV", subtype="PCM_16")
     return {
-        "clip": clip,
-        "prompt": prompt,
-        "text": answer["text"],
-        "length": len(answer["tokens"]),
-        "steps": recorded,
-        "passes": answer["steps"] * decode.passes_per_step,
-        "seconds": answer["seconds"],
+        "clip": clip, "prompt": prompt, "text": answer["text"],
+        "length": len(answer["tokens"]), "steps": recorded,
+        "passes": answer["steps"] * decode.passes_per_step, "seconds": answer["seconds"],
         "duration": len(samples) / audio.sample_rate,  # s
         "highest": audio.sample_rate / 2,  # Hz
         "bands": audio.n_mels,
         "picture": data_url("image/png", png(picture(mel))),
-        "sound": data_url("audio/wav", wav(samples, audio.sample_rate)),
-    }
-
-
-def page(sections: list[dict]) -> str:
-    """The HTML of the page. In the JSON no `<` is left, so that nothing in it can end the script
-    that holds it."""
-    before, after = TEMPLATE.read_text(encoding="utf-8").split("SECTIONS")
-    return before + json.dumps(sections).replace("<", "\\u003c") + after
+        "sound": data_url("audio/wav", wav.getvalue())}
 
 
 def save(path: Path, sections: list[dict]) -> None:
-    """Write the page, or nothing. Raises UserError if it cannot be written."""
-    write_whole(path, lambda temporary: temporary.write_text(page(sections), encoding="utf-8"))
+    """Write the page, or nothing. In the JSON no `<` is left, so that nothing in it can end the
+    script that holds it. Raises UserError if the page cannot be written."""
+    before, after = TEMPLATE.read_text(encoding="utf-8").split("SECTIONS")
+    text = before + json.dumps(sections).replace("<", "\\u003c") + after
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import TextIO
 from unicodedata import category, east_asian_width
 
+import torch
+
 from ..command.script import shown
 from ..fast.generate import Step
 from ..tokenizer import Tokenizer
@@ -37,17 +39,12 @@ def characters(tokens: list[int], confidence: list[float], tokenizer: Tokenizer)
     return [(" " if category(each) == "Cc" and each != "\n" else each, c) for each, c in found]
 
 
-def columns_of(character: str) -> int:
-    """How many columns of a terminal a character takes."""
-    wide = east_asian_width(character) in ("W", "F")
-    return 0 if category(character) in ("Mn", "Me", "Cf") else 1 + wide
-
-
 def lay_out(cells: list[Cell], columns: int) -> list[list[Cell]]:
     """The rows that cells take, each of so many columns at most."""
     rows, used = [[]], 0
     for cell in cells:
-        taken = columns_of(cell[0])
+        wide = east_asian_width(cell[0]) in ("W", "F")
+        taken = 0 if category(cell[0]) in ("Mn", "Me", "Cf") else 1 + wide
         if cell[0] == "\n" or used + taken > columns:
             rows.append([])
             used = 0
@@ -59,40 +56,33 @@ def lay_out(cells: list[Cell], columns: int) -> list[list[Cell]]:
 
 def paint(row: list[Cell]) -> str:
     """A row of text, in a grey that is the brighter the more confident a character is."""
-    def shade(cell: Cell) -> str:
-        text, confidence = cell
-        if confidence is None:
-            return text
-        grey = round(DARKEST + (BRIGHTEST - DARKEST) * confidence)
-        return f"\x1b[38;5;{grey}m{text}\x1b[0m"
-
-    return "".join(map(shade, row))
+    text = ""
+    for character, c in row:
+        grey = round(DARKEST + (BRIGHTEST - DARKEST) * (c or 0))
+        text += character if c is None else f"\x1b[38;5;{grey}m{character}\x1b[0m"
+    return text
 
 
 def watch(steps: Iterator[Step], tokenizer: Tokenizer, stream: TextIO,
           pause: float) -> Iterator[Step]:
     """Show each step of decoding one response, then hand it on: on a terminal in the place of the
     step before, for `pause` seconds; elsewhere as plain text, on a line of its own."""
-    terminal, drawn, confidence = stream.isatty(), 1, None
+    back, confidence = "\r", 0.0
     for number, step in enumerate(steps, start=1):
-        confidence = confidence or [0.0] * step.tokens.shape[1]
-        for i, committed in enumerate(step.committed[0].tolist()):
-            if committed:
-                confidence[i] = float(step.confidence[0, i])
+        confidence = torch.where(step.committed[0], step.confidence[0], confidence)  # [R]
         cells = [(character, None) for character in f"{number:3} "]
-        for text, c in characters(step.tokens[0].tolist(), confidence, tokenizer):
+        for text, c in characters(step.tokens[0].tolist(), confidence.tolist(), tokenizer):
             cells += [(character, c) for character in shown(text, stream.encoding)]
-        if terminal:
+        if stream.isatty():
             columns, lines = shutil.get_terminal_size()
             # no more than it can take back
             rows = lay_out(cells, max(2, columns - 1))[-max(1, lines - 1):]
-            back = f"\x1b[{drawn - 1}A" if drawn > 1 else ""
-            stream.write(f"\r{back}\x1b[J" + "\n".join(map(paint, rows)))
+            stream.write(f"{back}\x1b[J" + "\n".join(map(paint, rows)))
             stream.flush()
-            drawn = len(rows)
+            back = f"\r\x1b[{len(rows) - 1}A" if len(rows) > 1 else "\r"
             time.sleep(pause)
         else:
             stream.write("".join(character for character, _ in cells) + "\n")
         yield step
-    if terminal:
+    if stream.isatty():
         stream.write("\n")
