@@ -40,13 +40,13 @@ from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of
 from diffa2_mini.published.sources import load_tokenizer, locate_all
-from diffa2_mini.training import checkpoint, dry_run, files, options
+from diffa2_mini.training import checkpoint, dry_run, options
 from diffa2_mini.training.checkpoint import Checkpoint, same_parts
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches, count_workers
-from diffa2_mini.training.log import Log
-from diffa2_mini.training.manifests import DataConfig, load_data, what_is_cut
+from diffa2_mini.training.log import Log, finite
+from diffa2_mini.training.manifests import DataConfig, load_data, prepared_data, what_is_cut
 from diffa2_mini.training.objective import adamw, learning_rate, names_of
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks
@@ -63,7 +63,7 @@ def default_data(args: argparse.Namespace) -> Path:
     config = SIZES[args.size][0]
     if config.from_scratch or args.random_weights:
         return toy.make_world(DATA / "toy")
-    return dry_run.prepared_data(config, args.stages)
+    return prepared_data(args.size, args.stages)
 
 
 def build_model(args: argparse.Namespace, paths: dict[str, Path], device: torch.device,
@@ -76,7 +76,7 @@ def build_model(args: argparse.Namespace, paths: dict[str, Path], device: torch.
     home = torch.device("cpu") if args.shard else device
     frozen = paths if "llada" in paths else None
     model = weights.build(config, frozen, home, dtype, FastLlada)
-    model.llada.recompute = args.recompute or dry_run.recompute(config)
+    model.llada.recompute = args.recompute
     if "diffa2" in paths:
         weights.load_diffa2(model, paths["diffa2"])
     return model
@@ -163,27 +163,23 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     order = batches(len(examples), stage.batch_size, n_steps, first_step, args.seed, number)
     loader = StageLoader(collate, order, stage.micro_batch, world,
                          count_workers(args.workers, collate.load, world.local_size))
-    progress = StageProgress(stage, n_steps, first_step, world.is_main,
-                             waited=lambda: loader.waited + run.features.waited)
+    progress = StageProgress(run, stage, loader, n_steps, first_step)
     with loader, progress:
-        for step, pairs, pieces in loader:
+        for step, entries, pieces in loader:
             progress.begin_step()
             lr = learning_rate(step, n_steps, stage)
             for group in parameters.optimizer.param_groups:
                 group["lr"] = lr
-            lengths = [length for _, i in pairs for length in collate.lengths(i)]
+            lengths = [length for _, i in entries for length in collate.lengths(i)]
             n_tokens = sum(own for _, own in lengths)  # in the answers of the whole batch
             torch.manual_seed(seed_of("dropout", args.seed, number, step, world.rank))
             figures = optimizer_step(run, parameters, n_tokens, pieces)
             n_masked, n_broken, n_signals = map(figures.pop, ("masked", "broken", "signals"))
-            if not files.finite(figures):
-                clips = [str(examples[i].path) for _, i in pairs]
-                files.note_nonfinite(args.out, number, step + 1, figures, clips,
-                                     args.skip_nonfinite, world.is_main)
-            shape = dry_run.shape_of_step(stage, lengths, n_masked, collate.load)
             row = {"stage": number, "step": step + 1, "lr": lr} | figures
-            row |= progress.end_step(row, shape, run.model.config, run.peak_flops)
-            progress.count_skipped(not files.finite(figures), int(n_broken))
+            if not finite(row):
+                clips = [str(examples[i].path) for _, i in entries]
+                run.log.note_nonfinite(row, clips, args.skip_nonfinite)
+            row |= progress.end_step(row, lengths, n_masked, int(n_broken))
             with suppress(Stopped):  # a signal ends a measurement, and the step is saved below
                 if args.eval_every and (step + 1) % args.eval_every == 0 and run.data.validation:
                     row |= validator.report(stage, run.data.validation[::8]).figures
@@ -272,7 +268,8 @@ def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
     try:
         train_stages(args, run, init)
     except Stopped:
-        print(f"stopped and saved; go on with: {options.resume_command(args, sys.argv[1:])}")
+        again = options.resume_command(args, sys.argv[1:])
+        print(f"stopped; all steps made are saved; go on with: {again}")
         sys.exit(128 + (run.signals.received or signal.SIGTERM))
     if not world.is_main:
         return
@@ -289,7 +286,7 @@ def main(argv: list[str]) -> None:
             stage0.run(args, world)
     elif args.dry_run:
         plan = dry_run.Plan(args.dtype, args.recompute, args.processes, args.shard)
-        dry_run.show(args.size, {n: stage_config(args, n) for n in args.stages}, args.data, plan)
+        dry_run.show(args.size, [stage_config(args, n) for n in args.stages], args.data, plan)
     else:
         with join_processes(args.processes, args.compile) as world, ExitStack() as stack:
             train(args, world, stack)

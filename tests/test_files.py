@@ -18,7 +18,7 @@ from diffa2_mini.training import files
 from diffa2_mini.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffa2_mini.training.export import save_diffa2
 from diffa2_mini.training.files import write_whole
-from diffa2_mini.training.log import Log
+from diffa2_mini.training.log import Log, finite
 from diffa2_mini.training.processes import has_lost_another
 from diffa2_mini.view.curves import draw_curves
 from diffa2_mini.weights import trained_tensors
@@ -119,8 +119,8 @@ def test_a_log_on_a_full_disk_ends_with_one_line(tmp_path, which, capsys):
             if which == "log":
                 Log(tmp_path / "log.jsonl").add(stage=1, step=step)
             else:
-                figures = {"loss": 0, "grad_norm": 0}
-                files.note_nonfinite(tmp_path, 1, step, figures, ["a.wav"], skip=True)
+                row = {"stage": 1, "step": step, "loss": 0, "grad_norm": 0}
+                Log(tmp_path / "log.jsonl").note_nonfinite(row, ["a.wav"], skip=True)
 
     with full_disk(100):
         assert run_script(write, []) == 2
@@ -172,11 +172,12 @@ def test_a_file_holds_one_run_and_its_neighbours_others(tmp_path):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_what_is_not_finite_is_written_down(tmp_path, bad, name):
-    figures = {"loss": 1.0, "grad_norm": 2.0}
-    assert files.finite(figures) and not files.finite(figures | {name: bad})
-    files.note_nonfinite(tmp_path, 1, 5, figures | {name: bad}, ["a.wav", "b.wav"], skip=True)
+    row = {"stage": 1, "step": 5, "loss": 1.0, "grad_norm": 2.0}
+    assert finite(row) and not finite(row | {name: bad})
+    log = Log(tmp_path / "log.jsonl")
+    log.note_nonfinite(row | {name: bad}, ["a.wav", "b.wav"], skip=True)
     with pytest.raises(UserError, match="stage 1, step 6: .*--skip-nonfinite"):
-        files.note_nonfinite(tmp_path, 1, 6, figures | {name: bad}, ["c.wav"], skip=False)
+        log.note_nonfinite(row | {"step": 6, name: bad}, ["c.wav"], skip=False)
     rows = [json.loads(line) for line in (tmp_path / "nonfinite.jsonl").read_text().splitlines()]
     assert [(row["step"], row["clips"]) for row in rows] == [
         (5, ["a.wav", "b.wav"]), (6, ["c.wav"])]

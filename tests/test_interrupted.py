@@ -139,7 +139,7 @@ def test_every_signal_that_ends_a_run_saves_first(number, world, tmp_path, monke
         train.main(["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI])
     state = load_checkpoint(tmp_path / "stage1.safetensors")
     assert ended.value.code == 128 + number and (state.step, state.done) == (1, False)
-    assert "stopped and saved; go on with" in capsys.readouterr().out
+    assert "stopped; all steps made are saved; go on with" in capsys.readouterr().out
 
 
 def test_what_is_started_with_nohup_outlives_its_terminal(handlers):

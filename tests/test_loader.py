@@ -12,7 +12,7 @@ from test_data import MICRO, STAGES, collate, examples, features_of, model  # no
 from diffa2_mini.data import Collate
 from diffa2_mini.errors import UserError
 from diffa2_mini.published.tokenizer_json import read_tokenizer_json
-from diffa2_mini.training.loader import Loader, StageLoader, batches
+from diffa2_mini.training.loader import StageLoader, batches
 from diffa2_mini.training.processes import World
 
 
@@ -20,10 +20,10 @@ from diffa2_mini.training.processes import World
 def test_every_example_is_seen_once_per_epoch_and_resuming_goes_on(n_examples, batch_size):
     n_steps = -(-3 * n_examples // batch_size)
     steps = list(batches(n_examples, batch_size, n_steps, 0, seed=5, stage=2))
-    pairs = [pair for _, batch in steps for pair in batch]
+    entries = [entry for _, batch in steps for entry in batch]
     assert [step for step, _ in steps] == list(range(n_steps))
     assert all(len(batch) == batch_size for _, batch in steps)
-    assert Counter(pairs[:3 * n_examples]) == Counter(
+    assert Counter(entries[:3 * n_examples]) == Counter(
         (e, i) for e in range(3) for i in range(n_examples))
     for first in range(n_steps):
         assert list(batches(n_examples, batch_size, n_steps, first, seed=5,
@@ -45,29 +45,31 @@ def test_each_process_gets_its_part_of_every_step(examples, n_workers):
         order = batches(len(examples), 5, 3, 1, seed=5, stage=2)
         loader = StageLoader(maker, order, 2, World(rank, 2), n_workers)
         with loader:
-            for step, pairs, pieces in loader:
+            for step, entries, pieces in loader:
                 for batch in pieces:
-                    dealt.setdefault((step, tuple(pairs)), []).extend(batch.examples)
+                    dealt.setdefault((step, tuple(entries)), []).extend(batch.examples)
     expected = dict(batches(len(examples), 5, 3, 1, seed=5, stage=2))
-    assert {step: list(pairs) for step, pairs in dealt} == expected
-    for (_, pairs), found in dealt.items():
-        assert Counter(found) == Counter(examples[i] for _, i in pairs)
+    assert {step: list(entries) for step, entries in dealt} == expected
+    for (_, entries), found in dealt.items():
+        assert Counter(found) == Counter(examples[i] for _, i in entries)
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
     maker, state = collate(examples, 2, load=True), torch.get_rng_state()
     pieces = [[(0, 1), (0, 2)], [(0, 7)], [(1, 0), (0, 3)]]
-    loader = Loader(maker, iter(pieces), n_workers)
+    loader = StageLoader(maker, enumerate(pieces), 2, World(), n_workers)
     features = features_of(model, keep=False)
-    for batch in [*loader.take(2), *loader.take(1)]:
-        expected = maker[pieces.pop(0)]
+    for step, entries, (batch,) in loader:
+        assert entries == pieces[step]
+        (piece,) = maker.cut(entries, 2)
+        expected = maker[piece]
         assert torch.equal(batch.response, expected.response)
         assert torch.equal(batch.noisy, expected.noisy)
         assert torch.equal(batch.encoded(features, "cpu").audio.final,
                            features([e.path for e in batch.examples]).final)
         assert len(batch.clips) == len(batch.examples)
-    assert not pieces and loader.waited > 0
+    assert step == 2 and loader.waited > 0
     assert torch.equal(torch.get_rng_state(), state)  # or dropout would depend on the loader
 
 
@@ -83,9 +85,10 @@ def start_method(request):
 def test_workers_load_clips_however_they_are_started(start_method, examples):
     path = Path(__file__).parent / "golden" / "tokenizer_odd.json"  # with splits of every kind
     maker = Collate(examples, 42, STAGES[2], MICRO, read_tokenizer_json(path), load=True)
-    with Loader(maker, iter([[(0, 1), (0, 2)]]), 1) as loader:
-        (batch,) = loader.take(1)
-    expected = maker[[(0, 1), (0, 2)]]
+    with StageLoader(maker, [(0, [(0, 1), (0, 2)])], 2, World(), 1) as loader:
+        ((_, entries, (batch,)),) = loader
+    (piece,) = maker.cut(entries, 2)
+    expected = maker[piece]
     assert batch.prompts == expected.prompts and torch.equal(batch.response, expected.response)
     for (mel, frames), (known, n_known) in zip(batch.clips, expected.clips, strict=True):
         assert torch.equal(mel, known) and frames == n_known
@@ -94,7 +97,7 @@ def test_workers_load_clips_however_they_are_started(start_method, examples):
 @pytest.mark.parametrize("n_workers", [0, 1])
 def test_a_clip_that_has_gone_is_named_whoever_loads_it(examples, n_workers):
     gone = [replace(examples[0], path=examples[0].path.with_name("gone.wav"))]
-    loader = Loader(collate(gone, 2, load=True), iter([[(0, 0)]]), n_workers)
+    loader = StageLoader(collate(gone, 2, load=True), [(0, [(0, 0)])], 1, World(), n_workers)
     with pytest.raises(UserError, match="gone.wav: expected an audio file") as error:
-        list(loader.take(1))
+        [list(batches) for *_, batches in loader]
     assert "\n" not in str(error.value)

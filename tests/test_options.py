@@ -27,10 +27,10 @@ def test_a_number_that_cannot_be_is_one_line(flag, message, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("stage, flag, message", [
-    (4, "--lora-dropout", "stage 4 compares with a reference that has none"),
-    (4, "--adapter-dropout", "stage 4 compares with a reference that has none"),
-    (2, "--lora-dropout", "stage 2 does not train the lora part"),
-    (1, "--adapter-dropout", "stage 1 does not train the acoustic part")])
+    (4, "--lora-dropout", "--lora-dropout: stage 4 has no such dropout"),
+    (4, "--adapter-dropout", "--adapter-dropout: stage 4 has no such dropout"),
+    (2, "--lora-dropout", "--lora-dropout: stage 2 has no such dropout"),
+    (1, "--adapter-dropout", "--adapter-dropout: stage 1 has no such dropout")])
 def test_a_stage_without_a_dropout_refuses_it(stage, flag, message, tmp_path, capsys):
     out = tmp_path / "out"
     assert run_script(train.main, ["--out", str(out), "--stage", str(stage), flag, "0.3"]) == 2

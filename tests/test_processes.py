@@ -354,7 +354,8 @@ def test_torchrun_that_is_told_to_stop_saves_and_leaves_nobody_behind(manifests,
     os.kill(running.pid, signal.SIGTERM)
     printed, error = running.communicate(timeout=SECONDS)
     last = printed.splitlines()[-1]
-    assert last == "stopped and saved; go on with: the same torchrun command and --resume"
+    assert last == ("stopped; all steps made are saved; go on with: the same torchrun command and "
+                    "--resume")
     assert "DataLoader" not in error and running.returncode != 0
     rows = (tmp_path / "log.jsonl").read_text().splitlines()
     assert load_checkpoint(tmp_path / "stage1.safetensors").step == len(rows)

@@ -1,9 +1,9 @@
-"""The dry run: what a stage would take, counted and not tried. Memory, floating-point operations,
-hours.
+"""The dry run: the memory, the floating-point operations and the hours that a stage would take,
+counted and not tried.
 
-The model is built on torch's `meta` device, where tensors have shapes and no values, so that the
-counts of weights are exact. Memory and operations follow from the shapes by the formulas below, for
-the longest clips that the model hears.
+The model is built on torch's `meta` device, where tensors have shapes and no values, so the counts
+of weights are exact. Memory and operations follow from the shapes by the formulas below, for the
+longest clips that the model takes.
 """
 
 import math
@@ -15,7 +15,6 @@ import torch
 from ..command.table import columns
 from ..config import DATA, SIZES, Config, StageConfig
 from ..data import n_embeddings, read_manifest
-from ..errors import UserError
 from ..fast.device import DTYPES
 from ..fast.token_losses import CHUNK
 from ..model import PREFIXES, Diffa2Model, part_of
@@ -55,13 +54,6 @@ def shape_of(config: Config, stage: StageConfig, clips: int) -> Shape:
     return Shape(clips, [(before, RESPONSE)] * rows, rows * RESPONSE // 2)
 
 
-def shape_of_step(stage: StageConfig, lengths: list[tuple[int, int]], n_masked: int,
-                  encoded: bool) -> Shape:
-    """The shape of a step on answers of known `lengths`, whose clips were `encoded` or are kept."""
-    return Shape(stage.batch_size * encoded,
-                 lengths * (stage.vrpo_samples if stage.preference else 1), n_masked)
-
-
 def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int, int]]:
     """Numbers in each part, Whisper's table of positions among them, and how many of them the stage
     trains; LoRA is there once a stage trains it."""
@@ -70,16 +62,17 @@ def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int,
     if "lora" in stage.trains:
         model.add_lora()
     model.train_only(stage.trains)
-    counts = {part: [0, 0] for part in (*PREFIXES, "lora")}
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        counts[part_of(name)][0] += tensor.numel()
-        counts[part_of(name)][1] += tensor.numel() * tensor.requires_grad
-    return {part: tuple(count) for part, count in counts.items() if count[0]}
+    counts = {}
+    for part in (*PREFIXES, "lora"):
+        tensors = [tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+                   if part_of(name) == part]
+        if tensors:
+            counts[part] = (sum(tensor.numel() for tensor in tensors),
+                            sum(tensor.numel() for tensor in tensors if tensor.requires_grad))
+    return counts
 
 
-def recompute(config: Config) -> str:
-    """What of the backbone the backward pass computes again, if the user does not say."""
-    return "nothing" if config.from_scratch else "blocks"
+# ------------------------------------------------------------------------------------------- memory
 
 
 def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int,
@@ -93,9 +86,9 @@ def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: in
     # in each half. The last block answers for responses alone.
     attention = 4 * D + 4 * width * D + lora
     feed_forward = 4 * D + 3 * width * H + lora
+    last = tokens * attention + shape.answers * feed_forward
     kept, again = {
-        "nothing": (tokens * layers * attention + (tokens *
-                                                   (layers - 1) + shape.answers) * feed_forward, 0),
+        "nothing": (tokens * (layers - 1) * (attention + feed_forward) + last, 0),
         "feed-forward": (tokens * layers * (attention + width * D), tokens * feed_forward),
         "blocks": (tokens * layers * width * D, tokens * (attention + feed_forward)),
     }[recompute]
@@ -103,11 +96,10 @@ def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: in
     # Logits and, in float32, their logarithmic softmax, which becomes their gradient; in bfloat16
     # that also in their dtype.
     head = min(CHUNK, shape.masked) * config.llada.vocab_size * 8
-    E, T = config.whisper.width, config.audio.max_frames // 2
-    taps = len(config.whisper.taps) if "acoustic" in stage.audio else 0
-    audio_embeddings = shape.clips * T * E * width * (len(config.whisper.taps) +
-                                                      2 * taps * config.adapter.qformer_layers + 6)
-    return kept + audio_embeddings + max(head, again + inner)
+    E, T, taps = config.whisper.width, config.audio.max_frames // 2, len(config.whisper.taps)
+    read = taps * ("acoustic" in stage.audio)  # by the acoustic adapter
+    states = taps + 2 * read * config.adapter.qformer_layers + 6  # [T, E] each
+    return kept + shape.clips * T * E * width * states + max(head, again + inner)
 
 
 def split_away(config: Config, processes: int) -> int:
@@ -121,21 +113,17 @@ def split_away(config: Config, processes: int) -> int:
 def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width: int,
                    away: int = 0) -> dict[str, int]:
     """Bytes that are there all the time, with so many numbers of the frozen parts `away`."""
-    frozen = sum(
-        total for part, (total, _) in counts.items() if part in ("whisper", "llada")) - away
-    ours = sum(total for total, _ in counts.values()) - frozen - away
+    frozen = counts["whisper"][0] + counts["llada"][0]
+    ours = sum(total for total, _ in counts.values()) - frozen
     trained = sum(count for _, count in counts.values())
-    return {"weights, frozen": frozen * width, "weights of adapters and LoRA, float32": 4 * ours,
+    return {"weights, frozen": (frozen - away) * width,
+            "weights of adapters and LoRA, float32": 4 * ours,
             "gradients": 4 * trained, "state of AdamW": 8 * trained,
             "reference of VRPO": 4 * ours if stage.preference else 0,
             "copies of what is trained, for autocast": 2 * ours if width == 2 else 0}
 
 
-def peak_bytes(config: Config, stage: StageConfig, counts: dict, shape: Shape, width: int,
-               recompute: str) -> int:
-    """The most memory that a training step has at any time, in bytes."""
-    return sum(resident_bytes(counts, stage, width).values()) + activation_bytes(
-        config, stage, shape, width, recompute)
+# ----------------------------------------------------------------------------------- operations
 
 
 def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
@@ -144,28 +132,44 @@ def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
     count."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     E, T = config.whisper.width, config.audio.max_frames // 2
-    # The last block reads everything, and answers for responses alone: keys and values of all, the
+    # The last block answers for responses alone: it needs keys and values of all tokens, and the
     # rest of theirs.
-    # that attend
-    pairs = sum(
-        (before + own) * ((layers - 1) * (before + own) + own) for before, own in shape.lengths)
     rest = 2 * D**2 + 3 * D * H
-    backbone = 2 * (shape.tokens * (layers * 2 * D**2 +
-                                    (layers - 1) * rest) + shape.answers * rest + 2 * pairs * D)
-    head = shape.masked * 2 * D * config.llada.vocab_size
+    pairs = sum((before + own) * ((layers - 1) * (before + own) + own)
+                for before, own in shape.lengths)  # that attend
+    weights = shape.tokens * (layers * 2 * D**2 + (layers - 1) * rest) + shape.answers * rest
+    forward = 2 * (weights + 2 * pairs * D) + shape.masked * 2 * D * config.llada.vocab_size
     attention_gradients = 4 * pairs * D  # both factors of a product of activations have one
     encoder = shape.clips * T * config.whisper.n_layers * 2 * (12 * E**2 + 2 * T * E)
-    reference = backbone + head if stage.preference else 0
-    return 2 * (backbone + head) + attention_gradients + encoder + reference
+    reference = forward if stage.preference else 0
+    return 2 * forward + attention_gradients + encoder + reference
 
 
 def throughput(config: Config, stage: StageConfig, shape: Shape, seconds: float,
                ceiling: float) -> dict[str, float]:
     """How fast a step was: tokens a second, padding not counted, and its share of the operations
     that a `ceiling` allows in that time (model FLOPs utilisation)."""
-    return {
-        "tokens_per_second": shape.tokens / seconds,
-        "mfu": step_flops(config, stage, shape) / seconds / ceiling}
+    return {"tokens_per_second": shape.tokens / seconds,
+            "mfu": step_flops(config, stage, shape) / seconds / ceiling}
+
+
+# ----------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the stages would be run."""
+
+    dtype: str  # of the frozen parts, or "auto"
+    recompute: str
+    processes: int = 1
+    shard: bool = False
+
+    def width(self, config: Config) -> int:
+        """Bytes per number of the frozen parts."""
+        if self.dtype == "auto":
+            return 4 if config.from_scratch and not torch.cuda.is_available() else 2
+        return DTYPES[self.dtype].itemsize
 
 
 def gpu() -> tuple[str, float]:
@@ -174,45 +178,19 @@ def gpu() -> tuple[str, float]:
     return name, next((peak for key, peak in PEAK_FLOPS.items() if key in name), PEAK_FLOPS["A100"])
 
 
-MANIFESTS = {  # what each stage needs, and one entry of it
-    1: ("stage1.json", "speech with its transcripts",
-        '{"audio_filepath": "clip.wav", "transcription": "hello there"}'),
-    2: ("sft.json", "questions about clips with their answers",
-        '{"audio_filepath": "clip.wav", "input": "How many speakers are there?", "target": "two"}'),
-    4: ("preference.json", "questions with a right and a wrong answer",
-        '{"audio_filepath": "clip.wav", "input": "Who laughs?", "chosen": "a child", '
-        '"rejected": "a man"}'),
-}
-MANIFESTS[3] = MANIFESTS[2]
-
-
-def prepared_data(config: Config, stages: list[int]) -> Path:
-    """Where data/librispeech.py puts the data of a downloaded model. Raises UserError that says
-    what the first stage without data needs."""
-    folder = DATA / "librispeech"
-    for stage in stages:
-        name, what, line = MANIFESTS[stage]
-        if not (folder / name).exists():
-            how = ("python data/librispeech.py prepares LibriSpeech" if stage == 1 else
-                   "data/README.md says where the authors' data comes from")
-            raise UserError(f"stage {stage} of size {config.size} needs --data: a manifest of "
-                            f"{what}, an entry being {line}; {how}")
-    return folder
-
-
-def number_of_examples(config: Config, number: int, stage: StageConfig,
-                       data: Path | None) -> tuple[int, str]:
+def number_of_examples(config: Config, stage: StageConfig, data: Path | None) -> tuple[int, str]:
     """How many examples an epoch has, and the source of that number. Raises UserError if `data` has
     none."""
     folder = data or DATA / ("toy" if config.from_scratch else "librispeech")
-    manifest = folder if folder.is_file() else folder / MANIFESTS[number][0]
+    manifest = folder if folder.is_file() else folder / f"{stage.data}.json"
     if data or manifest.is_file():
         return len(read_manifest(manifest)), str(manifest)
     if config.from_scratch:
         return 0, "the toy world is not made yet"
     if stage.preference:
         return PAIRS, "the authors' pairs"
-    return HOURS[number] * 3600 // config.audio.max_seconds, f"the authors' {HOURS[number]:,} hours"
+    hours = HOURS[stage.number]
+    return hours * 3600 // config.audio.max_seconds, f"the authors' {hours:,} hours"
 
 
 def number_of_steps(stage: StageConfig, n_examples: int) -> int:
@@ -220,79 +198,49 @@ def number_of_steps(stage: StageConfig, n_examples: int) -> int:
     return stage.steps or math.ceil(stage.epochs * n_examples / stage.batch_size)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How the stages would be run."""
-
-    dtype: str  # of the frozen parts, or "auto"
-    recompute: str | None  # None: the default
-    processes: int = 1
-    shard: bool = False
-
-    def width(self, config: Config) -> int:
-        """Bytes per number of the frozen parts."""
-        name = self.dtype
-        if name == "auto":
-            is_large = not config.from_scratch
-            name = "bfloat16" if is_large or torch.cuda.is_available() else "float32"
-        return DTYPES[name].itemsize
-
-
-def hours(config: Config, stage: StageConfig, n_examples: int, plan: Plan) -> float:
+def hours_of(config: Config, stage: StageConfig, n_examples: int, plan: Plan) -> float:
     """How long a stage takes, if each process reaches UTILISATION of a GPU's peak."""
-    n_steps = number_of_steps(stage, n_examples)
     flops = step_flops(config, stage, shape_of(config, stage, stage.batch_size))
+    n_steps = number_of_steps(stage, n_examples)
     return n_steps * flops / (UTILISATION * gpu()[1] * plan.processes) / 3600
 
 
-def memory_rows(config: Config, stage: StageConfig, counts: dict, plan: Plan
-                ) -> list[tuple[str, str]]:
-    """The memory of each process, as rows of text."""
-    width, recomputed = plan.width(config), plan.recompute or recompute(config)
-    away = split_away(config, plan.processes) if plan.shard else 0
-    resident = resident_bytes(counts, stage, width, away)
-    piece = shape_of(config, stage, stage.micro_batch)
-    activations = activation_bytes(config, stage, piece, width, recomputed)
-    rows = [(name, f"{size / GIB:.2f} GiB") for name, size in resident.items() if size]
-    name = f"activations, {stage.micro_batch} at once"
-    if recomputed != "nothing":
-        name += f", {recomputed} recomputed"
-    total = sum(resident.values()) + activations
-    return [*rows, (name, f"{activations / GIB:.2f} GiB"),
-            ("estimated peak memory", f"{total / GIB:.2f} GiB")]
-
-
 def plan_of_stage(config: Config, stage: StageConfig, examples: tuple[int, str], plan: Plan) -> str:
-    """The plan of one stage, as text. `examples` are how many an epoch has, and the source of that
-    number."""
-    counts = count_parameters(config, stage)
+    """The plan of one stage, as text, with the memory of each process. `examples` are how many an
+    epoch has, and the source of that number."""
+    counts, width = count_parameters(config, stage), plan.width(config)
     parts = [("part", "parameters", "trained")]
     parts += [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
-    n_trained = sum(trained for _, trained in counts.values())
+    away = split_away(config, plan.processes) if plan.shard else 0
+    memory = resident_bytes(counts, stage, width, away)
+    again = "" if plan.recompute == "nothing" else f", {plan.recompute} recomputed"
+    memory[f"activations, {stage.micro_batch} at once{again}"] = activation_bytes(
+        config, stage, shape_of(config, stage, stage.micro_batch), width, plan.recompute)
+    memory["estimated peak memory"] = sum(memory.values())
     step, (n_examples, source), (name, peak) = (
         shape_of(config, stage, stage.batch_size), examples, gpu())
     cards = "one" if plan.processes == 1 else plan.processes
-    work = [
-        ("tokens per step", f"{step.tokens:,}"),
-        ("operations per step", f"{step_flops(config, stage, step):.3g}"),
-        ("examples per epoch", f"{n_examples:,} ({source})"),
-        ("steps", f"{number_of_steps(stage, n_examples):,} of {stage.batch_size} examples"),
-        (f"hours on {cards} {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
-         f"{hours(config, stage, n_examples, plan):,.2f}")]
-    title = (f"stage {stage.number}, {stage.title}; clips of {config.audio.max_seconds} s, "
-             f"{RESPONSE} response tokens")
-    memory = memory_rows(config, stage, counts, plan)
-    return (f"\n{title}\n{columns(parts)}\ntrainable parameters: {n_trained:,}\n"
-            f"{columns(memory)}\n{columns(work)}")
+    work = [("tokens per step", f"{step.tokens:,}"),
+            ("operations per step", f"{step_flops(config, stage, step):.3g}"),
+            ("examples per epoch", f"{n_examples:,} ({source})"),
+            ("steps", f"{number_of_steps(stage, n_examples):,} of {stage.batch_size} examples"),
+            (f"hours on {cards} {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
+             f"{hours_of(config, stage, n_examples, plan):,.2f}")]
+    return "\n".join([
+        f"\nstage {stage.number}, {stage.title}; clips of {config.audio.max_seconds} s, "
+        f"{RESPONSE} response tokens", columns(parts),
+        f"trainable parameters: {sum(trained for _, trained in counts.values()):,}",
+        columns([(what, f"{size / GIB:.2f} GiB") for what, size in memory.items() if size]),
+        columns(work)])
 
 
-def show(size: str, stages: dict[int, StageConfig], data: Path | None, plan: Plan) -> None:
+def show(size: str, stages: list[StageConfig], data: Path | None, plan: Plan) -> None:
     """`train.py --dry-run`: print the plan of each of the `stages`, on `data` or by default on that
     of the authors. Raises UserError if `data` has no examples."""
-    config, total = SIZES[size][0], 0.0
-    for number, stage in stages.items():
-        examples = number_of_examples(config, number, stage, data)
+    config, hours = SIZES[size][0], 0.0
+    for stage in stages:
+        examples = number_of_examples(config, stage, data)
         print(plan_of_stage(config, stage, examples, plan))
-        total += hours(config, stage, examples[0], plan)
+        hours += hours_of(config, stage, examples[0], plan)
     if len(stages) > 1:
-        print(f"\nhours of all stages: {total:,.2f}")
+        print(f"\nhours of all stages: {hours:,.2f}")

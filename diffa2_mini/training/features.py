@@ -43,9 +43,9 @@ class FeatureCache:
 
     def fingerprint(self) -> str:
         """Identifies the encoder: its weights, its configs, its dtype and its device."""
-        digest = hashlib.sha256(
-            repr((self.model.config.audio, self.model.config.whisper, self.dtype,
-                  self.device.type)).encode())
+        config = self.model.config
+        about = (config.audio, config.whisper, self.dtype, self.device.type)
+        digest = hashlib.sha256(repr(about).encode())
         for tensor in self.model.whisper.state_dict().values():
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
@@ -67,41 +67,33 @@ class FeatureCache:
         return Audio(audio.final[0], audio.taps[0], audio.n_frames[0])
 
     def get(self, path: Path) -> Audio:
-        """Hidden states of a clip: from memory, from disk, or encoded now and kept there."""
+        """Hidden states of a clip: from memory, from disk, or encoded now and kept there. What an
+        incomplete clip lacks is noted in `incomplete`."""
         if path in self.memory:
             return self.memory[path]
-        if self.folder:
-            audio = self.read(path) or self.encode_and_write(path)
-        else:
-            audio = self.encode_file(path)
+        audio = self.read(path) if self.folder else None
+        if audio is None:
+            note = partial(self.incomplete.__setitem__, path)
+            audio = self.encode(*load_clip(path, self.model.config.audio, note))
+            if self.folder:
+                line = self.incomplete.get(path)
+                save_tensors(self.file_of(path), vars(audio), {"incomplete": line} if line else {})
         if self.keep:
             self.memory[path] = audio
         return audio
-
-    def encode_file(self, path: Path) -> Audio:
-        """Hidden states of a sound file. What an incomplete one lacks is noted in `incomplete`."""
-        note = partial(self.incomplete.__setitem__, path)
-        return self.encode(*load_clip(path, self.model.config.audio, note))
 
     def read(self, path: Path) -> Audio | None:
         """Hidden states of a clip from the folder; None if they are not there, or damaged."""
         began = time.perf_counter()
         try:
             with safe_open(self.file_of(path), "pt", str(self.device)) as file:
-                audio = Audio(*map(file.get_tensor, NAMES))
                 if line := (file.metadata() or {}).get("incomplete"):
                     self.incomplete[path] = line
-            return audio
+                return Audio(*map(file.get_tensor, NAMES))
         except (OSError, SafetensorError):
             return None
         finally:
             self.waited += time.perf_counter() - began
-
-    def encode_and_write(self, path: Path) -> Audio:
-        audio = self.encode_file(path)
-        metadata = {"incomplete": self.incomplete[path]} if path in self.incomplete else {}
-        save_tensors(self.file_of(path), {name: getattr(audio, name) for name in NAMES}, metadata)
-        return audio
 
     def prepare(self, paths: list[Path], progress: Callable, skip_broken: bool = False,
                 world: World = ALONE) -> dict[Path, str]:
@@ -129,15 +121,12 @@ class FeatureCache:
     def check_space(self, n_clips: int) -> None:
         """Raise UserError unless the hidden states of `n_clips` clips fit on the folder's disk."""
         config = self.model.config.whisper
-        n_states = len(config.taps) + 1  # the taps and the final one
-        per_clip = n_states * config.n_positions * config.width * self.dtype.itemsize
-        size = n_clips * per_clip
+        n_numbers = (len(config.taps) + 1) * config.n_positions * config.width  # + 1: the final one
+        size = n_clips * n_numbers * self.dtype.itemsize
         existing = next(folder for folder in self.folder.absolute().parents if folder.exists())
         free = shutil.disk_usage(existing).free
-        require(size < free,
-                f"--cache-audio {self.folder.parent}: expected {size / 2**30:.1f} GiB free for "
-                f"{n_clips:,} clips, got {free / 2**30:.1f} GiB; choose another folder, or leave "
-                "it out")
+        require(size < free, f"--cache-audio {self.folder.parent}: expected {size / 2**30:.1f} GiB "
+                f"free for {n_clips:,} clips, got {free / 2**30:.1f} GiB; choose another folder")
 
     def __call__(self, paths: list[Path], clips: list[tuple[Tensor, int]] | None = None) -> Audio:
         """Hidden states of a batch of clips: from `clips`, log-mels [n_mels, M] with their numbers

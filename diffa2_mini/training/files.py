@@ -1,10 +1,8 @@
-"""What keeps a run whole when something breaks: the save before the last, one run to a folder, and
-a note of what was not finite."""
+"""What keeps a run whole when something breaks: whole files or none, the save before the last, one
+run to a folder."""
 
 import glob
 import hashlib
-import json
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -15,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError, require
+from ..errors import UserError
 
 try:
     import fcntl
@@ -116,22 +114,3 @@ def lock(out: Path, name: str = ""):
     for path in out.glob(f".{glob.escape(name)}*.tmp"):  # what a killed run was writing
         path.unlink()
     return file
-
-
-def finite(figures: dict[str, float]) -> bool:
-    """Are the loss and the norm of its gradient numbers that a step can be made with?"""
-    return math.isfinite(figures["loss"]) and math.isfinite(figures["grad_norm"])
-
-
-def note_nonfinite(out: Path, stage: int, step: int, figures: dict[str, float], clips: list[str],
-                   skip: bool, writes: bool = True) -> None:
-    """Write the clips of a batch whose loss or gradient is not finite to nonfinite.jsonl, in the
-    process that `writes`. Raises UserError unless `skip`."""
-    row = {"stage": stage, "step": step, "loss": str(figures["loss"]),
-           "grad_norm": str(figures["grad_norm"]), "clips": clips}
-    if writes:
-        append(out / "nonfinite.jsonl", json.dumps(row) + "\n")
-    require(skip, f"stage {stage}, step {step}: expected a finite loss and gradient, got "
-                  f"{figures['loss']} and {figures['grad_norm']}; the clips are named in "
-                  f"{out / 'nonfinite.jsonl'}. Begin again with a lower --lr, or go on without "
-                  "such steps: --resume --skip-nonfinite")

@@ -1,9 +1,16 @@
-"""A run's log.jsonl: a line of JSON for each step, and for each measurement."""
+"""What a run writes down: log.jsonl, and which clips gave a loss that is not finite."""
 
 import json
+import math
 from pathlib import Path
 
+from ..errors import require
 from .files import append, write_whole
+
+
+def finite(row: dict) -> bool:
+    """Are the loss and the norm of its gradient numbers that a step can be made with?"""
+    return math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])
 
 
 def read_row(line: bytes) -> dict | None:
@@ -26,6 +33,18 @@ class Log:
     def add(self, **row) -> None:
         if self.writes:
             append(self.path, json.dumps(row) + "\n")
+
+    def note_nonfinite(self, row: dict, clips: list[str], skip: bool) -> None:
+        """Write the clips of a step whose loss or gradient is not finite to nonfinite.jsonl. `row`
+        is the log's, before it has it. Raises UserError unless `skip`."""
+        path, loss, norm = self.path.with_name("nonfinite.jsonl"), row["loss"], row["grad_norm"]
+        note = {"stage": row["stage"], "step": row["step"], "loss": str(loss),
+                "grad_norm": str(norm), "clips": clips}
+        if self.writes:
+            append(path, json.dumps(note) + "\n")
+        require(skip, f"stage {row['stage']}, step {row['step']}: expected a finite loss and "
+                f"gradient, got {loss} and {norm}; {path} names the clips. Begin again with a "
+                "lower --lr, or go on without such steps: --resume --skip-nonfinite")
 
     def forget_after(self, stage: int, step: int) -> None:
         """Drop a stage's entries after a checkpoint: the resumed run logs these steps again. Those

@@ -4,10 +4,31 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..config import SIZES, Config, StageConfig
+from ..config import DATA, SIZES, Config, StageConfig
 from ..data import Example, load_examples, may_exceed
 from ..errors import require
 from ..tokenizer import Tokenizer
+
+ENTRIES = {  # one of each manifest
+    "stage1": '{"audio_filepath": "clip.wav", "transcription": "hello there"}',
+    "sft": '{"audio_filepath": "clip.wav", "input": "How many speakers are there?", '
+           '"target": "two"}',
+    "preference": '{"audio_filepath": "clip.wav", "input": "Who laughs?", "chosen": "a child", '
+                  '"rejected": "a man"}',
+}
+
+
+def prepared_data(size: str, numbers: list[int]) -> Path:
+    """Where data/librispeech.py puts the data of a downloaded model. Raises UserError that says
+    what the first of the stages `numbers` without data needs."""
+    folder = DATA / "librispeech"
+    for number in numbers:
+        name = SIZES[size][1][number].data
+        how = ("python data/librispeech.py prepares LibriSpeech" if name == "stage1" else
+               "data/README.md says where the authors' data comes from")
+        require((folder / f"{name}.json").exists(), f"stage {number} of size {size} needs --data: "
+                f"a manifest with entries such as {ENTRIES[name]}; {how}")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -34,49 +55,44 @@ class RunData:
 
 def load_data(data: DataConfig, size: str, numbers: list[int], unfinished: list[int],
               tokenizer: Tokenizer) -> RunData:
-    """All that stages `numbers` of a size need, of which the `unfinished` are to be trained. Raises
-    UserError."""
+    """All that stages `numbers` of a size need, of which the `unfinished` are to be trained. A
+    manifest that two stages read alike is read once. Raises UserError."""
     config, stages = SIZES[size]
     require(data.path.exists(),
             f"--data {data.path}: expected a manifest or a folder of manifests, found nothing")
-    manifests = {number: data.path / f"{stages[number].data}.json" if data.path.is_dir()
-                 else data.path for number in numbers}
-    examples = load_stages({number: manifests[number] for number in unfinished}, stages, config,
-                           data.skip_broken, tokenizer)
-    validation = load_validation(data, stages[2], config) if data.validates else []
-    tests = {path: load_examples(path, stages[2], config, data.skip_broken, print)
-             for path in data.tests}
-    return RunData(manifests, examples, validation, tests)
-
-
-def load_stages(manifests: dict[int, Path], stages: dict[int, StageConfig], config: Config,
-                skip_broken: bool, tokenizer: Tokenizer) -> dict[int, list[Example]]:
-    """The examples of stages by number. A manifest that two stages read alike is read once."""
-    loaded, examples = {}, {}
-    for number, path in manifests.items():
+    is_folder = data.path.is_dir()
+    manifests = {number: data.path / f"{stages[number].data}.json" if is_folder else data.path
+                 for number in numbers}
+    loaded = {}
+    for number in unfinished:
         stage = stages[number]
-        key = (path, stage.data, stage.preference)
-        if key not in loaded:
-            loaded[key] = load_examples(path, stage, config, skip_broken, print, tokenizer)
-        examples[number] = loaded[key]
-    return examples
+        if stage.data not in loaded:
+            loaded[stage.data] = load_examples(manifests[number], stage, config, data.skip_broken,
+                                               print, tokenizer)
+    examples = {number: loaded[stages[number].data] for number in unfinished}
 
+    def load_held_out(path: Path) -> list[Example]:
+        return load_examples(path, stages[2], config, data.skip_broken, print)
 
-def load_validation(data: DataConfig, stage: StageConfig, config: Config) -> list[Example]:
-    """The examples to validate on. If there is no such manifest, none, and a line that says so."""
-    folder = data.path if data.path.is_dir() else data.path.parent
-    path = data.validation or folder / "validation.json"
-    if not data.validation and not path.exists():
-        print(f"no {path}: nothing will be measured")
-        return []
-    return load_examples(path, stage, config, data.skip_broken, print)
+    validation = []
+    if data.validates:
+        beside = (data.path if is_folder else data.path.parent) / "validation.json"
+        if data.validation or beside.exists():
+            validation = load_held_out(data.validation or beside)
+        else:
+            print(f"no {beside}: nothing will be measured")
+    return RunData(manifests, examples, validation,
+                   {path: load_held_out(path) for path in data.tests})
 
 
 def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokenizer: Tokenizer
                 ) -> str:
     """Which examples cannot be learnt whole, in one line; empty if all can."""
     limit, seconds, length = stage.max_tokens, config.audio.max_seconds, config.decode.gen_length
-    long_texts, long_clips, long_answers = [], [], []
+    too_long = {f"with text beyond {limit:,} tokens, which is cut": [],
+                f"with a clip beyond the {seconds} s that the model takes": [],
+                f"with an answer beyond the {length:,} tokens that it writes": []}
+    texts, clips, long_answers = too_long.values()
     count, system = cache(lambda text: len(tokenizer.encode(text))), config.text.train_system
     for example in data:
         name = example.path.name
@@ -84,13 +100,10 @@ def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokeniz
         if may_exceed(limit, system, example.instruction, *answers):
             n_prompt = len(tokenizer.prompt(system, example.instruction).ids)
             if n_prompt + max(map(count, answers)) + 1 > limit:  # 1 for `<|eot_id|>`
-                long_texts.append(name)
+                texts.append(name)
         if example.seconds > seconds:
-            long_clips.append(name)
+            clips.append(name)
         if count(example.answer) > length:
             long_answers.append(name)
-    found = {f"with text beyond {limit:,} tokens, which is cut": long_texts,
-             f"with a clip beyond the {seconds} s that the model takes": long_clips,
-             f"with an answer beyond the {length:,} tokens that it writes": long_answers}
     return "; ".join(f"{len(names):,} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-                     for what, names in found.items() if names)
+                     for what, names in too_long.items() if names)

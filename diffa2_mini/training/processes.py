@@ -23,11 +23,10 @@ from ..errors import UserError, out_of_memory, require
 
 # Between steps one process may download weights, encode clips or save while the others wait for it.
 BARRIER_TIMEOUT = timedelta(days=7)
-# Within a step all do the same work: a process that is a minute late with its gradient is lost ...
+# Within a step all do the same work: a process that is a minute late with its gradient is lost,
 GRADIENT_TIMEOUT = timedelta(minutes=1)
-# ... unless torch.compile may be at work.
-COMPILED_GRADIENT_TIMEOUT = timedelta(hours=1)
-# the variables that torchrun sets for each process
+COMPILED_GRADIENT_TIMEOUT = timedelta(hours=1)  # unless torch.compile may be at work
+# what torchrun sets for each process
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -52,10 +51,9 @@ class World:
         few."""
         if device.type != "cuda" or self.size == 1:
             return device
-        require(
-            self.local_rank < torch.cuda.device_count(),
-            f"expected a card for each process, got {self.local_size} processes and "
-            f"{torch.cuda.device_count()} cards; lower --nproc_per_node")
+        n_cards = torch.cuda.device_count()
+        require(self.local_rank < n_cards, f"expected a card for each process, got "
+                f"{self.local_size} processes and {n_cards} cards; lower --nproc_per_node")
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
@@ -68,14 +66,12 @@ class World:
     def main_first(self) -> Iterator[None]:
         """The main process runs the block first, then the first process of every other machine,
         then the rest: each finds the files that those before it have made."""
-        turn = min(self.local_rank, 1) + 1
-        if self.is_main:
-            turn = 0
-        for _ in range(turn):
-            self.wait()
-        yield
-        for _ in range(2 - turn):
-            self.wait()
+        mine = 0 if self.is_main else min(self.local_rank, 1) + 1
+        for turn in range(3):
+            if turn == mine:
+                yield
+            if turn < 2:
+                self.wait()
 
     def gather(self, items: list) -> list:
         """The items of all processes, in the order of their ranks."""
@@ -131,18 +127,6 @@ def has_lost_another(error: RuntimeError) -> bool:
     return not out_of_memory(error) and any(word in str(error) for word in words)
 
 
-def torchrun_world(size: int) -> World:
-    """The World of `size` processes that torchrun describes in the environment. Raises UserError if
-    it does not."""
-    missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
-    require(
-        not missing,
-        f"expected processes that torchrun has started, got WORLD_SIZE={size} without "
-        f"{', '.join(missing)}; start them with: torchrun --nproc_per_node={size} train.py, or "
-        "unset WORLD_SIZE")
-    return World(*(int(os.environ[name]) for name in TORCHRUN_VARIABLES))
-
-
 @contextmanager
 def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
     """This process's place among the `size` processes that torchrun has started; a World of one if
@@ -151,7 +135,10 @@ def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    world = torchrun_world(size)
+    missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
+    require(not missing, f"expected processes of torchrun, got WORLD_SIZE={size} without "
+            f"{', '.join(missing)}; start them with: torchrun --nproc_per_node={size} train.py")
+    world = World(*(int(os.environ[name]) for name in TORCHRUN_VARIABLES))
     if not world.is_main:
         sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")
     timeout = COMPILED_GRADIENT_TIMEOUT if compiles else GRADIENT_TIMEOUT
@@ -165,22 +152,19 @@ def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
         distributed.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
-        # at an ordinary exit torch's threads now and then end the process with an error
-        os._exit(0)
+        os._exit(0)  # at an ordinary exit torch's threads now and then raise an error
     except RuntimeError as error:  # what gloo and NCCL raise
         if not has_lost_another(error):
             raise
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"process {world.rank} of {world.size} has lost another, which has ended, "
-                        "hangs or cannot be reached; see its message, and go on with --resume "
-                        f"({reason})") from None
+        raise UserError(f"process {world.rank} of {world.size} has lost another ({reason}); see "
+                        "that one's message, and go on with --resume") from None
 
 
 def shard_blocks(blocks: nn.ModuleList, world: World, device: torch.device) -> None:
     """Shard the frozen weights of each block over the processes (FSDP). A block's weights are
     gathered on the device when it runs, and freed again. Its trainable weights stay whole."""
-    # imported here: it takes a second or two, which a single process need not wait
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard  # here, as it takes a second or two
 
     require("ignored_params" in inspect.signature(fully_shard).parameters,
             f"--shard: expected torch 2.7 or later, got {torch.__version__}; install a later one")

@@ -1,15 +1,16 @@
 """What a stage says while it trains: its size, its progress, how fast its steps are."""
 
 import time
-from collections.abc import Callable
 
 from torch import nn
 from tqdm import tqdm
 
 from ..command.script import progress
-from ..config import Config, StageConfig
+from ..config import StageConfig
 from .dry_run import Shape, throughput
-from .files import finite
+from .loader import StageLoader
+from .log import finite
+from .run import Run
 
 
 def print_stage(stage: StageConfig, model: nn.Module, data: str, n_steps: int, cut: str,
@@ -29,17 +30,16 @@ def print_stage(stage: StageConfig, model: nn.Module, data: str, n_steps: int, c
 
 
 class StageProgress:
-    """The progress bar of a stage, the speed of its steps, and a count of what it skips. `waited`
-    gives the seconds that the stage has waited for data so far. It ends with the `with` block."""
+    """The progress bar of a stage, the speed of its steps, and a count of what it skips. It ends
+    with the `with` block."""
 
-    def __init__(self, stage: StageConfig, n_steps: int, first_step: int, visible: bool,
-                 waited: Callable[[], float]):
-        self.stage, self.first_step, self.waited = stage, first_step, waited
+    def __init__(self, run: Run, stage: StageConfig, loader: StageLoader, n_steps: int,
+                 first_step: int):
+        self.run, self.stage, self.loader, self.first_step = run, stage, loader, first_step
         self.bar: tqdm = progress(total=n_steps, initial=first_step, unit="step",
-                                  desc=f"  stage {stage.number}", disable=not visible)
+                                  desc=f"  stage {stage.number}", disable=not run.world.is_main)
         self.start = time.perf_counter()
-        self.skipped = {"steps whose loss or gradient was not finite": 0,
-                        "clips that were broken": 0}
+        self.n_nonfinite, self.n_broken = 0, 0  # steps, clips
 
     def __enter__(self) -> "StageProgress":
         return self
@@ -52,31 +52,39 @@ class StageProgress:
         """Since the stage began."""
         return time.perf_counter() - self.start
 
-    def begin_step(self) -> None:
-        self.step_start, self.waited_before = time.perf_counter(), self.waited()
+    @property
+    def waited(self) -> float:
+        """Seconds that the stage has waited for data so far."""
+        return self.loader.waited + self.run.features.waited
 
-    def end_step(self, row: dict, shape: Shape, config: Config, peak_flops: float
+    def begin_step(self) -> None:
+        self.step_start, self.waited_before = time.perf_counter(), self.waited
+
+    def end_step(self, row: dict, lengths: list[tuple[int, int]], n_masked: int, n_broken: int
                  ) -> dict[str, float]:
-        """How fast a step of this `shape` was, for the log. `row` is what else the log has of it;
-        the bar shows some of both."""
-        speed = throughput(config, self.stage, shape, time.perf_counter() - self.step_start,
-                           peak_flops)
-        speed["data_wait"] = self.waited() - self.waited_before
-        n_examples = self.stage.batch_size * (row["step"] - self.first_step)
+        """How fast a step was, on answers of these `lengths`, for the log. `row` is what else the
+        log has of it; the bar shows some of both."""
+        run, stage = self.run, self.stage
+        n_clips = 0 if run.features.keeps_features else stage.batch_size  # to be encoded
+        shape = Shape(n_clips, lengths * (stage.vrpo_samples if stage.preference else 1), n_masked)
+        speed = throughput(run.model.config, stage, shape, time.perf_counter() - self.step_start,
+                           run.peak_flops)
+        speed["data_wait"] = self.waited - self.waited_before
+        n_examples = stage.batch_size * (row["step"] - self.first_step)
         speed["examples_per_second"] = n_examples / self.seconds
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}",
                              examples_s=f"{speed['examples_per_second']:.0f}",
                              tokens_s=f"{speed['tokens_per_second']:.0f}",
                              mfu=f"{speed['mfu']:.0%}", refresh=False)
         self.bar.update()
-        return speed if finite(row) else speed | {"skipped": 1}
-
-    def count_skipped(self, is_skipped: bool, n_broken: int) -> None:
-        """Count a step that `is_skipped`, and its broken clips."""
-        self.skipped["steps whose loss or gradient was not finite"] += is_skipped
-        self.skipped["clips that were broken"] += n_broken
+        self.n_broken += n_broken
+        if not finite(row):
+            self.n_nonfinite += 1
+            speed["skipped"] = 1
+        return speed
 
     def print_skipped(self) -> None:
-        for what, n in self.skipped.items():
-            if n:
-                print(f"  skipped {n} {what}")
+        if self.n_nonfinite:
+            print(f"  skipped {self.n_nonfinite} steps whose loss or gradient was not finite")
+        if self.n_broken:
+            print(f"  skipped {self.n_broken} clips that were broken")

@@ -16,10 +16,9 @@ from ..errors import require
 from ..fast.device import autocast
 from ..model import Diffa2Model
 from ..tokenizer import Tokenizer
-from . import files
 from .features import FeatureCache
 from .folder import RunFolder
-from .log import Log
+from .log import Log, finite
 from .manifests import RunData
 from .objective import piece_loss
 from .processes import World
@@ -53,25 +52,26 @@ class Run:
         if self.is_stopping:
             raise Stopped
 
-    def until_stopped(self, paths: list) -> Iterator:
-        """The paths, with a progress bar, until this process receives a signal."""
-        bar = progress(paths, desc="  encoding clips", leave=False, disable=not self.world.is_main)
-        return itertools.takewhile(lambda path: self.signals.received is None, bar)
-
     def cache_features(self, number: int, skip_broken: bool) -> list[Example]:
         """Encode the clips of a stage ahead of time, if they are to be cached. Returns the stage's
         examples whose clips can be read. Raises UserError if there are none, or Stopped."""
         data, manifest = self.data, self.data.manifests[number]
+
+        def until_stopped(paths: list) -> Iterator:
+            bar = progress(paths, desc="  encoding clips", leave=False,
+                           disable=not self.world.is_main)
+            return itertools.takewhile(lambda path: self.signals.received is None, bar)
+
         paths = [example.path for example in data.examples[number] + data.validation]
-        unreadable = self.features.prepare(paths, self.until_stopped, skip_broken, self.world)
+        unreadable = self.features.prepare(paths, until_stopped, skip_broken, self.world)
         self.raise_if_stopped()
         for complaint in unreadable.values():
             print(f"  left out: {complaint}")
         examples = [each for each in data.examples[number] if each.path not in unreadable]
         data.validation = [each for each in data.validation if each.path not in unreadable]
-        require(examples, f"{manifest}: not one of its clips can be heard")
+        require(examples, f"{manifest}: not one of its clips can be read")
         self.world.require_equal(len(examples), f"{manifest}: the processes see different "
-                                                "examples; give all machines the same data")
+                                 "examples; give all machines the same data")
         return examples
 
 
@@ -110,7 +110,7 @@ def optimizer_step(run: Run, parameters: StageParameters, n_tokens: int, batches
     run.world.sum_gradients(trained)
     grad_norm = nn.utils.clip_grad_norm_(trained, parameters.stage.grad_clip)
     figures["grad_norm"] = float(grad_norm)
-    if files.finite(figures):
+    if finite(figures):
         parameters.optimizer.step()
     parameters.optimizer.zero_grad(set_to_none=True)
     return figures
