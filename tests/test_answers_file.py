@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate.answers import Answer
 from diffa2_mini.evaluate.answers_file import (
     PREDICTIONS,
     append,
     match,
-    read_answers,
+    questions_in,
     resume,
     to_line,
 )
@@ -34,13 +35,17 @@ TEXT = "".join(to_line("mmau", "a model", *pair) for pair in zip(QUESTIONS, REPL
 ANSWERED = {"q0": REPLIES[0], "q1": REPLIES[1], "q3": REPLIES[3]}  # the others are asked again
 
 
+def matched(rows):
+    return match(rows, QUESTIONS, Path("file"), "mmau")
+
+
 def test_what_is_written_is_read_again(tmp_path):
     path = tmp_path / "new" / "answers.jsonl"
     assert resume(path, "mmau", "a model", QUESTIONS) == {}
     append(path, TEXT)
     assert resume(path, "mmau", "a model", QUESTIONS) == ANSWERED
     assert path.read_text(encoding="utf-8").count("\n") == 3
-    assert match(read_answers(path, "mmau", alone=True), QUESTIONS, path) == ANSWERED
+    assert match(read_manifest(path), QUESTIONS, path, "mmau") == ANSWERED
     row = json.loads(path.read_text(encoding="utf-8").split("\n")[0])
     prompt = hashlib.sha256(QUESTIONS[0].prompt.encode()).hexdigest()
     assert row == ROWS[0] | {"benchmark": "mmau", "by": "a model", "response": "a cat",
@@ -79,8 +84,8 @@ def test_answers_of_another_run_are_refused_and_left(tmp_path):
     others = read_questions("mmau", [row | {"choices": ["a bus", "a car"]} for row in ROWS],
                             Path("file"))
     for arguments, message in [
-        (("mmar", "a model", QUESTIONS), "benchmark mmau, this run is benchmark mmar"),
-        (("mmau", "another", QUESTIONS), "is an answer of a model, this run is another"),
+        (("mmar", "a model", QUESTIONS), "answers a question of mmau, not of mmar"),
+        (("mmau", "another", QUESTIONS), "'by' of q0 is a model, this run has another"),
         (("mmau", "a model", QUESTIONS[:1]), "entry 2: q1 is not asked"),
         (("mmau", "a model", shuffled), "in another order; check .* --shuffle-options"),
         (("mmau", "a model", others), "other choices")
@@ -110,16 +115,16 @@ def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path):
 def test_predictions_from_elsewhere_go_by_four_names(name):
     rows = [{"id": "q1", name: "a dog"}, {"id": "q0", name: "a cat", "more": 1},
             {"id": "q3", name: None}, {"id": "q2"}]
-    assert match(rows, QUESTIONS, Path("file")) == {"q1": Answer("a dog"), "q0": Answer("a cat")}
-    assert match([{"id": "q0", name: 3}], QUESTIONS, Path("file")) == {"q0": Answer("3")}
+    assert matched(rows) == {"q1": Answer("a dog"), "q0": Answer("a cat")}
+    assert matched([{"id": "q0", name: 0}]) == {"q0": Answer("0")}
     asked = [{"id": "q0", name: "x", "question": f"Listen.\n{ROWS[0]['question']} A. a dog"}]
-    assert match(asked, QUESTIONS, Path("file")) == {"q0": Answer("x")}  # within their own words
+    assert matched(asked) == {"q0": Answer("x")}  # within their own words
 
 
 def test_an_error_beside_a_reply_is_another_programs_and_does_not_make_it_none():
     rows = [{"id": "q0", "response": "a dog", "error": "slow"},
             {"id": "q1", "response": "", "error": "gone"}]
-    assert match(rows, QUESTIONS, Path("file")) == {"q0": Answer("a dog"), "q1": Answer("", "gone")}
+    assert matched(rows) == {"q0": Answer("a dog"), "q1": Answer("", "gone")}
 
 
 @pytest.mark.parametrize("rows, message", [
@@ -135,18 +140,12 @@ def test_an_error_beside_a_reply_is_another_programs_and_does_not_make_it_none()
 ])
 def test_answers_that_do_not_fit_are_named(rows, message):
     with pytest.raises(UserError, match=message):
-        match(rows, QUESTIONS, Path("file"))
+        matched(rows)
 
 
-def test_a_question_answered_twice_in_a_file_of_its_own_is_an_error(tmp_path):
-    path = tmp_path / "answers.json"
+def test_a_question_answered_twice_in_a_file_of_its_own_is_an_error():
     rows = [row | {"response": "a cat"} for row in ROWS]
-    path.write_text(json.dumps(rows + [rows[2] | {"response": "a dog"}]))
-    assert len(read_answers(path, "mmau", alone=False)) == 5
     with pytest.raises(UserError, match="entry 5 answers a question that has been answered above"):
-        read_answers(path, "mmau", alone=True)
-    path.write_text(json.dumps(rows + [rows[2] | {"question": "Another, about the same clip?"}]))
-    assert len(read_answers(path, "mmau", alone=True)) == 5
-    path.write_text(TEXT)
-    with pytest.raises(UserError, match="answers a question of mmau, not of toy"):
-        read_answers(path, "toy", alone=True)
+        questions_in(rows + [rows[2] | {"response": "a dog"}], Path("file"), "mmau")
+    another = rows[2] | {"question": "Another, about the same clip?"}
+    assert [each.id for each in questions_in(rows + [another], Path("file"), "mmau")][4] == "q2#2"

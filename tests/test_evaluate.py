@@ -133,7 +133,7 @@ def test_answers_of_another_way_to_ask_are_not_mixed(folder, capfd):
     run(capfd, *flags(folder), "--limit", 1)
     assert result_of(folder)["overall"]["count"] == 1
     others = [(["--factor", 1], "factor 1.0"), (["--dtype", "bfloat16"], "bfloat16"),
-              (["--benchmark", "mmau"], "is an answer of benchmark toy"),
+              (["--benchmark", "mmau"], "answers a question of toy, not of mmau"),
               (["--merge-lora"], "LoRA merged")]
     for more, message in others:
         assert message in run(capfd, *flags(folder), *more, code=2)
@@ -142,7 +142,7 @@ def test_answers_of_another_way_to_ask_are_not_mixed(folder, capfd):
     run(capfd, *flags(folder, "other.jsonl"), "--limit", 1, "--checkpoint", other)
     trained.model["trainable_prompts.weight"] += 1
     save_checkpoint(other, trained)  # another model under the same name
-    assert "is an answer of diffa2" in run(capfd, *flags(folder, "other.jsonl"), "--limit", 1,
+    assert "'by' of a is diffa2" in run(capfd, *flags(folder, "other.jsonl"), "--limit", 1,
                                            "--checkpoint", other, code=2)
     assert len((folder / "answers.jsonl").read_text().splitlines()) == 1
     run(capfd, *flags(folder), "--limit", 3)
@@ -166,7 +166,7 @@ def test_weights_are_known_by_what_they_hold_and_not_by_their_name(folder, capfd
     assert answered in run(capfd, *flags(folder), f"--{part}", path)  # a copy
     changed_weights(path)
     error = run(capfd, *flags(folder), f"--{part}", path, code=2).splitlines()[-1]
-    assert f"a is an answer of {part} " in error and f"this run is {part} " in error
+    assert f"'by' of a is {part} " in error and f"this run has {part} " in error
     assert error.count(part) == 2 and "float32" not in error  # it tells what differs
     assert answered in run(capfd, *flags(folder))
 
@@ -187,7 +187,7 @@ def test_published_weights_are_known_by_what_they_hold(
     for part, file in changes.items():
         kept = shutil.copy(copy / file, folder / "kept")
         changed_weights(copy / file)
-        assert f"this run is {part} " in ask(copy, code=2)
+        assert f"this run has {part} " in ask(copy, code=2)
         shutil.copy(kept, copy / file)
     tensors = weights.trained_tensors(trained)
     tensors["trainable_prompts.weight"] = tensors["trainable_prompts.weight"] + 1
@@ -195,7 +195,7 @@ def test_published_weights_are_known_by_what_they_hold(
     with open(copy / "llada" / "tokenizer.json", "a") as file:
         file.write("\n")
     error = ask(copy, code=2)
-    assert "this run is diffa2 " in error and "tokenizer " in error and "whisper" not in error
+    assert "this run has diffa2 " in error and "tokenizer " in error and "whisper" not in error
 
 
 def test_what_was_asked_otherwise_under_the_same_id_is_not_reused(folder, capfd, monkeypatch):
@@ -209,7 +209,7 @@ def test_what_was_asked_otherwise_under_the_same_id_is_not_reused(folder, capfd,
 
     for change, message in [
             ({"question": "Which digit is last?"}, "entry 1: a was asked another question"),
-            ({"difficulty": "lettered"}, "a is an answer of prompt_sha256"),
+            ({"difficulty": "lettered"}, "'prompt_sha256' of a is "),
             ({"choices": ["three one four", "one"]}, "other choices")]:
         (folder / "toy.json").write_text(json.dumps([TOY[0] | change, *TOY[1:]]))
         refused(message)
@@ -217,7 +217,7 @@ def test_what_was_asked_otherwise_under_the_same_id_is_not_reused(folder, capfd,
     clip = folder / "audio" / "three_one_four.wav"
     kept = shutil.copy(clip, folder / "kept.wav")
     shutil.copy(folder / "audio" / "minor_arpeggio.wav", clip)
-    refused("a is an answer of clip_sha256")
+    refused("'clip_sha256' of a is ")
     clip.unlink()  # it was read while it was there
     assert "of which 3 are answered" in run(capfd, *flags(folder)) and result_of(folder) == figures
     shutil.copy(kept, clip)
@@ -233,7 +233,7 @@ def test_answers_of_a_version_that_did_not_note_what_was_asked_are_refused(folde
         del row["prompt_sha256"], row["clip_sha256"]
         row["by"] = "diffa2_mini/assets/toy_diffa2.safetensors 0123abcd, float32, gen_length 16"
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "prompt_sha256 None, clip_sha256 None, this run is" in run(capfd, *flags(folder), code=2)
+    assert "'by' of a is diffa2_mini/assets" in run(capfd, *flags(folder), code=2)
     run(capfd, "--benchmark", "toy", "--score", folder / "answers.jsonl")  # which mixes nothing
     assert result_of(folder)["overall"]["right"] == 3
 

@@ -23,14 +23,15 @@ from pathlib import Path
 
 from ..command import flags
 from ..command.script import Parser
+from ..data import read_manifest
 from ..errors import require
 from ..listen import Diffa2
 from ..training import files
 from ..training.features import FeatureCache
 from . import scoreboard
 from .answers import answer_questions, expect_clips
-from .answers_file import match, read_answers, resume, to_line
-from .benchmarks import BENCHMARKS, BenchmarkQuestion, load_questions, read_questions
+from .answers_file import match, questions_in, resume, to_line
+from .benchmarks import BENCHMARKS, BenchmarkQuestion, load_questions
 
 
 def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
@@ -39,9 +40,10 @@ def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
     the benchmark may be answered in the file, which is locked meanwhile."""
     expect_clips(questions)
     source = flags.model_source(args)
-    config = source.config
-    as_authors = {} if config.from_scratch else BENCHMARKS[args.benchmark].decode
-    decode = flags.decode_config(args, dataclasses.replace(config.decode, **as_authors))
+    config, decode, length = source.config, source.config.decode, BENCHMARKS[args.benchmark].length
+    if length and not config.from_scratch:  # the authors' way: one block, a token a step
+        decode = dataclasses.replace(decode, gen_length=length, block_length=length, steps=length)
+    decode = flags.decode_config(args, decode)
     device, dtype = flags.device_and_dtype(args, config)
     by = flags.identify_model(source, decode, dtype, args.merge_lora)
     size = args.batch_size or (64 if config.from_scratch else 8)
@@ -95,14 +97,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    rows = read_answers(args.score, args.benchmark, alone=not args.file) if args.score else []
+    rows = read_manifest(args.score) if args.score else []
     if args.score and not args.file:
-        every = read_questions(args.benchmark, rows, args.score)
+        every = questions_in(rows, args.score, args.benchmark)
     else:
         every = load_questions(args.benchmark, args.file, args.audio_root, args.shuffle_options)
     questions = every[:args.limit]
     if args.score:
-        answers = match(rows, every, args.score)
+        answers = match(rows, every, args.score, args.benchmark)
         scoreboard.publish(args.benchmark, questions, answers, args.score)
         return
     try:

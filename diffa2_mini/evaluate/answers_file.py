@@ -7,14 +7,14 @@ what the benchmarks' own scripts read. Answers made elsewhere are read too.
 
 import hashlib
 import json
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
-from ..data import read_manifest
 from ..errors import UserError, require
 from ..training.files import append, digest_of, write_whole
 from .answers import Answer
-from .benchmarks import BenchmarkQuestion, choices_of, id_of, numbered
+from .benchmarks import BenchmarkQuestion, choices_of, id_of, read_questions
 
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
 START = '{"benchmark": '  # of a line that we wrote
@@ -22,21 +22,20 @@ FOUND = ("error", "cut", "incomplete")  # what is wrong with a clip, as an Answe
 OURS = ("benchmark", "by", "prompt_sha256", "clip_sha256", "id", *FOUND)  # not published
 
 
-def asked(benchmark: str, by: str, question: BenchmarkQuestion) -> dict[str, str | None]:
-    """What an answer depends on. `by` tells which model answers, and how; prompt and clip count by
-    their contents. A clip that cannot be read has none."""
+def asked(question: BenchmarkQuestion) -> dict[str, str | None]:
+    """What is asked, by its contents: prompt and clip, None if that is not there."""
     prompt, clip = hashlib.sha256(question.prompt.encode()).hexdigest(), None
     with suppress(OSError):
         if question.audio is not None and question.audio.is_file():
             clip = digest_of(question.audio)
-    return {"benchmark": benchmark, "by": by, "prompt_sha256": prompt, "clip_sha256": clip}
+    return {"prompt_sha256": prompt, "clip_sha256": clip}
 
 
 def to_line(benchmark: str, by: str, question: BenchmarkQuestion, answer: Answer) -> str:
-    """A line of the file: what the answer depends on, the published fields, and the answer."""
+    """A line of the file. `by` tells which model answered, and how."""
     published = {name: value for name, value in question.row.items() if name not in OURS}
     row = {"benchmark": benchmark, "by": by, "id": question.id} | published
-    row |= {"response": answer.reply} | asked(benchmark, by, question)
+    row |= {"response": answer.reply} | asked(question)
     row |= {name: getattr(answer, name) for name in FOUND if getattr(answer, name)}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
@@ -61,36 +60,35 @@ def expect_same_question(row: dict, question: BenchmarkQuestion) -> None:
             "check --benchmark, --file and --shuffle-options")
 
 
-def traits(row: dict) -> list[str]:
-    """What an answer depends on, as a line tells it."""
-    names = ("benchmark", "prompt_sha256", "clip_sha256")
-    return [*str(row.get("by")).split(", "), *(f"{name} {row.get(name)}" for name in names)]
-
-
 def expect_same_run(row: dict, now: dict[str, str | None]) -> None:
     """Raise UserError if an answer depends on other things than it would `now`. A clip that is gone
     since was read, and is not another."""
-    was, now = traits(row), traits(row | {name: value for name, value in now.items() if value})
-    theirs = ", ".join(each for each in was if each not in now)
-    ours = ", ".join(each for each in now if each not in was)
-    require(theirs == ours, f"{row['id']} is an answer of {theirs}, this run is {ours}; choose "
-                            "another --out, or delete such lines to ask anew")
+    for name, value in now.items():
+        was, here = str(row.get(name)).split(", "), str(value).split(", ")
+        theirs = ", ".join(each for each in was if each not in here)
+        ours = ", ".join(each for each in here if each not in was)
+        require(value is None or theirs == ours,
+                f"{name!r} of {row['id']} is {theirs}, this run has {ours}; choose another --out, "
+                "or delete such lines to ask anew")
 
 
-def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path,
-          benchmark: str = "", by: str = "") -> dict[str, Answer]:
+def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, benchmark: str,
+          by: str | None = None) -> dict[str, Answer]:
     """The answers in `rows` by the id of their question. Raises UserError if one answers no
     question, one that has been answered already, or one that had another text or other choices; or,
     with `by`, if it depends on other things than it would now."""
-    known, answers, seen = {question.id: question for question in questions}, {}, {}
+    known, answers, seen = {question.id: question for question in questions}, {}, Counter()
     for i, row in enumerate(rows, start=1):
         try:
-            id = numbered(id_of(row), seen)
+            id = id_of(row, seen)
+            theirs = row.get("benchmark", benchmark)
+            require(theirs == benchmark, f"answers a question of {theirs}, not of {benchmark}; "
+                                         "check --benchmark")
             require(id in known, f"{id} is not asked (id#2 is the second answer to id); check "
                                  "--benchmark and --file")
             expect_same_question(row, known[id])
             if by:
-                expect_same_run(row, asked(benchmark, by, known[id]))
+                expect_same_run(row, {"by": by} | asked(known[id]))
             if found := answer_in(row):
                 answers[id] = found
         except UserError as error:
@@ -98,6 +96,17 @@ def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path,
     require(answers or by, f"{source}: expected predictions under one of {', '.join(PREDICTIONS)}, "
                            "got none")
     return answers
+
+
+def questions_in(rows: list[dict], source: Path, benchmark: str) -> list[BenchmarkQuestion]:
+    """The questions that answers bring along. Raises UserError if one is answered twice."""
+    questions, found = read_questions(benchmark, rows, source), set()
+    for i, (row, question) in enumerate(zip(rows, questions), start=1):
+        key = (id_of(row, Counter()), question.audio, str(row.get("question")))
+        require(key not in found, f"{source}: entry {i} answers a question that has been answered "
+                                  "above; delete one")
+        found.add(key)
+    return questions
 
 
 def resume(path: Path, benchmark: str, by: str,
@@ -122,21 +131,3 @@ def resume(path: Path, benchmark: str, by: str,
         text = "".join(f"{line}\n" for line, _ in kept)
         write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return answers
-
-
-def read_answers(path: Path, benchmark: str, alone: bool) -> list[dict]:
-    """The entries of a file of answers. Raises UserError if they are another benchmark's; or, where
-    they bring their questions themselves (`alone`), if a question is in it twice."""
-    rows, asked = read_manifest(path), set()
-    for i, row in enumerate(rows, start=1):
-        require(isinstance(row, dict),
-                f"{path}: expected an object as entry {i}, got {type(row).__name__}")
-        theirs = row.get("benchmark", benchmark)
-        require(theirs == benchmark, f"{path}: entry {i} answers a question of {theirs}, "
-                                     f"not of {benchmark}; check --benchmark")
-        names = ("id", "audio_id", "audio_filepath", "question")
-        key = json.dumps([row.get(name) for name in names])
-        require(not alone or key not in asked,
-                f"{path}: entry {i} answers a question that has been answered above; delete one")
-        asked.add(key)
-    return rows

@@ -15,6 +15,7 @@ letter counts.
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product, zip_longest
@@ -66,15 +67,13 @@ TOY_FREE = Rule("{question}", lambda reply, answer, choices: same_text(reply, an
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark is read, asked and reported. `decode` is how the authors have published
-    weights decode."""
+    """How a benchmark is read, asked and reported."""
 
     audio: str  # the field that names the clip
     answer: str  # the field with the right choice's text
     rule: Rule | None  # None for transcripts
     tables: tuple[str, ...] = ()  # a row for each value of these fields together
-    decode: dict = field(
-        default_factory=lambda: {"gen_length": 16, "block_length": 16, "steps": 16})
+    length: int | None = 16  # tokens of a response of published weights, as the authors decode it
 
 
 BENCHMARKS = {
@@ -87,11 +86,10 @@ BENCHMARKS = {
     "mmar": Benchmark(
         "audio_path", "answer", MMAU, ("modality", "category", "sub-category", "language")),
     "asr": Benchmark(
-        "audio_filepath", "transcription", None,
-        decode={"gen_length": 128, "block_length": 128, "steps": 128}),
+        "audio_filepath", "transcription", None, length=128),
     "toy": Benchmark(
         "audio_id", "answer", TOY_LETTERED,
-        ("task", "task / category", "sub-category", "difficulty"), decode={}),
+        ("task", "task / category", "sub-category", "difficulty"), length=None),
 }
 
 
@@ -127,9 +125,6 @@ class BenchmarkQuestion:
         return self.rule.is_right(reply, self.answer, self.choices)
 
 
-# ------------------------------------------------------------------------------------------ reading
-
-
 def text_in(row: dict, *names: str, default: str | None = None) -> str:
     """What `text_of` finds, where a number counts as text too."""
     texts = {name: str(value) if isinstance(value, (int, float)) else value
@@ -137,15 +132,11 @@ def text_in(row: dict, *names: str, default: str | None = None) -> str:
     return text_of(texts, *names, default=default)
 
 
-def id_of(row: dict) -> str:
+def id_of(row: dict, seen: Counter) -> str:
+    """An entry's id. Files may ask twice about a clip: an id that was `seen` becomes id#2."""
     require(isinstance(row, dict), f"expected an object, got {type(row).__name__}")
-    return text_in(row, "id", "audio_id", "audio_filepath")
-
-
-def numbered(id: str, seen: dict[str, int]) -> str:
-    """An id that differs from those `seen`: the second id becomes id#2. Published files may ask
-    twice about a clip."""
-    seen[id] = seen.get(id, 0) + 1
+    id = text_in(row, "id", "audio_id", "audio_filepath")
+    seen[id] += 1
     return id if seen[id] == 1 else f"{id}#{seen[id]}"
 
 
@@ -205,10 +196,10 @@ def read_question(name: str, row: dict, id: str, root: Path,
 def read_questions(name: str, rows: list[dict], source: Path, root: Path = Path(),
                    shuffle: int | None = None) -> list[BenchmarkQuestion]:
     """All questions of a benchmark. Raises UserError that names the first broken entry."""
-    questions, seen = [], {}
+    questions, seen = [], Counter()
     for i, row in enumerate(rows, start=1):
         try:
-            questions.append(read_question(name, row, numbered(id_of(row), seen), root, shuffle))
+            questions.append(read_question(name, row, id_of(row, seen), root, shuffle))
         except UserError as error:
             raise UserError(f"{source}: entry {i} is no question of {name}: {error}") from None
     return questions
@@ -221,7 +212,7 @@ def read_table(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected a table of Kaldi's in UTF-8, got {error}") from None
     rows = [line.split(maxsplit=1) for line in lines if line.strip()]
-    found = {id: rest[0].strip() if rest else "" for id, *rest in rows}
+    found = {id: "".join(rest).strip() for id, *rest in rows}
     require(len(found) == len(rows) > 0,
             f"{path}: expected lines with an id each, got none, or an id twice")
     return found
@@ -238,9 +229,9 @@ def read_kaldi(file: Path) -> list[dict]:
             for id, text in texts.items()]
 
 
-def transcripts_in(rows: list, file: Path) -> list:
-    """The entries of a manifest that are transcripts; it may ask other things too. Raises UserError
-    if none are."""
+def read_transcripts(file: Path) -> list[dict]:
+    """The entries of a manifest that are transcripts; it may ask other things too."""
+    rows = read_manifest(file)
     found = [row for row in rows if not isinstance(row, dict) or row.get("type") in (None, "asr")]
     require(found, f"{file}: expected transcripts, got questions of other types alone")
     print(f"{file}: {len(found)} transcripts; entries of another type, which are left out: "
@@ -258,9 +249,7 @@ def load_questions(name: str, file: Path | None, root: Path | None = None,
                                 "repository 'python data/toybench.py' makes it, or name it: --file")
     if name == "asr" and file.is_dir():
         file = file / "wav.scp"
-    if name == "asr" and file.name == "wav.scp":
-        rows = read_kaldi(file)
-    else:
-        rows = read_manifest(file)
-        rows = transcripts_in(rows, file) if name == "asr" else rows
-    return read_questions(name, rows, file, root or file.parent, shuffle)
+    read = read_manifest
+    if name == "asr":
+        read = read_kaldi if file.name == "wav.scp" else read_transcripts
+    return read_questions(name, read(file), file, root or file.parent, shuffle)

@@ -3,7 +3,7 @@ benchmark as text and as JSON."""
 
 import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,7 @@ from .benchmarks import BenchmarkQuestion
 from .scoring import WordErrors, normalise, word_errors
 
 INCOMPLETE = "clips that end early or are damaged, used as far as they go"
-EDITS = ("substitutions", "deletions", "insertions")
-
-
-# ----------------------------------------------------------------------------------------- figures
+EDITS = WordErrors._fields[:3]
 
 
 def mean(values: list[float]) -> float:
@@ -38,21 +35,16 @@ def wilson(right: int, count: int) -> list[float]:
 
 
 def word_error_rate(errors: list[WordErrors]) -> float:
-    """Of a corpus: all edits over all words of the references; not a number where there are no
-    words."""
-    n_words = sum(each.words for each in errors)
-    return sum(each.total for each in errors) / n_words if n_words else float("nan")
+    """All edits over all words of the references; not a number where there are none."""
+    total = WordErrors(*map(sum, zip(*errors)))
+    return total.total / total.words if total.words else float("nan")
 
 
 def bootstrap(errors: list[WordErrors]) -> list[float]:
     """The 95 % interval of the word error rate, over 1,000 drawings of as many clips."""
-    edits, n_words = np.array([[e.total, e.words] for e in errors]).T
     drawn = np.random.default_rng(0).integers(len(errors), size=(1000, len(errors)))
-    rates = edits[drawn].sum(1) / np.maximum(n_words[drawn].sum(1), 1)
-    return np.percentile(rates, [2.5, 97.5]).tolist()
-
-
-# --------------------------------------------------------------------------------------- a manifest
+    *edits, n_words = np.array(errors)[drawn].sum(1).T  # [4, 1000]
+    return np.percentile(sum(edits) / np.maximum(n_words, 1), [2.5, 97.5]).tolist()
 
 
 @dataclass(frozen=True)
@@ -99,9 +91,6 @@ def table(result: Report) -> str:
     return "\n".join([*lines, f"{result.count} questions: {figures}"])
 
 
-# -------------------------------------------------------------------------------------- a benchmark
-
-
 def so_far(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> str:
     """The figure of the questions that are answered up to now."""
     verdicts = [each.judge(answers[each.id].reply) for each in questions
@@ -142,16 +131,17 @@ def score_choices(questions: list[BenchmarkQuestion], replies: dict[str, str]) -
 
 def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str]) -> dict:
     """The word error rate of a corpus. A transcript that is missing has all its words left out."""
-    pairs = [(normalise(q.answer), normalise(replies.get(q.id, ""))) for q in questions]
-    errors = [word_errors(*pair) for pair in pairs]
-    totals = {name: sum(getattr(each, name) for each in errors) for name in (*EDITS, "words")}
-    require(totals["words"],
-            "expected transcripts with words, got none: there is no word error rate")
-    clips = [{"id": question.id, **asdict(found), "reference": reference, "hypothesis": hypothesis}
-             for question, found, (reference, hypothesis) in zip(questions, errors, pairs)]
+    errors, clips = [], []
+    for question in questions:
+        reply = replies.get(question.id, "")
+        errors.append(question.judge(reply))
+        clips.append({"id": question.id, **errors[-1]._asdict(),
+                      "reference": normalise(question.answer), "hypothesis": normalise(reply)})
+    total = WordErrors(*map(sum, zip(*errors)))
+    require(total.words, "expected transcripts with words, got none: there is no word error rate")
     order = sorted(range(len(errors)), key=lambda i: -errors[i].total)
-    return {"clips": len(clips), **totals, "wer": word_error_rate(errors),
-            "interval": bootstrap(errors), "empty": sum(not said for _, said in pairs),
+    return {"clips": len(clips), **total._asdict(), "wer": total.total / total.words,
+            "interval": bootstrap(errors), "empty": sum(not clip["hypothesis"] for clip in clips),
             "normalisation": scoring.NORMALISATION,
             "worst": [clips[i] for i in order[:N_LISTED] if errors[i].total]}
 
@@ -174,9 +164,6 @@ def score(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answ
     }
     score_replies = score_transcripts if name == "asr" else score_choices
     return result | score_replies(questions, replies)
-
-
-# -------------------------------------------------------------------------------- a result as text
 
 
 def percent(*values: float) -> str:

@@ -9,8 +9,8 @@ stands for its choice's text, and then the words decide.
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from string import ascii_uppercase
+from typing import NamedTuple
 
 from ..data import Example
 
@@ -91,8 +91,7 @@ def normalise(text: str) -> str:
     return " ".join("".join(letters).split())
 
 
-@dataclass(frozen=True)
-class WordErrors:
+class WordErrors(NamedTuple):
     """How many words of a transcript's reference, which has `words`, are replaced and left out, and
     how many are put in."""
 

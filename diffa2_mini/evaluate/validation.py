@@ -62,17 +62,17 @@ class Validator:
     def print_sample(self, stage: StageConfig, examples: list[Example], step: int) -> None:
         """Answer one of the examples, another one each time, and print that."""
         example = examples[step * 7 % len(examples)]
-        (answer,) = self.answers(stage, [example])
+        (reply,) = self.answers(stage, [example])
         tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
-                   f"    target {example.answer!r}, answer {answer!r}")
+                   f"    target {example.answer!r}, answer {reply!r}")
 
     def pair_batches(self, stage: StageConfig, pairs: list[Example]) -> Iterator[PreferenceBatch]:
         """Held-out pairs in batches of `stage.micro_batch`, on the device."""
         collate = Collate(pairs, self.seed, stage, self.model.config, self.tokenizer, load=False,
                           held_out=True)
         for start in range(0, len(pairs), stage.micro_batch):
-            stop = min(start + stage.micro_batch, len(pairs))
-            batch = collate[[(0, i) for i in range(start, stop)]]
+            numbers = range(len(pairs))[start:start + stage.micro_batch]
+            batch = collate[[(0, i) for i in numbers]]
             yield batch.encoded(self.features, self.features.device)
 
     @torch.no_grad()
@@ -97,19 +97,16 @@ class Validator:
 
 def print_ranking(figures: dict[str, float]) -> None:
     """Print what `rank_pairs` has found."""
+    found = "no held-out example has a rejected answer: how pairs are ranked is not measured"
     if figures:
-        tqdm.write("  held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}"
-                   .format(**figures))
-    else:
-        tqdm.write("  no held-out example has a rejected answer: how pairs are ranked is not "
-                   "measured")
+        found = ("held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}"
+                 .format(**figures))
+    tqdm.write(f"  {found}")
 
 
 def print_incomplete(features: FeatureCache, examples: list[Example], world: World) -> None:
     """Count and name the clips of these examples that end early and were used all the same."""
     found = dict(world.gather([*features.incomplete.items()]))
     paths = dict.fromkeys(example.path for example in examples)
-    lines = [found[path] for path in paths if path in found]
-    if lines:
-        for line in listed(scoreboard.INCOMPLETE, lines):
-            print(f"  {line}")
+    if lines := [found[path] for path in paths if path in found]:
+        print("\n".join(f"  {line}" for line in listed(scoreboard.INCOMPLETE, lines)))
