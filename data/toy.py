@@ -23,14 +23,13 @@ begin(__name__)  # Ctrl-C while the rest is imported
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import soundfile
 
 from data import toy_text
 from data.bpe import count_words, save_ranks, train_bpe
-from data.pretraining.texts import TextExample
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import ASSETS, DATA, TextConfig
@@ -127,6 +126,21 @@ def make_stage0(folder: Path, seed: int = 0) -> Path:
     if not (folder / "stage0.json").exists():
         write_json(folder / "stage0.json", [row for _, row in make_clips(folder, "stage0", seed)])
     return folder
+
+
+@dataclass(frozen=True)
+class TextExample:
+    """A question about a clip, which `traits` and the items with their ordinals describe."""
+
+    traits: list[str]
+    items: list[tuple[str, str]]
+    type: str
+    instruction: str
+    answer: str
+
+    def words(self) -> list[str]:
+        """The description as a sentence: `speech high voice first three second one`."""
+        return [*self.traits, *(word for pair in self.items for word in pair)]
 
 
 def text_example(rng: np.random.Generator, evaluation: bool = False) -> TextExample:

@@ -7,15 +7,14 @@ import pytest
 import torch
 
 from data import toy
-from data.pretraining import backbone
+from data.pretraining import backbone, recall
 from data.pretraining.backbone import (
     accuracy_by_type,
     init_backbone,
     open_and_lettered,
-    recall_loss,
 )
 from data.pretraining.config import PretrainConfig
-from data.pretraining.recall import RecallExercise
+from data.pretraining.recall import recall_loss
 from diffa2_mini.config import SIZES
 from diffa2_mini.llada import rotary, rotate
 from diffa2_mini.model import Diffa2Model
@@ -46,10 +45,9 @@ def test_two_heads_of_the_first_block_start_by_attending_to_the_neighbours(model
 
 def test_recall_costs_what_guessing_costs_before_it_is_learned(model):
     config = PretrainConfig(backbone_batch=64)
-    exercise = RecallExercise(torch.arange(100, 160), 10, 5, config,
-                              torch.Generator().manual_seed(0))
     with torch.no_grad():
-        loss = recall_loss(model.llada, exercise)
+        loss = recall_loss(model.llada, torch.arange(100, 160), load_tokenizer(TOY), config,
+                           torch.Generator().manual_seed(0))
     assert loss > np.log(config.recall_pairs)  # nothing is learned: no better than one of the four
 
 
@@ -74,25 +72,24 @@ def test_accuracy_counts_right_answers_by_type(model):
 
 def test_the_number_of_steps_bounds_every_phase(monkeypatch):
     """Of 1,500 held-out texts no more are asked than were learned from."""
-    asked, steps = [], []
+    asked, steps, said = [], [], []
 
-    def counted(examples, *args):
+    def counted(model, tokenizer, examples, *args):
         asked.append(len(examples))
         return {"asr": 1.0}
 
-    def watched(numbers, **named):
+    def watched(numbers, desc):
         for number in numbers:
-            steps.append(named["desc"])
+            steps.append(desc)
             yield number
 
-    texts = [toy.text_example(np.random.default_rng(seed)) for seed in range(20)]
-    monkeypatch.setattr(backbone, "accuracy_by_type",
-                        lambda model, tokenizer, *args: counted(*args))
+    monkeypatch.setattr(backbone, "accuracy_by_type", counted)
+    for module in (backbone, recall):
+        monkeypatch.setattr(module, "progress", watched)
     config = PretrainConfig(recall_steps=2, backbone_steps=2, silence_steps=2, backbone_batch=3)
-    sample = lambda rng, evaluation: texts[rng.integers(len(texts))]  # noqa: E731
-    reports = backbone.pretrain_backbone(Diffa2Model(TOY), load_tokenizer(TOY), sample, config, 0,
-                                         watched)
-    for *_, accuracy in reports:
-        for plain, lettered in map(open_and_lettered, accuracy.values()):
-            assert plain == 1 and np.isnan(lettered)
+    tokenizer = load_tokenizer(TOY)
+    loss = backbone.pretrain_backbone(Diffa2Model(TOY), tokenizer, config, 0, said.append)
+    assert np.isfinite(loss) and f"step 4: loss {loss:.3f}" in said[0]
+    assert said[1].splitlines() == [f"  on {form}: open 1.000, lettered nan (asr 1.00)"
+                                    for form in ("sentences", "audio-like")]
     assert asked == [6, 6] and (steps.count("recall"), steps.count("backbone")) == (2, 4)

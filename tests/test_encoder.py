@@ -17,7 +17,7 @@ def test_labels_stand_where_the_segments_are(tmp_path):
         patch.setattr(toy, "SPLITS", toy.SPLITS | {"stage0": (2, 1, 1)})
         clips = [row for _, row in toy.make_clips(tmp_path, "stage0", seed=0)]
     toy.write_json(tmp_path / "stage0.json", clips)
-    labelled = LabelledClips.load(tmp_path / "stage0.json", TOY.audio, iter)
+    labelled = LabelledClips.load(tmp_path / "stage0.json", TOY.audio)
     for i, row in enumerate(clips):
         for segment in row["segments"]:
             middle = int((segment["start"] + segment["end"]) / 2 * 50)  # in encoder frames of 20 ms
@@ -41,7 +41,7 @@ def test_no_more_clips_are_read_than_are_learned_from(tmp_path):
         patch.setattr(toy, "SPLITS", toy.SPLITS | {"stage0": (4, 3, 3)})
         clips = [row for _, row in toy.make_clips(tmp_path, "stage0", seed=0)]
     toy.write_json(tmp_path / "stage0.json", clips)
-    every, some = (LabelledClips.load(tmp_path / "stage0.json", TOY.audio, iter, most)
+    every, some = (LabelledClips.load(tmp_path / "stage0.json", TOY.audio, most)
                    for most in (10, 3))
     assert (len(every.mel), len(some.mel)) == (10, 4)
     assert torch.equal(some.mel, every.mel[::3]) and torch.equal(some.item, every.item[::3])

@@ -8,7 +8,8 @@ import torch
 
 from data.pretraining.backbone import init_backbone
 from data.pretraining.config import PretrainConfig
-from data.pretraining.texts import TextExample, embed_like_audio, embed_words, token_weights
+from data.pretraining.texts import embed_like_audio, embed_words, token_weights
+from data.toy import TextExample
 from diffa2_mini.config import SIZES
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer

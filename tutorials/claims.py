@@ -45,7 +45,7 @@ from tutorials.claims_lab import (
     Lab,
     Scale,
     Variant,
-    paradigm_of,
+    generator_of,
     slug,
     write_json,
 )
@@ -98,7 +98,7 @@ def texts(causal: bool, lab: Lab, seed: int) -> dict:
     examples = [toy.text_example(rng, evaluation=True) for _ in range(lab.scale.n_texts or 960)]
     model = lab.build(Variant(None, 2, causal=causal))
     accuracy = accuracy_by_type(model, lab.tokenizer, examples, lab.scale.pretrain.silences,
-                                paradigm_of(causal).generate)
+                                generator_of(causal))
     return dict(zip(("open", "lettered"), open_and_lettered(accuracy)))
 
 

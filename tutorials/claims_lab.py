@@ -14,15 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from data import toy
-from data.pretraining.backbone import (
-    MASKED_DIFFUSION,
-    Paradigm,
-    open_and_lettered,
-    pretrain_backbone,
-)
+from data.pretraining.backbone import pretrain_backbone
 from data.pretraining.config import PretrainConfig
 from diffa2_mini import weights
 from diffa2_mini.command.script import progress
@@ -36,6 +29,7 @@ from diffa2_mini.data import Batch, Collate, Example, load_examples
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import answers, scoreboard
 from diffa2_mini.evaluate.validation import Validator
+from diffa2_mini.fast.generate import generate_responses
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.fast.token_losses import token_losses
 from diffa2_mini.lora import set_dropout
@@ -61,9 +55,9 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
 
 
-def paradigm_of(causal: bool) -> Paradigm:
-    """How a model learns and generates."""
-    return autoregressive.AUTOREGRESSIVE if causal else MASKED_DIFFUSION
+def generator_of(causal: bool) -> Callable:
+    """How a model generates answers, as `generate_responses`."""
+    return autoregressive.generate_greedily if causal else generate_responses
 
 
 def write_json(path: Path, value) -> None:
@@ -211,12 +205,10 @@ class Lab:
         if not path.exists():
             torch.manual_seed(seed_of("weights", 1, 0))
             model = Diffa2Model(CONFIG, llada=FastLlada)
-            reports = pretrain_backbone(
-                model, self.tokenizer, toy.text_example, self.scale.pretrain, 1, progress,
-                paradigm=autoregressive.AUTOREGRESSIVE, n_evaluation=self.scale.n_texts)
-            for _, _, accuracy in reports:
-                plain, lettered = open_and_lettered(accuracy["audio-like"])
-                tqdm.write(f"autoregressive backbone: open {plain:.3f}, lettered {lettered:.3f}")
+            pretrain_backbone(
+                model, self.tokenizer, self.scale.pretrain, 1,
+                text_loss=autoregressive.text_loss, recall_loss=autoregressive.recall_loss,
+                generate=autoregressive.generate_greedily, n_evaluation=self.scale.n_texts)
             save_part(model.llada, "llada", path, "python tutorials/claims.py")
         return path
 
@@ -319,7 +311,7 @@ class Lab:
         began = time.perf_counter()
         texts, n_steps = answers.answer(model.eval(), self.tokenizer, self.features, questions,
                                         stage.audio, decode, batch_size,
-                                        paradigm_of(variant.causal).generate)
+                                        generator_of(variant.causal))
         seconds, result = time.perf_counter() - began, scoreboard.report(questions, texts)
         figures = dict(result.figures)
         if batch_size == 1:

@@ -6,8 +6,8 @@ where the audio will be, and the answer is to be found in it.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data.pretraining.config import PretrainConfig
-from data.pretraining.optimization import learning_rate, running_mean, update
-from data.pretraining.recall import RecallExercise, exercise_on
-from data.pretraining.texts import TextBatch, TextExample, draw_batch, embed_like_audio, embed_words
+from data.pretraining.optimization import REPORT_EVERY, learning_rate, running_mean, update
+from data.pretraining.recall import learn_recall, recall_loss, words_to_recall
+from data.pretraining.texts import TextBatch, draw_batch, embed_like_audio, embed_words
+from data.toy import TextExample, text_example
+from diffa2_mini.command.script import progress
 from diffa2_mini.config import LladaConfig
 from diffa2_mini.evaluate.scoring import same_text
 from diffa2_mini.fast.generate import generate_responses
@@ -29,10 +31,6 @@ from diffa2_mini.tokenizer import Tokenizer
 from diffa2_mini.training.objective import adamw
 
 N_EVALUATION = 1500  # held-out texts, at the end; before that a fifth of them
-REPORT_EVERY = 500  # steps
-
-
-# ---------------------------------------------------------------------------------------- the start
 
 
 @torch.no_grad()
@@ -71,9 +69,6 @@ def attend_to_neighbour(block: Block, config: LladaConfig, head: int, offset: in
     block.k_proj.weight[rows] = sharpness * torch.outer(key, shared)
 
 
-# ------------------------------------------------------------------------------- masked diffusion
-
-
 def text_loss(model: Diffa2Model, tokenizer: Tokenizer, batch: TextBatch, config: PretrainConfig,
               rng: np.random.Generator) -> Tensor:
     """Mean cross-entropy of the masked tokens of a batch, without the weight 1/t."""
@@ -89,33 +84,6 @@ def text_loss(model: Diffa2Model, tokenizer: Tokenizer, batch: TextBatch, config
     return (losses * weight).sum() / weight.sum()
 
 
-def recall_loss(model: Llada, exercise: RecallExercise) -> Tensor:
-    """Cross-entropy of the words to recall: of each repeated pair one word is masked."""
-    pairs, asked, which = exercise.draw()
-    hidden = F.one_hot(which, 2).bool()  # [B, n, 2]
-    both = torch.cat([pairs, asked.masked_fill(hidden, exercise.mask_id)], dim=1)  # [B, 2n, 2]
-    masked = torch.cat([torch.zeros_like(hidden), hidden], dim=1)  # [B, 2n, 2]
-    # word, word, separator, ...: [B, 2n, 3], flattened to [B, 6n]
-    tokens = F.pad(both, (0, 1), value=exercise.separator).flatten(1)
-    states = model(model.wte(tokens))[F.pad(masked, (0, 1)).flatten(1)]  # [B n, D]
-    return F.cross_entropy(model.logits(states), asked[hidden])
-
-
-@dataclass(frozen=True)
-class Paradigm:
-    """How a backbone learns from texts, learns to recall, and generates an answer."""
-
-    text_loss: Callable[..., Tensor]
-    recall_loss: Callable[[Llada, RecallExercise], Tensor]
-    generate: Callable[..., tuple[Tensor, int]]  # as `generate_responses`
-
-
-MASKED_DIFFUSION = Paradigm(text_loss, recall_loss, generate_responses)
-
-
-# --------------------------------------------------------------------------------------- accuracy
-
-
 @torch.no_grad()
 def accuracy_by_type(model: Diffa2Model, tokenizer: Tokenizer, examples: list[TextExample],
                      max_silences: int | None = None,
@@ -125,11 +93,9 @@ def accuracy_by_type(model: Diffa2Model, tokenizer: Tokenizer, examples: list[Te
     right, rng = {}, np.random.default_rng(0)
     for start in range(0, len(examples), 100):
         batch = examples[start:start + 100]
-        if max_silences is None:
-            audio_embeddings = [embed_words(model, tokenizer, each.words()) for each in batch]
-        else:
-            audio_embeddings = [embed_like_audio(model, tokenizer, each, max_silences, rng)
-                                for each in batch]
+        audio_embeddings = [embed_words(model, tokenizer, each.words()) if max_silences is None
+                            else embed_like_audio(model, tokenizer, each, max_silences, rng)
+                            for each in batch]
         prompts = [tokenizer.prompt(model.config.text.system, each.instruction) for each in batch]
         tokens, _ = generate(model, tokenizer, audio_embeddings, prompts, model.config.decode)
         for example, row in zip(batch, tokens.tolist()):
@@ -145,26 +111,16 @@ def open_and_lettered(accuracy: dict[str, float]) -> tuple[float, float]:
     return tuple(sum(some) / len(some) if some else math.nan for some in (plain, lettered))
 
 
-# --------------------------------------------------------------------------------------- training
-
-
-def learn_recall(model: Llada, exercise: RecallExercise, optimizer: torch.optim.Optimizer,
-                 loss_of: Callable, progress: Callable) -> float:
-    """The exercise alone, until its mean loss is below `config.recall_loss`; returns that mean."""
-    config, parameters = exercise.config, list(model.parameters())
-    guessing = mean = math.log(config.recall_pairs)
-    for step in progress(range(config.recall_steps), desc="recall"):
-        loss = loss_of(model, exercise)
-        update(optimizer, parameters, loss,
-               config.backbone_lr * min(1, (step + 1) / max(1, config.warmup)))
-        mean = running_mean(mean, loss.item())
-        learned = mean < config.recall_loss
-        if step % REPORT_EVERY == REPORT_EVERY - 1 or learned:
-            tqdm.write(f"recall step {step + 1}: loss {mean:.3f}, where guessing gives "
-                       f"{guessing:.3f}")
-        if learned:
-            break
-    return mean
+def report(model: Diffa2Model, tokenizer: Tokenizer, examples: list[TextExample], silences: int,
+           generate: Callable) -> str:
+    """Two lines: how many answers are right if descriptions are sentences, or resemble audio."""
+    lines = []
+    for form, max_silences in (("sentences", None), ("audio-like", silences)):
+        accuracy = accuracy_by_type(model, tokenizer, examples, max_silences, generate)
+        plain, lettered = open_and_lettered(accuracy)
+        by_type = ", ".join(f"{type} {value:.2f}" for type, value in accuracy.items())
+        lines.append(f"  on {form}: open {plain:.3f}, lettered {lettered:.3f} ({by_type})")
+    return "\n".join(lines)
 
 
 def phase_at(step: int, config: PretrainConfig) -> tuple[int, float]:
@@ -177,42 +133,43 @@ def phase_at(step: int, config: PretrainConfig) -> tuple[int, float]:
     return config.silences, config.silence_lr * factor
 
 
-def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, sample: Callable,
-                      config: PretrainConfig, seed: int, progress: Callable, *,
-                      first_step: int = 0, paradigm: Paradigm = MASKED_DIFFUSION,
-                      n_evaluation: int | None = None) -> Iterator[tuple[int, float, dict]]:
-    """Train the backbone in place, from its start or on from `first_step`. `sample(rng,
-    evaluation)` gives a TextExample. Yields now and then step, loss, and the accuracy by type on
-    held-out texts in both forms; of these no more are asked than it learns from."""
+def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, config: PretrainConfig, seed: int,
+                      say: Callable = tqdm.write, *, goes_on: bool = False,
+                      text_loss: Callable = text_loss, recall_loss: Callable = recall_loss,
+                      generate: Callable = generate_responses,
+                      n_evaluation: int | None = None) -> float:
+    """Train the backbone in place, from its start; or, if it `goes_on`, the last part alone, with
+    silences. Says now and then how many held-out texts it answers right; of these no more are asked
+    than it learns from. Returns the mean loss at the end."""
     llada, device = model.llada, model.llada.wte.weight.device
     rng, held_out = stream("texts", seed), stream("held-out texts", seed)
-    evaluation = [sample(held_out, True) for _ in range(n_evaluation or N_EVALUATION)]
-    if first_step == 0:
+    evaluation = [text_example(held_out, True) for _ in range(n_evaluation or N_EVALUATION)]
+    if not goes_on:
         init_backbone(llada.cpu(),
                       torch.Generator().manual_seed(seed_of("backbone", seed, "weights")))
         llada.to(device)
-    parameters = dict(llada.requires_grad_(True).named_parameters())
-    optimizer = adamw(parameters, config.backbone_lr, (0.9, 0.98), weight_decay=0.01)
-    parameters = list(parameters.values())
-    generator = torch.Generator().manual_seed(seed_of("backbone", seed, "recall"))
-    exercise = exercise_on(evaluation, tokenizer, config, generator, device)
-    recall, mean = math.log(config.recall_pairs), 0.0
-    if first_step == 0:
-        recall = learn_recall(llada, exercise, optimizer, paradigm.recall_loss, progress)
+    named = dict(llada.requires_grad_(True).named_parameters())
+    parameters = named.values()
+    optimizer = adamw(named, config.backbone_lr, (0.9, 0.98), weight_decay=0.01)
+    exercise = partial(recall_loss, llada, words_to_recall(evaluation, tokenizer).to(device),
+                       tokenizer, config,
+                       torch.Generator().manual_seed(seed_of("backbone", seed, "recall")))
+    mean, recall = 0.0, math.log(config.recall_pairs)
+    if not goes_on:
+        recall = learn_recall(exercise, optimizer, parameters, config, say)
     n_steps = config.backbone_steps + config.silence_steps
     n_asked = min(len(evaluation), config.backbone_steps * config.backbone_batch)
-    for step in progress(range(first_step, n_steps), desc="backbone"):
+    for step in progress(range(config.backbone_steps if goes_on else 0, n_steps), desc="backbone"):
         max_silences, lr = phase_at(step, config)
-        batch = draw_batch(model, tokenizer, sample, max_silences, config, rng)
-        loss = paradigm.text_loss(model, tokenizer, batch, config, rng)
-        recalled = paradigm.recall_loss(llada, exercise)
+        batch = draw_batch(model, tokenizer, max_silences, config, rng)
+        loss = text_loss(model, tokenizer, batch, config, rng)
+        recalled = exercise()
         update(optimizer, parameters, loss + recalled, lr)
         mean, recall = running_mean(mean, loss.item()), running_mean(recall, recalled.item())
-        last = step + 1 == n_steps
-        if step % REPORT_EVERY == REPORT_EVERY - 1 or last:
-            tqdm.write(f"recall {recall:.3f}")
-            asked = evaluation[:n_asked] if last else evaluation[:max(1, n_asked // 5)]
-            yield step + 1, mean, {
-                form: accuracy_by_type(model, tokenizer, asked, silences, paradigm.generate)
-                for form, silences in (("sentences", None), ("audio-like", config.silences))}
+        is_last = step + 1 == n_steps
+        if step % REPORT_EVERY == REPORT_EVERY - 1 or is_last:
+            say(f"backbone step {step + 1}: loss {mean:.3f}, recall {recall:.3f}")
+            asked = evaluation[:n_asked] if is_last else evaluation[:max(1, n_asked // 5)]
+            say(report(model, tokenizer, asked, config.silences, generate))
     llada.requires_grad_(False)
+    return mean

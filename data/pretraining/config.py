@@ -2,7 +2,7 @@
 DIFFA-2."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,8 @@ class PretrainConfig:
 
 def pretrain_config(args: argparse.Namespace) -> PretrainConfig:
     """The settings, with what the flags of train.py change in all phases."""
-    changes = {"warmup": args.warmup}
-    for name in ("encoder_steps", "recall_steps", "backbone_steps", "silence_steps"):
-        changes[name] = args.steps
-    for name in ("encoder_batch", "backbone_batch"):
-        changes[name] = args.batch_size
-    for name in ("encoder_lr", "backbone_lr", "silence_lr"):
-        changes[name] = args.lr
+    by_ending = {"steps": args.steps, "batch": args.batch_size, "lr": args.lr,
+                 "warmup": args.warmup}
+    changes = {field.name: by_ending.get(field.name.split("_")[-1])
+               for field in fields(PretrainConfig)}
     return PretrainConfig(**{name: value for name, value in changes.items() if value is not None})

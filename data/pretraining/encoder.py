@@ -6,7 +6,7 @@ alignment of the data, which real speech recognition does without. The heads tha
 away.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from data.pretraining.config import PretrainConfig
 from data.pretraining.optimization import learning_rate, running_mean, update
 from diffa2_mini.audio import encoder_frames, load_audio, log_mel
+from diffa2_mini.command.script import progress
 from diffa2_mini.config import AudioConfig
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import require
@@ -30,9 +32,6 @@ N_ORDINALS = 5  # none, first, second, third, fourth
 SEGMENT = {"start", "end", "label", "ordinal", "pitches"}
 
 
-# ----------------------------------------------------------------------------------------- the data
-
-
 def read_labelled(manifest: Path) -> list[dict]:
     """The entries of a stage-0 manifest. Raises UserError if one lacks its alignment."""
     rows = read_manifest(manifest)
@@ -42,15 +41,6 @@ def read_labelled(manifest: Path) -> list[dict]:
                 f"{manifest}: entry {i}: expected audio_filepath, traits and segments, each with "
                 f"{', '.join(sorted(SEGMENT))}; data/toy.py and data/fsdd.py write such manifests")
     return rows
-
-
-def values_of_traits(rows: list[dict]) -> dict[str, list[str]]:
-    """The traits in these entries, and the values of each, sorted."""
-    values = {}
-    for row in rows:
-        for name, value in row["traits"].items():
-            values.setdefault(name, set()).add(value)
-    return {name: sorted(found) for name, found in sorted(values.items())}
 
 
 @dataclass
@@ -68,11 +58,18 @@ class LabelledClips:
     trait_values: dict[str, list[str]]
 
     @classmethod
-    def empty(cls, n: int, config: AudioConfig, labels: list[str],
-              trait_values: dict[str, list[str]]) -> "LabelledClips":
-        """n clips in which nothing sounds yet."""
-        T = config.max_frames // 2
-        return cls(
+    def load(cls, manifest: Path, config: AudioConfig, most: int | None = None) -> "LabelledClips":
+        """Read the clips of a stage-0 manifest; of many more than `most`, about so many from all
+        over it. Raises UserError."""
+        rows = read_labelled(manifest)
+        labels = sorted({segment["label"] for row in rows for segment in row["segments"]})
+        trait_values = {}
+        for name, value in sorted({pair for row in rows for pair in row["traits"].items()}):
+            trait_values.setdefault(name, []).append(value)
+        if most:
+            rows = rows[::max(1, len(rows) // most)]
+        n, T = len(rows), config.max_frames // 2
+        clips = cls(
             mel=torch.empty(n, config.n_mels, config.max_frames, dtype=torch.float16),
             n_frames=torch.empty(n, dtype=torch.long),
             item=torch.zeros(n, T, dtype=torch.long),
@@ -80,19 +77,7 @@ class LabelledClips:
             pitch=torch.zeros(n, T, 12, dtype=torch.bool),
             traits=torch.full((n, len(trait_values)), -1),
             labels=labels, trait_values=trait_values)
-
-    @classmethod
-    def load(cls, manifest: Path, config: AudioConfig, progress: Callable,
-             most: int | None = None) -> "LabelledClips":
-        """Read the clips of a stage-0 manifest, whose entries have `segments` and `traits`; of many
-        more than `most`, about so many from all over it. Raises UserError."""
-        rows = read_labelled(manifest)
-        labels = sorted({segment["label"] for row in rows for segment in row["segments"]})
-        trait_values = values_of_traits(rows)
-        if most:
-            rows = rows[::max(1, len(rows) // most)]
-        clips = cls.empty(len(rows), config, labels, trait_values)
-        for i, row in enumerate(progress(rows)):
+        for i, row in enumerate(progress(rows, desc="reading clips")):
             samples = load_audio(manifest.parent / row["audio_filepath"], config.sample_rate,
                                  config.max_seconds)
             clips.mel[i] = log_mel(samples, config)
@@ -113,35 +98,27 @@ class LabelledClips:
                 self.traits[i, j] = found.index(row["traits"][name])
 
 
-# ----------------------------------------------------------------------------------------- the loss
+def make_heads(width: int, clips: LabelledClips) -> nn.ModuleDict:
+    """What predicts the targets from the encoder's final hidden state."""
+    sizes = {"item": 1 + len(clips.labels), "ordinal": N_ORDINALS, "pitch": 12}
+    heads = {name: nn.Linear(width, size) for name, size in sizes.items()}
+    traits = [nn.Linear(width, len(found)) for found in clips.trait_values.values()]
+    return nn.ModuleDict(heads | {"traits": nn.ModuleList(traits)})
 
 
-class EncoderHeads(nn.Module):
-    """What predicts the targets from the encoder's final hidden state; thrown away after
-    pretraining."""
-
-    def __init__(self, width: int, clips: LabelledClips):
-        super().__init__()
-        self.item = nn.Linear(width, 1 + len(clips.labels))
-        self.ordinal = nn.Linear(width, N_ORDINALS)
-        self.pitch = nn.Linear(width, 12)
-        self.traits = nn.ModuleList(
-            nn.Linear(width, len(found)) for found in clips.trait_values.values())
-
-
-def encoder_loss(final: Tensor, heads: EncoderHeads, clips: LabelledClips,
+def encoder_loss(final: Tensor, heads: nn.ModuleDict, clips: LabelledClips,
                  at: Tensor) -> tuple[Tensor, Tensor]:
     """Mean loss of the clips numbered `at` [B], whose final hidden states are [B, T, E]; and how
     many of the frames that sound have both item and ordinal right, from 0 to 1."""
     targets = (clips.item, clips.ordinal, clips.pitch, clips.traits, clips.n_frames)
     item, ordinal, pitch, traits, n_frames = (x[at].to(final.device) for x in targets)
-    item_logits, ordinal_logits = heads.item(final), heads.ordinal(final)  # [B, T, classes]
+    item_logits, ordinal_logits = heads["item"](final), heads["ordinal"](final)  # [B, T, classes]
     loss = F.cross_entropy(item_logits.transpose(1, 2), item)
     loss = loss + F.cross_entropy(ordinal_logits.transpose(1, 2), ordinal)
-    loss = loss + F.binary_cross_entropy_with_logits(heads.pitch(final), pitch.float())
+    loss = loss + F.binary_cross_entropy_with_logits(heads["pitch"](final), pitch.float())
     inside = torch.arange(final.shape[1], device=final.device) < n_frames[:, None]  # [B, T]
     mean = (final * inside[:, :, None]).sum(1) / inside.sum(1, keepdim=True)  # [B, E]
-    for j, head in enumerate(heads.traits):
+    for j, head in enumerate(heads["traits"]):
         target = traits[:, j]
         if (target >= 0).any():
             loss = loss + F.cross_entropy(head(mean), target, ignore_index=-1)
@@ -165,29 +142,26 @@ def spec_augment(mel: Tensor, config: PretrainConfig, rng: np.random.Generator) 
     return mel
 
 
-# ----------------------------------------------------------------------------------------- training
-
-
 def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: PretrainConfig,
-                     seed: int, progress: Callable) -> Iterator[tuple[int, float, float]]:
-    """Train the encoder in place. Yields now and then step, loss, and how many frames are right."""
+                     seed: int, say: Callable = tqdm.write) -> None:
+    """Train the encoder in place. Says now and then how many of the frames that sound are right."""
     torch.manual_seed(seed_of("encoder", seed))
     rng, device = stream("encoder", seed), encoder.conv1.weight.device
-    heads = EncoderHeads(encoder.config.width, clips).to(device)
+    heads = make_heads(encoder.config.width, clips).to(device)
     both = nn.ModuleDict({"encoder": encoder.requires_grad_(True), "heads": heads})
-    optimizer = adamw(dict(both.named_parameters()), config.encoder_lr, (0.9, 0.98), 0.01)
-    parameters = list(both.parameters())
+    parameters = dict(both.named_parameters())
+    optimizer = adamw(parameters, config.encoder_lr, (0.9, 0.98), weight_decay=0.01)
     order, mean_loss, mean_right = [], 0.0, 0.0
-    for step in progress(range(config.encoder_steps)):
+    for step in progress(range(config.encoder_steps), desc="encoder"):
         while len(order) < config.encoder_batch:
             order += rng.permutation(len(clips.mel)).tolist()
         at, order = torch.tensor(order[:config.encoder_batch]), order[config.encoder_batch:]
         final, _ = encoder(spec_augment(clips.mel[at].float(), config, rng).to(device))
         loss, right = encoder_loss(final, heads, clips, at)
-        update(optimizer, parameters, loss,
-               config.encoder_lr * learning_rate(step, config.encoder_steps, config.warmup))
+        factor = learning_rate(step, config.encoder_steps, config.warmup)
+        update(optimizer, parameters.values(), loss, config.encoder_lr * factor)
         mean_loss = running_mean(mean_loss, loss.item())
         mean_right = running_mean(mean_right, right.item())
         if step % 100 == 99:
-            yield step + 1, mean_loss, mean_right
+            say(f"encoder step {step + 1}: loss {mean_loss:.3f}, frames right {mean_right:.3f}")
     encoder.requires_grad_(False)

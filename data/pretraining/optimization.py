@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+REPORT_EVERY = 500  # steps
 
 def learning_rate(step: int, n_steps: int, warmup: int) -> float:
     """Factor of the learning rate: up in a line, then down along a half cosine to 2 %."""
