@@ -13,15 +13,14 @@ from torch import Tensor
 from .. import diffusion
 from ..audio import log_mel, mel_filterbank
 from ..config import SIZES, AudioConfig, DecodeConfig, LladaConfig
-from ..fast.generate import generate
 from ..fast.llada import FastLlada
 from ..fast.measure import memory_above
 from ..fast.memory import keep_freed_memory
-from ..fast.state import DecodingState
+from ..fast.state import BLOCK_STATES, DecodingState
 from ..fast.token_losses import token_losses
 from ..model import Diffa2Model
 from ..tokenizer import Prompt
-from .timing import EOS_ID, MASK_ID, PROMPT, Row, take_turns
+from .timing import MASK_ID, PROMPT, Row, decode, take_turns
 
 BACKBONE = LladaConfig(width=512, n_layers=8, n_heads=8, hidden=1536)
 N_AUDIO, N_RESPONSE = 439, 128  # audio embeddings and response tokens
@@ -61,20 +60,16 @@ def decoding(runs: int, device: torch.device) -> list[Row]:
     model = random_backbone(device)
     clips = [*torch.randn(8, N_AUDIO, BACKBONE.width, device=device)]
 
-    def decode(cache: str, n: int = 1, times: int = 1, state: type = DecodingState) -> None:
-        config = dataclasses.replace(SCHEDULE, cache=cache)
-        for _ in range(times):
-            batch = state(model, clips[:n], [PROMPT] * n, [N_RESPONSE] * n, MASK_ID)
-            list(generate(batch, config, EOS_ID))
-
-    rows = take_turns("answer of 128 tokens, blocks of 32 in 8 steps", {
-        "as released": partial(decode, "none", state=ReleasedDecoding),
-        "ours, no cache": partial(decode, "none"), "prefix cache": partial(decode, "prefix"),
-        "dual cache": partial(decode, "dual")}, runs, device)
+    config = {cache: dataclasses.replace(SCHEDULE, cache=cache) for cache in BLOCK_STATES}
+    ways = {"as released": partial(decode, model, clips[:1], config["none"], ReleasedDecoding),
+            "ours, no cache": partial(decode, model, clips[:1], config["none"]),
+            "prefix cache": partial(decode, model, clips[:1], config["prefix"]),
+            "dual cache": partial(decode, model, clips[:1], config["dual"])}
+    rows = take_turns("answer of 128 tokens, blocks of 32 in 8 steps", ways, runs, device)
     rows[2].target, rows[3].target = ">= 4", ">= 6"
-    rows += take_turns("8 clips, dual cache", {
-        "one by one": partial(decode, "dual", times=8), "a batch": partial(decode, "dual", n=8)},
-        runs, device)
+    ways = {"one by one": lambda: [decode(model, [clip], config["dual"]) for clip in clips],
+            "a batch": partial(decode, model, clips, config["dual"])}
+    rows += take_turns("8 clips, dual cache", ways, runs, device)
     rows[-1].target = ">= 1.5"
     return rows
 

@@ -1,4 +1,4 @@
-"""What every case shares: timing of variants in turn, the prompt, the machine, and the table."""
+"""What every case shares: timing of variants in turn, decoding, the machine, and the table."""
 
 import os
 import platform
@@ -10,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..command.table import columns
+from ..config import DecodeConfig
+from ..fast.generate import generate
 from ..fast.measure import now
+from ..fast.state import DecodingState
+from ..model import Diffa2Model
 from ..tokenizer import Prompt
 
 PROMPT = Prompt([7] * 60, audio_at=20)  # any 60 tokens, with the audio behind the first 20
@@ -50,6 +55,15 @@ def take_turns(case: str, variants: dict[str, Callable], runs: int,
     for row in rows:
         row.ratio = rows[0].median / row.median
     return rows
+
+
+def decode(model: Diffa2Model, clips: list[Tensor], config: DecodeConfig,
+           state: type[DecodingState] = DecodingState) -> list[float]:
+    """Answer a prompt about each of the clips [A, D], as a batch; returns the time at the end of
+    each step."""
+    n = len(clips)
+    batch = state(model, clips, [PROMPT] * n, [config.gen_length] * n, MASK_ID)
+    return [now(clips[0].device) for _ in generate(batch, config, EOS_ID)]
 
 
 def processor() -> str:

@@ -30,25 +30,24 @@ def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
     examples = load_examples(data / "validation.json", SIZES["toy"][1][2], config, False, print)
     features.prepare([example.path for example in examples], iter)
 
-    def compare(decode: DecodeConfig, asked: list[Example], batch_size: int) -> list[Row]:
-        found = {}
+    settings = [(block, factor, examples, 64)
+                for block, factor in product((8, 16), (0.25, 0.5, 1.0, 2.0))]
+    rows, found = [], {}
 
-        def ask(cache: str) -> None:
-            found[cache] = answer(diffa2.model, diffa2.tokenizer, features, asked, diffa2.parts,
-                                  dataclasses.replace(decode, cache=cache), batch_size)
+    def ask(decode: DecodeConfig, asked: list[Example], batch_size: int) -> None:
+        found[decode.cache] = answer(diffa2.model, diffa2.tokenizer, features, asked, diffa2.parts,
+                                     decode, batch_size)
 
-        case = (f"toy, blocks of {decode.block_length}, f = {decode.factor:g}, "
-                f"{len(asked)} questions, {batch_size} at once")
-        rows = take_turns(case, {cache: partial(ask, cache) for cache in BLOCK_STATES}, runs,
-                          device)
-        for row in rows:
+    for block, factor, asked, at_once in [*settings, (16, config.decode.factor, examples[::10], 1)]:
+        variants = {}
+        for cache in BLOCK_STATES:
+            decode = dataclasses.replace(config.decode, block_length=block, factor=factor,
+                                         cache=cache)
+            variants[cache] = partial(ask, decode, asked, at_once)
+        case = f"toy, blocks of {block}, f = {factor:g}, {len(asked)} questions, {at_once} at once"
+        for row in take_turns(case, variants, runs, device):
             replies, n_passes = found[row.variant]
             row.ratio = report(asked, replies).figures["overall"]
             row.of = f"right, {n_passes} forward passes"
-        return rows
-
-    rows = []
-    for block, factor in product((8, 16), (0.25, 0.5, 1.0, 2.0)):
-        decode = dataclasses.replace(config.decode, block_length=block, factor=factor)
-        rows += compare(decode, examples, 64)
-    return rows + compare(dataclasses.replace(config.decode, block_length=16), examples[::10], 1)
+            rows.append(row)
+    return rows

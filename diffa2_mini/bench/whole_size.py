@@ -15,17 +15,15 @@ from ..config import SIZES, DecodeConfig, StageConfig
 from ..data import AnswerBatch, Batch, PreferenceBatch
 from ..fast.compiling import compile_blocks
 from ..fast.device import autocast
-from ..fast.generate import generate
 from ..fast.llada import FastLlada
-from ..fast.measure import copy_bandwidth, matmul_ceiling, memory_above, now
-from ..fast.state import DecodingState
+from ..fast.measure import copy_bandwidth, matmul_ceiling, memory_above
 from ..lora import merge_lora
 from ..model import Audio, Diffa2Model
 from ..published.sources import load_tokenizer, locate_all
 from ..tokenizer import Prompt, Tokenizer
 from ..training import dry_run
 from ..training.objective import piece_loss
-from .timing import EOS_ID, MASK_ID, PROMPT, Row, take_turns
+from .timing import Row, decode, take_turns
 
 DECODE = DecodeConfig(gen_length=64, block_length=32, steps=60, factor=None, cache="dual",
                       capture=True)
@@ -113,12 +111,9 @@ def decoding(model: Diffa2Model, runs: int) -> list[Row]:
     device, dtype = computes_in(model)
 
     def decode_clip() -> list[float]:
-        """Returns the time at the end of each step."""
         clip = clips_of(model, 1)
         with torch.no_grad(), autocast(device, dtype):
-            audio_embeddings = model.embed_audio(clip, ("acoustic", "semantic"))
-            state = DecodingState(model, audio_embeddings, [PROMPT], [DECODE.gen_length], MASK_ID)
-            return [now(device) for _ in generate(state, DECODE, EOS_ID)]
+            return decode(model, model.embed_audio(clip, ("acoustic", "semantic")), DECODE)
 
     seconds = model.config.audio.max_seconds
     (row,) = take_turns(f"{seconds} s of sound in {DECODE.steps} steps",
