@@ -19,7 +19,6 @@ from ..fast.memory import keep_freed_memory
 from ..fast.state import BLOCK_STATES, DecodingState
 from ..fast.token_losses import token_losses
 from ..model import Diffa2Model
-from ..tokenizer import Prompt
 from .timing import MASK_ID, PROMPT, Row, decode, take_turns
 
 BACKBONE = LladaConfig(width=512, n_layers=8, n_heads=8, hidden=1536)
@@ -34,21 +33,15 @@ def random_backbone(device: torch.device) -> Diffa2Model:
     return Diffa2Model(config, llada=FastLlada).to(device).eval()
 
 
-def all_logits(model: Diffa2Model, audio: list[Tensor], prompts: list[Prompt], tokens: Tensor,
-               valid: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-    """Logits [B, R, V] of responses [B, R], with those of prompt and audio computed too."""
-    before, _ = model.splice(audio, prompts)  # [B, P, D]
-    x = torch.cat([before, model.llada.wte(tokens)], dim=1)  # [B, P + R, D]
-    return model.llada.logits(model.llada(x, valid, positions))[:, before.shape[1]:]
-
-
 class ReleasedDecoding(DecodingState):
-    """Computes as the authors' decoder does: everything in every step, and logits at all
-    positions."""
+    """Computes as the authors' decoder does: everything in every step, and logits at all positions,
+    those of prompt and audio too."""
 
     def forward_all(self, tokens: Tensor, keep: bool = False) -> Tensor:
-        return all_logits(self.model, self.audio_embeddings, self.prompts, tokens, self.valid,
-                          self.positions)
+        before, _ = self.model.splice(self.audio_embeddings, self.prompts)  # [B, P, D]
+        x = torch.cat([before, self.model.llada.wte(tokens)], dim=1)  # [B, P + R, D]
+        hidden = self.model.llada(x, self.valid, self.positions)
+        return self.model.llada.logits(hidden)[:, self.n_before:]  # [B, R, V]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
@@ -80,7 +73,8 @@ def answer_loss(model: Diffa2Model, audio: Tensor, response: Tensor, released: b
     masked = torch.arange(response.shape[1], device=response.device)[None] % 2 == 0  # [1, R]
     noisy, t = response.masked_fill(masked, MASK_ID), torch.full((1,), 0.5, device=response.device)
     if released:
-        found, losses_of = all_logits(model, [audio], [PROMPT], noisy), diffusion.token_losses
+        state = ReleasedDecoding(model, [audio], [PROMPT], [response.shape[1]], MASK_ID)
+        found, losses_of = state.forward_all(noisy), diffusion.token_losses
     else:
         found = model.hidden_states([audio], [PROMPT], noisy, torch.ones_like(masked))
         losses_of = token_losses(model.llada.logits)
