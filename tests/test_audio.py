@@ -149,10 +149,8 @@ def test_encoder_frames(n_samples, frames):
     assert encoder_frames(n_samples, AudioConfig()) == frames
 
 
-USUAL = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000, 192_000)
-ODD = (8001, 44_056, 44_101)  # almost every output has a phase of its own
 PAIRS = [(rate, 16_000) for rate in (8000, 11_025, 16_000, 22_050, 44_100, 48_000, 192_000)]
-PAIRS += [(16_000, 44_100), (44_101, 16_000)]
+PAIRS += [(16_000, 44_100), (1103, 400)]
 
 
 @pytest.mark.parametrize("rate_in, rate_out", PAIRS)
@@ -185,43 +183,6 @@ def test_rates_without_a_common_divisor_are_right_and_need_little_memory():
     y, peak = peak_memory(resample, x, 1103, 400)
     np.testing.assert_allclose(y[500:-500], sine(44, 400, seconds=10)[500:-500], atol=1e-3)
     assert peak < 5 * x.nbytes  # a table of all filters would take 10 times as much
-
-
-def both_ways(monkeypatch, x, rate_in, rate_out):
-    """x resampled as it is, and with the filter of each phase computed, however many there are."""
-    y = resample(x, rate_in, rate_out)
-    with monkeypatch.context() as patch:
-        patch.setattr(audio, "PHASES", rate_out)
-        return y, resample(x, rate_in, rate_out)
-
-
-def test_odd_rates_are_interpolated_as_closely_as_is_derived(monkeypatch):
-    line = math.pi**2 / 8 / audio.PHASES**2
-    edges = 2 / (math.pi * audio.HALF_WIDTH * np.i0(audio.KAISER_BETA))
-    assert line + edges < 4e-5 < 10 ** (-80 / 20)  # the stop band
-    for rate in ODD:
-        click = np.zeros(rate // 20)
-        click[rate // 40] = 1
-        for x in (click, sine(0.45 * min(rate, 16_000), rate, 0.05, 1)):  # both of amplitude 1
-            y, exact = both_ways(monkeypatch, x, rate, 16_000)
-            rounding = 1e-6  # float32: a few 6e-8, and less of the many small products
-            assert 0 < np.abs(y - exact).max() < line + edges + rounding, rate
-
-
-def test_usual_rates_and_tiny_clips_are_not_interpolated(monkeypatch):
-    monkeypatch.setattr(audio, "_between_phases", None)
-    for rate in USUAL:
-        assert len(resample(np.ones(rate), rate, 16_000)) == 16_000
-    assert len(resample(np.ones(1700), 44_101, 16_000)) == 617  # a filter each is less work
-
-
-@pytest.mark.parametrize("rate", ODD)
-def test_odd_rates_take_no_more_filters_than_usual_ones(monkeypatch, rate):
-    n_computed, low_pass = [], audio._low_pass
-    monkeypatch.setattr(audio, "_low_pass", lambda *asked: n_computed.append(1) or low_pass(*asked))
-    x = np.zeros(10 * rate, np.float32)
-    _, peak = peak_memory(resample, x, rate, 16_000)
-    assert len(n_computed) <= audio.PHASES + 1 and peak < 5 * max(x.nbytes, 4 * 160_000)
 
 
 @pytest.mark.parametrize("suffix, subtype, rate, atol", [
@@ -315,10 +276,10 @@ BAD_FILES = {  # name: (content, a word of the message)
     "text.wav": (b"this is not audio\n" * 100, "another format"),
     "random.mp3": (np.random.default_rng(0).bytes(5000), "another format"),
     "headerless.raw": (bytes(3200), "another format"),
-    "rate_0.wav": (wav(rate=0), "damaged header"), "rate_1.wav": (wav(rate=1), "got 1;"),
-    "rate_2e9.wav": (wav(rate=2**31 - 1), "sample rate"),
+    "rate_0.wav": (wav(rate=0), "damaged header"), "rate_1.wav": (wav(rate=1), "got 1 Hz"),
+    "rate_2e9.wav": (wav(rate=2**31 - 1), "got 2147483647 Hz"),
     "channels_0.wav": (wav(channels=0), "damaged header"),
-    "channels_1000.wav": (wav(channels=1000), "channels, got 1000"),
+    "channels_1000.wav": (wav(channels=1000), "1000 channels;"),
     "claims_2e31.flac": (flac(n_claimed=2**31), "damaged after"),
 }
 
@@ -509,7 +470,7 @@ def test_paths_without_a_file_to_read(tmp_path, monkeypatch, function):
     assert "folder" in message_of(function, tmp_path)
     assert "device or a pipe" in message_of(function, "/dev/null")
     (tmp_path / "clip.wav").write_bytes(wav())
-    monkeypatch.setattr(audio, "open", refuse, raising=False)  # chmod would not stop root
+    monkeypatch.setattr(audio, "require_contents", refuse)  # chmod would not stop root
     assert "Permission denied" in message_of(function, tmp_path / "clip.wav")
 
 
