@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffa2_mini.errors import UserError
-from diffa2_mini.evaluate.benchmarks import BENCHMARKS, load_questions
+from diffa2_mini.evaluate.benchmarks import BENCHMARKS, load_questions, rows_of
 
 MMSU = {
     "id": "long_speech_1", "audio_path": "audio/a.wav", "question": "What is said?",
@@ -40,6 +40,11 @@ def load(name, path, root=None, shuffle=None):
     return load_questions(name, path, root, shuffle)
 
 
+def groups(name, question):
+    """The rows of each table in which a question counts."""
+    return {title: rows_of(title, question.row) for title in BENCHMARKS[name].tables}
+
+
 def test_mmsu_is_asked_as_its_authors_do(tmp_path):
     (question,) = load("mmsu", write(tmp_path / "mmsu.jsonl", [MMSU], lines=True))
     assert question.prompt == (
@@ -48,10 +53,10 @@ def test_mmsu_is_asked_as_its_authors_do(tmp_path):
         "explanations or content.\n\nQuestion: What is said?\n\nA. one\nB. two\nC. three\nD. four")
     assert (question.id, question.audio, question.answer) == (
         "long_speech_1", tmp_path / "audio/a.wav", "two")
-    assert question.groups == {
-        "category": ("Perception", ), "category / sub-category": ("Perception / Linguistics", ),
-        "category / sub-category / sub-sub-category": ("Perception / Linguistics / Semantics", ),
-        "task_name": ("long_speech", )}
+    assert groups("mmsu", question) == {
+        "category": ["Perception"], "category / sub-category": ["Perception / Linguistics"],
+        "category / sub-category / sub-sub-category": ["Perception / Linguistics / Semantics"],
+        "task_name": ["long_speech"]}
 
 
 def test_null_choices_of_mmsu_are_dropped(tmp_path):
@@ -71,9 +76,9 @@ def test_mmau_is_asked_as_the_authors_of_diffa2_do(tmp_path):
         "only on the speech content and style.\n\nQuestion: Which sound?\n\n"
         "Choices:\nA. a bell\nB. a siren\nAnswer:")
     assert question.audio == tmp_path / "test-mini-audios/3fe64f3d.wav"
-    assert question.groups == {
-        "task": ("sound", ), "category": ("Reasoning", ), "sub-category": ("Event Reasoning", ),
-        "difficulty": ("medium", )}
+    assert groups("mmau", question) == {
+        "task": ["sound"], "category": ["Reasoning"], "sub-category": ["Event Reasoning"],
+        "difficulty": ["medium"]}
 
 
 def test_mmar_is_asked_as_mmau(tmp_path):
@@ -81,8 +86,9 @@ def test_mmar_is_asked_as_mmau(tmp_path):
     assert question.prompt.endswith(
         "Question: Who?\n\nChoices:\nA. Ann\nB. Bob\nC. Cleo\nD. Dan\nE. Eve\nAnswer:")
     assert question.audio == tmp_path / "elsewhere/audio/x_00-01.wav"
-    assert question.groups == {"modality": ("mix-sound-speech",), "category": ("Semantic Layer",),
-                               "sub-category": ("Speaker Analysis",), "language": ("en",)}
+    assert groups("mmar", question) == {
+        "modality": ["mix-sound-speech"], "category": ["Semantic Layer"],
+        "sub-category": ["Speaker Analysis"], "language": ["en"]}
 
 
 def test_odd_fields_are_read(tmp_path):
@@ -92,11 +98,13 @@ def test_odd_fields_are_read(tmp_path):
         MMAU | {"id": 7, "choices": [3, "4.5", None], "answer": 3, "difficulty": []},
         MMAU | {"audio_id": "/abs/x.wav"}]
     questions = load("mmau", write(tmp_path / "mmau.json", rows))
-    assert questions[0].groups["category"] == ("Reasoning", "Perception")
-    assert questions[1].groups["category"] == ("(none)", )
+    assert rows_of("category", questions[0].row) == ["Reasoning", "Perception"]
+    assert rows_of("category", questions[1].row) == ["(none)"]
+    assert rows_of("category / task", questions[0].row) == [
+        "Reasoning / sound", "Perception / sound"]
     assert questions[1].audio is None and questions[3].audio == Path("/abs/x.wav")
     assert (questions[2].id, questions[2].choices, questions[2].answer) == ("7", ("3", "4.5"), "3")
-    assert questions[2].groups["difficulty"] == ("(none)",)
+    assert rows_of("difficulty", questions[2].row) == ["(none)"]
     # asked more than once about a clip
     assert [q.id for q in questions] == ["3fe64f3d", "3fe64f3d#2", "7", "3fe64f3d#3"]
 

@@ -36,8 +36,7 @@ def answer(model: Diffa2Model, tokenizer: Tokenizer, features: FeatureCache,
            numbers: Sequence[int] | None = None) -> tuple[list[str], int]:
     """The model's answers, in the order of the examples, and the number of forward passes for all.
     `respond` decodes them, as `generate_responses` does. `numbers`: which of all that are asked
-    each example is (default: its place in the list). The model computes in the precision of
-    `features`, and the log-mel in float32 whatever that is."""
+    each example is (default: its place in the list). The precision is that of `features`."""
     answers, n_passes, numbers = [], 0, numbers or range(len(examples))
     for start in range(0, len(examples), batch_size):
         batch = examples[start:start + batch_size]
@@ -52,30 +51,28 @@ def answer(model: Diffa2Model, tokenizer: Tokenizer, features: FeatureCache,
     return answers, n_passes
 
 
-def expect_clips(questions: list[BenchmarkQuestion]) -> None:
-    """Raise UserError if not one clip is there: then nothing about the model would be measured."""
-    errors = []
-    for question in questions:
-        try:
-            seconds_of(question)
-            return
-        except UserError as error:
-            errors.append(" ".join(str(error).split()))  # one line, whatever is in the names
-    raise UserError(f"expected the clips of {len(errors)} questions, found not one that can be "
-                    f"read ({errors[0]}); check --audio-root and --file")
-
-
 def seconds_of(question: BenchmarkQuestion) -> float:
     """How long the clip is. Raises UserError if there is none, or none that can be read."""
     require(question.audio is not None, "no clip is named")
     return duration(question.audio)
 
 
+def expect_clips(questions: list[BenchmarkQuestion]) -> None:
+    """Raise UserError if not one clip is there: then nothing about the model would be measured."""
+    for question in questions:
+        try:
+            seconds_of(question)
+            return
+        except UserError as error:
+            reason = " ".join(str(error).split())  # one line, whatever is in the names
+    raise UserError(f"expected the clips of {len(questions)} questions, found not one that can be "
+                    f"read ({reason}); check --audio-root and --file")
+
+
 def answer_questions(diffa2: Diffa2, features: FeatureCache, decode: DecodeConfig,
                      questions: list[BenchmarkQuestion], numbers: Sequence[int]) -> list[Answer]:
     """Answers to some questions of a benchmark, decoded as a batch; `numbers` tells which of all
-    each is. Hidden states that `features` keeps are dropped afterwards: the clips of a long
-    benchmark would fill the memory."""
+    each is. What `features` keeps is dropped afterwards: a long benchmark would fill the memory."""
     found, examples, asked = [], [], []
     for number, question in zip(numbers, questions, strict=True):
         try:

@@ -17,7 +17,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product, zip_longest
 from pathlib import Path
 from string import ascii_uppercase
@@ -106,8 +106,6 @@ class BenchmarkQuestion:
     row: dict  # the published fields
     rule: Rule | None = None
     choices: tuple[str, ...] = ()
-    # for each table, such as "category", the rows in which the question counts
-    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def can_be_scored(self) -> bool:
@@ -148,21 +146,14 @@ def choices_of(row: dict) -> list[str]:
     return [str(choice) for choice in choices if choice is not None]
 
 
-def values_of(row: dict, name: str) -> list[str]:
-    """The values of a field that groups questions; it may hold one, several, or none."""
-    value = row.get(name)
-    values = value if isinstance(value, list) else [value]
-    return [*dict.fromkeys(str(v) for v in values if v not in (None, ""))] or ["(none)"]
-
-
-def groups_of(benchmark: Benchmark, row: dict) -> dict[str, tuple[str, ...]]:
-    """For each table, the rows in which a question counts: one for each combination of the values
-    that the fields have."""
-    groups = {}
-    for title in benchmark.tables:
-        combinations = product(*(values_of(row, name) for name in title.split(" / ")))
-        groups[title] = tuple(map(" / ".join, combinations))
-    return groups
+def rows_of(title: str, row: dict) -> list[str]:
+    """The rows of a table in which a question counts: one for each combination of the values of its
+    fields, each of which holds one, several, or none."""
+    fields = [row.get(name) for name in title.split(" / ")]
+    lists = [value if isinstance(value, list) else [value] for value in fields]
+    values = [[*dict.fromkeys(str(v) for v in each if v not in (None, ""))] or ["(none)"]
+              for each in lists]
+    return [" / ".join(each) for each in product(*values)]
 
 
 def read_question(name: str, row: dict, id: str, root: Path,
@@ -189,8 +180,7 @@ def read_question(name: str, row: dict, id: str, root: Path,
     prompt = rule.prompt.format(question=text_in(row, "question"), choices="\n".join(lines))
     shown = ({"choices": choices} if isinstance(row.get("choices"), list)
              else dict(zip_longest(MMSU_CHOICES, choices)))
-    return BenchmarkQuestion(id, audio, prompt, answer, row | shown, rule, tuple(choices),
-                             groups_of(benchmark, row))
+    return BenchmarkQuestion(id, audio, prompt, answer, row | shown, rule, tuple(choices))
 
 
 def read_questions(name: str, rows: list[dict], source: Path, root: Path = Path(),
@@ -205,23 +195,20 @@ def read_questions(name: str, rows: list[dict], source: Path, root: Path = Path(
     return questions
 
 
-def read_table(path: Path) -> dict[str, str]:
-    """One of Kaldi's tables: what stands behind each id. Raises UserError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a table of Kaldi's in UTF-8, got {error}") from None
-    rows = [line.split(maxsplit=1) for line in lines if line.strip()]
-    found = {id: "".join(rest).strip() for id, *rest in rows}
-    require(len(found) == len(rows) > 0,
-            f"{path}: expected lines with an id each, got none, or an id twice")
-    return found
-
-
 def read_kaldi(file: Path) -> list[dict]:
     """Kaldi's wav.scp (`id path` a line) and the `text` (`id words` a line) beside it, as a
     manifest. An utterance that has no clip stays in, without one."""
-    clips, texts = read_table(file), read_table(file.with_name("text"))
+    tables = []
+    for path in (file, file.with_name("text")):
+        try:
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: expected a table of Kaldi's in UTF-8, got {error}") from None
+        rows = [line.split(maxsplit=1) for line in lines if line.strip()]
+        tables.append({id: "".join(rest).strip() for id, *rest in rows})
+        require(len(tables[-1]) == len(rows) > 0,
+                f"{path}: expected lines with an id each, got none, or an id twice")
+    clips, texts = tables
     wrong = [id for id, clip in clips.items() if id not in texts or clip.endswith("|")]
     require(not wrong, f"{file}: expected paths of clips with a transcript in 'text', got none, or "
                        f"a command to run, for {', '.join(wrong[:5])}")

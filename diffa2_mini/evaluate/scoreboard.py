@@ -14,7 +14,7 @@ from ..errors import require
 from ..training.files import write_whole
 from . import scoring
 from .answers import Answer
-from .benchmarks import BenchmarkQuestion
+from .benchmarks import BENCHMARKS, BenchmarkQuestion, rows_of
 from .scoring import WordErrors, normalise, word_errors
 
 INCOMPLETE = "clips that end early or are damaged, used as far as they go"
@@ -100,17 +100,15 @@ def so_far(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> st
     return f"accuracy {mean(verdicts):.3f}"
 
 
-def accuracy_of(verdicts: list[tuple[bool, bool]]) -> dict | None:
+def accuracy_of(verdicts: list[tuple[bool, bool]]) -> dict:
     """How many are right by the benchmark's rule, and, as a part of all, how many with bare letters
-    mended; None of no questions. A verdict has both."""
-    if not verdicts:
-        return None
+    mended. A verdict has both."""
     right, mended = zip(*verdicts)
     return {"count": len(right), "right": sum(right), "accuracy": sum(right) / len(right),
             "interval": wilson(sum(right), len(right)), "mended": sum(mended) / len(mended)}
 
 
-def score_choices(questions: list[BenchmarkQuestion], replies: dict[str, str]) -> dict:
+def score_choices(name: str, questions: list[BenchmarkQuestion], replies: dict[str, str]) -> dict:
     """The accuracy of multiple choice. A question that cannot be scored is in no table; `overall`
     is None if none can. A reply that is not there is wrong, and not malformed."""
     verdicts, tables = [], defaultdict(lambda: defaultdict(list))
@@ -118,10 +116,10 @@ def score_choices(questions: list[BenchmarkQuestion], replies: dict[str, str]) -
         reply = replies.get(question.id, "")
         verdicts.append(
             (question.judge(reply), scoring.score_mended(reply, question.answer, question.choices)))
-        for title, rows in question.groups.items():
-            for row in rows:
+        for title in BENCHMARKS[name].tables:
+            for row in rows_of(title, question.row):
                 tables[title][row].append(verdicts[-1])
-    return {"overall": accuracy_of(verdicts),
+    return {"overall": accuracy_of(verdicts) if verdicts else None,
             "bare_letters": sum(map(scoring.is_bare_letter, replies.values())),
             "malformed": {q.id: replies[q.id] for q in questions
                           if q.id in replies and not q.rule.answers(replies[q.id], q.choices)},
@@ -131,19 +129,17 @@ def score_choices(questions: list[BenchmarkQuestion], replies: dict[str, str]) -
 
 def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str]) -> dict:
     """The word error rate of a corpus. A transcript that is missing has all its words left out."""
-    errors, clips = [], []
-    for question in questions:
-        reply = replies.get(question.id, "")
-        errors.append(question.judge(reply))
-        clips.append({"id": question.id, **errors[-1]._asdict(),
-                      "reference": normalise(question.answer), "hypothesis": normalise(reply)})
+    said = {question.id: normalise(replies.get(question.id, "")) for question in questions}
+    errors = [question.judge(said[question.id]) for question in questions]
     total = WordErrors(*map(sum, zip(*errors)))
     require(total.words, "expected transcripts with words, got none: there is no word error rate")
-    order = sorted(range(len(errors)), key=lambda i: -errors[i].total)
-    return {"clips": len(clips), **total._asdict(), "wer": total.total / total.words,
-            "interval": bootstrap(errors), "empty": sum(not clip["hypothesis"] for clip in clips),
+    worst = sorted(zip(questions, errors), key=lambda pair: -pair[1].total)[:N_LISTED]
+    return {"clips": len(errors), **total._asdict(), "wer": total.total / total.words,
+            "interval": bootstrap(errors), "empty": list(said.values()).count(""),
             "normalisation": scoring.NORMALISATION,
-            "worst": [clips[i] for i in order[:N_LISTED] if errors[i].total]}
+            "worst": [{"id": question.id, **found._asdict(),
+                       "reference": normalise(question.answer), "hypothesis": said[question.id]}
+                      for question, found in worst if found.total]}
 
 
 def score(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> dict:
@@ -154,16 +150,16 @@ def score(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answ
     replies = {id: each.reply for id, each in answered.items() if not each.error}
     reason = "".join(f" ({' '.join(error.split())})" for error in [*broken.values()][:1])
     require(replies, f"expected replies to {len(questions)} questions, got none{reason}")
-    result = {
+    scored = (score_transcripts(questions, replies) if name == "asr"
+              else score_choices(name, questions, replies))
+    return {
         "benchmark": name,
         "broken_audio": broken,
         "unanswered": [q.id for q in questions if q.id not in answered],
         "unscored": [q.id for q in questions if not q.can_be_scored],
         "cut": sum(each.cut for each in answered.values()),
         "incomplete": {id: each.incomplete for id, each in answered.items() if each.incomplete},
-    }
-    score_replies = score_transcripts if name == "asr" else score_choices
-    return result | score_replies(questions, replies)
+    } | scored
 
 
 def percent(*values: float) -> str:

@@ -9,6 +9,8 @@ stands for its choice's text, and then the words decide.
 
 import re
 import unicodedata
+from functools import cache
+from operator import add
 from string import ascii_uppercase
 from typing import NamedTuple
 
@@ -105,6 +107,7 @@ class WordErrors(NamedTuple):
         return self.substitutions + self.deletions + self.insertions
 
 
+@cache  # a progress bar asks again and again
 def word_errors(reference: str, hypothesis: str) -> WordErrors:
     """The fewest edits that make the hypothesis of the reference, counted in words; of those the
     ones with the fewest substitutions, which leave the most words right."""
@@ -114,10 +117,8 @@ def word_errors(reference: str, hypothesis: str) -> WordErrors:
     for i, word in enumerate(truth, start=1):
         previous, row = row, [(i, 0, i, 0)]
         for j, other in enumerate(guess, start=1):
-            (e, s, d, n), missed = previous[j - 1], word != other
-            replaced = (e + missed, s + missed, d, n)
-            e, s, d, n = previous[j]
-            left_out = (e + 1, s, d + 1, n)
-            e, s, d, n = row[j - 1]
-            row.append(min(replaced, left_out, (e + 1, s, d, n + 1)))
+            missed = int(word != other)
+            steps = [(previous[j - 1], (missed, missed, 0, 0)), (previous[j], (1, 0, 1, 0)),
+                     (row[j - 1], (1, 0, 0, 1))]
+            row.append(min(tuple(map(add, *step)) for step in steps))
     return WordErrors(*row[-1][1:], len(truth))
