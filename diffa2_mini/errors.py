@@ -23,6 +23,16 @@ def require_contents(path: Path, what: str) -> None:
                 "itself: git lfs pull, or download it again")
 
 
+def read_text(path: Path, what: str) -> str:
+    """The text of a file. Raises UserError unless it is there, is no pointer, and is in UTF-8."""
+    require(Path(path).is_file(), f"{path}: expected {what}, found no such file")
+    require_contents(path, what)
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")  # Windows may put a mark first
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: expected {what} in UTF-8, got other bytes") from None
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is for want of memory, of this machine or of its GPU."""
     words = ("out of memory", "can't allocate memory", "not enough memory")  # of each system

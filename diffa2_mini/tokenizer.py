@@ -21,7 +21,7 @@ from pathlib import Path
 import regex
 import tiktoken
 
-from .errors import UserError, require
+from .errors import UserError, read_text, require
 
 # In this order they follow the ranks of a rank file. `<|mdm_mask|>` is the [MASK] of the papers.
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>",
@@ -32,27 +32,21 @@ SPLIT_TIMEOUT = 2  # seconds for a pattern to split a text: some would take year
 BEFORE_AUDIO = "This is the audio: "
 
 
-# ------------------------------------------------------------------------------------ text to words
-
-Split = Callable[[str], list[str]]  # a partial function of this file, so that it can be pickled
+Split = Callable[[str], list[str]]  # a function of a module or a partial one: it can be pickled
 
 
-def cut(pattern: regex.Pattern, text: str, between: bool = True) -> list[str]:
-    """The matches of a pattern and, if asked for, what is `between` them."""
+def split_text(pattern: regex.Pattern, text: str, matches_alone: bool = False) -> list[str]:
+    """The matches of a pattern and what is between them, or the matches alone."""
     pieces, at = [], 0
     for match in pattern.finditer(text, timeout=SPLIT_TIMEOUT):
-        pieces += [text[at:match.start()] if between else "", match.group()]
+        pieces += [text[at:match.start()], match.group()]
         at = match.end()
-    pieces.append(text[at:] if between else "")
+    pieces = pieces[1::2] if matches_alone else [*pieces, text[at:]]
     return [piece for piece in pieces if piece]
 
 
-def isolate(pattern: str) -> Split:
-    """Splits a text into the matches of a pattern and what is between them."""
-    return partial(cut, regex.compile(pattern))
-
-
-# ------------------------------------------------------------------------------------ the tokenizer
+def splitter(pattern: str, matches_alone: bool = False) -> Split:
+    return partial(split_text, regex.compile(pattern), matches_alone=matches_alone)
 
 
 @dataclass(frozen=True)
@@ -68,42 +62,40 @@ class Tokenizer:
 
     Args:
         ranks: of the tokens, which are byte strings, in the order of merging.
-        split: how a text is split into words.
-        ids: of the tokens, by rank. Default: the ranks.
+        ids: of the tokens, and of others that no text gives. Default: the ranks.
         special: ids of SPECIAL_TOKENS, at least. Default: they follow the ranks.
         words: ids of tokens that are whole text, and are found before it is split.
-        unreachable: tokens by id that no text gives, but that a model may predict.
+        splits: how a text is split into words, one after another. Default: at WORD_PATTERN.
     """
 
-    def __init__(self, ranks: dict[bytes, int], split: Split | None = None,
-                 ids: list[int] | None = None, special: dict[str, int] | None = None,
-                 words: dict[str, int] | None = None, unreachable: dict[int, bytes] | None = None):
-        self.split = split or isolate(WORD_PATTERN)
-        self.ids, self.words = ids or list(range(len(ranks))), words or {}
+    def __init__(self, ranks: dict[bytes, int], ids: dict[bytes, int] | None = None,
+                 special: dict[str, int] | None = None, words: dict[str, int] | None = None,
+                 splits: list[Split] | None = None):
+        ids, self.words = ids or ranks, words or {}
+        self.ids = [ids[token] for token in ranks]  # by rank
         self.special = special or {token: len(ranks) + i for i, token in enumerate(SPECIAL_TOKENS)}
         self.eos_id, self.mask_id = self.special["<|endoftext|>"], self.special["<|mdm_mask|>"]
         self.eot_id = self.special["<|eot_id|>"]
         self.merges = tiktoken.Encoding("diffa2", pat_str="(?s:.+)", mergeable_ranks=ranks,
                                         special_tokens={})
         longest_first = sorted(map(regex.escape, self.words), key=len, reverse=True)
-        self.cut = isolate("|".join(longest_first) or "(?!)")  # (?!) matches nowhere
-        self.tokens = {self.ids[rank]: token for token, rank in ranks.items()} | (unreachable or {})
+        self.find_words = splitter("|".join(longest_first) or "(?!)")  # (?!) matches nowhere
+        self.splits = [splitter(WORD_PATTERN)] if splits is None else splits
+        self.tokens = {i: token for token, i in ids.items()}
         self.tokens |= {i: token.encode() for token, i in (self.special | self.words).items()}
 
     @classmethod
     def from_ranks(cls, path: str | Path) -> "Tokenizer":
         """Read a rank file: a line per token, base64 of its bytes and its rank."""
-        require(Path(path).is_file(), f"{path}: expected a tokenizer's rank file, found none")
+        what = "a tokenizer's rank file: a token in base64 and its rank in each line"
         try:
-            rows = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+            rows = [line.split() for line in read_text(path, what).splitlines()]
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
         except ValueError as error:
-            raise UserError(f"{path}: expected a token in base64 and its rank in each line, got "
-                            f"{error}") from None
+            raise UserError(f"{path}: expected {what}, got {error}") from None
         is_complete = all(bytes([b]) in ranks for b in range(256))
-        require(is_complete and list(ranks.values()) == list(range(len(rows))),
-                f"{path}: expected the 256 bytes and what is merged of them, ranked from 0, got "
-                "another list")
+        require(is_complete and [*ranks.values()] == [*range(len(rows))],
+                f"{path}: expected the 256 bytes and what is merged of them, ranked from 0")
         return cls(ranks)
 
     @property
@@ -115,11 +107,14 @@ class Tokenizer:
         long."""
         ids = []
         try:
-            for piece in self.cut(text):
+            for piece in self.find_words(text):
                 if piece in self.words:
                     ids.append(self.words[piece])
                     continue
-                for word in self.split(piece):
+                words = [piece]
+                for split in self.splits:
+                    words = [part for word in words for part in split(word)]
+                for word in words:
                     ids += [self.ids[rank] for rank in self.merges.encode_ordinary(word)]
         except TimeoutError:
             raise UserError("expected a tokenizer that splits text in time, got a pattern that "

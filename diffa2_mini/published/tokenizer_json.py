@@ -2,13 +2,12 @@
 library."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import regex
 
-from ..errors import UserError, require, require_contents
-from ..tokenizer import SPECIAL_TOKENS, Split, Tokenizer, cut, isolate
+from ..errors import UserError, read_text, require
+from ..tokenizer import SPECIAL_TOKENS, Split, Tokenizer, splitter
 
 BYTE_LEVEL_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 MAX_ID = 2**20
@@ -23,10 +22,9 @@ LETTERS = {chr(b): b for b in PRINTABLE} | {chr(0x100 + i): b for i, b in enumer
 def read_tokenizer_json(path: str | Path) -> Tokenizer:
     """The byte-level BPE of a tokenizer.json. Raises UserError if it is broken, has a feature that
     is not known here, or is merged otherwise by tiktoken."""
-    require(Path(path).is_file(), f"{path}: expected a tokenizer.json, found none")
-    require_contents(Path(path), "a tokenizer.json")
+    text = read_text(path, "the tokenizer.json of a byte-level BPE")
     try:
-        return Tokenizer(**arguments_of(json.loads(Path(path).read_text(encoding="utf-8"))))
+        return build_tokenizer(json.loads(text))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError,
@@ -39,85 +37,65 @@ def to_bytes(letters: str) -> bytes:
     return bytes(LETTERS[letter] for letter in letters)
 
 
-def arguments_of(data: dict) -> dict:
-    """The arguments of a Tokenizer from the contents of a tokenizer.json. Raises UserError."""
+def build_tokenizer(data: dict) -> Tokenizer:
+    """The tokenizer from the contents of a tokenizer.json. Raises UserError, or what Python raises
+    where something is missing or of another kind."""
     model, added = data["model"], data.get("added_tokens") or []
-    check_features(model, added, data.get("normalizer") or {})
+    check_features(model, added, data.get("normalizer"))
     special = {token["content"]: token["id"] for token in added if token["special"]}
     words = {token["content"]: token["id"] for token in added if not token["special"]}
-    apart = special | words
-    vocab = {token: i for token, i in model["vocab"].items() if token not in apart}
-    check_ids(special, words, vocab)
-    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-    bad = [m for m in merges if len(m) != 2 or not {*m, "".join(m)} <= vocab.keys()]
-    require(not bad, f"expected merges of two tokens to one, got {bad[:1]}")
-    ids = {to_bytes(token): i for token, i in vocab.items()}
+    ids = {to_bytes(token): i for token, i in model["vocab"].items()
+           if token not in special | words}
+    check_ids(special, [*special.values(), *words.values(), *ids.values()])
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     pairs = [(to_bytes(left), to_bytes(right)) for left, right in merges]
     ranks = rank_tokens(ids, pairs, bool(model.get("ignore_merges")))
-    return {"ranks": ranks, "ids": [ids[token] for token in ranks], "special": special,
-            "words": words, "split": read_split(data["pre_tokenizer"]),
-            "unreachable": {i: token for token, i in ids.items() if token not in ranks}}
+    return Tokenizer(ranks, ids, special, words, read_splits(data.get("pre_tokenizer")))
 
 
-def check_features(model: dict, added: list[dict], normalizer: dict) -> None:
+def check_features(model: dict, added: list[dict], normalizer: dict | None) -> None:
     """Raise UserError unless this is a BPE with no more features than a Tokenizer has."""
-    require(model.get("type", "BPE") == "BPE",
-            f"expected a model of type BPE, got {model.get('type')}")
-    unknown = [name for name in UNKNOWN_FEATURES if model.get(name)]
-    require(not unknown, f"expected a plain byte-level BPE, got one with {', '.join(unknown)}")
-    require(not normalizer, f"expected no normalizer, got {normalizer.get('type')}")
-    for token in added:
-        flags = [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]
-        require(not flags or token["special"], "expected added tokens that match as they are, got "
-                                               f"{token['content']!r} with {flags}")
+    more = [name for name in UNKNOWN_FEATURES if model.get(name)]
+    if model.get("type", "BPE") != "BPE":
+        more.append(f"type {model['type']}")
+    if normalizer:
+        more.append(f"normalizer {normalizer.get('type')}")
+    more += [f"{flag} of {token['content']!r}" for token in added if not token["special"]
+             for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]
+    require(not more, f"expected a plain byte-level BPE, got one with {', '.join(more)}")
 
 
-def check_ids(special: dict[str, int], words: dict[str, int], vocab: dict[str, int]) -> None:
-    """Raise UserError unless all ids are in range, and the special tokens have their own."""
-    every = [*special.values(), *words.values(), *vocab.values()]
-    odd = [i for i in every if type(i) is not int or not 0 <= i < MAX_ID]
-    require(not odd, f"expected ids from 0 to {MAX_ID - 1}, got {odd[:1]}")
+def check_ids(special: dict[str, int], ids: list[int]) -> None:
+    """Raise UserError unless LLaDA's special tokens are there, and each token has its own id."""
     missing = [token for token in SPECIAL_TOKENS if token not in special]
     require(not missing, f"expected LLaDA's special tokens, got none of {', '.join(missing)}")
-    shared = {*special.values()} & {*vocab.values(), *words.values()}
-    require(not shared, "expected special tokens with ids of their own, got "
-                        f"{min(shared, default=0)} for ordinary text too")
+    odd = [i for i in ids if type(i) is not int or not 0 <= i < MAX_ID]
+    require(not odd, f"expected ids from 0 to {MAX_ID - 1}, got {odd[:1]}")
+    require(len({*ids}) == len(ids), "expected an id of its own for each token, got one twice")
 
 
-def with_space(split: Split, text: str) -> list[str]:
-    """The pieces of a text that is made to begin with a space."""
-    return split(text if text.startswith(" ") else " " + text)
+def add_space(text: str) -> list[str]:
+    return [text if text.startswith(" ") else " " + text]
 
 
-def in_turn(splits: list[Split], text: str) -> list[str]:
-    """The pieces of a text after several splits, each of the pieces before it."""
-    pieces = [text]
-    for split in splits:
-        pieces = [part for piece in pieces for part in split(piece)]
-    return pieces
-
-
-def read_split(spec: dict | None) -> Split:
+def read_splits(spec: dict | None) -> list[Split]:
     """How a `pre_tokenizer` splits a text. Raises UserError for one that is not known here."""
-    require(spec is not None, "expected a pre_tokenizer, got none")
-    kind = spec["type"]
+    kind = spec and spec["type"]
     if kind == "Sequence":
-        return partial(in_turn, [read_split(step) for step in spec["pretokenizers"]])
+        return [split for step in spec["pretokenizers"] for split in read_splits(step)]
     if kind == "Digits":
-        return isolate(r"\p{N}" if spec["individual_digits"] else r"\p{N}+")
+        return [splitter(r"\p{N}" if spec["individual_digits"] else r"\p{N}+")]
     if kind == "ByteLevel":
-        split = isolate(BYTE_LEVEL_PATTERN if spec.get("use_regex", True) else "(?!)")
-        return partial(with_space, split) if spec["add_prefix_space"] else split
+        pattern = BYTE_LEVEL_PATTERN if spec.get("use_regex", True) else "(?!)"
+        return [add_space, splitter(pattern)] if spec["add_prefix_space"] else [splitter(pattern)]
     require(kind == "Split",
             f"expected the pre_tokenizer Split, ByteLevel, Digits or Sequence, got {kind}")
     (form, pattern), = spec["pattern"].items()
-    pattern = regex.escape(pattern) if form == "String" else pattern
     behavior, invert = spec["behavior"], spec.get("invert")
-    if behavior == "Isolated":
-        return isolate(pattern)
-    require(behavior == "Removed" and invert,
+    require(behavior == "Isolated" or behavior == "Removed" and invert,
             f"expected the pre_tokenizer Split to isolate, got {behavior}, invert {invert}")
-    return partial(cut, regex.compile(pattern), between=False)
+    pattern = regex.escape(pattern) if form == "String" else pattern
+    return [splitter(pattern, matches_alone=behavior == "Removed")]
 
 
 def rank_tokens(ids: dict[bytes, int], merges: list[tuple[bytes, bytes]],
@@ -129,20 +107,16 @@ def rank_tokens(ids: dict[bytes, int], merges: list[tuple[bytes, bytes]],
     of lowest rank. Both do the same if, for each token, the last two parts that it is merged from
     are a pair of the list, and the tokens are ranked as these pairs are.
     """
-    missing = [b for b in range(256) if bytes([b]) not in ids]
-    require(not missing, f"expected a token for each byte, got none for {missing[:4]}")
     order = {pair: at for at, pair in enumerate(merges)}
-    require(len(order) == len(merges), "expected each merge once, got one twice")
     ranks = {bytes([b]): b for b in range(256)}
     for left, right in merges:
         ranks.setdefault(left + right, len(ranks))
     last = -1
     for token in list(ranks)[256:]:
-        pair = last_pair(token, ranks)
-        require(order.get(pair, -1) > last,
-                f"the token {token!r} is merged otherwise by tiktoken, which runs this; "
-                "use a tokenizer whose merges are ranked as its tokens are")
-        last = order[pair]
+        at = order.get(last_pair(token, ranks), -1)
+        require(at > last, f"the token {token!r} is merged otherwise by tiktoken, which runs this; "
+                           "use a tokenizer whose merges are ranked as its tokens are")
+        last = at
     if ignore_merges:  # a word that is a token stays whole, as it always does in tiktoken
         for token in ids:
             if token not in ranks:
