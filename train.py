@@ -29,7 +29,7 @@ from data import toy
 from data.pretraining import stage0
 from diffa2_mini import weights
 from diffa2_mini.config import DATA, SIZES, StageConfig, to_dict
-from diffa2_mini.data import Collate
+from diffa2_mini.data import BatchDataset
 from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.validation import Validator, print_incomplete, print_ranking
 from diffa2_mini.fast.compiling import compile_blocks
@@ -158,11 +158,11 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     print_stage(stage, run.model, f"{len(examples):,} examples of {run.data.manifests[number]}",
                 n_steps, cut, first_step)
 
-    collate = Collate(examples, args.seed, stage, run.model.config, run.tokenizer,
-                      not run.features.keeps_features, args.skip_broken)
+    dataset = BatchDataset(examples, args.seed, stage, run.model.config, run.tokenizer,
+                           not run.features.keeps_features, args.skip_broken)
     order = batches(len(examples), stage.batch_size, n_steps, first_step, args.seed, number)
-    loader = StageLoader(collate, order, stage.micro_batch, world,
-                         count_workers(args.workers, collate.load, world.local_size))
+    loader = StageLoader(dataset, order, stage.micro_batch, world,
+                         count_workers(args.workers, dataset.load, world.local_size))
     progress = StageProgress(run, stage, loader, n_steps, first_step)
     with loader, progress:
         for step, entries, pieces in loader:
@@ -170,7 +170,7 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
             lr = learning_rate(step, n_steps, stage)
             for group in parameters.optimizer.param_groups:
                 group["lr"] = lr
-            lengths = [length for _, i in entries for length in collate.lengths(i)]
+            lengths = [length for _, i in entries for length in dataset.lengths(i)]
             n_tokens = sum(own for _, own in lengths)  # in the answers of the whole batch
             torch.manual_seed(seed_of("dropout", args.seed, number, step, world.rank))
             figures = optimizer_step(run, parameters, n_tokens, pieces)

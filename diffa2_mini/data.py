@@ -153,6 +153,10 @@ class Batch:
     broken: dict[int, str] = field(default_factory=dict)  # clips that are silence, by place
     incomplete: dict[Path, str] = field(default_factory=dict)  # what other clips lack, by path
 
+    @property
+    def n_masked(self) -> int:
+        return int(self.masked.sum())
+
     def encoded(self, features: Callable, device: torch.device) -> "Batch":
         """The batch on the device, with what `features` makes of its clips as `audio`."""
         tensors = {name: value.to(device) for name, value in vars(self).items()

@@ -87,12 +87,13 @@ class Tokenizer:
     @classmethod
     def from_ranks(cls, path: str | Path) -> "Tokenizer":
         """Read a rank file: a line per token, base64 of its bytes and its rank."""
-        what = "a tokenizer's rank file: a token in base64 and its rank in each line"
         try:
-            rows = [line.split() for line in read_text(path, what).splitlines()]
+            lines = read_text(path, "a tokenizer's rank file").splitlines()
+            rows = [line.split() for line in lines]
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
         except ValueError as error:
-            raise UserError(f"{path}: expected {what}, got {error}") from None
+            raise UserError(f"{path}: expected a token in base64 and its rank in each line, got "
+                            f"{error}") from None
         is_complete = all(bytes([b]) in ranks for b in range(256))
         require(is_complete and [*ranks.values()] == [*range(len(rows))],
                 f"{path}: expected the 256 bytes and what is merged of them, ranked from 0")

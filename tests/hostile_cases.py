@@ -179,7 +179,7 @@ def manifest(rng: random.Random, folder: Path) -> Case:
     path = folder / "manifest.json"
     path.write_bytes(body)
     if rng.random() < 0.5:
-        return f"manifest {how}", refused, lambda: load_examples(path, stage, CONFIG, False, print)
+        return f"manifest {how}", refused, lambda: load_examples(path, stage, CONFIG)
     name = rng.choice([*benchmarks.BENCHMARKS])
     if rng.random() < 0.5:
         return f"benchmark {name} {how}", False, lambda: benchmarks.load_questions(

@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
-from diffa2_mini.data import Collate, Example
+from diffa2_mini.data import BatchDataset, Example
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.features import FeatureCache
@@ -46,13 +46,13 @@ def examples(tmp_path_factory):
 
 
 def batch_of(pairs, examples, model, stage, seed=42, keep=True):
-    batch = collate(examples, stage, seed)[pairs]
+    batch = dataset_of(examples, stage, seed)[pairs]
     return batch.encoded(features_of(model, keep), torch.device("cpu"))
 
 
-def collate(examples, stage, seed=42, load=False):
+def dataset_of(examples, stage, seed=42, load=False):
     stage = STAGES[stage] if isinstance(stage, int) else stage
-    return Collate(examples, seed, stage, MICRO, load_tokenizer(MICRO), load)
+    return BatchDataset(examples, seed, stage, MICRO, load_tokenizer(MICRO), load)
 
 
 @pytest.mark.parametrize("stage", [2, 4])
@@ -61,7 +61,7 @@ def test_text_is_cut_at_so_many_tokens(model, examples, stage):
     prompt = len(batch_of([(0, 2)], examples, model, stage).prompts[0].ids)
     for limit, length in ((prompt + 32, 32), (prompt + 31, 31), (prompt + 1, 1), (prompt - 5, 1)):
         cut = replace(STAGES[stage], max_tokens=limit)
-        batch = collate(examples, cut)[[(0, 2)]]
+        batch = dataset_of(examples, cut)[[(0, 2)]]
         assert batch.valid.sum(1)[0] == length and torch.equal(
             batch.response[0, :length],
             batch_of([(0, 2)], examples, model, stage).response[0, :length])
@@ -79,7 +79,7 @@ def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stag
         assert torch.equal(alone.valid, whole.valid[rows, :R])
         torch.testing.assert_close(alone.audio.final, whole.audio.final[i:i + 1])
         if stage == 4:
-            assert torch.equal(alone.masks, whole.masks[rows, :, :R])
+            assert torch.equal(alone.masked, whole.masked[rows, :, :R])
         else:
             assert torch.equal(alone.t, whole.t[rows])
             assert torch.equal(alone.masked, whole.masked[rows, :R])
@@ -88,22 +88,24 @@ def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stag
 
 @pytest.mark.parametrize("stage", [2, 4])
 def test_noise_is_keyed_by_seed_stage_epoch_and_number(model, examples, stage):
-    def noise(seed, epoch, number, by=stage, held_out=False):
+    def noise(seed, epoch, number, by=stage, kind="answers"):
         row = replace(STAGES[stage], number=by)
-        maker = Collate([examples[0]] * 8, seed, row, MICRO, load_tokenizer(MICRO), False,
-                        held_out=held_out)
-        batch = maker[[(epoch, number)]]
-        return batch.masks if stage == 4 else batch.t
+        dataset = BatchDataset([examples[0]] * 8, seed, row, MICRO, load_tokenizer(MICRO),
+                               noise=kind)
+        batch = dataset[[(epoch, number)]]
+        return batch.masked if stage == 4 else batch.t
 
     assert torch.equal(noise(1, 2, 3), noise(1, 2, 3))
-    for other in ((2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2), (1, 2, 3, 3), (1, 2, 3, stage, True)):
+    others = ((2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2), (1, 2, 3, 3),
+              (1, 2, 3, stage, "held-out answers"))
+    for other in others:
         assert not torch.equal(noise(1, 2, 3), noise(*other))
 
 
 def test_stage_3_replays_neither_the_noise_nor_the_order_of_stage_2(examples):
     (_, second), (_, third) = (next(batches(8, 8, 1, 0, 42, stage)) for stage in (2, 3))
     assert second != third and sorted(second) == sorted(third)
-    second, third = (collate(examples, stage)[sorted(second)] for stage in (2, 3))
+    second, third = (dataset_of(examples, stage)[sorted(second)] for stage in (2, 3))
     assert torch.equal(second.response, third.response)
     assert not (second.t == third.t).any() and not torch.equal(second.masked, third.masked)
 
@@ -117,8 +119,8 @@ def test_padding_is_eos_and_never_masked(model, examples, stage):
     assert (batch.valid.sum(1) % MICRO.text.response_multiple == 0).all()
     assert (batch.valid.long().diff(dim=1) <= 0).all()  # padding is on the right
     if stage == 4:
-        assert batch.masks.shape == (16, STAGES[4].vrpo_samples, batch.response.shape[1])
-        assert not (batch.masks & padding[:, None]).any() and batch.masks.any(2).all()
+        assert batch.masked.shape == (16, STAGES[4].vrpo_samples, batch.response.shape[1])
+        assert not (batch.masked & padding[:, None]).any() and batch.masked.any(2).all()
         decoded = [load_tokenizer(MICRO).decode(row) for row in batch.response[:2].tolist()]
         assert decoded == [examples[0].answer, examples[0].rejected]
     else:
@@ -131,7 +133,7 @@ def test_padding_is_eos_and_never_masked(model, examples, stage):
 def test_lengths_are_those_of_what_is_spliced(model, examples, stage):
     for number in (0, 2, 7):
         batch = batch_of([(0, number)], examples, model, stage)
-        lengths = collate(examples, stage).lengths(number)
+        lengths = dataset_of(examples, stage).lengths(number)
         _, (before, ) = model.splice(model.embed_audio(batch.audio, STAGES[stage].audio),
                                      batch.prompts)
         assert lengths == [(before, n) for n in batch.valid.sum(1)]
@@ -140,14 +142,14 @@ def test_lengths_are_those_of_what_is_spliced(model, examples, stage):
 @pytest.mark.parametrize("stage", [2, 4])
 def test_a_batch_knows_how_many_tokens_it_masks(model, examples, stage):
     batch = batch_of([(0, i) for i in range(8)], examples, model, stage)
-    assert batch.n_masked == (batch.masks if stage == 4 else batch.masked).sum() > 0
+    assert batch.n_masked == batch.masked.sum() > 0
 
 
 def test_a_step_is_cut_into_pieces_of_like_length_the_longest_first(examples):
-    pairs, maker = [(0, i) for i in (3, 0, 7, 2, 5, 1, 6)], collate(examples, 2)
-    pieces = maker.cut(pairs, micro_batch=3)
+    pairs, dataset = [(0, i) for i in (3, 0, 7, 2, 5, 1, 6)], dataset_of(examples, 2)
+    pieces = dataset.micro_batches(pairs, size=3)
     assert [len(piece) for piece in pieces] == [3, 3, 1]
     assert sorted(sum(pieces, [])) == sorted(pairs)
-    lengths = [[sum(maker.lengths(number)[0]) for _, number in piece] for piece in pieces]
+    lengths = [[sum(dataset.lengths(number)[0]) for _, number in piece] for piece in pieces]
     assert sum(lengths, []) == sorted(sum(lengths, []), reverse=True)
-    assert maker.cut(pairs, micro_batch=7) == [sum(pieces, [])]
+    assert dataset.micro_batches(pairs, size=7) == [sum(pieces, [])]

@@ -106,7 +106,7 @@ def test_the_manifests_are_those_that_stage_1_reads(site, tmp_path, capsys):
     assert run_script(librispeech.main, ["--out", str(tmp_path / "out"), "--url", site[1]]) == 0
     assert "stage1.json 2" in capsys.readouterr().out
     config, stages = SIZES["full"]
-    examples = load_examples(tmp_path / "out" / "stage1.json", stages[1], config, False, print)
+    examples = load_examples(tmp_path / "out" / "stage1.json", stages[1], config)
     assert [example.answer for example in examples] == [text.lower() for text in TEXTS.values()]
     assert all(example.path.is_file() and example.instruction in librispeech.INSTRUCTIONS
                for example in examples)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_data import MICRO, STAGES, collate, examples, features_of, model  # noqa: F401
+from test_data import MICRO, STAGES, dataset_of, examples, features_of, model  # noqa: F401
 
-from diffa2_mini.data import Collate
+from diffa2_mini.data import BatchDataset
 from diffa2_mini.errors import UserError
 from diffa2_mini.published.tokenizer_json import read_tokenizer_json
 from diffa2_mini.training.loader import StageLoader, batches
@@ -40,10 +40,10 @@ def test_each_epoch_each_seed_and_each_stage_has_an_order_of_its_own():
 
 @pytest.mark.parametrize("n_workers", [0, 1])
 def test_each_process_gets_its_part_of_every_step(examples, n_workers):
-    maker, dealt = collate(examples, 2), {}
+    dataset, dealt = dataset_of(examples, 2), {}
     for rank in range(2):
         order = batches(len(examples), 5, 3, 1, seed=5, stage=2)
-        loader = StageLoader(maker, order, 2, World(rank, 2), n_workers)
+        loader = StageLoader(dataset, order, 2, World(rank, 2), n_workers)
         with loader:
             for step, entries, pieces in loader:
                 for batch in pieces:
@@ -56,14 +56,14 @@ def test_each_process_gets_its_part_of_every_step(examples, n_workers):
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
-    maker, state = collate(examples, 2, load=True), torch.get_rng_state()
+    dataset, state = dataset_of(examples, 2, load=True), torch.get_rng_state()
     pieces = [[(0, 1), (0, 2)], [(0, 7)], [(1, 0), (0, 3)]]
-    loader = StageLoader(maker, enumerate(pieces), 2, World(), n_workers)
+    loader = StageLoader(dataset, enumerate(pieces), 2, World(), n_workers)
     features = features_of(model, keep=False)
     for step, entries, (batch,) in loader:
         assert entries == pieces[step]
-        (piece,) = maker.cut(entries, 2)
-        expected = maker[piece]
+        (piece,) = dataset.micro_batches(entries, 2)
+        expected = dataset[piece]
         assert torch.equal(batch.response, expected.response)
         assert torch.equal(batch.noisy, expected.noisy)
         assert torch.equal(batch.encoded(features, "cpu").audio.final,
@@ -84,11 +84,11 @@ def start_method(request):
 
 def test_workers_load_clips_however_they_are_started(start_method, examples):
     path = Path(__file__).parent / "golden" / "tokenizer_odd.json"  # with splits of every kind
-    maker = Collate(examples, 42, STAGES[2], MICRO, read_tokenizer_json(path), load=True)
-    with StageLoader(maker, [(0, [(0, 1), (0, 2)])], 2, World(), 1) as loader:
+    dataset = BatchDataset(examples, 42, STAGES[2], MICRO, read_tokenizer_json(path), load=True)
+    with StageLoader(dataset, [(0, [(0, 1), (0, 2)])], 2, World(), 1) as loader:
         ((_, entries, (batch,)),) = loader
-    (piece,) = maker.cut(entries, 2)
-    expected = maker[piece]
+    (piece,) = dataset.micro_batches(entries, 2)
+    expected = dataset[piece]
     assert batch.prompts == expected.prompts and torch.equal(batch.response, expected.response)
     for (mel, frames), (known, n_known) in zip(batch.clips, expected.clips, strict=True):
         assert torch.equal(mel, known) and frames == n_known
@@ -97,7 +97,7 @@ def test_workers_load_clips_however_they_are_started(start_method, examples):
 @pytest.mark.parametrize("n_workers", [0, 1])
 def test_a_clip_that_has_gone_is_named_whoever_loads_it(examples, n_workers):
     gone = [replace(examples[0], path=examples[0].path.with_name("gone.wav"))]
-    loader = StageLoader(collate(gone, 2, load=True), [(0, [(0, 0)])], 1, World(), n_workers)
+    loader = StageLoader(dataset_of(gone, 2, load=True), [(0, [(0, 0)])], 1, World(), n_workers)
     with pytest.raises(UserError, match="gone.wav: expected an audio file") as error:
         [list(batches) for *_, batches in loader]
     assert "\n" not in str(error.value)

@@ -18,7 +18,7 @@ from test_interrupted import processes, started, until
 
 import train
 from diffa2_mini.config import SIZES
-from diffa2_mini.data import Collate, load_examples, read_manifest
+from diffa2_mini.data import BatchDataset, load_examples, read_manifest
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.training.features import FeatureCache
@@ -363,41 +363,42 @@ def test_torchrun_that_is_told_to_stop_saves_and_leaves_nobody_behind(manifests,
 
 
 @pytest.fixture(scope="module")
-def collate(world):
-    examples = load_examples(world / "sft.json", STAGES[2], CONFIG, False, print)
-    return Collate(examples, 0, STAGES[2], CONFIG, load_tokenizer(CONFIG), load=False)
+def dataset(world):
+    examples = load_examples(world / "sft.json", STAGES[2], CONFIG)
+    return BatchDataset(examples, 0, STAGES[2], CONFIG, load_tokenizer(CONFIG))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_every_example_is_dealt_out_exactly_once_an_epoch(collate, size):
-    n, batch_size = len(collate.data), 7
+def test_every_example_is_dealt_out_exactly_once_an_epoch(dataset, size):
+    n, batch_size = len(dataset.data), 7
     assert n % batch_size and batch_size % 2
     n_epochs = 3
     dealt = [
         pair for _, pairs in batches(n, batch_size, n * n_epochs // batch_size + 1, 0, 0, 2)
-        for rank in range(size) for piece in collate.cut(pairs, 2, rank, size) for pair in piece]
+        for rank in range(size) for piece in dataset.micro_batches(pairs, 2, rank, size)
+        for pair in piece]
     counts = {pair: dealt.count(pair) for pair in dealt}
     assert {*counts.values()} == {1}
     assert {(e, i) for e in range(n_epochs) for i in range(n)} <= counts.keys()
 
 
 @torch.no_grad()
-def test_the_loss_is_normalised_over_the_whole_batch(collate):
+def test_the_loss_is_normalised_over_the_whole_batch(dataset):
     """An average of the processes' averages is another number, as they have different numbers of
     tokens."""
     model = build(CONFIG, dtype=torch.float64)
     features, (_, pairs) = FeatureCache(model, torch.device("cpu"), torch.float64, keep=True), next(
-        batches(len(collate.data), 9, 1, 0, 0, 2))
+        batches(len(dataset.data), 9, 1, 0, 0, 2))
 
     def loss(pairs, n_tokens):
-        return float(answer_loss(model, collate[pairs].encoded(features, features.device),
+        return float(answer_loss(model, dataset[pairs].encoded(features, features.device),
                                  STAGES[2], n_tokens))
 
     def tokens(pairs):
-        return sum(own for _, i in pairs for _, own in collate.lengths(i))
+        return sum(own for _, i in pairs for _, own in dataset.lengths(i))
 
     shares = [[pair
-               for piece in collate.cut(pairs, 9, rank, 2)
+               for piece in dataset.micro_batches(pairs, 9, rank, 2)
                for pair in piece]
               for rank in range(2)]
     whole = loss(pairs, tokens(pairs))

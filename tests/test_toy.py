@@ -169,8 +169,8 @@ def test_manifests_have_the_fields_that_the_stages_read(world, name, number):
         assert row["domain"] == scene.kind and row["transcription"] == " ".join(scene.items)
         assert toy_text.held_out(scene) == (name == "validation")
     assert len(rows) == {"stage1": 12, "sft": 24 * toy.N_QUESTIONS}.get(name, len(rows))
-    assert len(load_examples(folder / f"{name}.json", stages[number], config, False,
-                             print)) == len(rows)
+    assert len(load_examples(folder / f"{name}.json", stages[number],
+                             config)) == len(rows)
 
 
 def test_training_asks_only_what_has_a_wrong_answer_too():

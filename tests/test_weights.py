@@ -124,7 +124,7 @@ def test_the_toy_tokenizer_fits_the_toy_vocabulary():
     toy = SIZES["toy"][0]
     assert load_tokenizer(toy).vocab_size == toy.llada.vocab_size
     nowhere = Config(text=dataclasses.replace(toy.text, tokenizer="none.bpe"))
-    assert "found none" in error_of(load_tokenizer, nowhere)
+    assert "found no such file" in error_of(load_tokenizer, nowhere)
 
 
 def test_a_tokenizer_with_more_ids_than_the_backbone_has_is_refused(tmp_path):

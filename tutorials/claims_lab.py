@@ -25,7 +25,7 @@ from diffa2_mini.config import (
     DecodeConfig,
     StageConfig,
 )
-from diffa2_mini.data import Batch, Collate, Example, load_examples
+from diffa2_mini.data import Batch, BatchDataset, Example, load_examples
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import answers, scoreboard
 from diffa2_mini.evaluate.validation import Validator
@@ -145,18 +145,18 @@ def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
     set_dropout(model.acoustic_connector, stage.adapter_dropout)
     lab.features.prepare([example.path for example in examples],
                          partial(progress, desc="encoding", leave=False))
-    collate, other = (Collate(examples, s, stage, CONFIG, lab.tokenizer, load=False)
+    dataset, other = (BatchDataset(examples, s, stage, CONFIG, lab.tokenizer)
                       for s in (seed, seed + 1000))
     for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed, stage.number):
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, stage.steps, stage)
-        batch = collate[pairs].encoded(lab.features, CPU)
+        batch = dataset[pairs].encoded(lab.features, CPU)
         if variant.causal:
             loss = autoregressive.answer_loss(model, batch, stage, lab.tokenizer)
         elif variant.independent:
             policy, old = bounds_apart(model, reference, batch, stage, lab.tokenizer,
-                                       other[pairs].masks)
+                                       other[pairs].masked)
             loss = vrpo_loss(policy, old, stage.vrpo_beta)
         else:
             loss = piece_loss(model, reference, batch, stage, lab.tokenizer,
@@ -193,8 +193,8 @@ class Lab:
         write_whole(note, lambda temporary: temporary.write_text(self.made_of + "\n"))
         self.tokenizer = load_tokenizer(CONFIG)
         self.features = FeatureCache(weights.build(CONFIG), CPU, torch.float32, keep=True)
-        self.questions = load_examples(data / "validation.json", STAGES[2], CONFIG, False,
-                                       print)[::scale.every]
+        self.questions = load_examples(data / "validation.json", STAGES[2],
+                                       CONFIG)[::scale.every]
         self.features.prepare([example.path for example in self.questions], iter)
         self.loaded: dict[str, list[Example]] = {}  # manifests by name
 
@@ -241,8 +241,8 @@ class Lab:
     def examples(self, variant: Variant, stage: StageConfig, seed: int) -> list[Example]:
         """What a variant learns from."""
         if stage.data not in self.loaded:
-            self.loaded[stage.data] = load_examples(self.data / f"{stage.data}.json", stage, CONFIG,
-                                                    False, print)
+            self.loaded[stage.data] = load_examples(self.data / f"{stage.data}.json", stage,
+                                                    CONFIG)
         examples = self.loaded[stage.data]
         paths = sorted({example.path for example in examples})
         chosen = {paths[i] for i in stream("clips", seed).permutation(len(paths))[:variant.n_clips]}
@@ -322,12 +322,12 @@ class Lab:
     def short_pairs(self, stage: StageConfig, seed: int) -> Batch:
         """Some held-out pairs whose answers are both as short as answers can be."""
         pairs = [example for example in self.questions if example.rejected]
-        collate = Collate(pairs, seed, stage, CONFIG, self.tokenizer, load=False)
+        dataset = BatchDataset(pairs, seed, stage, CONFIG, self.tokenizer)
         length = CONFIG.text.response_multiple
         short = [i for i in range(len(pairs))
-                 if all(own == length for _, own in collate.lengths(i))]
+                 if all(own == length for _, own in dataset.lengths(i))]
         chosen = short[::max(1, len(short) // self.scale.n_pairs)][:self.scale.n_pairs]
-        return collate[[(0, i) for i in chosen]].encoded(self.features, CPU)
+        return dataset[[(0, i) for i in chosen]].encoded(self.features, CPU)
 
     def pool(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Samples of the lower bounds of some pairs, by stage 4 and by stage 3: [P, 2, k, masks of

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffa2_mini.config import StageConfig
-from diffa2_mini.data import Example, PreferenceBatch
+from diffa2_mini.data import Batch, Example
 from diffa2_mini.evaluate.validation import Validator
 from diffa2_mini.fast.device import autocast
 from diffa2_mini.fast.token_losses import token_losses
@@ -21,7 +21,7 @@ from diffa2_mini.training.objective import predictor
 from diffa2_mini.vrpo import elbo, preference_margin, reference_of
 
 
-def bounds_apart(model: Diffa2Model, reference: dict[str, Tensor], batch: PreferenceBatch,
+def bounds_apart(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch,
                  stage: StageConfig, tokenizer: Tokenizer, reference_masks: Tensor
                  ) -> tuple[Tensor, Tensor]:
     """`preference_bounds`, with masks [2P, n, R] of its own for the reference."""
@@ -31,16 +31,16 @@ def bounds_apart(model: Diffa2Model, reference: dict[str, Tensor], batch: Prefer
         return elbo(predictor(call, batch, stage), batch.response, batch.valid, masks,
                     tokenizer.mask_id, losses_of).view(-1, 2)  # [2P] -> [P, 2]
 
-    return (bounds(model, batch.masks), bounds(reference_of(model, reference), reference_masks))
+    return (bounds(model, batch.masked), bounds(reference_of(model, reference), reference_masks))
 
 
-def redraw(batch: PreferenceBatch, generator: torch.Generator) -> Tensor:
+def redraw(batch: Batch, generator: torch.Generator) -> Tensor:
     """Other masks for a batch, bool [2P, n, R]: each hides k valid tokens, k uniform."""
     n_tokens = batch.valid.sum(1)[:, None, None]  # [2P, 1, 1]
-    n_samples, device = batch.masks.shape[1], n_tokens.device
+    n_samples, device = batch.masked.shape[1], n_tokens.device
     uniform = torch.rand(len(n_tokens), n_samples, 1, generator=generator).to(device)
     k = 1 + (uniform * n_tokens).long()  # [2P, n, 1]
-    order = torch.rand(batch.masks.shape, generator=generator).to(device)
+    order = torch.rand(batch.masked.shape, generator=generator).to(device)
     ranks = order.masked_fill(~batch.valid[:, None], 2).argsort(-1).argsort(-1)  # padding last
     return ranks < k
 
@@ -61,7 +61,7 @@ def score_variance(validator: Validator, reference: dict[str, Tensor], stage: St
         batch = next(validator.pair_batches(stage, pairs))
         for _ in range(n_estimates):
             masks = redraw(batch, generator)
-            drawn = dataclasses.replace(batch, masks=masks)
+            drawn = dataclasses.replace(batch, masked=masks)
             for margins, others in ((shared, masks), (independent, redraw(batch, generator))):
                 with autocast(validator.features.device, validator.features.dtype):
                     bounds = bounds_apart(model, reference, drawn, stage, tokenizer, others)

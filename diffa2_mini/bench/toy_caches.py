@@ -27,7 +27,7 @@ def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
             "'python data/toy.py' makes it, or name it: --data")
     diffa2 = Diffa2.from_pretrained("toy", device=device.type, dtype="float32")
     config, features = diffa2.config, FeatureCache(diffa2.model, device, diffa2.dtype, keep=True)
-    examples = load_examples(data / "validation.json", SIZES["toy"][1][2], config, False, print)
+    examples = load_examples(data / "validation.json", SIZES["toy"][1][2], config)
     features.prepare([example.path for example in examples], iter)
 
     settings = [(block, factor, examples, 64)

@@ -12,7 +12,7 @@ import torch
 
 from .. import weights
 from ..config import SIZES, DecodeConfig, StageConfig
-from ..data import AnswerBatch, Batch, PreferenceBatch
+from ..data import Batch
 from ..fast.compiling import compile_blocks
 from ..fast.device import autocast
 from ..fast.llada import FastLlada
@@ -51,9 +51,9 @@ def batch_of(model: Diffa2Model, stage: StageConfig, n: int) -> Batch:
     common = dict(examples=[None] * n, clips=[], prompts=[Prompt([7] * dry_run.PROMPT, 20)] * n,
                   response=response, valid=torch.ones_like(response, dtype=torch.bool))
     if stage.preference:
-        return PreferenceBatch(masks=masks, **common)
+        return Batch(masked=masks, **common)
     t = torch.full((n,), 0.5, device=device)
-    return AnswerBatch(noisy=response, masked=masks[:, 0], t=t, **common)
+    return Batch(noisy=response, masked=masks[:, 0], t=t, **common)
 
 
 def training_step(model: Diffa2Model, tokenizer: Tokenizer, stage: StageConfig, n: int) -> Callable:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..command.table import listed
 from ..config import StageConfig
-from ..data import Collate, Example, PreferenceBatch
+from ..data import Batch, BatchDataset, Example
 from ..fast.device import autocast
 from ..fast.generate import generate_responses
 from ..model import Diffa2Model
@@ -66,13 +66,13 @@ class Validator:
         tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
                    f"    target {example.answer!r}, answer {reply!r}")
 
-    def pair_batches(self, stage: StageConfig, pairs: list[Example]) -> Iterator[PreferenceBatch]:
+    def pair_batches(self, stage: StageConfig, pairs: list[Example]) -> Iterator[Batch]:
         """Held-out pairs in batches of `stage.micro_batch`, on the device."""
-        collate = Collate(pairs, self.seed, stage, self.model.config, self.tokenizer, load=False,
-                          held_out=True)
+        dataset = BatchDataset(pairs, self.seed, stage, self.model.config, self.tokenizer,
+                               noise="held-out answers")
         for start in range(0, len(pairs), stage.micro_batch):
             numbers = range(len(pairs))[start:start + stage.micro_batch]
-            batch = collate[[(0, i) for i in numbers]]
+            batch = dataset[[(0, i) for i in numbers]]
             yield batch.encoded(self.features, self.features.device)
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ LETTERS = {chr(b): b for b in PRINTABLE} | {chr(0x100 + i): b for i, b in enumer
 def read_tokenizer_json(path: str | Path) -> Tokenizer:
     """The byte-level BPE of a tokenizer.json. Raises UserError if it is broken, has a feature that
     is not known here, or is merged otherwise by tiktoken."""
-    text = read_text(path, "the tokenizer.json of a byte-level BPE")
+    text = read_text(path, "a tokenizer.json")
     try:
         return build_tokenizer(json.loads(text))
     except UserError as error:

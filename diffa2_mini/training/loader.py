@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch.utils.data import DataLoader
 
-from ..data import Batch, Collate
+from ..data import Batch, BatchDataset
 from ..errors import UserError
 from ..noise import stream
 from .processes import World
@@ -52,15 +52,15 @@ def worker_has_died(error: BaseException | None) -> bool:
 class StageLoader:
     """The steps of a stage, each with this process's batches for it, loaded ahead of time by
     `n_workers` processes, which the end of `with loader` ends. `order` gives the steps as `batches`
-    does; each is cut into pieces of `micro_batch` (see `Collate.cut`). Raises UserError at the end
+    does; each is cut into pieces of `micro_batch` (see `BatchDataset.micro_batches`). Raises UserError at the end
     of the block if one of its processes was killed."""
 
-    def __init__(self, collate: Collate, order: Iterable[tuple[int, list]], micro_batch: int,
+    def __init__(self, dataset: BatchDataset, order: Iterable[tuple[int, list]], micro_batch: int,
                  world: World, n_workers: int):
-        steps = ((step, entries, collate.cut(entries, micro_batch, world.rank, world.size))
+        steps = ((step, entries, dataset.micro_batches(entries, micro_batch, world.rank, world.size))
                  for step, entries in order)
         self.steps, ahead = itertools.tee(steps)
-        loader = DataLoader(collate, sampler=(piece for *_, pieces in ahead for piece in pieces),
+        loader = DataLoader(dataset, sampler=(piece for *_, pieces in ahead for piece in pieces),
                             batch_size=None, num_workers=n_workers, generator=torch.Generator(),
                             worker_init_fn=leave_process_group if n_workers else None)
         with signals_blocked() if n_workers else nullcontext():

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from ..config import DATA, SIZES, Config, StageConfig
-from ..data import Example, load_examples, may_exceed
+from ..data import Example, load_examples
 from ..errors import require
 from ..tokenizer import Tokenizer
 
@@ -68,11 +68,11 @@ def load_data(data: DataConfig, size: str, numbers: list[int], unfinished: list[
         stage = stages[number]
         if stage.data not in loaded:
             loaded[stage.data] = load_examples(manifests[number], stage, config, data.skip_broken,
-                                               print, tokenizer)
+                                               tokenizer)
     examples = {number: loaded[stages[number].data] for number in unfinished}
 
     def load_held_out(path: Path) -> list[Example]:
-        return load_examples(path, stages[2], config, data.skip_broken, print)
+        return load_examples(path, stages[2], config, data.skip_broken)
 
     validation = []
     if data.validates:
@@ -93,14 +93,15 @@ def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokeniz
                 f"with a clip beyond the {seconds} s that the model takes": [],
                 f"with an answer beyond the {length:,} tokens that it writes": []}
     texts, clips, long_answers = too_long.values()
-    count, system = cache(lambda text: len(tokenizer.encode(text))), config.text.train_system
+    count = cache(lambda text: len(tokenizer.encode(text)))
+    count_prompt = cache(
+        lambda text: len(tokenizer.prompt(config.text.train_system, text).ids))
     for example in data:
         name = example.path.name
         answers = [example.answer] + [example.rejected] * stage.preference
-        if may_exceed(limit, system, example.instruction, *answers):
-            n_prompt = len(tokenizer.prompt(system, example.instruction).ids)
-            if n_prompt + max(map(count, answers)) + 1 > limit:  # 1 for `<|eot_id|>`
-                texts.append(name)
+        n_tokens = count_prompt(example.instruction) + max(map(count, answers))
+        if n_tokens + 1 > limit:  # 1 for `<|eot_id|>`
+            texts.append(name)
         if example.seconds > seconds:
             clips.append(name)
         if count(example.answer) > length:

@@ -103,7 +103,7 @@ def optimizer_step(run: Run, parameters: StageParameters, n_tokens: int, batches
         figures["masked"] += batch.n_masked
         figures["broken"] += len(batch.broken)
         run.features.incomplete |= batch.incomplete
-        for complaint in batch.broken:
+        for complaint in batch.broken.values():
             tqdm.write(f"  left out: {complaint}", file=sys.stderr)
     figures = run.world.sum_figures({name: float(value) for name, value in figures.items()})
     trained = list(parameters.trained.values())
