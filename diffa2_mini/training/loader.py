@@ -52,12 +52,12 @@ def worker_has_died(error: BaseException | None) -> bool:
 class StageLoader:
     """The steps of a stage, each with this process's batches for it, loaded ahead of time by
     `n_workers` processes, which the end of `with loader` ends. `order` gives the steps as `batches`
-    does; each is cut into pieces of `micro_batch` (see `BatchDataset.micro_batches`). Raises UserError at the end
-    of the block if one of its processes was killed."""
+    does; each is divided by `BatchDataset.micro_batches`. Raises UserError at the end of the block
+    if one of its processes was killed."""
 
-    def __init__(self, dataset: BatchDataset, order: Iterable[tuple[int, list]], micro_batch: int,
+    def __init__(self, dataset: BatchDataset, order: Iterable[tuple[int, list]], size: int,
                  world: World, n_workers: int):
-        steps = ((step, entries, dataset.micro_batches(entries, micro_batch, world.rank, world.size))
+        steps = ((step, entries, dataset.micro_batches(entries, size, world.rank, world.size))
                  for step, entries in order)
         self.steps, ahead = itertools.tee(steps)
         loader = DataLoader(dataset, sampler=(piece for *_, pieces in ahead for piece in pieces),
