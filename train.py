@@ -41,7 +41,7 @@ from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of
 from diffa2_mini.published.sources import load_tokenizer, locate_all
 from diffa2_mini.training import checkpoint, dry_run, options
-from diffa2_mini.training.checkpoint import Checkpoint, same_parts
+from diffa2_mini.training.checkpoint import Checkpoint
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches, count_workers
@@ -51,6 +51,7 @@ from diffa2_mini.training.objective import adamw, learning_rate, names_of
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks
 from diffa2_mini.training.progress import StageProgress, print_stage
+from diffa2_mini.training.random_weights import fill_at_random
 from diffa2_mini.training.run import Run, StageParameters, Stopped, optimizer_step
 from diffa2_mini.training.signals import Signals
 from diffa2_mini.view import curves
@@ -74,8 +75,9 @@ def build_model(args: argparse.Namespace, paths: dict[str, Path], device: torch.
     torch.manual_seed(seed_of("weights", args.seed, 0))  # of the adapters and the prompts
     # a model that is sharded later need not fit the device now
     home = torch.device("cpu") if args.shard else device
-    frozen = paths if "llada" in paths else None
-    model = weights.build(config, frozen, home, dtype, FastLlada)
+    model = weights.build(config, None if args.random_weights else paths, home, dtype, FastLlada)
+    if args.random_weights:
+        fill_at_random(home, dtype, model.whisper, model.llada)
     model.llada.recompute = args.recompute
     if "diffa2" in paths:
         weights.load_diffa2(model, paths["diffa2"])
@@ -100,7 +102,7 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     where = DataConfig(path, args.validation, args.test, args.skip_broken, not args.random_weights)
     data = load_data(where, args.size, args.stages, folder.unfinished, tokenizer)
     model = build_model(args, paths, device, dtype)
-    folder.note_origins(model, dtype, data.manifests)
+    folder.note_origins(weights.fingerprints_of(paths), dtype, data.manifests)
     keep = args.size == "toy" and not args.no_cache_audio
     features = FeatureCache(model, device, dtype, keep, args.cache_audio)
     if args.compile:
@@ -149,7 +151,7 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     world, folder, stage = run.world, run.folder, stage_config(args, number)
     parameters = start_stage(args, run, stage, init, resumed)
     examples = run.cache_features(number, args.skip_broken)
-    folder.note_examples(number, len(examples))
+    folder.note(number, {"examples": len(examples)}, {})
     first_step = resumed.step if resumed else 0
     n_steps = dry_run.number_of_steps(stage, len(examples))
     # a short run warms up in its first half
@@ -229,7 +231,7 @@ def train_stages(args: argparse.Namespace, run: Run, init: Checkpoint | None) ->
     folder, validator = run.folder, Validator(run.model, run.tokenizer, run.features, args.seed,
                                               run.raise_if_stopped)
     for number in args.stages:
-        folder.note_start(number, init, run.model)
+        folder.note_start(number, init)
         saved = folder.saved.get(number)
         if saved and saved.done:
             print(f"\nstage {number} is done: {folder.path(number)}")
@@ -249,7 +251,7 @@ def train_stages(args: argparse.Namespace, run: Run, init: Checkpoint | None) ->
 def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
     """Stages 1 to 4, or one of them. `stack` closes the lock of the run's folder."""
     config, stages = SIZES[args.size][0], {n: stage_config(args, n) for n in args.stages}
-    begun = {number: checkpoint.begin(config, number, stage, args.seed)
+    begun = {number: checkpoint.begin(config, stage, args.seed)
              for number, stage in stages.items()}
     folder = RunFolder(args.out, begun, args.resume, world, stack)
     start = args.init
@@ -258,9 +260,8 @@ def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
     init = checkpoint.load_start(start, config, is_named=bool(args.init)) if start else None
     run = set_up(args, world, folder)
     if init and not args.other_parts:
-        same_parts(start, init, run.model.fingerprints)
-    folder.note_start(args.stages[0], init, run.model)
-    folder.require_same_run()
+        checkpoint.require_same_parts(start, init, folder.fingerprints)
+    folder.note_start(args.stages[0], init)
     folder.claim({"arguments": {name: str(value) for name, value in vars(args).items()},
                   "config": to_dict(config),
                   "stages": {n: dataclasses.asdict(stage) for n, stage in stages.items()}})

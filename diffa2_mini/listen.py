@@ -30,9 +30,9 @@ from .fast.llada import FastLlada
 from .fast.state import DecodingState
 from .lora import merge_lora
 from .model import Audio, Diffa2Model
-from .published.sources import SOURCES, load_tokenizer, locate_all
+from .published.sources import load_tokenizer, locate, locate_all
 from .tokenizer import Tokenizer
-from .training.checkpoint import Checkpoint, load_checkpoint, same_parts
+from .training.checkpoint import Checkpoint, load_checkpoint, require_same_parts
 
 Clip = str | Path | tuple[np.ndarray, int]  # a sound file, or samples and their rate in Hz
 
@@ -43,6 +43,7 @@ class Source(NamedTuple):
     config: Config
     trained: Checkpoint | None
     paths: dict[str, Path]  # of whisper and llada, and of diffa2 if there is no checkpoint
+    fingerprints: dict[str, str]  # of what is at `paths`
 
 
 def find_source(size: str | None = None, checkpoint: str | Path | None = None,
@@ -52,50 +53,30 @@ def find_source(size: str | None = None, checkpoint: str | Path | None = None,
     and `other_parts` are not allowed."""
     given = dict.fromkeys(("whisper", "llada", "diffa2")) | (sources or {})
     require(len(given) == 3, f"expected sources of whisper, llada and diffa2, got {list(given)}")
-    published, name = given.pop("diffa2"), size or "toy"
+    published = given.pop("diffa2")
     require(not (published and checkpoint),
             "--diffa2 and --checkpoint exclude each other; choose one")
-    if published or not (checkpoint or SIZES[name][0].from_scratch):
-        name = size or "full"
-        return Source(SIZES[name][0], None, locate_all(given | {"diffa2": published}, name))
-    path = Path(checkpoint or SOURCES[name]["diffa2"])
-    require(path.is_file(), f"{path}: expected a checkpoint, found none"
-            + (weights.moved(path) or f"; make one with 'python train.py --size {name}'"))
+    if published or not (checkpoint or SIZES[size or "toy"][0].from_scratch):
+        size = size or "full"
+        paths = locate_all(given | {"diffa2": published}, size)
+        return Source(SIZES[size][0], None, paths, weights.fingerprints_of(paths))
+    path = Path(checkpoint or locate(None, "diffa2", size or "toy"))
     trained = load_checkpoint(path)
     found = trained.config.size
     require(size in (None, found), f"{path}: is of size {found}, not {size}; leave --size out")
     paths = locate_all(given, found)
-    if trained.fingerprints and not other_parts:
-        prints = {part: weights.fingerprint(weights.read_part(file, part))
-                  for part, file in paths.items()}
-        same_parts(path, trained, prints)
+    source = Source(trained.config, trained, paths, weights.fingerprints_of(paths))
+    if not other_parts:
+        require_same_parts(path, trained, source.fingerprints)
     if not trained.fingerprints and any(given.values()):
         print(f"note: {path} does not tell which encoder and backbone it was trained on",
               file=sys.stderr)
-    return Source(trained.config, trained, paths)
-
-
-def load_model(source: Source, device: torch.device, dtype: torch.dtype,
-               merge: bool = False) -> tuple[Diffa2Model, tuple[str, ...]]:
-    """The model, and what it splices into the prompt. `merge` folds LoRA into the backbone, which
-    is faster, and in bfloat16 loses some of it."""
-    config, trained, paths = source
-    model = weights.build(config, paths, device, dtype, FastLlada)
-    if trained:
-        weights.restore(model, trained.model, "the checkpoint")
-    parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
-    if merge:
-        merge_lora(model)
-    return model.eval().requires_grad_(False).to(device), parts
+    return source
 
 
 def decode_settings(default: DecodeConfig, **changes) -> DecodeConfig:
     """A size's way to decode with some fields changed. Steps, a threshold or random remasking leave
     factor-based decoding; another length brings blocks that fit, and a step for each token."""
-    names = [field.name for field in dataclasses.fields(DecodeConfig)]
-    unknown = [name for name in changes if name not in names]
-    require(not unknown, f"expected settings of decoding ({', '.join(names)}), got "
-                         f"{', '.join(unknown)}")
     require(len(changes.keys() & {"steps", "factor", "threshold"}) <= 1,
             "--steps, --factor and --threshold exclude each other; choose one")
     if changes.keys() & {"steps", "threshold"} or changes.get("remasking") == "random":
@@ -154,9 +135,18 @@ class Diffa2:
     @classmethod
     def load(cls, source: Source, device: torch.device, dtype: torch.dtype,
              merge: bool = False) -> "Diffa2":
-        """The model of a source, as `load_model` tells, with its tokenizer."""
-        tokenizer = load_tokenizer(source.config, source.paths["llada"])
-        return cls(*load_model(source, device, dtype, merge), tokenizer, device, dtype)
+        """The model of a source. `merge` folds LoRA into the backbone, which is faster, and in
+        bfloat16 loses some of it."""
+        config, trained, paths, _ = source
+        tokenizer = load_tokenizer(config, paths["llada"])
+        model = weights.build(config, paths, device, dtype, FastLlada)
+        if trained:
+            weights.restore(model, trained.model, "the checkpoint")
+        parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
+        if merge:
+            merge_lora(model)
+        model.eval().requires_grad_(False)
+        return cls(model, parts, tokenizer, device, dtype)
 
     def load_clip(self, clip: Clip) -> np.ndarray:
         """A clip as float32 [samples] at the model's rate; what exceeds its `max_seconds` is cut. A

@@ -68,7 +68,6 @@ class Diffa2Model(nn.Module):
         with frozen:
             self.llada = llada(config.llada)
         self.requires_grad_(False)
-        self.fingerprints: dict[str, str] = {}  # of the files its parts were loaded from
 
     def add_lora(self) -> None:
         """Give the backbone its LoRA, which at first changes nothing. Again, it has no effect."""

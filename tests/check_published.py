@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
     check(all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values()),
           "all weights are finite")
     check(counts == COUNTS, f"parameters: {counts}")
-    file = weights.renamed(weights.read_weights(paths["diffa2"], "diffa2"), "DIFFA-2")
+    file = weights.renamed(weights.read_weights(paths["diffa2"], "diffa2"), "diffa2")
     ours = trained_tensors(model)
     same = all(torch.equal(ours[name].cpu(), tensor.float()) for name, tensor in file.items())
     check(same and len(ours) == len(file), "DIFFA-2's tensors, bit for bit")

@@ -18,17 +18,17 @@ from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.training import files
 from diffa2_mini.training.checkpoint import (
-    BEFORE,
-    BELONGS,
+    ORIGINS,
+    PREVIOUS_FORMAT,
     Checkpoint,
     begin,
     digest,
     load_checkpoint,
     load_start,
     optimizer_tensors,
+    require_same_parts,
+    require_same_run,
     restore_optimizer,
-    same_parts,
-    same_run,
     save_checkpoint,
 )
 from diffa2_mini.training.export import export
@@ -240,12 +240,12 @@ def as_before(path, done):
     fields = json.loads(metadata["checkpoint"])
     fields = {name: fields[name] for name in ("config", "stage", "step", "audio")}
     fields |= {"done": done, "seed": 42, "batch_size": 3}
-    metadata = {"format": BEFORE, "checkpoint": json.dumps(fields)}
+    metadata = {"format": PREVIOUS_FORMAT, "checkpoint": json.dumps(fields)}
     save_tensors(path, tensors, metadata | {"sha256": digest(tensors, metadata)})
 
 
 def test_a_checkpoint_of_the_earlier_format_is_adopted_if_it_is_done(tmp_path, config, model):
-    path, now = tmp_path / "a.safetensors", begin(config, 3, SIZES["toy"][1][3], seed=7)
+    path, now = tmp_path / "a.safetensors", begin(config, SIZES["toy"][1][3], seed=7)
     now.fingerprints = {"whisper": "a", "llada": "b", "start": "c", "manifest": "d"}
     state = saved(path, model)
     for done in (True, False):
@@ -253,40 +253,41 @@ def test_a_checkpoint_of_the_earlier_format_is_adopted_if_it_is_done(tmp_path, c
         found = load_checkpoint(path)
         assert same(found.model, state.model) and found.done == done and found.step == 7
         assert found.settings == {} and found.fingerprints == {}
-        same_parts(path, found, now.fingerprints)
+        require_same_parts(path, found, now.fingerprints)
         if done:
-            same_run(path, found, now)
-    assert "was begun by an earlier version, whose" in error_of(same_run, path, found, now)
+            require_same_run(path, found, now)
+    assert "was begun by an earlier version, whose" in error_of(require_same_run, path, found, now)
 
 
 def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
     stage = dataclasses.replace(SIZES["toy"][1][3], steps=None)
-    begun = begin(config, 3, stage, seed=7)
+    begun = begin(config, stage, seed=7)
     begun.fingerprints = {"whisper": "a", "llada": "b", "start": "c", "manifest": "d"}
-    same_run(tmp_path, begun, copy.deepcopy(begun))
-    in_pieces = begin(config, 3, dataclasses.replace(stage, micro_batch=2, title="another"), seed=7)
-    same_run(tmp_path, begun, in_pieces)  # which decides nothing; nor do fingerprints not known yet
-    steps, epochs = (begin(config, 3, dataclasses.replace(stage, steps=4, epochs=n), seed=7)
+    require_same_run(tmp_path, begun, copy.deepcopy(begun))
+    in_pieces = begin(config, dataclasses.replace(stage, micro_batch=2, title="another"), seed=7)
+    require_same_run(tmp_path, begun, in_pieces)  # decides nothing; nor do unknown fingerprints
+    steps, epochs = (begin(config, dataclasses.replace(stage, steps=4, epochs=n), seed=7)
                      for n in (1, 2))
-    same_run(tmp_path, steps, epochs)  # likewise
+    require_same_run(tmp_path, steps, epochs)  # likewise
     for done in (True, False):
         found = dataclasses.replace(begun, done=done)
         for field in dataclasses.fields(stage):
             if field.name not in ("title", "data", "micro_batch"):
-                other = begin(config, 3, stage, seed=7)
+                other = begin(config, stage, seed=7)
                 other.settings[field.name] = "another"
                 name = field.name.replace("_", " ")
-                assert f"was begun with {name} " in error_of(same_run, tmp_path, found, other)
-        other = begin(config, 3, stage, seed=8)
-        assert "seed 7, got 8" in error_of(same_run, tmp_path, found, other)
-        for name, what in BELONGS.items():
+                message = error_of(require_same_run, tmp_path, found, other)
+                assert f"was begun with {name} " in message
+        other = begin(config, stage, seed=8)
+        assert "seed 7, got 8" in error_of(require_same_run, tmp_path, found, other)
+        for name, what in ORIGINS.items():
             fingerprints = begun.fingerprints | {name: "e"}
             other = dataclasses.replace(begun, fingerprints=fingerprints)
-            assert f"was begun with {what}; " in error_of(same_run, tmp_path, found, other)
+            assert f"was begun with {what}; " in error_of(require_same_run, tmp_path, found, other)
     whisper = dataclasses.replace(config.whisper, taps=(1, 2, 3))
     narrow = dataclasses.replace(config, whisper=whisper)
-    other = begin(narrow, 3, dataclasses.replace(stage, lr=1.0), seed=7)
-    message = error_of(same_run, tmp_path, begun, other)
+    other = begin(narrow, dataclasses.replace(stage, lr=1.0), seed=7)
+    message = error_of(require_same_run, tmp_path, begun, other)
     assert "whisper.taps (0, 2, 3), got (1, 2, 3); lr 0.001, got 1.0" in message
 
 
@@ -315,8 +316,8 @@ def test_the_stage_before_is_no_start_before_it_is_done(tmp_path, config, model)
 def test_other_parts_than_a_checkpoint_was_trained_on_are_named(tmp_path, config, model):
     found = saved(tmp_path / "a.safetensors", model,
                   fingerprints={"whisper": "a", "llada": "b", "start": "c"})
-    same_parts(tmp_path, found, {"whisper": "a", "llada": "b"})
-    message = error_of(same_parts, tmp_path, found, {"whisper": "a", "llada": "c"})
+    require_same_parts(tmp_path, found, {"whisper": "a", "llada": "b"})
+    message = error_of(require_same_parts, tmp_path, found, {"whisper": "a", "llada": "c"})
     assert "on other weights than those of --llada; " in message and "--other-parts" in message
 
 

@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from test_files import held
 from test_published import CONFIG, published, trained  # noqa: F401, the last two are fixtures
 
-from diffa2_mini import listen, weights
+from diffa2_mini import weights
 from diffa2_mini.command import flags as model_flags
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.evaluate import answers, benchmarks
+from diffa2_mini.listen import Diffa2
 from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
 from diffa2_mini.training.export import save_diffa2
 
@@ -110,7 +111,7 @@ def test_a_stopped_run_goes_on_where_it_was(folder, capfd, monkeypatch):
     shutil.copy(folder / "audio" / "siren_bell_drum.wav", folder / "audio" / "gone.wav")
     assert "of which 3 are answered" in run(capfd, *flags(folder, "stopped.jsonl"))
     assert asked[4:] == ["gone"] and result_of(folder, "stopped")["overall"]["right"] == 4
-    monkeypatch.setattr(listen, "load_model", None)  # nothing is left to ask
+    monkeypatch.setattr(Diffa2, "load", None)  # nothing is left to ask
     assert "of which 4 are answered" in run(capfd, *flags(folder, "stopped.jsonl"))
 
 

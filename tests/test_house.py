@@ -24,8 +24,8 @@ TESTED_BY = {  # a folder or module without a test file of its name: the file th
     "fast/graphs": "device", "fast/measure": "bench", "fast/memory": "device",
     "fast/state": "model", "published": "published", "training/export": "checkpoint",
     "training/folder": "files", "training/log": "files", "training/manifests": "manifest",
-    "training/progress": "train", "training/run": "train", "training/signals": "interrupted",
-    "view/curves": "files"}
+    "training/progress": "train", "training/random_weights": "loading", "training/run": "train",
+    "training/signals": "interrupted", "view/curves": "files"}
 FILES = [path for path in ROOT.rglob("*.py")
          if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib",

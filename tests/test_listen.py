@@ -73,7 +73,8 @@ def test_settings_of_decoding_are_fields_of_its_config(diffa2):
     assert hot[0] == hot[1] != hot[2]
     assert diffa2.ask(CLIPS[0], steps=4).steps == 4
     assert len(diffa2.ask(CLIPS[0], gen_length=8).tokens) == 8
-    assert "gen_length" in error_of(diffa2.ask, CLIPS[0], length=8)
+    with pytest.raises(TypeError, match="length"):
+        diffa2.ask(CLIPS[0], length=8)
     assert "exclude each other" in error_of(diffa2.ask, CLIPS[0], steps=4, factor=1.0)
 
 
@@ -123,8 +124,9 @@ def test_a_model_comes_from_a_size_a_checkpoint_or_a_folder_of_training(diffa2, 
 @pytest.mark.parametrize("arguments, message", [
     (dict(name="huge"), "expected a size (toy, small, diffa1, full) or a folder"),
     (dict(name="full"), "hf download zhoujiaming777/DIFFA-2"),
-    (dict(name="small"), "make one with 'python train.py --size small'"),
-    (dict(checkpoint="gone.safetensors"), "gone.safetensors: expected a checkpoint, found none"),
+    (dict(name="small"), "python train.py --stage 1 --size small makes some"),
+    (dict(checkpoint="gone.safetensors"),
+     "gone.safetensors: expected a checkpoint (python train.py makes one), found no such file"),
     (dict(checkpoint="data/toy_diffa2.safetensors"), f"it is now {weights.SHIPPED['diffa2']}"),
     (dict(sources={"whisper": "data/toy_whisper.safetensors"}),
      f"it is now {weights.SHIPPED['whisper']}"),
@@ -139,10 +141,11 @@ def test_what_is_missing_is_told_in_one_line(arguments, message, tmp_path, monke
 
 
 def test_a_source_is_found_without_loading_it():
-    config, trained, paths = find_source()
+    config, trained, paths, fingerprints = find_source()
     assert config.size == "toy" and trained.done
     assert {part: paths[part] for part in paths} == {
         part: weights.SHIPPED[part] for part in ("whisper", "llada")}
+    assert fingerprints == weights.fingerprints_of(paths)
 
 
 # --------------------------------------------------------------------------------------- packaging

@@ -12,7 +12,7 @@ from test_published import write_shards
 
 from diffa2_mini.config import LladaConfig, WhisperConfig
 from diffa2_mini.llada import Block, Llada, rotary
-from diffa2_mini.weights import fill_at_random
+from diffa2_mini.training.random_weights import fill_at_random
 from diffa2_mini.whisper import EncoderBlock
 
 MEMORY = """
@@ -57,7 +57,7 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path, layout, dty
     numbers = dict(vocab_size=32_000, width=2048, n_layers=10, n_heads=16, hidden=5632)
     with torch.device("meta"):
         model = Llada(LladaConfig(**numbers))
-    fill_at_random(model, torch.device("cpu"), dtype)
+    fill_at_random(torch.device("cpu"), dtype, model)
     write_shards(tmp_path / "llada",
                  {f"model.transformer.{name}": t
                   for name, t in model.state_dict().items()}, layout)

@@ -23,6 +23,7 @@ from ..published.sources import load_tokenizer, locate_all
 from ..tokenizer import Prompt, Tokenizer
 from ..training import dry_run
 from ..training.objective import piece_loss
+from ..training.random_weights import fill_at_random
 from .timing import Row, decode, take_turns
 
 DECODE = DecodeConfig(gen_length=64, block_length=32, steps=60, factor=None, cache="dual",
@@ -133,6 +134,8 @@ def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, c
     config, stages = SIZES[size]
     paths = None if random else locate_all({"whisper": None, "llada": None}, size)
     model = weights.build(config, paths, device, dtype, FastLlada).eval()
+    if random:
+        fill_at_random(device, dtype, model.whisper, model.llada)
     tokenizer = load_tokenizer(config, None, random)
     rows = [memory_at_one(model, tokenizer, stage) for stage in stages.values()]
     merge_lora(model.llada)  # decoding and stage 1 have none beside the weights

@@ -81,10 +81,9 @@ def device_and_dtype(args: argparse.Namespace, config: Config) -> tuple[torch.de
 def identify_model(source: Source, decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
     """Which model answers, and how, in one line: answers that differ in it are not to be mixed.
     Weights, tokenizer and config count by what they hold, not by where they are."""
-    config, trained, paths = source
+    config, trained, paths, fingerprints = source
+    prints = dict(fingerprints)
     about = dataclasses.asdict(config) | {"decode": None}  # how to decode is told below
-    prints = {part: weights.fingerprint(weights.read_part(path, part))
-              for part, path in paths.items()}
     if trained:
         about["audio of the prompt"] = trained.audio
         prints["diffa2"] = weights.fingerprint(trained.model)

@@ -24,15 +24,12 @@ SOURCES = {  # of each part, unless the user says otherwise: files, folders or h
 
 
 def hub_folders(name: str) -> list[Path]:
-    """Where the files of a repository on the Hugging Face hub are, if they were downloaded:
-    weights/NAME, then the cache."""
-    def folder(default: Path, *variables: str) -> Path:
-        """What the first variable that is set names, with ~ and $NAME expanded as by hf."""
-        values = [os.environ[name] for name in variables if os.environ.get(name)]
-        return Path(os.path.expandvars(os.path.expanduser([*values, default][0])))
-
-    home = folder(folder(Path("~", ".cache"), "XDG_CACHE_HOME") / "huggingface", "HF_HOME")
-    hub = folder(home / "hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    """Where a download of a repository on the Hugging Face hub may be: weights/NAME, or the cache,
+    where hf keeps it."""
+    variable = os.environ.get
+    home = variable("HF_HOME") or Path(variable("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    hub = variable("HF_HUB_CACHE") or variable("HUGGINGFACE_HUB_CACHE") or Path(home, "hub")
+    hub = Path(os.path.expandvars(Path(hub).expanduser()))
     cache = hub / f"models--{name.replace('/', '--')}"
     main = cache / "refs" / "main"  # names the snapshot to prefer
     preferred = cache / "snapshots" / (main.read_text().strip() if main.is_file() else "")
@@ -42,49 +39,41 @@ def hub_folders(name: str) -> list[Path]:
 def is_complete(folder: Path, part: str) -> bool:
     """Whether a folder holds all the files of a part."""
     try:
-        files_in(folder)
+        needed = files_in(folder)
     except UserError:
         return False
-    return folder.is_dir() and (part != "llada" or (folder / "tokenizer.json").is_file())
-
-
-def locate(source: str | Path | None, part: str, size: str) -> Path:
-    """The file or folder that `source` names: a path, or a repository on the Hugging Face hub that
-    was downloaded; None is the size's own. Raises UserError that says how to get it."""
-    source = source or SOURCES.get(size, {}).get(part)
-    require(source, f"size {size} has no {WHAT[part]} of its own; name them with --{part}")
-    name, here = str(source), Path(source)
-    is_file = here.is_file() or name.endswith((".safetensors", ".bin", ".pt"))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_file and not is_complete(here, part):
-        folder = next((folder for folder in hub_folders(name) if is_complete(folder, part)), None)
-        if folder:
-            return folder
-        # Whisper's repositories hold it in many forms
-        file = " model.safetensors" if part == "whisper" else ""
-        published = source in (SOURCES[of].get(part) for of in ("diffa1", "full"))
-        require(here.parent.exists() and not published,  # a path that was mistyped, and no name
-                f"expected {WHAT[part]} in weights/{name} or in the cache of the Hugging Face hub, "
-                f"found them in neither; get them: hf download {name}{file} --local-dir "
-                f"weights/{name}")
-    if here.exists():
-        return here
-    stage, how = 1 if part == "diffa2" else 0, f"; check --{part}"
-    if size in ("toy", "small"):
-        how = f"; python train.py --stage {stage} --size {size} makes some"
-    raise UserError(f"{source}: expected {WHAT[part]}, found no such file or folder"
-                    f"{moved(here) or how}")
+    needed += [folder / "tokenizer.json"] if part == "llada" else []
+    return all(file.is_file() for file in needed)
 
 
 def locate_all(sources: dict[str, str | Path | None], size: str) -> dict[str, Path]:
-    """Each part's file or folder. Raises one UserError for all that are missing."""
-    found, missing = {}, []
+    """The file or folder of each part: what its source names, a path or a repository on the Hugging
+    Face hub that was downloaded; None is the size's own. Raises UserError that says how to get what
+    is missing."""
+    found, downloads = {}, []
     for part, source in sources.items():
-        try:
-            found[part] = locate(source, part, size)
-        except UserError as error:
-            missing.append(str(error))
-    require(not missing, "; ".join(missing))
+        source = source or SOURCES.get(size, {}).get(part)
+        require(source, f"size {size} has no {WHAT[part]} of its own; name them with --{part}")
+        name, here = str(source), Path(source)
+        is_file = here.suffix in (".safetensors", ".bin", ".pt")
+        is_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not is_file
+        folders = [here, *hub_folders(name)] if is_on_hub else []
+        found[part] = next((folder for folder in folders if is_complete(folder, part)), here)
+        if is_on_hub and not found[part].exists():
+            form = " model.safetensors" if part == "whisper" else ""  # of several forms there
+            downloads.append(f"hf download {name}{form} --local-dir weights/{name}")
+        elif not found[part].exists():
+            how = f"python train.py --stage {int(part == 'diffa2')} --size {size} makes some"
+            how = moved(here) or f"; {how if size in ('toy', 'small') else f'check --{part}'}"
+            raise UserError(f"{source}: expected {WHAT[part]}, found no such file or folder{how}")
+    require(not downloads, "found no such file or folder, nor a download in weights/ or in the "
+                           f"Hugging Face hub's cache; get them: {' && '.join(downloads)}")
     return found
+
+
+def locate(source: str | Path | None, part: str, size: str) -> Path:
+    """The file or folder of one part, as `locate_all` finds it."""
+    return locate_all({part: source}, size)[part]
 
 
 def tokenizer_file(config: Config, llada: str | Path | None = None) -> Path:
@@ -97,16 +86,15 @@ def tokenizer_file(config: Config, llada: str | Path | None = None) -> Path:
 
 def load_tokenizer(config: Config, llada: str | Path | None = None,
                    random_weights: bool = False) -> Tokenizer:
-    """The tokenizer of a size: a rank file that we ship, or the tokenizer.json beside the
-    backbone's weights; with random weights, to which all tokens are alike, that of the toy."""
+    """The tokenizer of a size; with random weights, to which all tokens are alike, the toy's if the
+    size's own would be a download."""
     if random_weights and not config.from_scratch:
         return Tokenizer.from_ranks(ASSETS / "toy.bpe")
     file = tokenizer_file(config, llada)
     if file.suffix == ".bpe":
         return Tokenizer.from_ranks(file)
     tokenizer = read_tokenizer_json(file)
-    most = config.llada.vocab_size
-    require(tokenizer.vocab_size <= most,
-            f"{file}: expected ids below {most:,}, got up to {tokenizer.vocab_size - 1:,}; take "
-            "the backbone's own")
+    require(tokenizer.vocab_size <= config.llada.vocab_size,
+            f"{file}: expected ids below {config.llada.vocab_size:,}, got up to "
+            f"{tokenizer.vocab_size - 1:,}; take the backbone's own")
     return tokenizer

@@ -3,7 +3,7 @@
 Such a file holds named tensors and a few strings, and no code. Tensors of the model keep their
 names; those of the optimiser have a prefix. It knows what it belongs to: the settings that decide
 its run, and fingerprints of the weights and the manifest that it was trained on. What differs is
-refused by name (`same_run`, `same_parts`, `load_start`).
+refused by name (`require_same_run`, `require_same_parts`, `load_start`).
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from ..config import Config, DecodeConfig, StageConfig, from_dict, to_dict
-from ..errors import UserError, require
+from ..errors import require
 from ..weights import read_tensors
 from .files import save_tensors
 
 FORMAT = "diffa2_mini 3"  # of a checkpoint
-BEFORE = "diffa2_mini 2"  # had no settings and no fingerprints, and its runs drew other noise
-BELONGS = {  # what a checkpoint has fingerprints of
+PREVIOUS_FORMAT = "diffa2_mini 2"  # had no settings and no fingerprints; other noise was drawn
+ORIGINS = {  # what a checkpoint has fingerprints of, and what to say of others
     "whisper": "other weights than those of --whisper",
     "llada": "other weights than those of --llada",
     "start": "another start than these weights (--init, --diffa2 or the stage before)",
@@ -43,7 +43,7 @@ class Checkpoint:
     audio: tuple[str, ...] = ()  # what the stage splices into the prompt
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     settings: dict = field(default_factory=dict)  # what else decides the run, as JSON gives it back
-    fingerprints: dict[str, str] = field(default_factory=dict)  # by the keys of BELONGS
+    fingerprints: dict[str, str] = field(default_factory=dict)  # by the keys of ORIGINS
 
 
 def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -72,98 +72,72 @@ def load_checkpoint(path: Path) -> Checkpoint:
     to replace this one. Raises UserError if the file is missing, cut, or not one of ours."""
     tensors, metadata = read_tensors(path, "a checkpoint (python train.py makes one)")
     found = metadata.get("format", "another safetensors file")
-    require(found in (FORMAT, BEFORE),
+    require(found in (FORMAT, PREVIOUS_FORMAT),
             f"{path}: expected a checkpoint of '{FORMAT}', got {found!r}")
     require(metadata.pop("sha256", None) == digest(tensors, metadata),
             f"{path}: expected a whole checkpoint, got one that is damaged (its checksum differs); "
             "copy or train it anew")
-    model, optimizer = {}, {}
-    for name, tensor in tensors.items():
-        belongs = optimizer if name.startswith("optimizer.") else model
-        belongs[name.removeprefix("optimizer.")] = tensor.clone()
-    try:
-        fields = json.loads(metadata["checkpoint"])
-        config, audio = from_dict(fields.pop("config")), tuple(fields.pop("audio"))
-        if metadata["format"] == BEFORE:
-            fields = {name: fields[name] for name in ("stage", "step", "done")}
-            fields |= {"settings": {}, "fingerprints": {}}
-        for name in ("settings", "fingerprints"):
-            require(isinstance(fields[name], dict),
-                    f"{path}: expected {name} by name, got {type(fields[name]).__name__}")
-        return Checkpoint(config, **fields, model=model, audio=audio, optimizer=optimizer)
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path}: expected a checkpoint of '{FORMAT}', got one without {error}") from None
+    model = {name: tensor.clone() for name, tensor in tensors.items()}
+    optimizer = {name.removeprefix("optimizer."): model.pop(name)
+                 for name in tensors if name.startswith("optimizer.")}
+    fields = json.loads(metadata["checkpoint"])
+    if found == PREVIOUS_FORMAT:
+        fields = {name: fields[name] for name in ("config", "stage", "step", "done", "audio")}
+    config, audio = from_dict(fields.pop("config")), tuple(fields.pop("audio"))
+    return Checkpoint(config, **fields, model=model, audio=audio, optimizer=optimizer)
 
 
-def differences(was: dict, now: dict, above: str = "") -> list[tuple[str, object, object]]:
-    """What differs of the names that both have, with both values; in dictionaries likewise."""
+def differences(was: dict, now: dict) -> list[str]:
+    """What differs of the names that both have, in words; in dictionaries likewise."""
     found = []
-    for name in was.keys() & now.keys():
-        if isinstance(was[name], dict) and isinstance(now[name], dict):
-            found += differences(was[name], now[name], f"{above}{name}.")
+    for name in sorted(was.keys() & now.keys()):
+        if isinstance(was[name], dict):
+            found += [f"{name}.{line}" for line in differences(was[name], now[name])]
         elif was[name] != now[name]:
-            found.append((above + name, was[name], now[name]))
-    return sorted(found)
+            found.append(f"{name} {was[name]}, got {now[name]}")
+    return found
 
 
-def same_parts(path: Path, found: Checkpoint, fingerprints: dict[str, str]) -> None:
-    """Raise UserError unless a checkpoint was trained on the parts of these `fingerprints`."""
-    wrong = [BELONGS[name] for name, *_ in differences(found.fingerprints, fingerprints)]
+def config_differences(was: Config, now: Config) -> list[str]:
+    """What differs of two models that train; how they decode decides nothing of it."""
+    return differences(*(to_dict(dataclasses.replace(config, decode=DecodeConfig()))
+                         for config in (was, now)))
+
+
+def other_origins(was: dict[str, str], now: dict[str, str]) -> list[str]:
+    """What differs of two sets of fingerprints, of the names that both have, in words."""
+    return [ORIGINS[name] for name in sorted(was.keys() & now.keys()) if was[name] != now[name]]
+
+
+def require_same_parts(path: Path, found: Checkpoint, fingerprints: dict[str, str]) -> None:
+    """Raise UserError unless a checkpoint was trained on the frozen parts of `fingerprints`."""
+    parts = {part: fingerprints[part] for part in ("whisper", "llada")}
+    wrong = other_origins(found.fingerprints, parts)
     require(not wrong, f"{path}: was trained on {' and '.join(wrong)}; name those that it was "
                        "trained on, or take these all the same: --other-parts")
 
 
-def optimizer_tensors(optimizer: torch.optim.AdamW, names: list[str]) -> dict[str, Tensor]:
-    """The optimiser's state as tensors by name; `names` are those of its parameters, in order."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{key}.{names[i]}": torch.as_tensor(value)
-        for i, values in state.items()
-        for key, value in values.items()}
-
-
-def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str],
-                      tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    state = {}
-    for full_name, tensor in tensors.items():
-        key, name = full_name.split(".", 1)
-        require(name in names,
-                f"the checkpoint trains {name}, which this stage does not; choose another --out")
-        state.setdefault(names.index(name), {})[key] = tensor
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def begin(config: Config, number: int, stage: StageConfig, seed: int) -> Checkpoint:
-    """A checkpoint of a stage before its first step: no tensors, and the settings that its flags
-    decide. In which pieces a batch is computed is none of them, nor are epochs beside steps."""
-    idle = {"title", "data", "micro_batch"} | ({"epochs"} if stage.steps else set())
-    settings = dataclasses.asdict(stage)
-    settings = {name: value for name, value in settings.items() if name not in idle}
-    return Checkpoint(config, number, 0, False, {}, stage.audio,
-                      settings=json.loads(json.dumps({"seed": seed} | settings)))
-
-
-def config_differences(was: Config, now: Config) -> list[str]:
-    """What differs of two models that train, in words; how they decode decides nothing of it."""
-    both = [to_dict(dataclasses.replace(config, decode=DecodeConfig())) for config in (was, now)]
-    return [f"{name} {had}, got {has}" for name, had, has in differences(*both)]
-
-
-def same_run(path: Path, found: Checkpoint, now: Checkpoint) -> None:
+def require_same_run(path: Path, found: Checkpoint, now: Checkpoint) -> None:
     """Raise UserError unless the stage that was begun in `path` is that of `now`, as far as both
     know: a stage goes on with what it was begun with, and one that is done is not another."""
     require(found.done or found.settings,
             f"{path}: was begun by an earlier version, whose noise was another; finish it with "
             "that one, or choose another --out")
-    wrong = config_differences(found.config, now.config)
-    wrong += [f"{name.replace('_', ' ')} {was}, got {got}"
-              for name, was, got in differences(found.settings, now.settings)]
-    wrong += [BELONGS[name] for name, *_ in differences(found.fingerprints, now.fingerprints)]
+    wrong = [*config_differences(found.config, now.config),
+             *(line.replace("_", " ") for line in differences(found.settings, now.settings)),
+             *other_origins(found.fingerprints, now.fingerprints)]
     require(not wrong, f"{path}: was begun with {'; '.join(wrong)}; give it what it was begun "
                        "with, or choose another --out")
+
+
+def begin(config: Config, stage: StageConfig, seed: int) -> Checkpoint:
+    """A checkpoint of a stage before its first step: no tensors, and the settings that its flags
+    decide. In which pieces a batch is computed is none of them, nor are epochs beside steps."""
+    settings = {"seed": seed} | dataclasses.asdict(stage)
+    for name in ("title", "data", "micro_batch", *(["epochs"] if stage.steps else [])):
+        del settings[name]
+    return Checkpoint(config, stage.number, 0, False, {}, stage.audio,
+                      settings=json.loads(json.dumps(settings)))
 
 
 def load_start(path: Path, config: Config, is_named: bool) -> Checkpoint:
@@ -177,3 +151,20 @@ def load_start(path: Path, config: Config, is_named: bool) -> Checkpoint:
             f"{path}: expected a stage that is done, got {found.step} steps of one; finish it "
             "with --resume, or name it with --init")
     return found
+
+
+def optimizer_tensors(optimizer: torch.optim.AdamW, names: list[str]) -> dict[str, Tensor]:
+    """The optimiser's state as tensors by name; `names` are those of its parameters, in order."""
+    return {f"{key}.{names[i]}": torch.as_tensor(value)
+            for i, values in optimizer.state_dict()["state"].items()
+            for key, value in values.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str],
+                      tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`."""
+    state = {}
+    for full_name, tensor in tensors.items():
+        key, name = full_name.split(".", 1)
+        state.setdefault(names.index(name), {})[key] = tensor
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import torch
 
-from .. import weights
 from ..errors import require
 from ..model import Diffa2Model
-from . import checkpoint, files
-from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .files import write_whole
+from ..weights import fingerprint, trained_tensors
+from . import files
+from .checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    require_same_run,
+    save_checkpoint,
+)
 from .objective import names_of
 from .processes import World
 
@@ -36,12 +41,12 @@ class RunFolder:
                 self.require_unused()
             for number in begun:
                 if resume and self.path(number).exists():
-                    self.saved[number] = files.load_last(self.path(number),
-                                                          load_checkpoint)
+                    self.saved[number] = files.load_last(self.path(number), load_checkpoint)
         states = [(number, state.step, state.done) for number, state in self.saved.items()]
         world.require_equal(states, f"{out}: the processes see different checkpoints; give an "
                                     "--out that all machines share")
-        self.require_same_run()
+        for number in self.saved:
+            self.note(number, {}, {})
 
     def path(self, number: int) -> Path:
         """Where the checkpoint of a stage is."""
@@ -58,35 +63,30 @@ class RunFolder:
         require(self.resume or not any(self.path(number).exists() for number in self.begun),
                 f"{self.out}: holds a run already; go on with --resume, or choose another --out")
 
-    def require_same_run(self) -> None:
-        """Raise UserError unless each saved stage was begun as this run begins it, as far as is
-        known by now."""
-        for number, state in self.saved.items():
-            checkpoint.same_run(self.path(number), state, self.begun[number])
-
-    def note_origins(self, model: Diffa2Model, dtype: torch.dtype, manifests: dict[int, Path]
-                     ) -> None:
-        """Note what the stages are trained on: the frozen parts, their dtype, the manifests."""
-        for number, state in self.begun.items():
-            state.settings["dtype"] = str(dtype).removeprefix("torch.")
-            state.fingerprints |= {part: model.fingerprints[part] for part in ("whisper", "llada")}
-            if manifests[number].is_file():  # that of a finished stage may be gone
-                state.fingerprints["manifest"] = files.digest_of(manifests[number])
-
-    def note_start(self, number: int, init: Checkpoint | None, model: Diffa2Model) -> None:
-        """Note the weights that a stage starts from, and check them against those of the saved
-        stage: of `init`, or else what `model` was built with."""
-        start = weights.fingerprint(init.model) if init else model.fingerprints.get("diffa2",
-                                                                                    "random")
-        self.begun[number].fingerprints["start"] = start
+    def note(self, number: int, settings: dict, fingerprints: dict[str, str]) -> None:
+        """Note what else a stage is begun with. Raises UserError if the saved stage was begun with
+        another, as far as is known by now."""
+        begun = self.begun[number]
+        begun.settings |= settings
+        begun.fingerprints |= fingerprints
         if number in self.saved:
-            checkpoint.same_run(self.path(number), self.saved[number], self.begun[number])
+            require_same_run(self.path(number), self.saved[number], begun)
 
-    def note_examples(self, number: int, n_examples: int) -> None:
-        """Note how many examples a stage has, and check that against the saved stage."""
-        self.begun[number].settings["examples"] = n_examples
-        if number in self.saved:
-            checkpoint.same_run(self.path(number), self.saved[number], self.begun[number])
+    def note_origins(self, fingerprints: dict[str, str], dtype: torch.dtype,
+                     manifests: dict[int, Path]) -> None:
+        """Note what the stages are trained on: the files of the model's parts, random where there
+        are none, the dtype of those that are frozen, and the manifests."""
+        self.fingerprints = dict.fromkeys(("whisper", "llada", "diffa2"), "random") | fingerprints
+        for number, path in manifests.items():
+            origins = {part: self.fingerprints[part] for part in ("whisper", "llada")}
+            if path.is_file():  # that of a finished stage may be gone
+                origins["manifest"] = files.digest_of(path)
+            self.note(number, {"dtype": str(dtype).removeprefix("torch.")}, origins)
+
+    def note_start(self, number: int, init: Checkpoint | None) -> None:
+        """Note the weights that a stage starts from: of `init`, or else of the model's parts."""
+        start = fingerprint(init.model) if init else self.fingerprints["diffa2"]
+        self.note(number, {}, {"start": start})
 
     def claim(self, about: dict) -> None:
         """Make the folder, if it is new, and lock it; write `about` the run to config.json."""
@@ -97,17 +97,17 @@ class RunFolder:
         self.require_unused()
         if self.unfinished:
             text = json.dumps(about, indent=2) + "\n"
-            write_whole(self.out / "config.json", lambda path: path.write_text(text))
+            files.write_whole(self.out / "config.json", lambda path: path.write_text(text))
 
     def save(self, number: int, step: int, model: Diffa2Model,
              optimizer: torch.optim.AdamW | None = None) -> Checkpoint:
         """Save a stage after `step` steps: with the `optimizer`, to go on; without, as done."""
         begun = self.begun[number]
         state = Checkpoint(begun.config, number, step, optimizer is None,
-                           weights.trained_tensors(model), begun.audio,
+                           trained_tensors(model), begun.audio,
                            settings=begun.settings, fingerprints=begun.fingerprints)
         if optimizer:
-            state.optimizer = checkpoint.optimizer_tensors(optimizer, names_of(optimizer))
+            state.optimizer = optimizer_tensors(optimizer, names_of(optimizer))
         if self.world.is_main:
             save_checkpoint(self.path(number), state, keep=files.keep_previous)
         self.world.wait()
