@@ -14,16 +14,15 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from diffa2_mini.audio import duration, load_audio
 from diffa2_mini.command import flags
-from diffa2_mini.config import AudioConfig, DecodeConfig
-from diffa2_mini.fast.generate import Step
+from diffa2_mini.config import AudioConfig
 from diffa2_mini.listen import Diffa2
 from diffa2_mini.view import page, terminal
 
@@ -78,20 +77,6 @@ def parts_of_clip(path: Path, audio: AudioConfig, chunk: bool) -> list[Part]:
     return parts
 
 
-def ask(diffa2: Diffa2, samples: np.ndarray, prompt: str, decode: DecodeConfig, watch: bool = False,
-        frames: list | None = None, number: int = 0) -> dict:
-    """Answer one question about one clip, the `number`-th of all that are asked. What each step did
-    is added to `frames`, as `page.record` tells."""
-    def watched(steps: Iterator[Step]) -> Iterator[Step]:
-        if frames is not None:
-            steps = page.record(steps, diffa2.tokenizer, frames)
-        return terminal.watch(steps, diffa2.tokenizer, sys.stdout, pause=0.15) if watch else steps
-
-    top = 0 if frames is None else page.TOP
-    (answer,) = diffa2.answer([samples], [prompt], decode, watched, top, number)
-    return {name: getattr(answer, name) for name in ("text", "tokens", "steps", "seconds")}
-
-
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     if args.html:
@@ -103,25 +88,30 @@ def main(argv: list[str]) -> None:
     for path in args.clips:
         duration(path)  # an error now, and not after the weights are loaded
     diffa2 = Diffa2.load(source, *flags.device_and_dtype(args, config), args.merge_lora)
+    show, top = iter, page.TOP if args.html else 0
+    if args.watch:
+        show = partial(terminal.watch, tokenizer=diffa2.tokenizer, stream=sys.stdout, pause=0.15)
     for path in args.clips:
         parts = parts_of_clip(path, config.audio, args.chunk)
         is_alone = len(args.clips) == len(parts) == 1
         for part in parts:
             if unread() and not args.html:
                 return
-            frames = [] if args.html else None
             if args.watch and not args.json and not is_alone:
                 print(f"{part.name}:")
-            answer = ask(diffa2, part.samples, prompt, decode, args.watch, frames, n_asked)
+            (answer,) = diffa2.answer([part.samples], [prompt], decode, show, top, n_asked)
             n_asked += 1
             if args.html:
-                sections.append(page.section(part.name, part.samples, config.audio, prompt, answer,
-                                             frames, decode))
+                sections.append(page.section(diffa2, part.name, part.samples, prompt, answer,
+                                             decode))
             if args.json:
-                where = {"start": round(part.start, 3), "end": round(part.end, 3)}
-                print(json.dumps({"audio": str(path), **where, "prompt": prompt, **answer}))
+                row = {"audio": str(path), "start": round(part.start, 3),
+                       "end": round(part.end, 3), "prompt": prompt}
+                row |= {name: getattr(answer, name)
+                        for name in ("text", "tokens", "steps", "seconds")}
+                print(json.dumps(row))
             elif not args.watch:
-                print(answer["text"] if is_alone else f"{part.name}: {answer['text']}")
+                print(answer.text if is_alone else f"{part.name}: {answer.text}")
     if args.html:
         page.save(args.html, sections)
 

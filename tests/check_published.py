@@ -137,10 +137,10 @@ def main(argv: list[str]) -> None:
 
     model.eval().to(device)
     diffa2 = Diffa2(model, parts, tokenizer, device, dtype)
-    answer = sample.ask(diffa2, samples, config.text.instruction, config.decode)
-    errors = word_errors(normalise(args.says), normalise(answer["text"]))
+    (answer,) = diffa2.answer([samples], [config.text.instruction], config.decode)
+    errors = word_errors(normalise(args.says), normalise(answer.text))
     check(errors.total <= 0.2 * errors.words,
-          f"transcript: {answer['text']!r}; {errors.total} errors in {errors.words} words")
+          f"transcript: {answer.text!r}; {errors.total} errors in {errors.words} words")
     print("all is as it should be")
 
 

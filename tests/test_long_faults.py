@@ -101,7 +101,7 @@ diffa2 = Diffa2.load(source, *flags.device_and_dtype(args, source.config))
 clips = sorted(Path("data/clips").glob("*.wav"))
 for i in range(int(sys.argv[1])):
     samples = load_audio(clips[i % 3])[:16000 + 37 * i % 40000]
-    sample.ask(diffa2, samples, f"How many sounds are there? {i}", source.config.decode)
+    diffa2.answer([samples], [f"How many sounds are there? {i}"], source.config.decode)
     if i >= 99 and i % 50 == 49:
         status = Path("/proc/self/status").read_text()
         print(status.split("VmRSS:")[1].split()[0])

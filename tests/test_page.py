@@ -136,9 +136,8 @@ def test_a_letter_of_two_tokens_and_an_end_are_recorded_as_bytes(tokenizer):
                      for b in "é".encode())
     tokens = torch.tensor([[first, second, tokenizer.mask_id, tokenizer.eos_id]])
     likely = tokens[..., None].expand(-1, -1, 2), torch.tensor([0.75, 0.0]).expand(1, 4, 2)
-    recorded = []
-    list(page.record(iter([Step(tokens, tokens, torch.full((1, 4), 0.75), tokens > 0, likely)]),
-                     tokenizer, recorded))
+    step = Step(tokens, tokens, torch.full((1, 4), 0.75), tokens > 0, likely)
+    recorded = page.predictions([step], tokenizer)
     assert [token for _, token, *_ in recorded[0]] == ["\xc3", "\xa9", None, ""]
     assert recorded[0][3][2:] == [0.75, [["<|endoftext|>", 0.75]]]
 

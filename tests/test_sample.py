@@ -103,12 +103,12 @@ def test_what_is_answered_is_there_at_once_and_nobody_reading_ends_it_quietly(ca
 
     def answer(*args):
         asked.append(args)
-        return {"text": f"answer {len(asked)}", "tokens": [], "steps": 1, "seconds": 0.0}
+        return [SimpleNamespace(text=f"answer {len(asked)}")]
 
     part = SimpleNamespace(samples=None, name=str(CLIP))
     read, written = os.pipe()
-    monkeypatch.setattr(sample, "ask", answer)
-    monkeypatch.setattr(sample.Diffa2, "load", lambda *args: None)
+    monkeypatch.setattr(sample.Diffa2, "load",
+                        lambda *args: SimpleNamespace(answer=answer, tokenizer=None))
     with os.fdopen(written, "w") as out, redirect_stdout(out):
         monkeypatch.setattr(sample, "parts_of_clip", lambda *args: reads(read)
                             if len(asked) == 1 else [part])

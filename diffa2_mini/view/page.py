@@ -10,7 +10,6 @@ import json
 import struct
 import zlib
 from base64 import b64encode
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -18,9 +17,10 @@ import numpy as np
 import soundfile
 
 from ..audio import log_mel
-from ..config import ASSETS, AudioConfig, DecodeConfig
+from ..config import ASSETS, DecodeConfig
 from ..errors import require
 from ..fast.generate import Step
+from ..listen import Answer, Diffa2
 from ..tokenizer import Tokenizer
 from ..training.files import write_whole
 
@@ -38,29 +38,29 @@ def check(path: Path) -> None:
             "exists; choose another")
 
 
-def record(steps: Iterator[Step], tokenizer: Tokenizer, recorded: list) -> Iterator[Step]:
-    """Hand on the steps of decoding one response, and add to `recorded` what each predicted, in a
-    list for each step:
+def predictions(history: list[Step], tokenizer: Tokenizer) -> list[list]:
+    """What each step of decoding one response, with TOP likely tokens, predicted. A list for each
+    step has:
 
         [position, token, confidence, [[alternative, probability], ... TOP of them]]
 
     The token is written as its bytes, a character each (latin-1), since a letter may take several
     tokens. It is None where a mask was left, and "" where the answer ends.
     """
-    known = {tokenizer.mask_id: None, tokenizer.eot_id: "", tokenizer.eos_id: ""}
-    for step in steps:
+    special = {tokenizer.mask_id: None, tokenizer.eot_id: "", tokenizer.eos_id: ""}
+    found = []
+    for step in history:
         (tokens,), (confidence,) = step.tokens.tolist(), step.confidence.tolist()  # [R] each
         likely, probabilities = (x[0] for x in step.likely)  # [R, TOP]
-        predicted = []
+        found.append([])
         # elsewhere the probabilities are 0
         for at in probabilities[:, 0].nonzero().flatten().tolist():
             alternatives = zip(likely[at].tolist(), probabilities[at].tolist())
             top = [[tokenizer.spell([token]), round(p, 4)] for token, p in alternatives if p > 0]
             spelled = tokenizer.tokens.get(tokens[at], b"\xff").decode("latin-1")
-            token = known.get(tokens[at], spelled)
-            predicted.append([at, token, round(confidence[at], 4), top])
-        recorded.append(predicted)
-        yield step
+            token = special.get(tokens[at], spelled)
+            found[-1].append([at, token, round(confidence[at], 4), top])
+    return found
 
 
 def picture(mel: np.ndarray) -> np.ndarray:
@@ -92,19 +92,20 @@ def data_url(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{b64encode(data).decode()}"
 
 
-def section(clip: str, samples: np.ndarray, audio: AudioConfig, prompt: str, answer: dict,
-            recorded: list, decode: DecodeConfig) -> dict:
-    """What the page shows of one answer: the clip [samples], the question, sample.py's `answer` and
-    the steps that were `recorded`."""
+def section(diffa2: Diffa2, name: str, samples: np.ndarray, prompt: str, answer: Answer,
+            decode: DecodeConfig) -> dict:
+    """What the page shows of an answer: the clip [samples] with its name, the question, the steps,
+    which have TOP likely tokens."""
+    audio = diffa2.config.audio
     # without the silence behind the clip
     n_frames = min(audio.max_frames, -(-len(samples) // audio.hop_length))
     mel = log_mel(samples, audio)[:, :n_frames].numpy()
     wav = BytesIO()
     soundfile.write(wav, samples, audio.sample_rate, format="WAV", subtype="PCM_16")
     return {
-        "clip": clip, "prompt": prompt, "text": answer["text"],
-        "length": len(answer["tokens"]), "steps": recorded,
-        "passes": answer["steps"] * decode.passes_per_step, "seconds": answer["seconds"],
+        "clip": name, "prompt": prompt, "text": answer.text, "length": len(answer.tokens),
+        "steps": predictions(answer.history, diffa2.tokenizer),
+        "passes": answer.steps * decode.passes_per_step, "seconds": answer.seconds,
         "duration": len(samples) / audio.sample_rate,  # s
         "highest": audio.sample_rate / 2,  # Hz
         "bands": audio.n_mels,
