@@ -145,7 +145,7 @@ def test_answers_that_do_not_fit_are_named(rows, message):
 
 def test_a_question_answered_twice_in_a_file_of_its_own_is_an_error():
     rows = [row | {"response": "a cat"} for row in ROWS]
-    with pytest.raises(UserError, match="entry 5 answers a question that has been answered above"):
+    with pytest.raises(UserError, match="a question of q2 is answered twice"):
         questions_in(rows + [rows[2] | {"response": "a dog"}], Path("file"), "mmau")
     another = rows[2] | {"question": "Another, about the same clip?"}
     assert [each.id for each in questions_in(rows + [another], Path("file"), "mmau")][4] == "q2#2"

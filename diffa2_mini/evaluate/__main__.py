@@ -7,9 +7,9 @@
         --score made_elsewhere.json
 
 Each answer is written to --out when it is there; started again, the same command goes on where it
-was, unless weights, settings, questions or clips have changed since, whatever their names. The
-result is printed, and written as JSON beside the answers. A clip that cannot be read counts as a
-wrong answer; a question whose answer is blank or none of its choices is asked, and not scored.
+was, unless weights, settings, questions or clips have changed since. The result is printed, and
+written as JSON beside the answers. A clip that cannot be read counts as a wrong answer; a question
+whose answer is blank or none of its choices is asked, and not scored.
 """
 
 from ..command.script import begin, progress, run_script

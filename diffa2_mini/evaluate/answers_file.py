@@ -52,31 +52,28 @@ def answer_in(row: dict) -> Answer | None:
                   str(row.get("incomplete") or ""))
 
 
-def expect_same_question(row: dict, question: BenchmarkQuestion) -> None:
-    """Raise UserError if the row was asked another question, or with other choices."""
+def expect_same(row: dict, question: BenchmarkQuestion, by: str | None) -> None:
+    """Raise UserError if an answer is to another question, or to choices in another order; or, with
+    `by`, if it depends on other things than it would now. A clip that is gone since was read, and
+    is not another."""
     text, choices = str(question.row.get("question", "")).strip(), choices_of(row)
     require(text in str(row.get("question", text)) and choices in ([], [*question.choices]),
             f"{question.id} was asked another question, or other choices, or in another order; "
             "check --benchmark, --file and --shuffle-options")
-
-
-def expect_same_run(row: dict, now: dict[str, str | None]) -> None:
-    """Raise UserError if an answer depends on other things than it would `now`. A clip that is gone
-    since was read, and is not another."""
-    for name, value in now.items():
-        was, here = str(row.get(name)).split(", "), str(value).split(", ")
-        theirs = ", ".join(each for each in was if each not in here)
-        ours = ", ".join(each for each in here if each not in was)
+    depends = {"by": by} | asked(question) if by else {}
+    for name, value in depends.items():
+        was, now = str(row.get(name)).split(", "), str(value).split(", ")
+        theirs = ", ".join(each for each in was if each not in now)
+        ours = ", ".join(each for each in now if each not in was)
         require(value is None or theirs == ours,
-                f"{name!r} of {row['id']} is {theirs}, this run has {ours}; choose another --out, "
-                "or delete such lines to ask anew")
+                f"{name!r} of {question.id} is {theirs}, this run has {ours}; choose another "
+                "--out, or delete such lines to ask anew")
 
 
 def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, benchmark: str,
           by: str | None = None) -> dict[str, Answer]:
     """The answers in `rows` by the id of their question. Raises UserError if one answers no
-    question, one that has been answered already, or one that had another text or other choices; or,
-    with `by`, if it depends on other things than it would now."""
+    question, one that has been answered already, or another than `expect_same` expects."""
     known, answers, seen = {question.id: question for question in questions}, {}, Counter()
     for i, row in enumerate(rows, start=1):
         try:
@@ -86,9 +83,7 @@ def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, be
                                          "check --benchmark")
             require(id in known, f"{id} is not asked (id#2 is the second answer to id); check "
                                  "--benchmark and --file")
-            expect_same_question(row, known[id])
-            if by:
-                expect_same_run(row, {"by": by} | asked(known[id]))
+            expect_same(row, known[id], by)
             if found := answer_in(row):
                 answers[id] = found
         except UserError as error:
@@ -100,12 +95,12 @@ def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, be
 
 def questions_in(rows: list[dict], source: Path, benchmark: str) -> list[BenchmarkQuestion]:
     """The questions that answers bring along. Raises UserError if one is answered twice."""
-    questions, found = read_questions(benchmark, rows, source), set()
-    for i, (row, question) in enumerate(zip(rows, questions), start=1):
-        key = (id_of(row, Counter()), question.audio, str(row.get("question")))
-        require(key not in found, f"{source}: entry {i} answers a question that has been answered "
-                                  "above; delete one")
-        found.add(key)
+    questions = read_questions(benchmark, rows, source)
+    keys = Counter((id_of(row, Counter()), question.audio, str(row.get("question")))
+                   for row, question in zip(rows, questions))
+    twice = [id for (id, *_), n in keys.items() if n > 1]
+    require(not twice, f"{source}: a question of {', '.join(twice[:5])} is answered twice; delete "
+                       "an answer")
     return questions
 
 

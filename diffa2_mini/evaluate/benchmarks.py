@@ -7,9 +7,8 @@
     toy    ToyBench (data/toybench.py), in MMAU's format
 
 The first three ask as the authors of DIFFA-2 did. ToyBench asks as the toy model was taught: a free
-question alone, a lettered one with its choices. A free answer must be the right one as a whole,
-since "three one" is not "one three", which a rule of words cannot tell; of a lettered one the
-letter counts.
+question alone, whose answer must be right as a whole ("three one" is not "one three"), or a
+lettered one with its choices, of whose answer the letter counts.
 """
 
 import json
@@ -85,8 +84,7 @@ BENCHMARKS = {
         "audio_id", "answer", MMAU, ("task", "category", "sub-category", "difficulty")),
     "mmar": Benchmark(
         "audio_path", "answer", MMAU, ("modality", "category", "sub-category", "language")),
-    "asr": Benchmark(
-        "audio_filepath", "transcription", None, length=128),
+    "asr": Benchmark("audio_filepath", "transcription", None, length=128),
     "toy": Benchmark(
         "audio_id", "answer", TOY_LETTERED,
         ("task", "task / category", "sub-category", "difficulty"), length=None),
@@ -96,8 +94,7 @@ BENCHMARKS = {
 @dataclass(frozen=True)
 class BenchmarkQuestion:
     """A question of a benchmark, its choices in the order in which they are shown; a transcript has
-    none, and no rule. The answer is one of the choices, or what the file has in its place, perhaps
-    nothing."""
+    none, and no rule. The answer is one of them, or what the file has in its place."""
 
     id: str
     audio: Path | None
@@ -109,12 +106,10 @@ class BenchmarkQuestion:
 
     @property
     def can_be_scored(self) -> bool:
-        """Whether right can be told from wrong: the answer is one of the choices and, where words
-        are counted, has one. Test sets are published with blank answers, which MMAU's rule would
-        find in any reply. A transcript can be compared in any case."""
-        by_words = self.rule is MMAU
-        return self.rule is None or (self.answer in self.choices and bool(self.answer.strip())
-                                     and bool(scoring.words(self.answer) or not by_words))
+        """Whether right can be told from wrong: the answer is one of the choices, and not blank, as
+        those of test sets are; nor without a word, which MMAU's rule would find in any reply."""
+        says = scoring.words(self.answer) if self.rule is MMAU else self.answer.strip()
+        return self.rule is None or (self.answer in self.choices and bool(says))
 
     def judge(self, reply: str) -> bool | WordErrors:
         """Whether a reply is right; of a transcript, what is wrong with it."""
@@ -234,9 +229,8 @@ def load_questions(name: str, file: Path | None, root: Path | None = None,
         file = DATA / "toy" / "toybench.json"
         require(file.is_file(), f"{file}: expected ToyBench, found no such file; in a clone of the "
                                 "repository 'python data/toybench.py' makes it, or name it: --file")
-    if name == "asr" and file.is_dir():
-        file = file / "wav.scp"
     read = read_manifest
     if name == "asr":
+        file = file / "wav.scp" if file.is_dir() else file
         read = read_kaldi if file.name == "wav.scp" else read_transcripts
     return read_questions(name, read(file), file, root or file.parent, shuffle)

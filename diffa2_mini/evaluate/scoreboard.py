@@ -78,8 +78,7 @@ def report(examples: list[Example], answers: list[str]) -> Report:
 
 
 def table(result: Report) -> str:
-    """The report as text: a line per type of question, a column per domain, and the figures
-    below."""
+    """The report as text: a line per type, a column per domain, and the figures below."""
     domains = sorted({domain for domain, _ in result.accuracy})
     types = {type for _, type in result.accuracy}
     lines = [f"{'question':14}" + "".join(f"{domain:>10}" for domain in domains)]
@@ -143,13 +142,12 @@ def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str
 
 
 def score(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> dict:
-    """The result of a benchmark, ready for JSON. Raises UserError if not one question has a
-    reply."""
+    """The result of a benchmark, for JSON. Raises UserError if not one question has a reply."""
     answered = {q.id: answers[q.id] for q in questions if q.id in answers}
     broken = {id: each.error for id, each in answered.items() if each.error}
     replies = {id: each.reply for id, each in answered.items() if not each.error}
-    reason = "".join(f" ({' '.join(error.split())})" for error in [*broken.values()][:1])
-    require(replies, f"expected replies to {len(questions)} questions, got none{reason}")
+    reason = " ".join(next(iter(broken.values()), "not one is answered").split())
+    require(replies, f"expected replies to {len(questions)} questions, got none ({reason})")
     scored = (score_transcripts(questions, replies) if name == "asr"
               else score_choices(name, questions, replies))
     return {
@@ -176,8 +174,7 @@ def transcripts_as_text(result: dict) -> list[str]:
     for clip in result["worst"]:
         n_edits = sum(clip[name] for name in EDITS)
         lines += [f"  {clip['id']}: {n_edits} errors in {clip['words']} words",
-                  f"    reference:  {clip['reference']}",
-                  f"    hypothesis: {clip['hypothesis']}"]
+                  f"    reference:  {clip['reference']}", f"    hypothesis: {clip['hypothesis']}"]
     return lines
 
 

@@ -26,8 +26,7 @@ def same_text(text: str, other: str) -> bool:
 
 
 def is_right(example: Example, answer: str) -> bool:
-    """Of a manifest: whether the answer is the target; of a lettered question, whether its letter
-    is."""
+    """Of a manifest: whether the answer is the target, or of a lettered question its letter."""
     if example.type.endswith("+abcd"):
         return answer.strip()[:1] == example.answer.strip()[:1]
     return same_text(answer, example.answer)
@@ -39,8 +38,7 @@ def choice_at(letter: str | None, choices: tuple[str, ...]) -> str | None:
 
 
 def mmsu_letter(reply: str) -> str | None:
-    """MMSU's rule: the first character if it is one of ABCD, else the last but one if it is; else
-    none."""
+    """MMSU's rule: the first character if it is one of ABCD, else the last but one if it is."""
     text = reply.strip().replace("\n", "")
     for character in (text[:1], text[-2:-1]):
         if character and character in "ABCD":
