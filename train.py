@@ -28,7 +28,7 @@ import torch
 from data import toy
 from data.pretraining import stage0
 from diffa2_mini import weights
-from diffa2_mini.config import DATA, SIZES, StageConfig, to_dict
+from diffa2_mini.config import DATA, SIZES, StageConfig
 from diffa2_mini.data import BatchDataset
 from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.validation import Validator, print_incomplete, print_ranking
@@ -263,7 +263,7 @@ def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
         checkpoint.require_same_parts(start, init, folder.fingerprints)
     folder.note_start(args.stages[0], init)
     folder.claim({"arguments": {name: str(value) for name, value in vars(args).items()},
-                  "config": to_dict(config),
+                  "config": dataclasses.asdict(config),
                   "stages": {n: dataclasses.asdict(stage) for n, stage in stages.items()}})
     run.signals.catch()
     try:

@@ -9,11 +9,10 @@ Letters used in shape comments everywhere:
     N taps of the encoder   Q acoustic queries   A audio embeddings   L tokens of a prompt's text
     P prompt with audio     R response tokens    S = P + R            n samples per response
     D backbone width        H heads              V vocabulary         K masked tokens of a batch
-In vrpo.py, P is the number of preference pairs.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import require
@@ -146,19 +145,19 @@ class DecodeConfig(Ranged):
                                 f"got {self.gen_length} and {self.block_length}")
         require(self.steps % n_blocks == 0,
                 f"--steps must be a multiple of the {n_blocks} blocks, got {self.steps}")
-        require(self.threshold != 1, "--threshold must be below 1, got 1")
         require(self.factor is None or self.threshold is None,
                 "--factor and --threshold exclude each other; choose one")
-        require(self.remasking in ("confidence", "random"),
-                f"--remasking must be confidence or random, got {self.remasking!r}")
-        require(self.remasking == "confidence" or self.is_scheduled,
-                "--remasking random needs a fixed schedule; leave --factor and --threshold out")
+        require(self.remasking == "confidence" or self.remasking == "random" and self.is_scheduled,
+                "--remasking must be confidence, or random with a fixed schedule (without --factor "
+                f"and --threshold), got {self.remasking!r}")
         require(self.cache in ("none", "prefix", "dual"),
                 f"--cache must be none, prefix or dual, got {self.cache!r}")
-        for flag in ("refresh", "capture"):
-            require(self.cache != "none" or not getattr(self, flag),
-                    f"--{flag} needs --cache prefix or dual: without a cache, each step computes "
-                    "everything")
+        require(self.cache != "none" or not (self.refresh or self.capture),
+                "--refresh and --capture need --cache prefix or dual")
+
+
+# Parts of the model: what is spliced into the prompt, and, with LoRA, what is trained.
+PROMPTS_AND_SEMANTIC, ACOUSTIC_AND_SEMANTIC = ("prompts", "semantic"), ("acoustic", "semantic")
 
 
 @dataclass(frozen=True)
@@ -169,10 +168,10 @@ class StageConfig(Ranged):
     number: int  # decides, with the seed, the order of the examples and the noise
     trains: tuple[str, ...]  # parts of the model; all else is frozen
     data: str  # the manifest's name in a data folder
-    audio: tuple[str, ...]  # what is spliced into the prompt, in this order
-    lr: float
-    schedule: str  # "linear" or "cosine", to zero, after the warm-up
     batch_size: int  # examples per step, over all processes and accumulated gradients
+    audio: tuple[str, ...] = ACOUSTIC_AND_SEMANTIC  # what is spliced into the prompt, in order
+    lr: float = 5e-5
+    schedule: str = "cosine"  # or "linear", to zero, after the warm-up
     micro_batch: int | None = None  # examples per forward pass; None: all of them
     steps: int | None = None  # None: `epochs` decides
     epochs: int = 10
@@ -198,13 +197,13 @@ class Config:
     """A size: everything that a checkpoint must carry to be loaded again."""
 
     size: str = "full"
-    audio: AudioConfig = field(default_factory=AudioConfig)
-    whisper: WhisperConfig = field(default_factory=WhisperConfig)
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    llada: LladaConfig = field(default_factory=LladaConfig)
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    audio: AudioConfig = AudioConfig()
+    whisper: WhisperConfig = WhisperConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    llada: LladaConfig = LladaConfig()
+    lora: LoraConfig = LoraConfig()
+    text: TextConfig = TextConfig()
+    decode: DecodeConfig = DecodeConfig()
 
     @property
     def from_scratch(self) -> bool:
@@ -213,14 +212,9 @@ class Config:
         return self.text.tokenizer.endswith(".bpe")
 
 
-def to_dict(config) -> dict:
-    """The config as plain dictionaries, for JSON."""
-    return dataclasses.asdict(config)
-
-
 def from_dict(values: dict, cls: type = Config) -> Config:
-    """The inverse of `to_dict`, after JSON has turned tuples into lists. Raises UserError unless
-    each field is there, and no other."""
+    """The inverse of `dataclasses.asdict`, after JSON has turned tuples into lists. Raises
+    UserError unless each field is there, and no other."""
     types = {f.name: f.type for f in dataclasses.fields(cls)}
     require(isinstance(values, dict) and values.keys() == types.keys(),
             f"this is not the {cls.__name__} of this version")
@@ -232,45 +226,37 @@ def from_dict(values: dict, cls: type = Config) -> Config:
     return cls(**arguments)
 
 
-def scaled(stages: dict[int, StageConfig], **changes: dict) -> dict[int, StageConfig]:
-    """The curriculum with some numbers of some stages changed: `stage1=dict(lr=...)`."""
-    return {n: dataclasses.replace(stage, **changes.get(f"stage{n}", {}))
-            for n, stage in stages.items()}
-
-
-# What is spliced into the prompt, and, with LoRA, what is trained.
-PROMPTS_AND_SEMANTIC, ACOUSTIC_AND_SEMANTIC = ("prompts", "semantic"), ("acoustic", "semantic")
 FULL_STAGES = {
     1: StageConfig("semantic alignment", 1, trains=PROMPTS_AND_SEMANTIC, data="stage1",
                    audio=PROMPTS_AND_SEMANTIC, lr=1e-4, schedule="linear", batch_size=1280,
                    micro_batch=8, epochs=20),
-    2: StageConfig("joint alignment", 2, trains=ACOUSTIC_AND_SEMANTIC, data="sft",
-                   audio=ACOUSTIC_AND_SEMANTIC, lr=5e-5, schedule="cosine", batch_size=192,
+    2: StageConfig("joint alignment", 2, trains=ACOUSTIC_AND_SEMANTIC, data="sft", batch_size=192,
                    micro_batch=8, adapter_dropout=0.1),
     3: StageConfig("backbone fine-tuning", 3, trains=(*ACOUSTIC_AND_SEMANTIC, "lora"), data="sft",
-                   audio=ACOUSTIC_AND_SEMANTIC, lr=5e-5, schedule="cosine", batch_size=192,
-                   micro_batch=4, lora_dropout=0.05, adapter_dropout=0.1),
+                   batch_size=192, micro_batch=4, lora_dropout=0.05, adapter_dropout=0.1),
     4: StageConfig("preference optimisation", 4, trains=(*ACOUSTIC_AND_SEMANTIC, "lora"),
-                   data="preference", audio=ACOUSTIC_AND_SEMANTIC, lr=5e-5, schedule="cosine",
-                   batch_size=16, micro_batch=1, preference=True),
+                   data="preference", batch_size=16, micro_batch=1, preference=True),
 }
+
+
+def scaled(*changes: dict) -> dict[int, StageConfig]:
+    """The curriculum of `full` with some numbers changed: `changes` for each stage."""
+    return {number: dataclasses.replace(FULL_STAGES[number], **changed)
+            for number, changed in enumerate(changes, start=1)}
+
+
 SMALL_STAGES = scaled(  # for one small GPU; not measured
-    FULL_STAGES,
-    stage1=dict(lr=1e-3, batch_size=64, steps=2000, warmup=200),
-    stage2=dict(lr=5e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
-    stage3=dict(lr=3e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
-    stage4=dict(lr=1e-4, batch_size=16, steps=400, warmup=50),
+    dict(lr=1e-3, batch_size=64, steps=2000, warmup=200),
+    dict(lr=5e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
+    dict(lr=3e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
+    dict(lr=1e-4, batch_size=16, steps=400, warmup=50),
 )
 TOY_STAGES = scaled(
-    FULL_STAGES,
-    stage1=dict(lr=3e-3, batch_size=32, micro_batch=None, steps=200, warmup=30),
-    stage2=dict(lr=2e-3, batch_size=16, micro_batch=None, steps=800, warmup=30,
-                adapter_dropout=0.0),
-    stage3=dict(lr=1e-3, batch_size=16, micro_batch=None, steps=560, warmup=30,
-                adapter_dropout=0.0),
-    stage4=dict(lr=2e-4, batch_size=16, micro_batch=None, steps=60, warmup=5, vrpo_samples=2),
+    dict(lr=3e-3, batch_size=32, micro_batch=None, steps=200, warmup=30),
+    dict(lr=2e-3, batch_size=16, micro_batch=None, steps=800, warmup=30, adapter_dropout=0.0),
+    dict(lr=1e-3, batch_size=16, micro_batch=None, steps=560, warmup=30, adapter_dropout=0.0),
+    dict(lr=2e-4, batch_size=16, micro_batch=None, steps=60, warmup=5, vrpo_samples=2),
 )
-DIFFA1_STAGES = {n: FULL_STAGES[n] for n in (1, 2)}  # the first DIFFA has no LoRA
 SIZES = {
     "toy": (
         Config(
@@ -306,7 +292,7 @@ SIZES = {
             whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12,
                                   taps=(2, 5, 8, 11)),
         ),
-        DIFFA1_STAGES,
+        {n: FULL_STAGES[n] for n in (1, 2)},  # it has no LoRA
     ),
     "full": (Config(), FULL_STAGES),
 }

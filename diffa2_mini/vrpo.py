@@ -71,7 +71,7 @@ def reference_of(model: nn.Module, tensors: dict[str, Tensor]) -> Callable:
 
 
 def preference_margin(policy: Tensor, reference: Tensor) -> Tensor:
-    """The margins [P] between chosen and rejected answers, from the bounds [P, 2] of both by policy
+    """The margins [B] between chosen and rejected answers, from the bounds [B, 2] of both by policy
     and reference. A positive one means that the implicit reward ranks the pair right."""
     gain = policy - reference
     return gain[:, 0] - gain[:, 1]

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from diffa2_mini.config import SIZES, DecodeConfig, from_dict, to_dict
+from diffa2_mini.config import SIZES, DecodeConfig, from_dict
 from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2Model, part_of
 
@@ -47,13 +47,13 @@ def test_what_is_ever_trained_fills_the_published_file(full_counts):
 @pytest.mark.parametrize("size", SIZES)
 def test_json_round_trip_is_the_identity(size):
     config = SIZES[size][0]
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_json_carries_the_values_and_not_the_defaults():
     decode = DecodeConfig(gen_length=64, block_length=8, steps=16, factor=None)
     config = dataclasses.replace(SIZES["toy"][0], decode=decode)
-    assert from_dict(json.loads(json.dumps(to_dict(config)))).decode == decode
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(config)))).decode == decode
 
 
 @pytest.mark.parametrize("part, changes", [
@@ -64,7 +64,7 @@ def test_json_carries_the_values_and_not_the_defaults():
     ("decode", {"remasking": "lowest"}),
 ])
 def test_from_dict_refuses_bad_parts(part, changes):
-    values = to_dict(SIZES["toy"][0])
+    values = dataclasses.asdict(SIZES["toy"][0])
     values[part].update(changes)
     with pytest.raises(UserError):
         from_dict(values)
@@ -80,7 +80,7 @@ def test_from_dict_refuses_what_is_not_a_config(values):
 @pytest.mark.parametrize(
     "part, name", [(None, "size"), (None, "llada"), ("llada", "rope_theta"), ("lora", "alpha")])
 def test_from_dict_refuses_missing_fields(part, name):
-    values = to_dict(SIZES["toy"][0])
+    values = dataclasses.asdict(SIZES["toy"][0])
     del (values if part is None else values[part])[name]
     with pytest.raises(UserError):
         from_dict(values)

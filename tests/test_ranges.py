@@ -12,7 +12,7 @@ from data import fsdd, librispeech, toy, toybench
 from diffa2_mini import config
 from diffa2_mini.bench import __main__ as bench
 from diffa2_mini.command.script import Parser, run_script
-from diffa2_mini.config import SIZES, Config, from_dict, to_dict
+from diffa2_mini.config import SIZES, Config, from_dict
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.ranges import RANGES, Ranged, out_of_range
@@ -53,7 +53,7 @@ def test_no_number_of_a_config_is_taken_outside_its_range(part):
 
 
 def test_a_checkpoints_config_is_looked_at():
-    values = to_dict(SIZES["toy"][0])
+    values = dataclasses.asdict(SIZES["toy"][0])
     values["llada"]["rope_theta"] = math.inf
     with pytest.raises(UserError, match="rope theta must be from 1 to 1000000000000.0, got inf"):
         from_dict(values)

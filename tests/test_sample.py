@@ -80,7 +80,7 @@ def test_each_clip_is_drawn_for_itself_with_any_seed(capsys):
 def test_settings_of_a_cache_without_one_are_refused(flags, capsys):
     assert run_script(sample.main, [str(CLIP), *flags]) == 2
     error = capsys.readouterr().err
-    assert f"{flags[0]} needs --cache prefix or dual" in error and error.count("\n") == 1
+    assert "--refresh and --capture need --cache prefix or dual" in error and error.count("\n") == 1
     assert len(ask(capsys, CLIP, *flags, "--cache", "dual")) == 1
 
 

@@ -330,7 +330,7 @@ class Lab:
         return dataset[[(0, i) for i in chosen]].encoded(self.features, CPU)
 
     def pool(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Samples of the lower bounds of some pairs, by stage 4 and by stage 3: [P, 2, k, masks of
+        """Samples of the lower bounds of some pairs, by stage 4 and by stage 3: [B, 2, k, masks of
         k tokens] each. All draws that follow are from these: their mean is the bound itself."""
         path = self.path("pool", seed, "safetensors")
         if not path.exists():
@@ -338,7 +338,7 @@ class Lab:
             batch = self.short_pairs(stage, seed)
             shape = (self.scale.n_masks, *batch.response.shape)
             orders = stream("score", seed).random(shape).argsort(-1).argsort(-1)
-            # [2 P, 1, R] each, with k masks
+            # [2B, 1, R] each, with k masks
             masks = [torch.from_numpy(order < k)[:, None] for k in range(1, length + 1)
                      for order in orders]
             tensors = {}

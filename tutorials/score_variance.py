@@ -29,7 +29,7 @@ def bounds_apart(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch,
 
     def bounds(call, masks):
         return elbo(predictor(call, batch, stage), batch.response, batch.valid, masks,
-                    tokenizer.mask_id, losses_of).view(-1, 2)  # [2P] -> [P, 2]
+                    tokenizer.mask_id, losses_of).view(-1, 2)  # [2B] -> [B, 2]
 
     return (bounds(model, batch.masked), bounds(reference_of(model, reference), reference_masks))
 

@@ -83,7 +83,7 @@ class Validator:
         pairs = [example for example in examples if example.rejected][::6]
         if not pairs:
             return {}
-        margins = []  # [P] each
+        margins = []  # [B] each
         with self.evaluating():
             for batch in self.pair_batches(stage, pairs):
                 with autocast(self.features.device, self.features.dtype):

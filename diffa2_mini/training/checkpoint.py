@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import Config, DecodeConfig, StageConfig, from_dict, to_dict
+from ..config import Config, DecodeConfig, StageConfig, from_dict
 from ..errors import require
 from ..weights import read_tensors
 from .files import save_tensors
@@ -59,7 +59,7 @@ def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 def save_checkpoint(path: Path, checkpoint: Checkpoint, keep: Callable | None = None) -> None:
     """Write a checkpoint, or nothing, as `write_whole` does."""
     names = ("stage", "step", "done", "audio", "settings", "fingerprints")
-    fields = {"config": to_dict(checkpoint.config)}
+    fields = {"config": dataclasses.asdict(checkpoint.config)}
     fields |= {name: getattr(checkpoint, name) for name in names}
     tensors = checkpoint.model | {f"optimizer.{name}": tensor
                                   for name, tensor in checkpoint.optimizer.items()}
@@ -100,7 +100,7 @@ def differences(was: dict, now: dict) -> list[str]:
 
 def config_differences(was: Config, now: Config) -> list[str]:
     """What differs of two models that train; how they decode decides nothing of it."""
-    return differences(*(to_dict(dataclasses.replace(config, decode=DecodeConfig()))
+    return differences(*(dataclasses.asdict(dataclasses.replace(config, decode=DecodeConfig()))
                          for config in (was, now)))
 
 

@@ -57,7 +57,7 @@ def piece_loss(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch, s
     if not stage.preference:
         return {"loss": answer_loss(model, batch, stage, n_tokens)}
     policy, old = preference_bounds(model, reference, batch, stage, tokenizer)
-    margins = preference_margin(policy.detach(), old)  # [P]
+    margins = preference_margin(policy.detach(), old)  # [B]
     fraction = len(batch.examples) / stage.batch_size
     return {"loss": vrpo_loss(policy, old, stage.vrpo_beta) * fraction,
             "margin": margins.mean() * fraction,
@@ -72,12 +72,12 @@ def predictor(call: Callable, batch: Batch, stage: StageConfig) -> Callable:
 
 def preference_bounds(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch,
                       stage: StageConfig, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
-    """Stage 4: the bounds [P, 2] by the policy and by the reference, which see the same masks.
+    """Stage 4: the bounds [B, 2] by the policy and by the reference, which see the same masks.
     `reference` has the trained tensors of the reference."""
     losses_of = token_losses(model.llada.logits)  # the head is frozen, and so the same for both
 
     def bounds(call: Callable) -> Tensor:
         return elbo(predictor(call, batch, stage), batch.response, batch.valid, batch.masked,
-                    tokenizer.mask_id, losses_of).view(-1, 2)  # [2P] -> [P, 2]
+                    tokenizer.mask_id, losses_of).view(-1, 2)  # [2B] -> [B, 2]
 
     return bounds(model), bounds(reference_of(model, reference))
