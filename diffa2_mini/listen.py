@@ -29,7 +29,7 @@ from .fast.generate import Step, generate
 from .fast.llada import FastLlada
 from .fast.state import DecodingState
 from .lora import merge_lora
-from .model import Audio, Diffa2Model
+from .model import Diffa2Model
 from .published.sources import load_tokenizer, locate, locate_all
 from .tokenizer import Tokenizer
 from .training.checkpoint import Checkpoint, load_checkpoint, require_same_parts
@@ -145,8 +145,7 @@ class Diffa2:
         parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
         if merge:
             merge_lora(model)
-        model.eval().requires_grad_(False)
-        return cls(model, parts, tokenizer, device, dtype)
+        return cls(model.eval().requires_grad_(False), parts, tokenizer, device, dtype)
 
     def load_clip(self, clip: Clip) -> np.ndarray:
         """A clip as float32 [samples] at the model's rate; what exceeds its `max_seconds` is cut. A
@@ -160,14 +159,6 @@ class Diffa2:
         return resample(samples, rate, audio.sample_rate)[:audio.max_samples]
 
     @torch.no_grad()
-    def encode(self, samples: list[np.ndarray]) -> Audio:
-        """The hidden states of clips [samples] at the model's rate."""
-        config, (device, dtype) = self.config.audio, (self.device, self.dtype)
-        mels = torch.stack([log_mel(each, config) for each in samples])  # [B, n_mels, M]
-        n_frames = torch.tensor([encoder_frames(len(each), config) for each in samples])
-        return self.model.encode(mels.to(device, dtype), n_frames.to(device))
-
-    @torch.no_grad()
     def answer(self, samples: list[np.ndarray], questions: list[str], decode: DecodeConfig,
                watch: Callable[[Iterator[Step]], Iterator[Step]] = iter, top: int = 0,
                first: int = 0) -> list[Answer]:
@@ -177,7 +168,10 @@ class Diffa2:
         the number of the first question among all that are asked, and `top` is as for `generate`.
         """
         start, n, tokenizer = time.perf_counter(), len(questions), self.tokenizer
-        audio = self.encode(samples)
+        config = self.config.audio
+        mels = torch.stack([log_mel(each, config) for each in samples])  # [B, n_mels, M]
+        n_frames = torch.tensor([encoder_frames(len(each), config) for each in samples])
+        audio = self.model.encode(mels.to(self.device, self.dtype), n_frames.to(self.device))
         prompts = [tokenizer.prompt(self.config.text.system, each) for each in questions]
         with autocast(self.device, self.dtype):
             embeddings = self.model.embed_audio(audio, self.parts)

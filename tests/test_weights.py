@@ -14,6 +14,7 @@ from mini import ROOT, SECONDS
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from data.pretraining.stage0 import PUBLISHED_PREFIX, save_part
 from diffa2_mini import weights
 from diffa2_mini.audio import duration, load_audio
 from diffa2_mini.config import SIZES, Config
@@ -24,7 +25,6 @@ from diffa2_mini.published.sources import load_tokenizer, locate_all
 from diffa2_mini.published.tokenizer_json import read_tokenizer_json
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 from diffa2_mini.training.checkpoint import load_checkpoint
-from diffa2_mini.training.export import PUBLISHED_PREFIX, save_part
 from diffa2_mini.training.files import save_tensors
 from diffa2_mini.weights import build, load_part, read_tensors
 
@@ -132,7 +132,7 @@ def test_a_tokenizer_with_more_ids_than_the_backbone_has_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
     assert load_tokenizer(full, tmp_path).vocab_size == 258 + len(SPECIAL_TOKENS)
     small = dataclasses.replace(full, llada=dataclasses.replace(full.llada, vocab_size=260))
-    assert "expected ids below 260, got up to" in error_of(load_tokenizer, small, tmp_path)
+    assert "expected 260 ids at most, got 2" in error_of(load_tokenizer, small, tmp_path)
 
 
 def test_a_fingerprint_tells_contents_and_not_names_of_files(tmp_path, model):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.pretraining.backbone import pretrain_backbone
 from data.pretraining.config import PretrainConfig
+from data.pretraining.stage0 import save_part
 from diffa2_mini import weights
 from diffa2_mini.command.script import progress
 from diffa2_mini.config import (
@@ -37,7 +38,6 @@ from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of, stream
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffa2_mini.training.export import save_part
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.files import save_tensors, write_whole
 from diffa2_mini.training.loader import batches

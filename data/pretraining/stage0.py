@@ -8,8 +8,10 @@ the backbone.
 import argparse
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from data import toy
@@ -24,8 +26,17 @@ from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of
 from diffa2_mini.published.sources import load_tokenizer, locate
-from diffa2_mini.training.export import save_part
+from diffa2_mini.training.files import save_tensors
 from diffa2_mini.training.processes import World
+
+PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}
+
+
+def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:
+    """Write a part in float16 under its published names, with the command that made it."""
+    tensors = {PUBLISHED_PREFIX[part] + name: tensor.half()
+               for name, tensor in module.state_dict().items()}
+    save_tensors(path, tensors, {"format": "pt", "made_by": made_by})
 
 
 def run(args: argparse.Namespace, world: World) -> None:

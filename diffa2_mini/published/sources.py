@@ -88,13 +88,12 @@ def load_tokenizer(config: Config, llada: str | Path | None = None,
                    random_weights: bool = False) -> Tokenizer:
     """The tokenizer of a size; with random weights, to which all tokens are alike, the toy's if the
     size's own would be a download."""
-    if random_weights and not config.from_scratch:
-        return Tokenizer.from_ranks(ASSETS / "toy.bpe")
-    file = tokenizer_file(config, llada)
+    is_toy = random_weights and not config.from_scratch
+    file = ASSETS / "toy.bpe" if is_toy else tokenizer_file(config, llada)
     if file.suffix == ".bpe":
         return Tokenizer.from_ranks(file)
     tokenizer = read_tokenizer_json(file)
-    require(tokenizer.vocab_size <= config.llada.vocab_size,
-            f"{file}: expected ids below {config.llada.vocab_size:,}, got up to "
-            f"{tokenizer.vocab_size - 1:,}; take the backbone's own")
+    n_ids, most = tokenizer.vocab_size, config.llada.vocab_size
+    require(n_ids <= most, f"{file}: expected {most:,} ids at most, got {n_ids:,}; take the "
+                           "backbone's own")
     return tokenizer

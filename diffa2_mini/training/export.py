@@ -1,14 +1,14 @@
 """Weights out, for others: in the published names, or as a smaller copy of a checkpoint."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..command.script import Parser
 from ..config import PROMPTS_AND_SEMANTIC
-from ..errors import out_of_memory
 from ..model import part_of
 from ..weights import translate
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -22,25 +22,6 @@ TO_PUBLISHED = [  # from our names to those of DIFFA-2
     (r"(layer\.\d+)\.LayerNorm\.", r"\1.output.LayerNorm."),
     (r"^llada\.", "llm_model.base_model.model.model.transformer."),
     (r"\.(lora_[AB])$", r".\1.default.weight")]
-PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}  # of what stage 0 makes
-
-
-def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:
-    """Write a part in float16 under its published names, with the command that made it."""
-    tensors = {PUBLISHED_PREFIX[part] + name: tensor.half()
-               for name, tensor in module.state_dict().items()}
-    save_tensors(path, tensors, {"format": "pt", "made_by": made_by})
-
-
-def save_bin(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a .bin file. Raises OSError when the disk is full, of which torch makes a
-    RuntimeError."""
-    try:
-        torch.save(tensors, path)
-    except RuntimeError as error:
-        if out_of_memory(error):
-            raise
-        raise OSError(str(error)) from None
 
 
 def save_diffa2(trained: dict[str, Tensor], path: Path) -> None:
@@ -48,10 +29,10 @@ def save_diffa2(trained: dict[str, Tensor], path: Path) -> None:
     reads, or safetensors. Reading it again gives the same bits."""
     tensors = {translate(name, TO_PUBLISHED): tensor.cpu().clone()
                for name, tensor in trained.items()}
-    if Path(path).suffix == ".safetensors":
+    if path.suffix == ".safetensors":
         save_tensors(path, tensors, {"format": "pt"})
     else:
-        write_whole(path, lambda temporary: save_bin(tensors, temporary))
+        write_whole(path, partial(torch.save, tensors))
 
 
 def export(checkpoint: Path, to: Path, half: bool = False) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, out_of_memory
 
 try:
     import fcntl
@@ -55,7 +55,9 @@ def write_whole(path: Path, write_to: Callable[[Path], None], keep: Callable | N
         if keep and path.exists():
             keep(path)
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last is torch's
+        if out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: could not be written ({reason}); free some space or choose "
                         "another place") from None

@@ -1,5 +1,6 @@
 """The folder of a run: locked while one writes there, with checkpoints of this run and no other."""
 
+import dataclasses
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -102,12 +103,9 @@ class RunFolder:
     def save(self, number: int, step: int, model: Diffa2Model,
              optimizer: torch.optim.AdamW | None = None) -> Checkpoint:
         """Save a stage after `step` steps: with the `optimizer`, to go on; without, as done."""
-        begun = self.begun[number]
-        state = Checkpoint(begun.config, number, step, optimizer is None,
-                           trained_tensors(model), begun.audio,
-                           settings=begun.settings, fingerprints=begun.fingerprints)
-        if optimizer:
-            state.optimizer = optimizer_tensors(optimizer, names_of(optimizer))
+        state = dataclasses.replace(
+            self.begun[number], step=step, done=optimizer is None, model=trained_tensors(model),
+            optimizer=optimizer_tensors(optimizer, names_of(optimizer)) if optimizer else {})
         if self.world.is_main:
             save_checkpoint(self.path(number), state, keep=files.keep_previous)
         self.world.wait()
