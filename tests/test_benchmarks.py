@@ -154,14 +154,14 @@ def test_the_order_of_the_choices_follows_seed_and_id(tmp_path):
 @pytest.mark.parametrize("name, rows, message", [
     ("mmau", [MMAU, without(MMAU, "answer", "audio_id")],
      "entry 2 is no question of mmau: the field answer is missing"),
-    ("mmau", [MMAU | {"answer": ["a bell"]}], "expected text in answer, got list"),
+    ("mmau", [MMAU | {"answer": ["a bell"]}], "expected text in answer, got ['a bell']"),
     ("mmau", [without(MMAU, "question")], "question is missing"),
     ("mmau", [MMSU | {"answer": "x"} | dict.fromkeys(
         ("choice_a", "choice_b", "choice_c", "choice_d"))], "choices, got 0"),
     ("mmsu", [MMAU], "answer_gt is missing"),
     ("mmar", ["text"], "expected an object, got str"),
     ("mmau", [{"question": "?"}], "id or audio_id or audio_filepath is missing"),
-    ("mmau", [MMAU | {"question": {"a": 1}}], "expected text in question, got dict"),
+    ("mmau", [MMAU | {"question": {"a": 1}}], "expected text in question, got {'a': 1}"),
     ("mmau", [MMAU | {"question": "\ud800"}], "characters that are none"),
     ("asr", [{"audio_filepath": "a.wav", "input": "?"}], "transcription or target is missing"),
     ("asr", [{"audio_filepath": "a.wav", "type": "caption", "target": "x"}],

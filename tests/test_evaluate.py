@@ -313,7 +313,7 @@ def test_a_long_clip_is_cut_and_counted(folder, capfd):
     printed = run(capfd, *flags(folder))
     assert result_of(folder)["cut"] == 1 and [*result_of(folder)["broken_audio"]] == ["c"]
     assert "cut to their beginning: 1" in printed
-    assert "minor_arpeggio.wav: expected audio" in printed
+    assert "minor_arpeggio.wav: expected an audio file" in printed
     run(capfd, "--benchmark", "toy", "--score", folder / "answers.jsonl")
     assert result_of(folder)["cut"] == 1 and [*result_of(folder)["broken_audio"]] == ["c"]
 
