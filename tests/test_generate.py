@@ -6,7 +6,7 @@ import torch
 
 from diffa2_mini.config import DecodeConfig
 from diffa2_mini.decode import finished
-from diffa2_mini.fast.generate import generate, gumbel, pick, random_priority, sample, token_noise
+from diffa2_mini.fast.generate import generate, gumbel, pick, sample, uniform
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.tokenizer import Prompt
 
@@ -41,7 +41,7 @@ class Guess:
     def unconditional(self):
         return Guess(lambda tokens: self.predict(tokens, conditional=False), len(self.response))
 
-    def forward_all(self, tokens):
+    def forward_all(self, tokens, keep=False):
         everything = torch.full((len(self.response), 8), MASK)
         everything[self.kept] = tokens
         return self.predict(everything)[self.kept]
@@ -219,18 +219,15 @@ def test_copies_of_a_question_are_drawn_each_for_itself(changes, n_at_least):
 def test_words_and_places_are_drawn_anew_for_each_answer_block_and_step():
     config = settings(temperature=1.0, remasking="random", seed=1795687535000000000)
 
-    def draw(numbers, start, step):
-        return (token_noise(config, numbers, start, step, V),
-                random_priority(config, numbers, start, step))
-
-    drawn = [draw([number], start, step)
-             for number in (0, 1, 2**31) for start in (0, 4) for step in (0, 1)]
-    words, orders = (torch.stack(each).flatten(1) for each in zip(*drawn))
-    assert len(words.unique(dim=0)) == len(orders.unique(dim=0)) == 12
-    assert words.dtype == orders.dtype == torch.float32
+    keys = [(number, start, step)
+            for number in (0, 1, 2**31) for start in (0, 4) for step in (0, 1)]
     backwards = torch.tensor([[3, 2, 1, 0]] * 2)
-    for i, both in enumerate(draw([1, 0], 4, 1)):  # in another order of rows and positions
-        assert torch.equal(pick(both, backwards).flip(1), torch.cat([drawn[7][i], drawn[3][i]]))
+    for kind, shape in (("words", (V,)), ("places", ())):
+        drawn = [uniform(kind, config, key, *shape) for key in keys]
+        assert len(torch.stack(drawn).flatten(1).unique(dim=0)) == 12
+        # in another order of rows and positions
+        assert torch.equal(pick([drawn[7], drawn[3]], backwards).flip(1),
+                           torch.stack([drawn[7], drawn[3]]))
 
 
 def test_noise_is_finite_but_where_a_token_cannot_be_drawn():

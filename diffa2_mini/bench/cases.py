@@ -16,7 +16,7 @@ from ..config import SIZES, AudioConfig, DecodeConfig, LladaConfig
 from ..fast.llada import FastLlada
 from ..fast.measure import memory_above
 from ..fast.memory import keep_freed_memory
-from ..fast.state import BLOCK_STATES, DecodingState
+from ..fast.state import CACHES, DecodingState
 from ..fast.token_losses import token_losses
 from ..model import Diffa2Model
 from .timing import MASK_ID, PROMPT, Row, decode, take_turns
@@ -53,7 +53,7 @@ def decoding(runs: int, device: torch.device) -> list[Row]:
     model = random_backbone(device)
     clips = [*torch.randn(8, N_AUDIO, BACKBONE.width, device=device)]
 
-    config = {cache: dataclasses.replace(SCHEDULE, cache=cache) for cache in BLOCK_STATES}
+    config = {cache: dataclasses.replace(SCHEDULE, cache=cache) for cache in CACHES}
     ways = {"as released": partial(decode, model, clips[:1], config["none"], ReleasedDecoding),
             "ours, no cache": partial(decode, model, clips[:1], config["none"]),
             "prefix cache": partial(decode, model, clips[:1], config["prefix"]),

@@ -12,7 +12,7 @@ from ..data import Example, load_examples
 from ..errors import require
 from ..evaluate.answers import answer
 from ..evaluate.scoreboard import report
-from ..fast.state import BLOCK_STATES
+from ..fast.state import CACHES
 from ..listen import Diffa2
 from ..training.features import FeatureCache
 from .timing import Row, take_turns
@@ -40,7 +40,7 @@ def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
 
     for block, factor, asked, at_once in [*settings, (16, config.decode.factor, examples[::10], 1)]:
         variants = {}
-        for cache in BLOCK_STATES:
+        for cache in CACHES:
             decode = dataclasses.replace(config.decode, block_length=block, factor=factor,
                                          cache=cache)
             variants[cache] = partial(ask, decode, asked, at_once)

@@ -1,15 +1,13 @@
 """Decoding as in decode.py, with less work and more options.
 
-`generate` goes through the blocks and `fill_block` through the steps of one. What they add to the
-plain decoder can be read one by one:
+`generate` goes through the blocks and `fill_block` through the steps of one. They add to the plain
+decoder:
 
-* logits at masks only: `mask_positions`, `logits_at`;
-* keys and values from a cache: state.py, called in `predict`;
+* logits at masks only;
+* keys and values from a cache: state.py, called in `predict`; as a CUDA graph, graphs.py;
 * classifier-free guidance: `predict`;
-* sampling with a temperature: `gumbel`, `token_noise`, `sample`;
-* random remasking: `random_priority`;
+* sampling with a temperature, and random remasking: `uniform`, `gumbel`, `pick`, `sample`;
 * rows that are finished are left out: `ActiveBlock`;
-* CUDA graphs: `captured`;
 * a record of each step: `Step`, `record`.
 """
 
@@ -24,8 +22,7 @@ from ..decode import commit, finished, tokens_in_step
 from ..model import Diffa2Model
 from ..noise import stream
 from ..tokenizer import Prompt, Tokenizer
-from .graphs import Captured
-from .state import BLOCK_STATES, DecodingState
+from .state import DecodingState, block_states
 
 
 @dataclass
@@ -51,38 +48,19 @@ class ActiveBlock:
     states: list[DecodingState]  # of these rows; a second one is unconditional, for guidance
 
 
-# ----------------------------------------------------------------------------- logits at masks only
-
-
-def mask_positions(masked: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The positions [b, n] of up to n masks in each row of `masked`, bool [b, block]; rows with
-    fewer are filled up with other positions. And which of them are masks, bool [b, n]."""
-    positions = masked.int().topk(n).indices.sort().values
-    return positions, masked.gather(1, positions)
-
-
-def logits_at(positions: Tensor, state: DecodingState, hidden: Tensor) -> Tensor:
-    """Logits [b, n, V] at `positions` [b, n] of the block's hidden states [b, block, D]."""
-    index = positions[..., None].expand(-1, -1, hidden.shape[-1])  # [b, n] -> [b, n, D]
-    return state.logits(hidden.gather(1, index))
-
-
 def predict(block: ActiveBlock, config: DecodeConfig, tokens: Tensor, positions: Tensor,
             fresh: bool) -> Tensor:
     """Logits [b, n, V] at `positions` [b, n] of the block, from all `tokens` [b, R]. `fresh` says
     that a cache is renewed. With guidance: uncond + (s + 1)(cond - uncond)."""
-    hidden_states, logits = BLOCK_STATES[config.cache], []
+    logits = []
     for state in block.states:
-        hidden = hidden_states(state, tokens, block.start, block.stop, fresh)  # [b, block, D]
-        logits.append(logits_at(positions, state, hidden))
+        hidden = block_states(state, tokens, block.start, block.stop, config.cache, fresh)
+        logits.append(state.logits(hidden.take_along_dim(positions[..., None], 1)))  # [b, n, V]
     if config.cfg > 0:
         conditional, unconditional = logits
         logits = [unconditional + (config.cfg + 1) * (conditional - unconditional)]
     logits[0][..., block.states[0].mask_id] = -torch.inf  # a mask is not an answer
     return logits[0]
-
-
-# ---------------------------------------------------------------------- sampling, random remasking
 
 
 def uniform(kind: str, config: DecodeConfig, key: tuple[int, int, int], *shape: int) -> Tensor:
@@ -99,23 +77,10 @@ def gumbel(uniform: Tensor, temperature: float) -> Tensor:
     return (-temperature * (-uniform.log()).log()).float()
 
 
-def token_noise(config: DecodeConfig, numbers: list[int], start: int, step: int, n_tokens: int
-                ) -> Tensor:
-    """Gumbel noise of a step for the answers `numbers`, [b, block, V]."""
-    return torch.stack([gumbel(uniform("words", config, (number, start, step), n_tokens),
-                               config.temperature) for number in numbers])
-
-
-def random_priority(config: DecodeConfig, numbers: list[int], start: int, step: int) -> Tensor:
-    """What takes the place of the confidence in random remasking, float32 [b, block]."""
-    return torch.stack([uniform("places", config, (number, start, step)).float()
-                        for number in numbers])
-
-
-def pick(values: Tensor, positions: Tensor) -> Tensor:
-    """The `values` [b, block, ...] at `positions` [b, n], on the device of the latter."""
+def pick(values: list[Tensor], positions: Tensor) -> Tensor:
+    """The values, of each row [block, ...], at `positions` [b, n], on the device of the latter."""
     row = torch.arange(len(positions), device=positions.device)[:, None]
-    return values.to(positions.device)[row, positions]
+    return torch.stack(values).to(positions.device)[row, positions]
 
 
 def sample(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -130,35 +95,17 @@ def sample(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     return tokens.squeeze(-1), (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()
 
 
-# ------------------------------------------------------------------------ CUDA graphs, and a record
-
-
-def captured(state: DecodingState, config: DecodeConfig) -> DecodingState:
-    """The state, whose step with a cache is recorded as a CUDA graph if config and device allow."""
-    on_cuda = state.response.device.type == "cuda"
-    if config.capture and on_cuda and not isinstance(state.run_slice, Captured):
-        state.run_slice = Captured(state.forward_slice)
-    return state
-
-
 def record(before: Tensor, here: tuple[Tensor, Tensor], predicted: Tensor, confidence: Tensor,
            committed: Tensor, likely: tuple[Tensor, Tensor] | None) -> Step:
     """The step that did this to the tokens `before` [B, R]: at `here`, rows and columns [b, n]."""
-    def placed(values: Tensor, elsewhere: Tensor) -> Tensor:
-        everywhere = elsewhere.clone()  # [B, R, ...]
-        everywhere[here] = values  # [b, n, ...]
-        return everywhere
-
     zeros = torch.zeros_like(before)
     if likely:
-        shape = (*before.shape, likely[0].shape[-1])  # [B, R, top]
-        likely = tuple(placed(values, values.new_zeros(shape)) for values in likely)
-    return Step(tokens=placed(torch.where(committed, predicted, before[here]), before),
-                predicted=placed(predicted, before), committed=placed(committed, zeros.bool()),
-                confidence=placed(confidence, zeros.to(confidence.dtype)), likely=likely)
-
-
-# -------------------------------------------------------------------------------------- the decoder
+        likely = tuple(values.new_zeros(*before.shape, values.shape[-1]).index_put(here, values)
+                       for values in likely)  # [B, R, top]
+    return Step(tokens=before.index_put(here, torch.where(committed, predicted, before[here])),
+                predicted=before.index_put(here, predicted),
+                confidence=zeros.to(confidence.dtype).index_put(here, confidence),
+                committed=zeros.bool().index_put(here, committed), likely=likely)
 
 
 def fill_block(block: ActiveBlock, tokens: Tensor, config: DecodeConfig, top: int
@@ -174,18 +121,21 @@ def fill_block(block: ActiveBlock, tokens: Tensor, config: DecodeConfig, top: in
             n = int(masked.sum(1).max())
         if n <= 0:
             return
-        positions, candidates = mask_positions(masked, n)  # [b, n]
+        # Positions [b, n] of the masks; rows with fewer are filled up with others.
+        positions = masked.int().topk(n).indices.sort().values
+        candidates = masked.gather(1, positions)  # [b, n], which of them are masks
         logits = predict(block, config, seen, positions, fresh=i % refresh == 0)  # [b, n, V]
         # Before `sample`, which may write over the logits.
         likely = logits.float().softmax(-1).topk(top)[::-1] if top else None
+        keys = [(number, block.start, i) for number in block.numbers]
         noise = None
         if config.temperature > 0:
-            noise = token_noise(config, block.numbers, block.start, i, logits.shape[-1])
-            noise = pick(noise, positions)  # [b, n, V]
+            drawn = (uniform("words", config, key, logits.shape[-1]) for key in keys)
+            noise = pick([gumbel(u, config.temperature) for u in drawn], positions)  # [b, n, V]
         predicted, confidence = sample(logits, noise)  # [b, n] each
         priority = confidence
         if config.remasking == "random":
-            priority = pick(random_priority(config, block.numbers, block.start, i), positions)
+            priority = pick([uniform("places", config, key).float() for key in keys], positions)
         committed = commit(priority, candidates, config, i)  # [b, n]
         n -= tokens_in_step(config, i)
         here = block.rows[:, None], block.start + positions
@@ -213,7 +163,10 @@ def generate(state: DecodingState, config: DecodeConfig, eos_id: int, top: int =
             return
         kept = active.tolist()  # waits for the device
         rows, numbers = rows[active], [numbers[i] for i in kept]
-        states = [captured(each.rows(kept), config) for each in states]
+        states = [each.rows(kept) for each in states]
+        if config.capture and tokens.is_cuda:
+            for each in states:
+                each.capture()
         stop = min(start + config.block_length, states[0].response.shape[1])
         block = ActiveBlock(start, stop, rows, numbers, states)
         for step in fill_block(block, tokens, config, top):

@@ -13,6 +13,9 @@ from torch import Tensor
 from ..model import Diffa2Model, lay_out
 from ..tokenizer import Prompt
 from .cache import KeyValueCache, empty_caches, place
+from .graphs import Captured
+
+CACHES = ("none", "prefix", "dual")
 
 
 class DecodingState:
@@ -33,6 +36,11 @@ class DecodingState:
             self.valid = None  # attention without a mask is faster
         self.caches: list[KeyValueCache] = []
         self.run_slice: Callable = self.forward_slice  # or the same as a CUDA graph
+
+    def capture(self) -> None:
+        """Run `forward_slice` as a CUDA graph from now on."""
+        if not isinstance(self.run_slice, Captured):
+            self.run_slice = Captured(self.forward_slice)
 
     def rows(self, keep: list[int]) -> "DecodingState":
         """The state of these rows alone, with an empty cache; with all rows, the state itself."""
@@ -73,24 +81,12 @@ class DecodingState:
         return self.model.llada.logits(hidden)
 
 
-def uncached(state: DecodingState, tokens: Tensor, start: int, stop: int, fresh: bool) -> Tensor:
-    """Every step computes everything."""
-    return state.forward_all(tokens)[:, start:stop]
-
-
-def prefix_cached(state: DecodingState, tokens: Tensor, start: int, stop: int, fresh: bool
-                  ) -> Tensor:
-    """A `fresh` step computes everything, the others the block and all after it."""
-    if fresh:
-        return state.forward_all(tokens, keep=True)[:, start:stop]
-    return state.forward_block(tokens, start, tokens.shape[1])[:, :stop - start]
-
-
-def dual_cached(state: DecodingState, tokens: Tensor, start: int, stop: int, fresh: bool) -> Tensor:
-    """A `fresh` step computes everything, the others the block alone."""
-    if fresh:
-        return state.forward_all(tokens, keep=True)[:, start:stop]
-    return state.forward_block(tokens, start, stop)
-
-
-BLOCK_STATES = {"none": uncached, "prefix": prefix_cached, "dual": dual_cached}
+def block_states(state: DecodingState, tokens: Tensor, start: int, stop: int, cache: str,
+                 fresh: bool) -> Tensor:
+    """Hidden states [B, n, D] of the n tokens from `start` to `stop`. Without a cache each step
+    computes everything, with one a `fresh` step does; the others compute the block, and with a
+    prefix cache all after it too. `cache` is one of CACHES."""
+    if fresh or cache == "none":
+        return state.forward_all(tokens, keep=cache != "none")[:, start:stop]
+    end = tokens.shape[1] if cache == "prefix" else stop
+    return state.forward_block(tokens, start, end)[:, :stop - start]
