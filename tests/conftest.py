@@ -26,7 +26,7 @@ from diffa2_mini.config import (
     WhisperConfig,
 )
 from diffa2_mini.data import read_manifest
-from diffa2_mini.fast import memory
+from diffa2_mini.fast import measure
 from diffa2_mini.model import Diffa2Model
 
 torch.set_num_threads(1)
@@ -40,7 +40,7 @@ def seed():
 @pytest.fixture(autouse=True)
 def memory_as_it_is(monkeypatch):
     # how memory is kept is a matter of the whole process
-    monkeypatch.setattr(memory, "glibc", lambda: None)
+    monkeypatch.setattr(measure, "glibc", lambda: None)
 
 
 @pytest.fixture

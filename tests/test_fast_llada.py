@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffa2_mini.fast.cache import empty_caches, place
 from diffa2_mini.fast.llada import RECOMPUTE, FastLlada
+from diffa2_mini.fast.state import empty_caches, place
 from diffa2_mini.llada import Llada
 from diffa2_mini.model import Diffa2Model
 

@@ -19,7 +19,7 @@ from data.pretraining.recall import draw_pairs
 from data.pretraining.texts import TextBatch
 from diffa2_mini.config import DecodeConfig, StageConfig
 from diffa2_mini.data import Batch
-from diffa2_mini.fast.cache import empty_caches, place
+from diffa2_mini.fast.state import empty_caches, place
 from diffa2_mini.llada import Llada
 from diffa2_mini.model import Diffa2Model, lay_out
 from diffa2_mini.tokenizer import Prompt, Tokenizer

@@ -14,8 +14,7 @@ from .. import diffusion
 from ..audio import log_mel, mel_filterbank
 from ..config import SIZES, AudioConfig, DecodeConfig, LladaConfig
 from ..fast.llada import FastLlada
-from ..fast.measure import memory_above
-from ..fast.memory import keep_freed_memory
+from ..fast.measure import keep_freed_memory, memory_above
 from ..fast.state import CACHES, DecodingState
 from ..fast.token_losses import token_losses
 from ..model import Diffa2Model

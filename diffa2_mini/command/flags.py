@@ -13,7 +13,7 @@ import torch
 from .. import weights
 from ..config import SIZES, Config, DecodeConfig
 from ..fast.device import DTYPES, choose_device
-from ..fast.memory import keep_freed_memory
+from ..fast.measure import keep_freed_memory
 from ..listen import Source, decode_settings, find_source
 from ..published.sources import tokenizer_file
 

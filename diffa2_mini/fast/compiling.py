@@ -1,5 +1,6 @@
 """torch.compile for the blocks of encoder and backbone, whose small operations it fuses."""
 
+import itertools
 import logging
 import sys
 from collections.abc import Callable
@@ -18,28 +19,25 @@ class Fused:
         self.has_run, self.fails = False, False
 
     def __call__(self, *inputs):
-        if self.fails:
-            return self.plain(*inputs)
-        try:
-            output = self.fused(*inputs)
-            self.has_run = True
-            return output
-        except torch._dynamo.exc.TorchDynamoException as error:
-            if not any(each.fails for each in self.all_fused):
-                reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
-                print(f"--compile: a block could not be compiled, goes on without ({reason})",
-                      file=sys.stderr)
-            for each in self.all_fused:
-                each.fails = each.fails or each is self or not each.has_run
+        if not self.fails:
+            try:
+                output = self.fused(*inputs)
+                self.has_run = True
+                return output
+            except torch._dynamo.exc.TorchDynamoException as error:
+                if not any(each.fails for each in self.all_fused):
+                    reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                    print(f"--compile: a block could not be compiled, goes on without ({reason})",
+                          file=sys.stderr)
+                for each in self.all_fused:
+                    each.fails |= each is self or not each.has_run
         return self.plain(*inputs)
 
 
 def compile_blocks(*stacks: nn.ModuleList) -> None:
-    """Compile each block when it is first used. If that fails, for want of a compiler say, one line
-    says so, and the block runs uncompiled."""
+    """Compile each block when it is first used. If that fails, one line says so."""
     torch._logging.set_logs(all=logging.ERROR)  # else thousands of lines; see TORCH_LOGS
     all_fused = []
-    for blocks in stacks:
-        for block in blocks:
-            block.forward = Fused(block.forward, all_fused)
-            all_fused.append(block.forward)
+    for block in itertools.chain(*stacks):
+        block.forward = Fused(block.forward, all_fused)
+        all_fused.append(block.forward)

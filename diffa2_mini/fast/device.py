@@ -15,15 +15,14 @@ def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False
     of weights, else float32. Trained parts are float32, or float64. Raises UserError if the device
     is not available, or has no such dtype.
     """
-    there = {"cpu": True, "cuda": torch.cuda.is_available(),
-             "mps": torch.backends.mps.is_available()}
-    why = "as asked"
+    has_cuda, why = torch.cuda.is_available(), "as asked"
+    there = {"cpu": True, "cuda": has_cuda, "mps": torch.backends.mps.is_available()}
     if device == "auto":
-        device = "cuda" if there["cuda"] else "cpu"
-        why = "a CUDA device is there" if there["cuda"] else "no CUDA device is there"
-    available = ", ".join(name for name in there if there[name])
-    require(there[device],
-            f"--device {device}: this machine has none; use one of {available}")
+        device = "cuda" if has_cuda else "cpu"
+        why = "a CUDA device is there" if has_cuda else "no CUDA device is there"
+    available = [name for name in there if there[name]]
+    require(device in available,
+            f"--device {device}: this machine has none; use one of {', '.join(available)}")
     require(device != "mps" or dtype != "float64",
             "--dtype float64: a Mac's GPU has no float64; use float32, or --device cpu")
     if dtype == "auto":

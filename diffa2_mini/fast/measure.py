@@ -1,5 +1,7 @@
-"""How fast a device can be, and how much memory a function needs."""
+"""How fast a device can be, how much memory a function needs, and what becomes of freed memory."""
 
+import ctypes
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -9,17 +11,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .memory import glibc
-
 
 def shortest(function: Callable, device: torch.device, n_runs: int) -> float:
     """Seconds that a function takes on a device: the shortest of several runs."""
-    times = []
-    for _ in range(n_runs):
+    def seconds() -> float:
         start = now(device)
         function()
-        times.append(now(device) - start)
-    return min(times)
+        return now(device) - start
+
+    return min(seconds() for _ in range(n_runs))
 
 
 @lru_cache
@@ -59,22 +59,41 @@ def peak_memory(device: torch.device) -> str:
 def memory_above(function: Callable, device: torch.device, all_of_it: bool = False) -> int | None:
     """The most bytes in use while `function` runs, less those before it unless `all_of_it`: on CUDA
     of tensors, on Linux of the process. None on other systems."""
-    status = Path("/proc/self/status")
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         function()
         peak = torch.cuda.max_memory_allocated()
-    elif status.exists():
-        def field(name):
-            return int(next(line for line in status.read_text().splitlines()
-                            if line.startswith(name)).split()[1]) * 1024
-        if glibc():
-            glibc().malloc_trim(0)  # gives back what is kept
-        before = field("VmRSS")
+    elif sys.platform == "linux":
+        if library := glibc():
+            library.malloc_trim(0)  # gives back what is kept
+        before = bytes_of("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
         function()
-        peak = field("VmHWM")
+        peak = bytes_of("VmHWM")
     else:
         return None
     return peak - (0 if all_of_it else before)
+
+
+def bytes_of(field: str) -> int:
+    """A figure of this process, from what Linux tells of it."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
+
+
+def glibc() -> ctypes.CDLL | None:
+    """The C library of Linux, which decides about freed memory; None on other systems."""
+    try:
+        return ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+
+
+def keep_freed_memory() -> None:
+    """Keep freed memory for the next tensor. Else each tensor above 32 MiB gets new pages, whose
+    first access can take longer than computing it. Not for training, which needs more memory that
+    way."""
+    if library := glibc():
+        library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        library.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
