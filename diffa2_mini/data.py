@@ -81,8 +81,7 @@ def text_of(row: dict, *names: str, default: str | None = None) -> str:
     return value
 
 
-def read_example(row: dict, folder: Path, stage: StageConfig, instruction: str,
-                 seconds_of: Callable = duration) -> Example:
+def read_example(row: dict, folder: Path, stage: StageConfig, instruction: str) -> Example:
     """A manifest's entry as an example of `stage`; `instruction` is for entries without one. Raises
     UserError."""
     require(isinstance(row, dict), f"expected an object, got {type(row).__name__}")
@@ -92,7 +91,7 @@ def read_example(row: dict, folder: Path, stage: StageConfig, instruction: str,
                    rejected=text_of(row, "rejected", default=None if stage.preference else ""),
                    type=text_of(row, "type", "dataset", default="all"),
                    domain=text_of(row, "domain", "dataset", default="all"),
-                   seconds=seconds_of(path))
+                   seconds=duration(path))
 
 
 def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: bool = False,
@@ -100,12 +99,11 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
     """The examples of a manifest. The header of every clip is read, and with a `tokenizer` the
     length of every prompt is checked. Raises UserError that names the first broken entries; with
     `skip_broken` they are left out, and named in a line that is printed."""
-    examples, broken, seconds_of = [], [], cache(duration)
+    examples, broken = [], []
     length_of = cache(lambda text: len(tokenizer.prompt(config.text.train_system, text).ids))
     for i, row in enumerate(read_manifest(path), start=1):
         try:
-            example = read_example(row, Path(path).parent, stage, config.text.instruction,
-                                   seconds_of)
+            example = read_example(row, Path(path).parent, stage, config.text.instruction)
             n = length_of(example.instruction) if tokenizer else 0
             require(n < stage.max_tokens, f"its prompt of {n:,} tokens leaves an answer no room "
                                           f"within {stage.max_tokens:,}")
@@ -152,10 +150,6 @@ class Batch:
     audio: Audio | None = None
     broken: dict[int, str] = field(default_factory=dict)  # clips that are silence, by place
     incomplete: dict[Path, str] = field(default_factory=dict)  # what other clips lack, by path
-
-    @property
-    def n_masked(self) -> int:
-        return int(self.masked.sum())
 
     def encoded(self, features: Callable, device: torch.device) -> "Batch":
         """The batch on the device, with what `features` makes of its clips as `audio`."""

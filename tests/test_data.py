@@ -139,13 +139,7 @@ def test_lengths_are_those_of_what_is_spliced(model, examples, stage):
         assert lengths == [(before, n) for n in batch.valid.sum(1)]
 
 
-@pytest.mark.parametrize("stage", [2, 4])
-def test_a_batch_knows_how_many_tokens_it_masks(model, examples, stage):
-    batch = batch_of([(0, i) for i in range(8)], examples, model, stage)
-    assert batch.n_masked == batch.masked.sum() > 0
-
-
-def test_a_step_is_cut_into_pieces_of_like_length_the_longest_first(examples):
+def test_a_step_is_divided_into_pieces_of_like_length_the_longest_first(examples):
     pairs, dataset = [(0, i) for i in (3, 0, 7, 2, 5, 1, 6)], dataset_of(examples, 2)
     pieces = dataset.micro_batches(pairs, size=3)
     assert [len(piece) for piece in pieces] == [3, 3, 1]

@@ -100,7 +100,7 @@ def optimizer_step(run: Run, parameters: StageParameters, n_tokens: int, batches
         piece["loss"].backward()
         for name, value in piece.items():
             figures[name] = figures.get(name, 0) + value.detach()
-        figures["masked"] += batch.n_masked
+        figures["masked"] += int(batch.masked.sum())
         figures["broken"] += len(batch.broken)
         run.features.incomplete |= batch.incomplete
         for complaint in batch.broken.values():
