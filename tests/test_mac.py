@@ -88,10 +88,10 @@ def test_each_stage_takes_a_step_there(on_mac, world, tmp_path, capsys):
 
 def test_stage_0_trains_there(on_mac, world):
     config = PretrainConfig(recall_steps=1, backbone_steps=1, silence_steps=1, encoder_steps=1,
-                            backbone_batch=2, encoder_batch=2)
+                            backbone_batch=2, encoder_batch=2, n_held_out=4)
     toy_size = SIZES["toy"][0]
     model, tokenizer = Diffa2Model(toy_size).to(GPU), load_tokenizer(toy_size)
-    loss = backbone.pretrain_backbone(model, tokenizer, config, 0, n_evaluation=4)
+    loss = backbone.pretrain_backbone(model, tokenizer, config, 0)
     assert math.isfinite(loss) and model.llada.wte.weight.device == GPU
     clips = LabelledClips.load(world / "stage0.json", toy_size.audio)
     pretrain_encoder(model.whisper, clips, config, 0)

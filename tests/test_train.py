@@ -23,7 +23,6 @@ from test_weights import other_part
 import sample
 import train
 from data import toy
-from data.pretraining import backbone
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.data import read_manifest
@@ -133,7 +132,6 @@ def test_one_stage_starts_from_the_checkpoint_it_is_given_and_is_tested_on_what_
 
 def test_stage_0_pretrains_both_parts(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(toy, "make_stage0", lambda folder: world)
-    monkeypatch.setattr(backbone, "N_EVALUATION", 8)
     assert run_script(train.main,
                       ["--stage", "0", "--out",
                        str(tmp_path), "--steps", "2", "--threads", "1"]) == 0

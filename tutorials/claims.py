@@ -95,7 +95,7 @@ def texts(causal: bool, lab: Lab, seed: int) -> dict:
     """A backbone before it is trained on audio: texts, in which a description stands in the
     audio's place."""
     rng = stream("held-out texts", seed, "claims")
-    examples = [toy.text_example(rng, evaluation=True) for _ in range(lab.scale.n_texts or 960)]
+    examples = [toy.text_example(rng, evaluation=True) for _ in range(lab.scale.n_texts)]
     model = lab.build(Variant(None, 2, causal=causal))
     accuracy = accuracy_by_type(model, lab.tokenizer, examples, lab.scale.pretrain.silences,
                                 generator_of(causal))

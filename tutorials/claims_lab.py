@@ -76,14 +76,15 @@ class Scale:
     every: int = 1  # one question out of so many is asked
     n_pairs: int = 32  # whose score is estimated, under
     n_masks: int = 8  # masks of each number of tokens, which stand for all masks there are
-    n_texts: int | None = None  # that the pretrained backbone is asked; None: as in stage 0
+    n_texts: int = 960  # that a pretrained backbone is asked
     pretrain: PretrainConfig = PretrainConfig()
 
 
 QUICK = Scale(
     steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6), every=8, n_pairs=1, n_masks=2,
     n_texts=10,
-    pretrain=PretrainConfig(recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4))
+    pretrain=PretrainConfig(recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4,
+                            n_held_out=10))
 
 
 # ------------------------------------------------------------------------------------- the variants
@@ -208,7 +209,7 @@ class Lab:
             pretrain_backbone(
                 model, self.tokenizer, self.scale.pretrain, 1,
                 text_loss=autoregressive.text_loss, recall_loss=autoregressive.recall_loss,
-                generate=autoregressive.generate_greedily, n_evaluation=self.scale.n_texts)
+                generate=autoregressive.generate_greedily)
             save_part(model.llada, "llada", path, "python tutorials/claims.py")
         return path
 

@@ -30,8 +30,6 @@ from diffa2_mini.noise import seed_of, stream
 from diffa2_mini.tokenizer import Tokenizer
 from diffa2_mini.training.objective import adamw
 
-N_EVALUATION = 1500  # held-out texts, at the end; before that a fifth of them
-
 
 @torch.no_grad()
 def init_backbone(model: Llada, generator: torch.Generator) -> None:
@@ -136,14 +134,13 @@ def phase_at(step: int, config: PretrainConfig) -> tuple[int, float]:
 def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, config: PretrainConfig, seed: int,
                       say: Callable = tqdm.write, *, goes_on: bool = False,
                       text_loss: Callable = text_loss, recall_loss: Callable = recall_loss,
-                      generate: Callable = generate_responses,
-                      n_evaluation: int | None = None) -> float:
+                      generate: Callable = generate_responses) -> float:
     """Train the backbone in place, from its start; or, if it `goes_on`, the last part alone, with
     silences. Says now and then how many held-out texts it answers right; of these no more are asked
     than it learns from. Returns the mean loss at the end."""
     llada, device = model.llada, model.llada.wte.weight.device
     rng, held_out = stream("texts", seed), stream("held-out texts", seed)
-    evaluation = [text_example(held_out, True) for _ in range(n_evaluation or N_EVALUATION)]
+    evaluation = [text_example(held_out, True) for _ in range(config.n_held_out)]
     if not goes_on:
         init_backbone(llada.cpu(),
                       torch.Generator().manual_seed(seed_of("backbone", seed, "weights")))

@@ -27,6 +27,7 @@ class PretrainConfig:
     shortest_time: float = 0.3  # t is uniform from here to 1; the loss is not divided by t
     eos_weight: float = 0.1  # of every EOS but the first: they are easy and many
     letter_weight: float = 4.0  # of an answer's letter: hard, and one token among many
+    n_held_out: int = 1500  # texts that it is asked at the end; before that a fifth of them
     noise: float = 0.3  # standard deviation, on embeddings of the description, whose own is 1
 
 
