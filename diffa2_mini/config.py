@@ -64,7 +64,7 @@ class AdapterConfig(Ranged):
     qformer_layers: int = 2
     qformer_hidden: int = 3072  # inner width of the Q-Former's feed-forward
     semantic_stride: int = 4  # encoder frames per semantic embedding: 50 Hz -> 12.5 Hz
-    n_prompts: int = 20
+    n_prompts: int = 20  # prompt embeddings
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ class TextConfig(Ranged):
     tokenizer: str = "tokenizer.json"  # beside the backbone's weights; or a rank file in data/
     train_system: str = (
         "You are a helpful voice assistant. Imagine you can hear the audio clips. "
-        "Focus on the audios and respond directly to the prompts."
-    )
+        "Focus on the audios and respond directly to the prompts.")
     system: str = "You are a helpful voice assistant."  # at inference
     instruction: str = "Please transcribe the audio to text."  # the default question
     response_multiple: int = 32  # EOS fill a response, and are learned, up to a multiple of this
@@ -156,7 +155,7 @@ class DecodeConfig(Ranged):
                 "--refresh and --capture need --cache prefix or dual")
 
 
-# Parts of the model: what is spliced into the prompt, and, with LoRA, what is trained.
+# Parts of the model, spliced into the prompt, or trained; "prompts": the prompt embeddings.
 PROMPTS_AND_SEMANTIC, ACOUSTIC_AND_SEMANTIC = ("prompts", "semantic"), ("acoustic", "semantic")
 
 

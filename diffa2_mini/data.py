@@ -211,15 +211,15 @@ class BatchDataset:
             loaded = self.load_clips(examples) if self.load else {}
         except UserError as error:
             return error
-        made = [self.tokenize(number) for _, number in entries]
-        responses = [torch.tensor(ids) for _, answers in made for ids in answers]
+        tokenized = [self.tokenize(number) for _, number in entries]
+        responses = [torch.tensor(ids) for _, answers in tokenized for ids in answers]
         rngs = [stream(self.noise, self.seed, self.stage.number, *entry, which)
                 for entry in entries for which in range(1 + self.stage.preference)]
         response = pad_sequence(responses, batch_first=True, padding_value=self.tokenizer.eos_id)
         lengths = [len(ids) for ids in responses]
         valid = torch.arange(response.shape[1]) < torch.tensor(lengths)[:, None]  # [B or 2B, R]
-        return Batch(examples=examples, prompts=[prompt for prompt, _ in made], response=response,
-                     valid=valid, **loaded,
+        return Batch(examples=examples, prompts=[prompt for prompt, _ in tokenized],
+                     response=response, valid=valid, **loaded,
                      **self.mask(response, lengths, rngs, [*loaded.get("broken", {})]))
 
     def mask(self, response: Tensor, lengths: list[int], rngs: list[np.random.Generator],

@@ -30,8 +30,6 @@ SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_h
 WORD_PATTERN = r"[A-Z]\.| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\n|\s"
 SPLIT_TIMEOUT = 2  # seconds for a pattern to split a text: some would take years
 BEFORE_AUDIO = "This is the audio: "
-
-
 Split = Callable[[str], list[str]]  # a function of a module or a partial one: it can be pickled
 
 
