@@ -45,10 +45,9 @@ class Rule:
 
 def by_letter(prompt: str, letter_of: Callable[[str], str | None]) -> Rule:
     """The choice behind the letter that `letter_of` finds in a reply is to be the answer."""
-    return Rule(
-        prompt,
-        lambda reply, answer, choices: choice_at(letter_of(reply), choices) == answer,
-        lambda reply, choices: choice_at(letter_of(reply), choices) is not None)
+    return Rule(prompt,
+                lambda reply, answer, choices: choice_at(letter_of(reply), choices) == answer,
+                lambda reply, choices: choice_at(letter_of(reply), choices) is not None)
 
 
 MMSU = by_letter(
@@ -144,11 +143,11 @@ def choices_of(row: dict) -> list[str]:
 def rows_of(title: str, row: dict) -> list[str]:
     """The rows of a table in which a question counts: one for each combination of the values of its
     fields, each of which holds one, several, or none."""
-    fields = [row.get(name) for name in title.split(" / ")]
-    lists = [value if isinstance(value, list) else [value] for value in fields]
-    values = [[*dict.fromkeys(str(v) for v in each if v not in (None, ""))] or ["(none)"]
-              for each in lists]
-    return [" / ".join(each) for each in product(*values)]
+    columns = []
+    for name in title.split(" / "):
+        values = row.get(name) if isinstance(row.get(name), list) else [row.get(name)]
+        columns.append(dict.fromkeys(str(v) for v in values if v not in (None, "")) or ["(none)"])
+    return [" / ".join(each) for each in product(*columns)]
 
 
 def read_question(name: str, row: dict, id: str, root: Path,

@@ -62,7 +62,7 @@ class Validator:
     def print_sample(self, stage: StageConfig, examples: list[Example], step: int) -> None:
         """Answer one of the examples, another one each time, and print that."""
         example = examples[step * 7 % len(examples)]
-        (reply,) = self.answers(stage, [example])
+        reply = self.answers(stage, [example])[0]
         tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
                    f"    target {example.answer!r}, answer {reply!r}")
 
@@ -71,8 +71,7 @@ class Validator:
         dataset = BatchDataset(pairs, self.seed, stage, self.model.config, self.tokenizer,
                                noise="held-out answers")
         for start in range(0, len(pairs), stage.micro_batch):
-            numbers = range(len(pairs))[start:start + stage.micro_batch]
-            batch = dataset[[(0, i) for i in numbers]]
+            batch = dataset[[(0, i) for i in range(len(pairs))[start:start + stage.micro_batch]]]
             yield batch.encoded(self.features, self.features.device)
 
     @torch.no_grad()
@@ -97,11 +96,9 @@ class Validator:
 
 def print_ranking(figures: dict[str, float]) -> None:
     """Print what `rank_pairs` has found."""
-    found = "no held-out example has a rejected answer: how pairs are ranked is not measured"
-    if figures:
-        found = ("held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}"
-                 .format(**figures))
-    tqdm.write(f"  {found}")
+    found = "held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}"
+    none = "no held-out example has a rejected answer: how pairs are ranked is not measured"
+    tqdm.write("  " + (found.format(**figures) if figures else none))
 
 
 def print_incomplete(features: FeatureCache, examples: list[Example], world: World) -> None:
