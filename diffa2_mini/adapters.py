@@ -92,9 +92,9 @@ class QFormerLayer(nn.Module):
 class AcousticAdapter(nn.Module):
     """Hidden states of N taps [B, N, T, E] -> Q embeddings [B, Q, D].
 
-    Each tap has its own queries; all taps share one decoder, which attends to all T frames, those
-    of padding too. The outputs are averaged over taps with learned weights per query. The queries
-    themselves get no dropout: the released code bypasses BERT's embeddings, where it would be.
+    Each tap has its own queries. All taps share one decoder without an attention mask: it attends
+    to all T frames, those of padding too. The outputs are averaged over taps with learned weights
+    per query. The queries get no dropout: the release bypasses BERT's embeddings, which have it.
     """
 
     def __init__(self, config: AdapterConfig, whisper: WhisperConfig, out_width: int):

@@ -25,8 +25,6 @@ from torch import Tensor
 
 from .config import DecodeConfig
 
-# --------------------------------------------------------------------------------- which to commit
-
 
 def most_confident(confidence: Tensor, candidates: Tensor, k: int) -> Tensor:
     """Fixed schedule: the k candidates [B, R] of highest confidence [B, R], or all if there are
@@ -67,9 +65,6 @@ def commit(confidence: Tensor, candidates: Tensor, config: DecodeConfig, step: i
     if config.threshold is not None:
         return above_threshold(confidence, candidates, config.threshold)
     return most_confident(confidence, candidates, tokens_in_step(config, step))
-
-
-# ------------------------------------------------------------------------------------- the decoder
 
 
 def finished(tokens: Tensor, mask_id: int, eos_id: int) -> Tensor:

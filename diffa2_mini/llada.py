@@ -64,9 +64,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None,
                 cache=None) -> Tensor:
-        """x [B, S, D] -> [B, S, D]. `mask`, bool [B, 1, 1 or S, S], is True where a token may
-        attend. With a `cache`, x is only a slice of the sequence: `cache.update(k, v)` gives the
-        keys and values of all of it."""
+        """x [B, S, D] -> [B, S, D]. The attention mask, bool [B, 1, 1 or S, S], is True where a
+        token may attend. With a `cache`, x is only a slice of the sequence: `cache.update(k, v)`
+        gives the keys and values of all of it."""
         x = x + self.attention(x, rotation, mask, cache)
         return x + self.feed_forward(x)
 
@@ -108,8 +108,8 @@ class Llada(nn.Module):
         """Final hidden states [B, S - first, D] of the embeddings x [B, S, D] from `first` on.
 
         Args:
-            valid: bool [B, S], False at padding, which nothing attends to; or bool [B, S, S], True
-                where row may attend to column. None means no padding.
+            valid: bool [B, S], False at padding, which nothing attends to; or an attention mask,
+                bool [B, S, S], True where row may attend to column. None means no padding.
             positions: of each embedding, for the rotary embedding [B, S]. None means 0, 1, 2, ...
             caches: one per block. x is then a slice of the sequence, and `valid` is of all of it.
         """

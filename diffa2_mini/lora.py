@@ -44,19 +44,17 @@ class LoraLinear(nn.Linear):
 
 def add_lora(model: nn.Module, config: LoraConfig) -> None:
     """Put a LoraLinear in place of each linear layer whose name is one of `config.targets`."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if name in config.targets and not isinstance(child, LoraLinear):
-                setattr(module, name, LoraLinear(child, config))
+    for name, module in list(model.named_modules()):
+        if name.split(".")[-1] in config.targets and not isinstance(module, LoraLinear):
+            model.set_submodule(name, LoraLinear(module, config))
 
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
     """Fold every LoraLinear into a plain linear layer, for inference."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, LoraLinear):
-                setattr(module, name, child.merged())
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLinear):
+            model.set_submodule(name, module.merged())
 
 
 def set_dropout(part: nn.Module, p: float) -> None:

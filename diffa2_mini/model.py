@@ -49,17 +49,14 @@ class Audio:
 
 
 class Diffa2Model(nn.Module):
-    """The whole model. All of it is frozen until `train_only` names the parts to train.
-
-    Encoder and backbone, which are never trained, are made on the device `frozen_on`: on `meta`,
-    they take no memory until they are filled. `llada` is the backbone's class.
-    """
+    """The whole model, frozen until `train_only` names the parts to train. Encoder and backbone are
+    made on the device `frozen_on`: on `meta`, they take no memory until they are filled. `llada` is
+    the backbone's class."""
 
     def __init__(self, config: Config, frozen_on: str | None = None, llada: type[Llada] = Llada):
         super().__init__()
         self.config = config
-        width = config.llada.width
-        frozen = torch.device(frozen_on or torch.get_default_device())
+        width, frozen = config.llada.width, torch.device(frozen_on or torch.get_default_device())
         with frozen:
             self.whisper = WhisperEncoder(config.whisper)
         self.semantic_connector = SemanticAdapter(config.adapter, config.whisper.width, width)
@@ -88,17 +85,15 @@ class Diffa2Model(nn.Module):
     def embed_audio(self, audio: Audio, parts: tuple[str, ...]) -> list[Tensor]:
         """The embeddings [A, D] of each clip: those of `parts`, in this order, such as ("acoustic",
         "semantic")."""
-        by_part = [self.embed_part(audio, part) for part in parts]
-        return [torch.cat(embeddings) for embeddings in zip(*by_part, strict=True)]
-
-    def embed_part(self, audio: Audio, part: str) -> list[Tensor]:
-        """The embeddings [.., D] that one part gives for each clip."""
-        if part == "semantic":
+        found = {}  # part: its embeddings [.., D] of each clip
+        if "semantic" in parts:
             embeddings, n_valid = self.semantic_connector(audio.final, audio.n_frames)
-            return [row[:n] for row, n in zip(embeddings, n_valid.tolist(), strict=True)]
-        if part == "acoustic":
-            return list(self.acoustic_connector(audio.taps))  # [B, Q, D]
-        return list(self.trainable_prompts.weight.expand(len(audio.n_frames), -1, -1))
+            found["semantic"] = [row[:n] for row, n in zip(embeddings, n_valid.tolist())]
+        if "acoustic" in parts:
+            found["acoustic"] = self.acoustic_connector(audio.taps)  # [B, Q, D]
+        if "prompts" in parts:
+            found["prompts"] = self.trainable_prompts.weight.expand(len(audio.n_frames), -1, -1)
+        return [torch.cat(clip) for clip in zip(*(found[part] for part in parts), strict=True)]
 
     def splice(self, audio_embeddings: list[Tensor],
                prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
@@ -130,21 +125,17 @@ class Diffa2Model(nn.Module):
         the same clip one after another. `parts` are as for `embed_audio`.
         """
         n = len(response) // len(prompts)
-        embeddings = self.embed_audio(audio, parts)
-        embeddings = [row for row in embeddings for _ in range(n)]  # B -> B * n
+        embeddings = [row for row in self.embed_audio(audio, parts) for _ in range(n)]  # B -> B * n
         prompts = [prompt for prompt in prompts for _ in range(n)]
         return self.hidden_states(embeddings, prompts, response, valid)[select]
 
 
 def lay_out(lengths: Tensor, n_before: int, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the embeddings of a batch stand, and which of them are no padding.
+    """Positions [B, P + R] of the embeddings of a batch, and which are no padding, bool [B, P + R].
 
-    Args:
-        lengths: of the prompts with their audio, which are padded to P = `n_before` [B].
-        valid: bool [B, R], False at padding of the responses.
-
-    Returns positions [B, P + R] and validity, bool [B, P + R]. The positions of a response go on
-    where its prompt ends: with length 2 and P = 4 they are 0, 1, 2, 3, then 2, 3, ...
+    The prompts with their audio have `lengths` [B] and are padded to P = `n_before`; `valid`, bool
+    [B, R], is False at padding of the responses. The positions of a response go on where its prompt
+    ends: with length 2 and P = 4 they are 0, 1, 2, 3, then 2, 3, ...
     """
     columns = torch.arange(n_before, device=valid.device).expand(len(lengths), -1)  # [B, P]
     after = lengths[:, None] + torch.arange(valid.shape[1], device=valid.device)  # [B, R]
