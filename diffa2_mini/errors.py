@@ -16,7 +16,9 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_contents(path: Path, what: str) -> None:
-    """Raise UserError if the file is a pointer of Git LFS, left in place of `what` by a clone."""
+    """Raise UserError if there is no such file, or a pointer of Git LFS, left in place of `what` by
+    a clone."""
+    require(Path(path).is_file(), f"{path}: expected {what}, found no such file")
     with open(path, "rb") as file:
         require(file.read(len(LFS_POINTER)) != LFS_POINTER,
                 f"{path}: expected {what}, got a pointer of Git LFS in its place; get the file "
@@ -25,7 +27,6 @@ def require_contents(path: Path, what: str) -> None:
 
 def read_text(path: Path, what: str) -> str:
     """The text of a file. Raises UserError unless it is there, is no pointer, and is in UTF-8."""
-    require(Path(path).is_file(), f"{path}: expected {what}, found no such file")
     require_contents(path, what)
     try:
         return Path(path).read_text(encoding="utf-8-sig")  # Windows may put a mark first

@@ -9,20 +9,18 @@ package's top that imports the faster ways of fast/.
 """
 
 import dataclasses
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from . import weights
 from .audio import encoder_frames, load_audio, log_mel, resample
-from .config import SIZES, Config, DecodeConfig
+from .config import SIZES, DecodeConfig
 from .errors import require
 from .fast.device import autocast, choose_device
 from .fast.generate import Step, generate
@@ -30,48 +28,11 @@ from .fast.llada import FastLlada
 from .fast.state import DecodingState
 from .lora import merge_lora
 from .model import Diffa2Model
-from .published.sources import load_tokenizer, locate, locate_all
+from .published.sources import load_tokenizer
 from .tokenizer import Tokenizer
-from .training.checkpoint import Checkpoint, load_checkpoint, require_same_parts
+from .training.source import Source, find_source
 
 Clip = str | Path | tuple[np.ndarray, int]  # a sound file, or samples and their rate in Hz
-
-
-class Source(NamedTuple):
-    """Where a model comes from."""
-
-    config: Config
-    trained: Checkpoint | None
-    paths: dict[str, Path]  # of whisper and llada, and of diffa2 if there is no checkpoint
-    fingerprints: dict[str, str]  # of what is at `paths`
-
-
-def find_source(size: str | None = None, checkpoint: str | Path | None = None,
-                sources: dict[str, str | None] | None = None, other_parts: bool = False) -> Source:
-    """Where the model of a size or of a checkpoint is; `sources` as for `Diffa2.from_pretrained`.
-    Raises UserError if something is missing, or if the checkpoint was trained on other frozen parts
-    and `other_parts` are not allowed."""
-    given = dict.fromkeys(("whisper", "llada", "diffa2")) | (sources or {})
-    require(len(given) == 3, f"expected sources of whisper, llada and diffa2, got {list(given)}")
-    published = given.pop("diffa2")
-    require(not (published and checkpoint),
-            "--diffa2 and --checkpoint exclude each other; choose one")
-    if published or not (checkpoint or SIZES[size or "toy"][0].from_scratch):
-        size = size or "full"
-        paths = locate_all(given | {"diffa2": published}, size)
-        return Source(SIZES[size][0], None, paths, weights.fingerprints_of(paths))
-    path = Path(checkpoint or locate(None, "diffa2", size or "toy"))
-    trained = load_checkpoint(path)
-    found = trained.config.size
-    require(size in (None, found), f"{path}: is of size {found}, not {size}; leave --size out")
-    paths = locate_all(given, found)
-    source = Source(trained.config, trained, paths, weights.fingerprints_of(paths))
-    if not other_parts:
-        require_same_parts(path, trained, source.fingerprints)
-    if not trained.fingerprints and any(given.values()):
-        print(f"note: {path} does not tell which encoder and backbone it was trained on",
-              file=sys.stderr)
-    return source
 
 
 def decode_settings(default: DecodeConfig, **changes) -> DecodeConfig:

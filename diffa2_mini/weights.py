@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .config import ACOUSTIC_AND_SEMANTIC, ASSETS, PROMPTS_AND_SEMANTIC, Config
-from .errors import UserError, out_of_memory, require, require_contents
+from .errors import UserError, out_of_memory, read_text, require, require_contents
 from .llada import Llada
 from .model import Diffa2Model, part_of
 
@@ -61,12 +61,6 @@ LAYOUTS = {  # patterns of the names that we do not need, and of those to be rep
 }
 
 
-def moved(path: Path) -> str:
-    """Where a file that earlier versions shipped in data/ is now, to be added to an error."""
-    is_old = path.parent.name == "data" and (ASSETS / path.name).is_file()
-    return f"; it is now {ASSETS / path.name}" if is_old else ""
-
-
 def files_in(path: Path) -> list[Path]:
     """The files that hold the weights of a folder, in the order of preference; a file is itself."""
     if not path.is_dir():
@@ -74,9 +68,9 @@ def files_in(path: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = path / f"{name}.index.json"
         if index.is_file():
-            require_contents(index, "an index of shards")
+            text = read_text(index, "an index of shards")
             try:
-                shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+                shards = json.loads(text)["weight_map"].values()
                 return [path / shard for shard in sorted(set(shards))]
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{index}: expected a weight_map of shards, got {error!r}; "
@@ -93,8 +87,6 @@ def files_in(path: Path) -> list[Path]:
 def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, memory-mapped, and its metadata. Raises UserError if it is
     missing or damaged; `what` names what was expected."""
-    path = Path(path)
-    require(path.is_file(), f"{path}: expected {what}, found no such file{moved(path)}")
     require_contents(path, what)
     try:
         with safe_open(path, framework="pt") as file:
@@ -107,7 +99,6 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
 def unpickle(path: Path, what: str) -> dict[str, Tensor]:
     """The tensors of a .pt or .bin file, memory-mapped. Such a file can hold code: it is refused,
     and nothing is run."""
-    require(path.is_file(), f"{path}: expected {what}, found no such file")
     require_contents(path, what)
     try:  # files older than torch 1.6 are no archives, and cannot be mapped
         found = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

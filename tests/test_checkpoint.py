@@ -318,7 +318,7 @@ def test_other_parts_than_a_checkpoint_was_trained_on_are_named(tmp_path, config
                   fingerprints={"whisper": "a", "llada": "b", "start": "c"})
     require_same_parts(tmp_path, found, {"whisper": "a", "llada": "b"})
     message = error_of(require_same_parts, tmp_path, found, {"whisper": "a", "llada": "c"})
-    assert "on other weights than those of --llada; " in message and "--other-parts" in message
+    assert "on another backbone (--llada); " in message and "--other-parts" in message
 
 
 def test_a_shared_copy_still_knows_what_it_belongs_to(tmp_path, model):

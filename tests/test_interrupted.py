@@ -249,10 +249,10 @@ SETTINGS = [(["--seed", "7"], "was begun with seed 42, got 7"),
             (["--steps", "8"], "was begun with steps 4, got 8"),
             (["--warmup", "2"], "was begun with warmup 1, got 2"),
             (["--dtype", "bfloat16"], "was begun with dtype float32, got bfloat16"),
-            (["--whisper", "OTHER"], "was begun with other weights than those of --whisper"),
-            (["--llada", "OTHER"], "was begun with other weights than those of --llada"),
+            (["--whisper", "OTHER"], "was begun with another encoder (--whisper)"),
+            (["--llada", "OTHER"], "was begun with another backbone (--llada)"),
             (["--data", "OTHER"], "was begun with another manifest (--data)"),
-            (["--init", "OTHER"], "was begun with another start than these weights (--init")]
+            (["--init", "OTHER"], "was begun with another start (--init")]
 
 
 @pytest.mark.parametrize("done", [False, True])
@@ -292,7 +292,7 @@ def test_preferences_go_on_against_their_own_reference(world, whole, tmp_path, c
     next(iter(before.model.values())).view(-1)[0] += 1
     save_checkpoint(tmp_path / "stage3.safetensors", before)  # another stage 3, in --out
     error = refused(capsys, *command(world, tmp_path, *arguments)[2:])
-    assert "another start than these weights" in error
+    assert "another start (--init" in error
     train_here(world, tmp_path, *arguments, "--init", str(whole[0] / "stage3.safetensors"))
     assert same(tmp_path, whole[0], stages=(4,))
 

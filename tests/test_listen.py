@@ -16,8 +16,9 @@ import diffa2_mini
 from diffa2_mini import Diffa2, weights
 from diffa2_mini.config import DATA, SIZES
 from diffa2_mini.errors import UserError
-from diffa2_mini.listen import decode_settings, find_source
+from diffa2_mini.listen import decode_settings
 from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
+from diffa2_mini.training.source import find_source
 
 CLIPS = [DATA / "clips" / f"{name}.wav"
          for name in ("three_one_four", "siren_bell_drum", "minor_arpeggio")]
@@ -126,7 +127,7 @@ def test_a_model_comes_from_a_size_a_checkpoint_or_a_folder_of_training(diffa2, 
     (dict(name="full"), "hf download zhoujiaming777/DIFFA-2"),
     (dict(name="small"), "python train.py --stage 1 --size small makes some"),
     (dict(checkpoint="gone.safetensors"),
-     "gone.safetensors: expected a checkpoint (python train.py makes one), found no such file"),
+     "gone.safetensors: expected a checkpoint, found no such file; python train.py"),
     (dict(checkpoint="data/toy_diffa2.safetensors"), f"it is now {weights.SHIPPED['diffa2']}"),
     (dict(sources={"whisper": "data/toy_whisper.safetensors"}),
      f"it is now {weights.SHIPPED['whisper']}"),

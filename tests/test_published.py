@@ -21,10 +21,11 @@ from diffa2_mini.config import DATA, AdapterConfig, AudioConfig, Config, DecodeC
 from diffa2_mini.errors import UserError
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
-from diffa2_mini.listen import Diffa2, find_source
+from diffa2_mini.listen import Diffa2
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer, locate
 from diffa2_mini.training.export import save_diffa2
+from diffa2_mini.training.source import find_source
 from diffa2_mini.weights import load_diffa2, load_part, trained_tensors
 from diffa2_mini.whisper import WhisperEncoder
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..config import ASSETS, Config
 from ..errors import UserError, require
 from ..tokenizer import Tokenizer
-from ..weights import SHIPPED, WHAT, files_in, moved
+from ..weights import SHIPPED, WHAT, files_in
 from .tokenizer_json import read_tokenizer_json
 
 LLADA = "GSAI-ML/LLaDA-8B-Instruct"
@@ -44,6 +44,12 @@ def is_complete(folder: Path, part: str) -> bool:
         return False
     needed += [folder / "tokenizer.json"] if part == "llada" else []
     return all(file.is_file() for file in needed)
+
+
+def moved(path: Path) -> str:
+    """Where a file that earlier versions shipped in data/ is now, to be added to an error."""
+    is_old = path.parent.name == "data" and (ASSETS / path.name).is_file()
+    return f"; it is now {ASSETS / path.name}" if is_old else ""
 
 
 def locate_all(sources: dict[str, str | Path | None], size: str) -> dict[str, Path]:

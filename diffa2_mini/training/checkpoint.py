@@ -18,15 +18,15 @@ from torch import Tensor
 
 from ..config import Config, DecodeConfig, StageConfig, from_dict
 from ..errors import require
+from ..published.sources import moved
 from ..weights import read_tensors
 from .files import save_tensors
 
 FORMAT = "diffa2_mini 3"  # of a checkpoint
 PREVIOUS_FORMAT = "diffa2_mini 2"  # had no settings and no fingerprints; other noise was drawn
 ORIGINS = {  # what a checkpoint has fingerprints of, and what to say of others
-    "whisper": "other weights than those of --whisper",
-    "llada": "other weights than those of --llada",
-    "start": "another start than these weights (--init, --diffa2 or the stage before)",
+    "whisper": "another encoder (--whisper)", "llada": "another backbone (--llada)",
+    "start": "another start (--init, --diffa2 or the stage before)",
     "manifest": "another manifest (--data)"}
 
 
@@ -70,7 +70,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, keep: Callable | None = 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint into memory: Windows replaces no file that is mapped, and the next save is
     to replace this one. Raises UserError if the file is missing, cut, or not one of ours."""
-    tensors, metadata = read_tensors(path, "a checkpoint (python train.py makes one)")
+    require(path.is_file(), f"{path}: expected a checkpoint, found no such file"
+                            f"{moved(path) or '; python train.py makes one'}")
+    tensors, metadata = read_tensors(path, "a checkpoint")
     found = metadata.get("format", "another safetensors file")
     require(found in (FORMAT, PREVIOUS_FORMAT),
             f"{path}: expected a checkpoint of '{FORMAT}', got {found!r}")
