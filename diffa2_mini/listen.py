@@ -30,7 +30,7 @@ from .lora import merge_lora
 from .model import Diffa2Model
 from .published.sources import load_tokenizer
 from .tokenizer import Tokenizer
-from .training.source import Source, find_source
+from .training.model_source import Source, find_source
 
 Clip = str | Path | tuple[np.ndarray, int]  # a sound file, or samples and their rate in Hz
 

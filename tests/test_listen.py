@@ -18,7 +18,7 @@ from diffa2_mini.config import DATA, SIZES
 from diffa2_mini.errors import UserError
 from diffa2_mini.listen import decode_settings
 from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
-from diffa2_mini.training.source import find_source
+from diffa2_mini.training.model_source import find_source
 
 CLIPS = [DATA / "clips" / f"{name}.wav"
          for name in ("three_one_four", "siren_bell_drum", "minor_arpeggio")]

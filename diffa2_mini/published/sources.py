@@ -69,9 +69,11 @@ def locate_all(sources: dict[str, str | Path | None], size: str) -> dict[str, Pa
             form = " model.safetensors" if part == "whisper" else ""  # of several forms there
             downloads.append(f"hf download {name}{form} --local-dir weights/{name}")
         elif not found[part].exists():
-            how = f"python train.py --stage {int(part == 'diffa2')} --size {size} makes some"
-            how = moved(here) or f"; {how if size in ('toy', 'small') else f'check --{part}'}"
-            raise UserError(f"{source}: expected {WHAT[part]}, found no such file or folder{how}")
+            stage, how = 1 if part == "diffa2" else 0, f"; check --{part}"
+            if size in ("toy", "small"):
+                how = f"; python train.py --stage {stage} --size {size} makes some"
+            raise UserError(f"{source}: expected {WHAT[part]}, found no such file or folder"
+                            f"{moved(here) or how}")
     require(not downloads, "found no such file or folder, nor a download in weights/ or in the "
                            f"Hugging Face hub's cache; get them: {' && '.join(downloads)}")
     return found

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import Config, DecodeConfig, StageConfig, from_dict
+from ..config import Config, StageConfig, from_dict
 from ..errors import require
 from ..published.sources import moved
 from ..weights import read_tensors
@@ -102,8 +102,7 @@ def differences(was: dict, now: dict) -> list[str]:
 
 def config_differences(was: Config, now: Config) -> list[str]:
     """What differs of two models that train; how they decode decides nothing of it."""
-    return differences(*(dataclasses.asdict(dataclasses.replace(config, decode=DecodeConfig()))
-                         for config in (was, now)))
+    return differences(*(dataclasses.asdict(each) | {"decode": None} for each in (was, now)))
 
 
 def other_origins(was: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -113,8 +112,8 @@ def other_origins(was: dict[str, str], now: dict[str, str]) -> list[str]:
 
 def require_same_parts(path: Path, found: Checkpoint, fingerprints: dict[str, str]) -> None:
     """Raise UserError unless a checkpoint was trained on the frozen parts of `fingerprints`."""
-    parts = {part: fingerprints[part] for part in ("whisper", "llada")}
-    wrong = other_origins(found.fingerprints, parts)
+    wrong = other_origins(found.fingerprints,
+                          {part: fingerprints[part] for part in ("whisper", "llada")})
     require(not wrong, f"{path}: was trained on {' and '.join(wrong)}; name those that it was "
                        "trained on, or take these all the same: --other-parts")
 
