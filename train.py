@@ -59,22 +59,13 @@ from diffa2_mini.view import curves
 # ------------------------------------------------------------------------------- data and the model
 
 
-def default_data(args: argparse.Namespace) -> Path:
-    """The toy world, made if it is missing, or the prepared LibriSpeech. Raises UserError."""
-    config = SIZES[args.size][0]
-    if config.from_scratch or args.random_weights:
-        return toy.make_world(DATA / "toy")
-    return prepared_data(args.size, args.stages)
-
-
 def build_model(args: argparse.Namespace, paths: dict[str, Path], device: torch.device,
                 dtype: torch.dtype) -> Diffa2Model:
     """The model: frozen parts from `paths`, adapters from there too if they are among them. What is
     not there is random."""
     config = SIZES[args.size][0]
     torch.manual_seed(seed_of("weights", args.seed, 0))  # of the adapters and the prompts
-    # a model that is sharded later need not fit the device now
-    home = torch.device("cpu") if args.shard else device
+    home = torch.device("cpu") if args.shard else device  # which it need not fit as a whole
     model = weights.build(config, None if args.random_weights else paths, home, dtype, FastLlada)
     if args.random_weights:
         fill_at_random(home, dtype, model.whisper, model.llada)
@@ -94,8 +85,10 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     print(f"{why}, {world.size} processes of {torch.get_num_threads()} threads, "
           f"seed {args.seed}, size {args.size}")
     paths = locate_all({"diffa2": args.diffa2} if args.diffa2 else {}, args.size)
-    with world.main_first():  # which may have to make the toy world
-        path = args.data or default_data(args)
+    path, is_toy = args.data, config.from_scratch or args.random_weights
+    if not path:
+        with world.main_first():  # which may have to make the toy world
+            path = toy.make_world(DATA / "toy") if is_toy else prepared_data(args.size, args.stages)
     tokenizer = load_tokenizer(config, args.llada, args.random_weights)
     if not args.random_weights:
         paths |= locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
@@ -130,10 +123,8 @@ def start_stage(args: argparse.Namespace, run: Run, stage: StageConfig, init: Ch
         shard_blocks(model.llada.blocks, run.world, run.device)
         model.to(run.device)
     run.world.broadcast_parameters(list(trained.values()))
-    reference = {}
-    if stage.preference:
-        reference = {name: tensor.clone()
-                     for name, tensor in weights.trained_tensors(model).items()}
+    tensors = weights.trained_tensors(model) if stage.preference else {}
+    reference = {name: tensor.clone() for name, tensor in tensors.items()}
     optimizer = adamw(trained, stage.lr, stage.betas, stage.weight_decay)
     if resumed:
         weights.restore(model, resumed.model, "the checkpoint")

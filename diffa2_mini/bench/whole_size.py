@@ -91,8 +91,8 @@ def best_training(diffa2: Diffa2, stage: StageConfig, runs: int) -> Row:
             (row,) = take_turns(best.case, {f"{n} at once": step}, runs, diffa2.device)
         except torch.OutOfMemoryError:
             return best
-        mfu = dry_run.throughput(config, stage, dry_run.shape_of(config, stage, n), row.median,
-                                 matmul_ceiling(diffa2.device, diffa2.dtype))["mfu"]
+        flops = dry_run.step_flops(config, stage, dry_run.shape_of(config, stage, n))
+        mfu = flops / row.median / matmul_ceiling(diffa2.device, diffa2.dtype)
         if mfu <= (best.ratio or 0):
             return best
         best, n = dataclasses.replace(row, ratio=mfu, **about), 2 * n

@@ -72,9 +72,6 @@ def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int,
     return counts
 
 
-# ------------------------------------------------------------------------------------------- memory
-
-
 def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int,
                      recompute: str) -> int:
     """Peak of what the forward pass keeps and the backward pass adds, with `width` bytes per number
@@ -123,9 +120,6 @@ def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width
             "copies of what is trained, for autocast": 2 * ours if width == 2 else 0}
 
 
-# ----------------------------------------------------------------------------------- operations
-
-
 def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
     """Floating-point operations that a forward and backward pass need: two per weight and token
     each way, as a frozen weight has no gradient of its own. What recomputation repeats does not
@@ -145,17 +139,6 @@ def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
     return 2 * forward + attention_gradients + encoder + reference
 
 
-def throughput(config: Config, stage: StageConfig, shape: Shape, seconds: float,
-               ceiling: float) -> dict[str, float]:
-    """How fast a step was: tokens a second, padding not counted, and its share of the operations
-    that a `ceiling` allows in that time (model FLOPs utilisation)."""
-    return {"tokens_per_second": shape.tokens / seconds,
-            "mfu": step_flops(config, stage, shape) / seconds / ceiling}
-
-
-# ----------------------------------------------------------------------------------------- the plan
-
-
 @dataclass(frozen=True)
 class Plan:
     """How the stages would be run."""
@@ -164,12 +147,6 @@ class Plan:
     recompute: str
     processes: int = 1
     shard: bool = False
-
-    def width(self, config: Config) -> int:
-        """Bytes per number of the frozen parts."""
-        if self.dtype == "auto":
-            return 4 if config.from_scratch and not torch.cuda.is_available() else 2
-        return DTYPES[self.dtype].itemsize
 
 
 def gpu() -> tuple[str, float]:
@@ -208,18 +185,18 @@ def hours_of(config: Config, stage: StageConfig, n_examples: int, plan: Plan) ->
 def plan_of_stage(config: Config, stage: StageConfig, examples: tuple[int, str], plan: Plan) -> str:
     """The plan of one stage, as text, with the memory of each process. `examples` are how many an
     epoch has, and the source of that number."""
-    counts, width = count_parameters(config, stage), plan.width(config)
-    parts = [("part", "parameters", "trained")]
-    parts += [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
+    counts = count_parameters(config, stage)
+    parts = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
+    auto = "float32" if config.from_scratch and not torch.cuda.is_available() else "bfloat16"
+    width = DTYPES[auto if plan.dtype == "auto" else plan.dtype].itemsize
     away = split_away(config, plan.processes) if plan.shard else 0
     memory = resident_bytes(counts, stage, width, away)
     again = "" if plan.recompute == "nothing" else f", {plan.recompute} recomputed"
     memory[f"activations, {stage.micro_batch} at once{again}"] = activation_bytes(
         config, stage, shape_of(config, stage, stage.micro_batch), width, plan.recompute)
     memory["estimated peak memory"] = sum(memory.values())
-    step, (n_examples, source), (name, peak) = (
-        shape_of(config, stage, stage.batch_size), examples, gpu())
-    cards = "one" if plan.processes == 1 else plan.processes
+    step, (n_examples, source) = shape_of(config, stage, stage.batch_size), examples
+    cards, (name, peak) = "one" if plan.processes == 1 else plan.processes, gpu()
     work = [("tokens per step", f"{step.tokens:,}"),
             ("operations per step", f"{step_flops(config, stage, step):.3g}"),
             ("examples per epoch", f"{n_examples:,} ({source})"),
@@ -228,7 +205,8 @@ def plan_of_stage(config: Config, stage: StageConfig, examples: tuple[int, str],
              f"{hours_of(config, stage, n_examples, plan):,.2f}")]
     return "\n".join([
         f"\nstage {stage.number}, {stage.title}; clips of {config.audio.max_seconds} s, "
-        f"{RESPONSE} response tokens", columns(parts),
+        f"{RESPONSE} response tokens",
+        columns([("part", "parameters", "trained"), *parts]),
         f"trainable parameters: {sum(trained for _, trained in counts.values()):,}",
         columns([(what, f"{size / GIB:.2f} GiB") for what, size in memory.items() if size]),
         columns(work)])

@@ -101,15 +101,14 @@ class FeatureCache:
         a part of them. `progress` wraps the list of paths. Returns what is wrong with clips that
         cannot be read. Raises UserError if there is one and `skip_broken` is off, or if the
         folder's disk has too little space."""
-        paths = list(dict.fromkeys(paths)) if self.keeps_features else []
+        paths, broken = list(dict.fromkeys(paths)) if self.keeps_features else [], []
         if self.folder:
             # dealt out before looking which are there, as other processes change that
             paths = paths[world.rank::world.size]
             missing = [path for path in paths if not self.file_of(path).exists()]
             self.check_space(sum(world.gather([len(missing)])))
             paths = paths if self.keep else missing
-        paths, broken = [path for path in paths if path not in self.memory], []
-        for path in progress(paths):
+        for path in progress([path for path in paths if path not in self.memory]):
             try:
                 self.get(path)
             except UserError as error:
@@ -131,8 +130,5 @@ class FeatureCache:
     def __call__(self, paths: list[Path], clips: list[tuple[Tensor, int]] | None = None) -> Audio:
         """Hidden states of a batch of clips: from `clips`, log-mels [n_mels, M] with their numbers
         of frames, if given; else from what is kept or the files."""
-        if clips:
-            audios = [self.encode(*clip) for clip in clips]
-        else:
-            audios = [self.get(path) for path in paths]
+        audios = [self.encode(*clip) for clip in clips] if clips else list(map(self.get, paths))
         return Audio(*(torch.stack([getattr(audio, name) for audio in audios]) for name in NAMES))

@@ -5,8 +5,8 @@ import glob
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -41,6 +41,21 @@ def keep_previous(path: Path) -> None:
         shutil.copyfile(path, previous(path))
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is written in this block. Raises UserError where that fails,
+    as when the disk is full."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last is torch's
+        if out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: could not be written ({reason}); free some space or choose "
+                        "another place") from None
+
+
 def write_whole(path: Path, write_to: Callable[[Path], None], keep: Callable | None = None) -> None:
     """Have `write_to` write a file under a temporary name and then rename it, so that either all of
     it is there or nothing. `keep` is called with the path of a file that is about to be replaced.
@@ -48,19 +63,13 @@ def write_whole(path: Path, write_to: Callable[[Path], None], keep: Callable | N
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_to(temporary)
-        with open(temporary, "r+b") as file:  # Windows can sync no file that is open for reading
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            keep(path)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # the last is torch's
-        if out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: could not be written ({reason}); free some space or choose "
-                        "another place") from None
+        with writing(path):
+            write_to(temporary)
+            with open(temporary, "r+b") as file:  # Windows cannot sync what is open for reading
+                os.fsync(file.fileno())
+            if keep and path.exists():
+                keep(path)
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -75,13 +84,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 def append(path: Path, text: str) -> None:
     """Write at the end of a file, at once. Raises UserError when the disk is full."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"{path}: could not be written ({error.strerror}); free some space, then "
-                        "start again") from None
+    with writing(path), open(path, "a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def load_last(path: Path, load: Callable):
@@ -102,17 +106,15 @@ def lock(out: Path, name: str = ""):
     """Hold a run's folder, or the file of this name in it, until the returned file is closed or
     this process ends, whatever becomes of those that load audio for it. Raises UserError if another
     run holds it."""
-    what = out / name
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = open(out / (f".{name}.lock" if name else ".lock"), "w")
-        if fcntl:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{what}: another run is writing here; wait for it, or choose another "
-                        "--out") from None
-    except OSError as error:
-        raise UserError(f"{what}: cannot be written to ({error}); choose another --out") from None
+    path = out / (f".{name}.lock" if name else ".lock")
+    with writing(path):
+        file = open(path, "w")
+        try:
+            if fcntl:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{out / name}: another run is writing here; wait for it, or choose "
+                            "another --out") from None
     for path in out.glob(f".{glob.escape(name)}*.tmp"):  # what a killed run was writing
         path.unlink()
     return file

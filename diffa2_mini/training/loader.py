@@ -4,7 +4,6 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 
 import torch
 from torch.utils.data import DataLoader
@@ -63,7 +62,7 @@ class StageLoader:
         loader = DataLoader(dataset, sampler=(piece for *_, pieces in ahead for piece in pieces),
                             batch_size=None, num_workers=n_workers, generator=torch.Generator(),
                             worker_init_fn=leave_process_group if n_workers else None)
-        with signals_blocked() if n_workers else nullcontext():
+        with signals_blocked():
             self.batches = iter(loader)
         self.waited = 0.0  # total seconds of waiting for batches
 

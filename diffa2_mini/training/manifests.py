@@ -58,8 +58,6 @@ def load_data(data: DataConfig, size: str, numbers: list[int], unfinished: list[
     """All that stages `numbers` of a size need, of which the `unfinished` are to be trained. A
     manifest that two stages read alike is read once. Raises UserError."""
     config, stages = SIZES[size]
-    require(data.path.exists(),
-            f"--data {data.path}: expected a manifest or a folder of manifests, found nothing")
     is_folder = data.path.is_dir()
     manifests = {number: data.path / f"{stages[number].data}.json" if is_folder else data.path
                  for number in numbers}
@@ -89,22 +87,22 @@ def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokeniz
                 ) -> str:
     """Which examples cannot be learnt whole, in one line; empty if all can."""
     limit, seconds, length = stage.max_tokens, config.audio.max_seconds, config.decode.gen_length
-    too_long = {f"with text beyond {limit:,} tokens, which is cut": [],
-                f"with a clip beyond the {seconds} s that the model takes": [],
-                f"with an answer beyond the {length:,} tokens that it writes": []}
-    texts, clips, long_answers = too_long.values()
     count = cache(lambda text: len(tokenizer.encode(text)))
     count_prompt = cache(
         lambda text: len(tokenizer.prompt(config.text.train_system, text).ids))
-    for example in data:
-        name = example.path.name
+
+    def is_cut(example: Example) -> bool:
         answers = [example.answer] + [example.rejected] * stage.preference
         n_tokens = count_prompt(example.instruction) + max(map(count, answers))
-        if n_tokens + 1 > limit:  # 1 for `<|eot_id|>`
-            texts.append(name)
-        if example.seconds > seconds:
-            clips.append(name)
-        if count(example.answer) > length:
-            long_answers.append(name)
+        return n_tokens + 1 > limit  # 1 for `<|eot_id|>`
+
+    checks = {
+        f"with text beyond {limit:,} tokens, which is cut": is_cut,
+        f"with a clip beyond the {seconds} s that the model takes":
+            lambda example: example.seconds > seconds,
+        f"with an answer beyond the {length:,} tokens that it writes":
+            lambda example: count(example.answer) > length}
+    found = {what: [each.path.name for each in data if is_wrong(each)]
+             for what, is_wrong in checks.items()}
     return "; ".join(f"{len(names):,} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-                     for what, names in too_long.items() if names)
+                     for what, names in found.items() if names)

@@ -92,13 +92,11 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
 def count_processes(args: argparse.Namespace) -> int:
     """How many processes torchrun has started; for a dry run, those of --processes. Raises
     UserError."""
-    started = os.environ.get("WORLD_SIZE", "1")
-    require(started.isdecimal() and int(started),
-            f"expected WORLD_SIZE, a number of processes, from torchrun, got {started!r}; unset it")
-    require(args.processes in (None, int(started)) or args.dry_run,
-            f"--processes {args.processes}: got {int(started)}; start them with: "
-            f"torchrun --nproc_per_node={args.processes} train.py")
-    return args.processes or int(started)
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    require(args.processes in (None, started) or args.dry_run,
+            f"--processes {args.processes}: got {started}; start them with: torchrun "
+            f"--nproc_per_node={args.processes} train.py")
+    return args.processes or started
 
 
 def check_arguments(args: argparse.Namespace) -> None:

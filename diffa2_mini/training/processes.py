@@ -18,6 +18,7 @@ from datetime import timedelta
 import torch
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..errors import UserError, out_of_memory, require
 
@@ -110,11 +111,10 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
         if self.size == 1:
             return
-        flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        gradients = [parameter.grad for parameter in parameters]
+        flat = parameters_to_vector(gradients)
         distributed.all_reduce(flat, group=self.step_group)
-        sizes = [parameter.numel() for parameter in parameters]
-        for parameter, total in zip(parameters, flat.split(sizes)):
-            parameter.grad.copy_(total.view_as(parameter))
+        vector_to_parameters(flat, gradients)
 
 
 ALONE = World()
@@ -157,8 +157,8 @@ def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
         if not has_lost_another(error):
             raise
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"process {world.rank} of {world.size} has lost another ({reason}); see "
-                        "that one's message, and go on with --resume") from None
+        raise UserError(f"process {world.rank} of {world.size} has lost another, which has ended "
+                        f"or hangs ({reason}); go on with --resume") from None
 
 
 def shard_blocks(blocks: nn.ModuleList, world: World, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from ..command.script import progress
 from ..config import StageConfig
-from .dry_run import Shape, throughput
+from .dry_run import Shape, step_flops
 from .loader import StageLoader
 from .log import finite
 from .run import Run
@@ -62,16 +62,18 @@ class StageProgress:
 
     def end_step(self, row: dict, lengths: list[tuple[int, int]], n_masked: int, n_broken: int
                  ) -> dict[str, float]:
-        """How fast a step was, on answers of these `lengths`, for the log. `row` is what else the
-        log has of it; the bar shows some of both."""
-        run, stage = self.run, self.stage
+        """How fast a step was, on answers of these `lengths`, for the log: `mfu` is its share of
+        the operations that the device can do in that time (model FLOPs utilisation). `row` is what
+        else the log has of it; the bar shows some of both."""
+        run, stage, seconds = self.run, self.stage, time.perf_counter() - self.step_start
         n_clips = 0 if run.features.keeps_features else stage.batch_size  # to be encoded
         shape = Shape(n_clips, lengths * (stage.vrpo_samples if stage.preference else 1), n_masked)
-        speed = throughput(run.model.config, stage, shape, time.perf_counter() - self.step_start,
-                           run.peak_flops)
-        speed["data_wait"] = self.waited - self.waited_before
+        flops = step_flops(run.model.config, stage, shape)
         n_examples = stage.batch_size * (row["step"] - self.first_step)
-        speed["examples_per_second"] = n_examples / self.seconds
+        speed = {"tokens_per_second": shape.tokens / seconds,  # padding is not counted
+                 "mfu": flops / seconds / run.peak_flops,
+                 "data_wait": self.waited - self.waited_before,
+                 "examples_per_second": n_examples / self.seconds}
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['lr']:.1e}",
                              examples_s=f"{speed['examples_per_second']:.0f}",
                              tokens_s=f"{speed['tokens_per_second']:.0f}",

@@ -59,8 +59,8 @@ def signals_blocked() -> Iterator[None]:
 
 def leave_process_group(worker: int) -> None:
     """Protect a loading process from signals to the whole process group, as torchrun and a terminal
-    send them: the training process that it works for still has to finish its step and save. The
-    loading process ends when that one does, however it ends."""
+    send them: the training process that it works for still has to finish its step and save. It can
+    still be terminated alone: it ends when that process does, however that ends."""
     if hasattr(os, "setpgrp"):  # Windows has no such groups
         os.setpgrp()
         while signal.sigpending() & STOP_SIGNALS:  # discard what has been delayed
