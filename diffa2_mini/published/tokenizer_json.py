@@ -41,37 +41,32 @@ def build_tokenizer(data: dict) -> Tokenizer:
     """The tokenizer from the contents of a tokenizer.json. Raises UserError, or what Python raises
     where something is missing or of another kind."""
     model, added = data["model"], data.get("added_tokens") or []
-    check_features(model, added, data.get("normalizer"))
     special = {token["content"]: token["id"] for token in added if token["special"]}
     words = {token["content"]: token["id"] for token in added if not token["special"]}
-    ids = {to_bytes(token): i for token, i in model["vocab"].items()
-           if token not in special | words}
-    check_ids(special, [*special.values(), *words.values(), *ids.values()])
+    check(model, added, data.get("normalizer"), special)
+    apart = special | words
+    ids = {to_bytes(token): i for token, i in model["vocab"].items() if token not in apart}
+    every = [*special.values(), *words.values(), *ids.values()]
+    odd = [i for i in every if type(i) is not int or not 0 <= i < MAX_ID]
+    require(not odd, f"expected ids from 0 to {MAX_ID - 1}, got {odd[:1]}")
+    require(len({*every}) == len(every), "expected each id for one token, got one twice")
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     pairs = [(to_bytes(left), to_bytes(right)) for left, right in merges]
     ranks = rank_tokens(ids, pairs, bool(model.get("ignore_merges")))
     return Tokenizer(ranks, ids, special, words, read_splits(data.get("pre_tokenizer")))
 
 
-def check_features(model: dict, added: list[dict], normalizer: dict | None) -> None:
-    """Raise UserError unless this is a BPE with no more features than a Tokenizer has."""
+def check(model: dict, added: list[dict], normalizer: dict | None, special: dict) -> None:
+    """Raise UserError unless this is a BPE with LLaDA's special tokens and with no more features
+    than a Tokenizer has."""
     more = [name for name in UNKNOWN_FEATURES if model.get(name)]
-    if model.get("type", "BPE") != "BPE":
-        more.append(f"type {model['type']}")
-    if normalizer:
-        more.append(f"normalizer {normalizer.get('type')}")
+    more += [f"type {model['type']}"] if model.get("type", "BPE") != "BPE" else []
+    more += [f"normalizer {normalizer.get('type')}"] if normalizer else []
     more += [f"{flag} of {token['content']!r}" for token in added if not token["special"]
              for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]
     require(not more, f"expected a plain byte-level BPE, got one with {', '.join(more)}")
-
-
-def check_ids(special: dict[str, int], ids: list[int]) -> None:
-    """Raise UserError unless LLaDA's special tokens are there, and each token has its own id."""
     missing = [token for token in SPECIAL_TOKENS if token not in special]
     require(not missing, f"expected LLaDA's special tokens, got none of {', '.join(missing)}")
-    odd = [i for i in ids if type(i) is not int or not 0 <= i < MAX_ID]
-    require(not odd, f"expected ids from 0 to {MAX_ID - 1}, got {odd[:1]}")
-    require(len({*ids}) == len(ids), "expected an id of its own for each token, got one twice")
 
 
 def add_space(text: str) -> list[str]:
