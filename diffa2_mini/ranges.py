@@ -26,13 +26,12 @@ RANGES = {  # name of the flag or field: (least, most)
     # text and decoding
     "response_multiple": (1, 2**16), "gen_length": (1, 2**16), "block_length": (1, 2**16),
     "factor": (1e-9, 1e6), "threshold": (0, 1), "temperature": (0, 1e6), "cfg": (0, 1e6),
-    "refresh": (1, MANY), "seed": SEED,
+    "refresh": (1, MANY), "seed": SEED, "steps": (1, MANY),
     # training
     "number": (1, 99), "lr": (1e-12, 10), "batch_size": (1, 2**24), "micro_batch": (1, 2**24),
-    "steps": (1, MANY), "epochs": (1, MANY), "warmup": (0, MANY), "lora_dropout": (0, 0.99),
-    "adapter_dropout": (0, 0.99), "weight_decay": (0, 10), "betas": (0, 0.999999),
-    "grad_clip": (1e-9, 1e9), "max_tokens": (1, MANY), "vrpo_beta": (0, 1e3),
-    "vrpo_samples": (1, 2**16),
+    "epochs": (1, MANY), "warmup": (0, MANY), "lora_dropout": (0, 0.99), "betas": (0, 0.999999),
+    "adapter_dropout": (0, 0.99), "weight_decay": (0, 10), "grad_clip": (1e-9, 1e9),
+    "max_tokens": (1, MANY), "vrpo_beta": (0, 1e3), "vrpo_samples": (1, 2**16),
 }
 
 
