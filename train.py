@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from data import toy
+from data import librispeech, toy
 from data.pretraining import stage0
 from diffa2_mini import weights
 from diffa2_mini.config import DATA, SIZES, StageConfig
@@ -46,7 +46,7 @@ from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches, count_workers
 from diffa2_mini.training.log import Log, finite
-from diffa2_mini.training.manifests import DataConfig, load_data, prepared_data, what_is_cut
+from diffa2_mini.training.manifests import DataConfig, load_data, what_is_cut
 from diffa2_mini.training.objective import adamw, learning_rate, names_of
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks
@@ -85,10 +85,11 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     print(f"{why}, {world.size} processes of {torch.get_num_threads()} threads, "
           f"seed {args.seed}, size {args.size}")
     paths = locate_all({"diffa2": args.diffa2} if args.diffa2 else {}, args.size)
-    path, is_toy = args.data, config.from_scratch or args.random_weights
-    if not path:
-        with world.main_first():  # which may have to make the toy world
-            path = toy.make_world(DATA / "toy") if is_toy else prepared_data(args.size, args.stages)
+    path = args.data
+    if not path and (config.from_scratch or args.random_weights):
+        with world.main_first():  # which may have to make it
+            path = toy.make_world(DATA / "toy")
+    path = path or librispeech.prepared(args.size, args.stages)
     tokenizer = load_tokenizer(config, args.llada, args.random_weights)
     if not args.random_weights:
         paths |= locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
@@ -157,7 +158,7 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     loader = StageLoader(dataset, order, stage.micro_batch, world,
                          count_workers(args.workers, dataset.load, world.local_size))
     progress = StageProgress(run, stage, loader, n_steps, first_step)
-    with loader, progress:
+    with loader, progress.bar:
         for step, entries, pieces in loader:
             progress.begin_step()
             lr = learning_rate(step, n_steps, stage)

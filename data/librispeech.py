@@ -33,13 +33,20 @@ import numpy as np
 from data.toy import write_json
 from diffa2_mini.audio import duration
 from diffa2_mini.command.script import Parser
-from diffa2_mini.config import DATA, AudioConfig
+from diffa2_mini.config import DATA, SIZES, AudioConfig
 from diffa2_mini.errors import UserError, require
 
 URL = "https://www.openslr.org/resources/12"
 SETS = {  # GB to download, hours
     "dev-clean": (0.3, 5), "dev-other": (0.3, 5), "test-clean": (0.3, 5), "test-other": (0.3, 5),
     "train-clean-100": (6.4, 101), "train-clean-360": (23, 364), "train-other-500": (31, 497),
+}
+ENTRIES = {  # one of each manifest that training needs
+    "stage1": '{"audio_filepath": "clip.wav", "transcription": "hello there"}',
+    "sft": '{"audio_filepath": "clip.wav", "input": "How many speakers are there?", '
+           '"target": "two"}',
+    "preference": '{"audio_filepath": "clip.wav", "input": "Who laughs?", "chosen": "a child", '
+                  '"rejected": "a man"}',
 }
 TRIES = 5  # of a connection that breaks
 N_VALIDATION = 300
@@ -217,6 +224,19 @@ def prepare(sets: list[str], out: Path, url: str, seed: int = 0) -> dict[str, in
     for name, rows in manifests.items():
         write_json(out / f"{name}.json", rows)
     return {name: len(rows) for name, rows in manifests.items()}
+
+
+def prepared(size: str, numbers: list[int]) -> Path:
+    """The folder that this script makes, on which a downloaded model is trained. Raises UserError
+    that says what the first of the stages `numbers` without data needs."""
+    folder = DATA / "librispeech"
+    for number in numbers:
+        name = SIZES[size][1][number].data
+        how = ("python data/librispeech.py prepares LibriSpeech" if name == "stage1" else
+               "data/README.md says where the authors' data comes from")
+        require((folder / f"{name}.json").exists(), f"stage {number} of size {size} needs --data: "
+                f"a manifest with entries such as {ENTRIES[name]}; {how}")
+    return folder
 
 
 def main(argv: list[str]) -> None:

@@ -22,14 +22,14 @@ from test_weights import other_part
 
 import sample
 import train
-from data import toy
+from data import librispeech, toy
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import part_of
-from diffa2_mini.training import dry_run, manifests
+from diffa2_mini.training import dry_run
 from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
 from diffa2_mini.training.export import export
 
@@ -336,7 +336,7 @@ def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
 ])
 def test_what_full_size_lacks_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dry_run, "DATA", tmp_path)
-    monkeypatch.setattr(manifests, "DATA", tmp_path)
+    monkeypatch.setattr(librispeech, "DATA", tmp_path)
     assert run_script(train.main, [*flags, "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -4,31 +4,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..config import DATA, SIZES, Config, StageConfig
+from ..config import SIZES, Config, StageConfig
 from ..data import Example, load_examples
-from ..errors import require
 from ..tokenizer import Tokenizer
-
-ENTRIES = {  # one of each manifest
-    "stage1": '{"audio_filepath": "clip.wav", "transcription": "hello there"}',
-    "sft": '{"audio_filepath": "clip.wav", "input": "How many speakers are there?", '
-           '"target": "two"}',
-    "preference": '{"audio_filepath": "clip.wav", "input": "Who laughs?", "chosen": "a child", '
-                  '"rejected": "a man"}',
-}
-
-
-def prepared_data(size: str, numbers: list[int]) -> Path:
-    """Where data/librispeech.py puts the data of a downloaded model. Raises UserError that says
-    what the first of the stages `numbers` without data needs."""
-    folder = DATA / "librispeech"
-    for number in numbers:
-        name = SIZES[size][1][number].data
-        how = ("python data/librispeech.py prepares LibriSpeech" if name == "stage1" else
-               "data/README.md says where the authors' data comes from")
-        require((folder / f"{name}.json").exists(), f"stage {number} of size {size} needs --data: "
-                f"a manifest with entries such as {ENTRIES[name]}; {how}")
-    return folder
 
 
 @dataclass(frozen=True)

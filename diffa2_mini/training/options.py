@@ -80,9 +80,8 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     args.processes = count_processes(args)
     args.out = args.out or Path("runs") / args.size
     args.recompute = args.recompute or ("nothing" if config.from_scratch else "blocks")
-    args.stages = list(stages) if args.stage == "all" else [int(args.stage)]
-    if args.stage == "0":
-        args.stages = []
+    numbers = {"all": list(stages), "0": []}
+    args.stages = numbers[args.stage] if args.stage in numbers else [int(args.stage)]
     check_arguments(args)
     for number in args.stages:
         stage_config(args, number)  # which refuses what cannot be

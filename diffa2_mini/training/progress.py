@@ -30,8 +30,7 @@ def print_stage(stage: StageConfig, model: nn.Module, data: str, n_steps: int, c
 
 
 class StageProgress:
-    """The progress bar of a stage, the speed of its steps, and a count of what it skips. It ends
-    with the `with` block."""
+    """The progress bar of a stage, the speed of its steps, and a count of what it skips."""
 
     def __init__(self, run: Run, stage: StageConfig, loader: StageLoader, n_steps: int,
                  first_step: int):
@@ -40,12 +39,6 @@ class StageProgress:
                                   desc=f"  stage {stage.number}", disable=not run.world.is_main)
         self.start = time.perf_counter()
         self.n_nonfinite, self.n_broken = 0, 0  # steps, clips
-
-    def __enter__(self) -> "StageProgress":
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        self.bar.close()
 
     @property
     def seconds(self) -> float:
