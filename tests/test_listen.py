@@ -14,6 +14,7 @@ from mini import ROOT, SECONDS
 
 import diffa2_mini
 from diffa2_mini import Diffa2, weights
+from diffa2_mini.command.flags import identify_model
 from diffa2_mini.config import DATA, SIZES
 from diffa2_mini.errors import UserError
 from diffa2_mini.listen import decode_settings
@@ -146,7 +147,18 @@ def test_a_source_is_found_without_loading_it():
     assert config.size == "toy" and trained.done
     assert {part: paths[part] for part in paths} == {
         part: weights.SHIPPED[part] for part in ("whisper", "llada")}
-    assert fingerprints == weights.fingerprints_of(paths)
+    trained_part = {"diffa2": weights.fingerprint(trained.model)}
+    assert fingerprints == weights.fingerprints_of(paths) | trained_part
+
+
+def test_the_files_of_a_model_are_fingerprinted_once(monkeypatch):
+    made, fingerprint = [], weights.fingerprint
+    monkeypatch.setattr(weights, "fingerprint",
+                        lambda tensors: made.append(tensors) or fingerprint(tensors))
+    source = find_source("toy")
+    identify_model(source, DECODE, torch.float32, merge=False)
+    Diffa2.load(source, torch.device("cpu"), torch.float32)
+    assert len(made) == 2  # encoder and backbone; the checkpoint is in memory
 
 
 # --------------------------------------------------------------------------------------- packaging

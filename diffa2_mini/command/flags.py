@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from .. import weights
 from ..config import SIZES, Config, DecodeConfig
 from ..fast.device import DTYPES, choose_device
 from ..fast.measure import keep_freed_memory
@@ -81,15 +80,13 @@ def device_and_dtype(args: argparse.Namespace, config: Config) -> tuple[torch.de
 def identify_model(source: Source, decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
     """Which model answers, and how, in one line: answers that differ in it are not to be mixed.
     Weights, tokenizer and config count by what they hold, not by where they are."""
-    config, trained, paths, fingerprints = source
-    prints = dict(fingerprints)
+    config, trained, paths, prints = source
     about = dataclasses.asdict(config) | {"decode": None}  # how to decode is told below
     if trained:
         about["audio of the prompt"] = trained.audio
-        prints["diffa2"] = weights.fingerprint(trained.model)
     hashed = {"tokenizer": tokenizer_file(config, paths["llada"]).read_bytes(),
               "config": json.dumps(about, sort_keys=True).encode()}
-    prints |= {name: hashlib.sha256(held).hexdigest() for name, held in hashed.items()}
+    prints = prints | {name: hashlib.sha256(held).hexdigest() for name, held in hashed.items()}
     settings = [f"{name} {value}" for name, value in dataclasses.asdict(decode).items()]
     return ", ".join([config.size, *(f"{part} {prints[part][:16]}" for part in sorted(prints)),
                       "LoRA merged" if merge else "LoRA apart",

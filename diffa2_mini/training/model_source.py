@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..config import SIZES, Config
 from ..errors import require
 from ..published.sources import locate, locate_all
-from ..weights import fingerprints_of
+from ..weights import fingerprint, fingerprints_of
 from .checkpoint import Checkpoint, load_checkpoint, require_same_parts
 
 
@@ -17,7 +17,7 @@ class Source(NamedTuple):
     config: Config
     trained: Checkpoint | None
     paths: dict[str, Path]  # of whisper and llada, and of diffa2 if there is no checkpoint
-    fingerprints: dict[str, str]  # of what is at `paths`
+    fingerprints: dict[str, str]  # of whisper, llada and diffa2
 
 
 def find_source(size: str | None = None, checkpoint: str | Path | None = None,
@@ -39,10 +39,10 @@ def find_source(size: str | None = None, checkpoint: str | Path | None = None,
     found = trained.config.size
     require(size in (None, found), f"{path}: is of size {found}, not {size}; leave --size out")
     paths = locate_all(given, found)
-    source = Source(trained.config, trained, paths, fingerprints_of(paths))
+    fingerprints = fingerprints_of(paths) | {"diffa2": fingerprint(trained.model)}
     if not other_parts:
-        require_same_parts(path, trained, source.fingerprints)
+        require_same_parts(path, trained, fingerprints)
     if not trained.fingerprints and any(given.values()):
         print(f"note: {path} does not tell which encoder and backbone it was trained on",
               file=sys.stderr)
-    return source
+    return Source(trained.config, trained, paths, fingerprints)
