@@ -69,7 +69,7 @@ class Tokenizer:
     def __init__(self, ranks: dict[bytes, int], ids: dict[bytes, int] | None = None,
                  special: dict[str, int] | None = None, words: dict[str, int] | None = None,
                  splits: list[Split] | None = None):
-        ids, self.words = ids or ranks, words or {}
+        ids, self.words = ranks if ids is None else ids, words or {}
         self.ids = [ids[token] for token in ranks]  # by rank
         self.special = special or {token: len(ranks) + i for i, token in enumerate(SPECIAL_TOKENS)}
         self.eos_id, self.mask_id = self.special["<|endoftext|>"], self.special["<|mdm_mask|>"]
