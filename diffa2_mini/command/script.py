@@ -52,9 +52,9 @@ def shown(text: str, encoding: str | None) -> str:
 
 
 class Console:
-    """A stream that takes all text and never fails. What it cannot show it escapes; each line is
-    there at once; and once nothing more can be written, nothing more is. `unread` tells that its
-    reader has gone."""
+    """A stream that takes all text and never fails. What it cannot show it escapes; what it is
+    given is there at once; and once nothing more can be written, nothing more is. `unread` tells
+    that its reader has gone."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.unread = stream, False
@@ -63,21 +63,17 @@ class Console:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        self.attempt(lambda: self.stream.write(shown(text, self.stream.encoding)))
-        if "\n" in text:
-            self.flush()
-        return len(text)
-
-    def flush(self) -> None:
-        self.attempt(self.stream.flush)
-
-    def attempt(self, action: Callable) -> None:
         try:
-            action()
+            self.stream.write(shown(text, self.stream.encoding))
+            self.stream.flush()
         except OSError as error:
             self.unread = self.unread or isinstance(error, BrokenPipeError)
             with suppress(OSError):  # what is still in its buffer would fail again, at exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return len(text)
+
+    def flush(self) -> None:
+        """`write` has done it."""
 
 
 def unread() -> bool:
@@ -96,9 +92,10 @@ class NowAndThen:
         if text.strip() and time.monotonic() >= self.due:
             self.due = time.monotonic() + EVERY
             self.stream.write(text.strip() + "\n")
+            self.stream.flush()
 
     def flush(self) -> None:
-        self.stream.flush()
+        """`write` has done it."""
 
 
 def progress(*args, **options):
