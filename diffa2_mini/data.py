@@ -136,16 +136,13 @@ def load_clip(path: Path, config: AudioConfig, note: Callable[[str], None] | Non
 
 @dataclass(kw_only=True)
 class Batch:
-    """B examples with one response [R] each; R is the longest. Of pairs, in stage 4, there are 2B
+    """What batches of B examples have in common. R is the longest response; of pairs there are 2B
     responses: chosen, rejected, chosen, ..."""
 
     examples: list[Example]
     prompts: list[Prompt]
     response: Tensor  # [B, R] token ids, padded with EOS
     valid: Tensor  # bool [B, R], False at that padding
-    masked: Tensor  # bool [B, R]; of pairs [2B, n, R]: what n samples mask of each response
-    noisy: Tensor | None = None  # [B, R], the response with masks; not of pairs
-    t: Tensor | None = None  # [B], the times; not of pairs
     clips: list[Clip] = field(default_factory=list)  # empty if hidden states are kept
     audio: Audio | None = None
     broken: dict[int, str] = field(default_factory=dict)  # clips that are silence, by place
@@ -157,6 +154,22 @@ class Batch:
                    if isinstance(value, Tensor)}
         audio = features([example.path for example in self.examples], self.clips)
         return dataclasses.replace(self, **tensors, audio=audio)
+
+
+@dataclass(kw_only=True)
+class AnswerBatch(Batch):
+    """Responses after the forward process, for stages 1 to 3."""
+
+    noisy: Tensor  # [B, R] token ids, some of them masks
+    masked: Tensor  # bool [B, R], where these are
+    t: Tensor  # [B], the times
+
+
+@dataclass(kw_only=True)
+class PreferenceBatch(Batch):
+    """Pairs of responses, for stage 4."""
+
+    masked: Tensor  # bool [2B, n, R]: what n samples mask of each response
 
 
 @dataclass
@@ -218,27 +231,32 @@ class BatchDataset:
         response = pad_sequence(responses, batch_first=True, padding_value=self.tokenizer.eos_id)
         lengths = [len(ids) for ids in responses]
         valid = torch.arange(response.shape[1]) < torch.tensor(lengths)[:, None]  # [B or 2B, R]
-        return Batch(examples=examples, prompts=[prompt for prompt, _ in tokenized],
-                     response=response, valid=valid, **loaded,
-                     **self.mask(response, lengths, rngs, [*loaded.get("broken", {})]))
-
-    def mask(self, response: Tensor, lengths: list[int], rngs: list[np.random.Generator],
-             broken: list[int]) -> dict[str, Tensor]:
-        """What a Batch has of the forward process, or of the masks of pairs. Nothing is masked in
-        the examples that stand at the places `broken`."""
+        batch = dict(examples=examples, prompts=[prompt for prompt, _ in tokenized],
+                     response=response, valid=valid, **loaded)
+        broken = [*loaded.get("broken", {})]  # in whose responses nothing is masked
         if self.stage.preference:
-            drawn = [torch.from_numpy(draw_masks(rng, length, self.stage.vrpo_samples).T)  # [R, n]
-                     for rng, length in zip(rngs, lengths, strict=True)]
-            masked = pad_sequence(drawn, batch_first=True).transpose(1, 2)  # [2B, n, R]
-            masked.unflatten(0, (-1, 2))[broken] = False  # a view [B, 2, n, R]
-            return dict(masked=masked)
+            return PreferenceBatch(**batch, masked=self.mask_pairs(rngs, lengths, broken))
+        noisy, masked, t = self.mask_answers(rngs, lengths, broken, response)
+        return AnswerBatch(**batch, noisy=noisy, masked=masked, t=t)
+
+    def mask_answers(self, rngs: list[np.random.Generator], lengths: list[int], broken: list[int],
+                     response: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The forward process on `response` [B, R]."""
         times, numbers = zip(*map(draw_noise, rngs, lengths), strict=True)
         uniforms = pad_sequence([torch.from_numpy(row).float() for row in numbers],
                                 batch_first=True, padding_value=NEVER)  # [B, R]
         uniforms[broken] = NEVER
-        noisy, masked, t = forward_process(response, torch.tensor(times, dtype=torch.float32),
-                                           uniforms, self.tokenizer.mask_id)
-        return dict(noisy=noisy, masked=masked, t=t)
+        t = torch.tensor(times, dtype=torch.float32)  # [B]
+        return forward_process(response, t, uniforms, self.tokenizer.mask_id)
+
+    def mask_pairs(self, rngs: list[np.random.Generator], lengths: list[int],
+                   broken: list[int]) -> Tensor:
+        """What n samples mask of the responses of B pairs, bool [2B, n, R]."""
+        drawn = [torch.from_numpy(draw_masks(rng, length, self.stage.vrpo_samples).T)  # [R, n]
+                 for rng, length in zip(rngs, lengths, strict=True)]
+        masked = pad_sequence(drawn, batch_first=True).transpose(1, 2)  # [2B, n, R]
+        masked.unflatten(0, (-1, 2))[broken] = False  # a view [B, 2, n, R]
+        return masked
 
     def load_clips(self, examples: list[Example]) -> dict:
         """What a Batch has of its clips. Raises UserError if one is broken and not skipped."""

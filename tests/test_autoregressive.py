@@ -102,8 +102,7 @@ def test_the_loss_is_the_weighted_mean_of_the_cross_entropies_of_the_next_tokens
 
 def made_batch(model):
     audio = Audio(torch.randn(2, 16, 8), torch.randn(2, 3, 16, 8), torch.tensor([16, 9]))
-    return Batch(examples=[], prompts=PROMPTS, response=RESPONSE, valid=REAL, masked=REAL,
-                 audio=audio)
+    return Batch(examples=[], prompts=PROMPTS, response=RESPONSE, valid=REAL, audio=audio)
 
 
 def test_an_answer_counts_up_to_its_end_with_the_diffusion_models_audio(sharp):

@@ -17,7 +17,7 @@ import train
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES, AdapterConfig, AudioConfig, LladaConfig, WhisperConfig
-from diffa2_mini.data import Batch
+from diffa2_mini.data import AnswerBatch, PreferenceBatch
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Prompt
@@ -126,10 +126,11 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
                           valid=torch.ones_like(response).bool(),
                           audio=model.encode(mel, torch.full((clips,), T)))
             if stage.preference:
-                batch = Batch(masked=masks, **common)
+                batch = PreferenceBatch(masked=masks, **common)
             else:
-                batch = Batch(noisy=response.masked_fill(masks[:, 0], 0), masked=masks[:, 0],
-                                    t=torch.full((rows,), 0.5), **common)
+                noisy = response.masked_fill(masks[:, 0], 0)
+                batch = AnswerBatch(noisy=noisy, masked=masks[:, 0], t=torch.full((rows,), 0.5),
+                                    **common)
             with torch.autocast("cpu",
                                 torch.bfloat16) if dtype == torch.bfloat16 else nullcontext():
                 if stage.preference:

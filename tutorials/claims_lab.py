@@ -26,7 +26,7 @@ from diffa2_mini.config import (
     DecodeConfig,
     StageConfig,
 )
-from diffa2_mini.data import Batch, BatchDataset, Example, load_examples
+from diffa2_mini.data import BatchDataset, Example, PreferenceBatch, load_examples
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import answers, scoreboard
 from diffa2_mini.evaluate.validation import Validator
@@ -320,7 +320,7 @@ class Lab:
         types = {f"{domain}: {type}": value for (domain, type), value in result.accuracy.items()}
         return figures | {"types": types}
 
-    def short_pairs(self, stage: StageConfig, seed: int) -> Batch:
+    def short_pairs(self, stage: StageConfig, seed: int) -> PreferenceBatch:
         """Some held-out pairs whose answers are both as short as answers can be."""
         pairs = [example for example in self.questions if example.rejected]
         dataset = BatchDataset(pairs, seed, stage, CONFIG, self.tokenizer)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffa2_mini.config import StageConfig
-from diffa2_mini.data import Batch, Example
+from diffa2_mini.data import Example, PreferenceBatch
 from diffa2_mini.evaluate.validation import Validator
 from diffa2_mini.fast.device import autocast
 from diffa2_mini.fast.token_losses import token_losses
@@ -21,7 +21,7 @@ from diffa2_mini.training.objective import predictor
 from diffa2_mini.vrpo import elbo, preference_margin, reference_of
 
 
-def bounds_apart(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch,
+def bounds_apart(model: Diffa2Model, reference: dict[str, Tensor], batch: PreferenceBatch,
                  stage: StageConfig, tokenizer: Tokenizer, reference_masks: Tensor
                  ) -> tuple[Tensor, Tensor]:
     """`preference_bounds`, with masks [2P, n, R] of its own for the reference."""
@@ -34,7 +34,7 @@ def bounds_apart(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch,
     return (bounds(model, batch.masked), bounds(reference_of(model, reference), reference_masks))
 
 
-def redraw(batch: Batch, generator: torch.Generator) -> Tensor:
+def redraw(batch: PreferenceBatch, generator: torch.Generator) -> Tensor:
     """Other masks for a batch, bool [2P, n, R]: each hides k valid tokens, k uniform."""
     n_tokens = batch.valid.sum(1)[:, None, None]  # [2P, 1, 1]
     n_samples, device = batch.masked.shape[1], n_tokens.device

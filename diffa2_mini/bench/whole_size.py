@@ -12,7 +12,7 @@ import torch
 
 from .. import weights
 from ..config import SIZES, DecodeConfig, StageConfig
-from ..data import Batch
+from ..data import AnswerBatch, Batch, PreferenceBatch
 from ..fast.compiling import compile_blocks
 from ..fast.device import autocast
 from ..fast.llada import FastLlada
@@ -44,10 +44,12 @@ def batch_of(diffa2: Diffa2, stage: StageConfig, n: int) -> Batch:
     rows, R, device = n * (1 + stage.preference), dry_run.RESPONSE, diffa2.device
     response = torch.randint(10, diffa2.config.llada.vocab_size - 10, (rows, R), device=device)
     masks = torch.arange(R, device=device).expand(rows, stage.vrpo_samples, R) % 2 == 0
-    return Batch(examples=[None] * n, prompts=[Prompt([7] * dry_run.PROMPT, 20)] * n,
-                 response=response, valid=torch.ones_like(response, dtype=torch.bool),
-                 masked=masks if stage.preference else masks[:, 0],
-                 noisy=response, t=torch.full((rows,), 0.5, device=device))
+    batch = dict(examples=[None] * n, prompts=[Prompt([7] * dry_run.PROMPT, 20)] * n,
+                 response=response, valid=torch.ones_like(response, dtype=torch.bool))
+    if stage.preference:
+        return PreferenceBatch(**batch, masked=masks)
+    return AnswerBatch(**batch, noisy=response, masked=masks[:, 0],
+                       t=torch.full((rows,), 0.5, device=device))
 
 
 def training_step(diffa2: Diffa2, stage: StageConfig, n: int) -> Callable:

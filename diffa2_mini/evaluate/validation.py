@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..command.table import listed
 from ..config import StageConfig
-from ..data import Batch, BatchDataset, Example
+from ..data import BatchDataset, Example, PreferenceBatch
 from ..fast.device import autocast
 from ..fast.generate import generate_responses
 from ..model import Diffa2Model
@@ -66,7 +66,7 @@ class Validator:
         tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
                    f"    target {example.answer!r}, answer {reply!r}")
 
-    def pair_batches(self, stage: StageConfig, pairs: list[Example]) -> Iterator[Batch]:
+    def pair_batches(self, stage: StageConfig, pairs: list[Example]) -> Iterator[PreferenceBatch]:
         """Held-out pairs in batches of `stage.micro_batch`, on the device."""
         dataset = BatchDataset(pairs, self.seed, stage, self.model.config, self.tokenizer,
                                noise="held-out answers")

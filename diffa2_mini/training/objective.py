@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config import StageConfig
-from ..data import Batch
+from ..data import AnswerBatch, Batch, PreferenceBatch
 from ..diffusion import diffusion_loss
 from ..fast.token_losses import token_losses
 from ..model import Diffa2Model
@@ -41,7 +41,7 @@ def learning_rate(step: int, n_steps: int, stage: StageConfig) -> float:
     return stage.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def answer_loss(model: Diffa2Model, batch: Batch, stage: StageConfig,
+def answer_loss(model: Diffa2Model, batch: AnswerBatch, stage: StageConfig,
                 n_tokens: int) -> Tensor:
     """Stages 1 to 3: the masked diffusion loss of a batch. The answers of the whole step have
     `n_tokens` tokens."""
@@ -70,7 +70,7 @@ def predictor(call: Callable, batch: Batch, stage: StageConfig) -> Callable:
     return lambda *noisy: call(batch.audio, stage.audio, batch.prompts, *noisy)
 
 
-def preference_bounds(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch,
+def preference_bounds(model: Diffa2Model, reference: dict[str, Tensor], batch: PreferenceBatch,
                       stage: StageConfig, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """Stage 4: the bounds [B, 2] by the policy and by the reference, which see the same masks.
     `reference` has the trained tensors of the reference."""
