@@ -46,13 +46,12 @@ from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches, count_workers
 from diffa2_mini.training.log import Log, finite
-from diffa2_mini.training.manifests import DataConfig, load_data, what_is_cut
+from diffa2_mini.training.manifests import DataConfig, load_data
 from diffa2_mini.training.objective import adamw, learning_rate, names_of
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks
-from diffa2_mini.training.progress import StageProgress, print_stage
 from diffa2_mini.training.random_weights import fill_at_random
-from diffa2_mini.training.run import Run, StageParameters, Stopped, optimizer_step
+from diffa2_mini.training.run import Run, StageParameters, StageProgress, Stopped, optimizer_step
 from diffa2_mini.training.signals import Signals
 from diffa2_mini.view import curves
 
@@ -148,9 +147,7 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     n_steps = dry_run.number_of_steps(stage, len(examples))
     # a short run warms up in its first half
     stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))
-    cut = what_is_cut(examples, stage, run.model.config, run.tokenizer)
-    print_stage(stage, run.model, f"{len(examples):,} examples of {run.data.manifests[number]}",
-                n_steps, cut, first_step)
+    run.print_stage(stage, examples, n_steps, first_step)
 
     dataset = BatchDataset(examples, args.seed, stage, run.model.config, run.tokenizer,
                            not run.features.keeps_features, args.skip_broken)

@@ -24,7 +24,7 @@ TESTED_BY = {  # a folder or module without a test file of its name: the file th
     "fast/graphs": "device", "fast/measure": "bench",
     "fast/state": "model", "published": "published", "training/export": "checkpoint",
     "training/folder": "files", "training/log": "files", "training/manifests": "manifest",
-    "training/progress": "train", "training/random_weights": "loading", "training/run": "train",
+    "training/random_weights": "loading", "training/run": "train",
     "training/signals": "interrupted", "training/model_source": "listen", "view/curves": "files"}
 FILES = [path for path in ROOT.rglob("*.py")
          if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]

@@ -62,14 +62,11 @@ def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int,
     if "lora" in stage.trains:
         model.add_lora()
     model.train_only(stage.trains)
-    counts = {}
-    for part in (*PREFIXES, "lora"):
-        tensors = [tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-                   if part_of(name) == part]
-        if tensors:
-            counts[part] = (sum(tensor.numel() for tensor in tensors),
-                            sum(tensor.numel() for tensor in tensors if tensor.requires_grad))
-    return counts
+    counts = {part: [0, 0] for part in (*PREFIXES, "lora")}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        counts[part_of(name)][0] += tensor.numel()
+        counts[part_of(name)][1] += tensor.numel() * tensor.requires_grad
+    return {part: tuple(count) for part, count in counts.items() if count[0]}
 
 
 def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int,

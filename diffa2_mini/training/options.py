@@ -18,18 +18,15 @@ FLAGS = {
     "--size": dict(default="toy", choices=list(SIZES)),
     "--data": dict(type=Path, help="a manifest, or a folder of them (default: the toy world)"),
     "--validation": dict(type=Path, help="to measure on (default: validation.json beside --data)"),
-    "--test": dict(type=Path, nargs="+", default=[], metavar="MANIFEST",
-                   help="measure on these too, once all is done"),
+    "--test": dict(type=Path, nargs="+", default=[], metavar="MANIFEST", help="to measure on last"),
     "--parts": dict(default="both", choices=["whisper", "llada", "both"],
-                    help="of stage 0: what to pretrain"),
-    "--skip-broken": dict(action="store_true", help="leave out broken entries and clips, by name"),
-    "--skip-nonfinite": dict(action="store_true",
-                             help="leave out steps whose loss or gradient is not finite"),
+                    help="what stage 0 pretrains"),
+    "--skip-broken": dict(action="store_true", help="leave out what is broken, and name it"),
+    "--skip-nonfinite": dict(action="store_true", help="leave out steps without a finite loss"),
     "--out": dict(type=Path, help="where checkpoints and logs go (default: runs/SIZE)"),
     # what training starts from
     "--init": dict(type=Path, metavar="CHECKPOINT", help="default: the stage before, in --out"),
-    "--other-parts": dict(action="store_true",
-                          help="take an --init that was trained on another --whisper or --llada"),
+    "--other-parts": dict(action="store_true", help="--init may be of other frozen parts"),
     "--resume": dict(action="store_true", help="go on where the run in --out was stopped"),
     "--whisper": dict(help="weights of the encoder: a file, a folder or a hub name (default: the "
                            "size's; in stage 0: none)"),
@@ -54,16 +51,14 @@ FLAGS = {
     "--dtype": dict(default="auto", choices=["auto", *DTYPES],
                     help="of the frozen parts (auto: bfloat16 on CUDA)"),
     "--recompute": dict(choices=["nothing", "feed-forward", "blocks"],
-                        help="of the backbone, in the backward pass: less memory, more time "
-                             "(default: blocks, for downloaded weights)"),
+                        help="to save memory (default: blocks, for downloaded weights)"),
     "--threads": dict(type=int, help="CPU threads (default: one per core)"),
     "--seed": dict(type=int, default=42),
     "--workers": dict(type=int, help="processes that load audio (default: 0 to 8, as needed)"),
     "--no-cache-audio": dict(action="store_true", help="encode toy clips anew in each epoch"),
     "--cache-audio": dict(type=Path, metavar="DIR", help="keep encoded clips on disk"),
     "--compile": dict(action="store_true", help="fuse operations: slow to start, then faster"),
-    "--shard": dict(action="store_true",
-                    help="under torchrun: split the frozen backbone among the processes"),
+    "--shard": dict(action="store_true", help="split the backbone among the processes"),
     "--processes": dict(type=int, help="of --dry-run: as if torchrun started so many"),
 }
 DROPOUTS = {"lora_dropout": "lora", "adapter_dropout": "acoustic"}  # the part each belongs to
@@ -104,12 +99,10 @@ def check_arguments(args: argparse.Namespace) -> None:
     contradictions = {
         "--init and --diffa2 exclude each other; choose one": args.init and args.diffa2,
         "--shard and --compile exclude each other; choose one": args.shard and args.compile,
-        "--shard splits the backbone of stages 1 to 4; leave it out":
-            args.shard and args.stage == "0",
         "--shard splits among processes; start them with: torchrun --nproc_per_node=N":
             args.shard and args.processes == 1,
-        "--shard takes one stage at a time; name it: --stage 1":
-            args.shard and args.stage == "all" and not args.dry_run,
+        "--shard takes one of stages 1 to 4 at a time; name it: --stage 1":
+            args.shard and len(args.stages) != 1 and not args.dry_run,
         "--dry-run plans stages 1 to 4; leave out --stage 0": args.dry_run and args.stage == "0",
         f"--size {args.size} has stages {', '.join(map(str, stages))}":
             not set(args.stages) <= set(stages),
