@@ -28,7 +28,7 @@ SCHEDULE = DecodeConfig(gen_length=N_RESPONSE, block_length=32, steps=32, factor
 
 def random_backbone(device: torch.device) -> Diffa2Model:
     """A model of which only the backbone is used, of BACKBONE's size."""
-    config = dataclasses.replace(SIZES["toy"][0], llada=BACKBONE, decode=SCHEDULE)
+    config = dataclasses.replace(SIZES["toy"][0], llada=BACKBONE)
     return Diffa2Model(config, llada=FastLlada).to(device).eval()
 
 
@@ -51,7 +51,6 @@ def decoding(runs: int, device: torch.device) -> list[Row]:
     keep_freed_memory()  # as sample.py does
     model = random_backbone(device)
     clips = [*torch.randn(8, N_AUDIO, BACKBONE.width, device=device)]
-
     config = {cache: dataclasses.replace(SCHEDULE, cache=cache) for cache in CACHES}
     ways = {"as released": partial(decode, model, clips[:1], config["none"], ReleasedDecoding),
             "ours, no cache": partial(decode, model, clips[:1], config["none"]),

@@ -89,9 +89,8 @@ def table(rows: list[Row]) -> str:
     """The rows as text, a column for each figure."""
     cells = [("case", "variant", "median s", "fastest", "slowest", "", "", "target")]
     for row in rows:
-        figures = [None] * 3
-        if row.seconds:
-            figures = [row.median, min(row.seconds), max(row.seconds)]
-        texts = ["" if each is None else f"{each:.4g}" for each in (*figures, row.ratio)]
+        figures = [row.median, min(row.seconds, default=None), max(row.seconds, default=None),
+                   row.ratio]
+        texts = ["" if each is None else f"{each:.4g}" for each in figures]
         cells.append((row.case, row.variant, *texts, row.of, row.target))
     return columns(cells)
