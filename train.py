@@ -45,14 +45,13 @@ from diffa2_mini.training.checkpoint import Checkpoint
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches, count_workers
-from diffa2_mini.training.log import Log, finite
+from diffa2_mini.training.log import finite
 from diffa2_mini.training.manifests import DataConfig, load_data
 from diffa2_mini.training.objective import adamw, learning_rate, names_of
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks
 from diffa2_mini.training.random_weights import fill_at_random
 from diffa2_mini.training.run import Run, StageParameters, StageProgress, Stopped, optimizer_step
-from diffa2_mini.training.signals import Signals
 from diffa2_mini.view import curves
 
 # ------------------------------------------------------------------------------- data and the model
@@ -101,8 +100,6 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     if args.compile:
         compile_blocks(model.whisper.blocks, model.llada.blocks)
     return Run(world, device, dtype, data, tokenizer, model, features, folder,
-               log=Log(args.out / "log.jsonl", world.is_main),
-               signals=Signals(ignore_second=world.size > 1),  # torchrun repeats a signal
                peak_flops=matmul_ceiling(device, dtype) * world.size)
 
 

@@ -25,7 +25,7 @@ TESTED_BY = {  # a folder or module without a test file of its name: the file th
     "fast/state": "model", "published": "published", "training/export": "checkpoint",
     "training/folder": "files", "training/log": "files", "training/manifests": "manifest",
     "training/random_weights": "loading", "training/run": "train",
-    "training/signals": "interrupted", "training/model_source": "listen", "view/curves": "files"}
+    "training/model_source": "listen", "view/curves": "files"}
 FILES = [path for path in ROOT.rglob("*.py")
          if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib",

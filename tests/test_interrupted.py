@@ -23,13 +23,14 @@ from diffa2_mini.command.script import run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import answers
-from diffa2_mini.training import files, signals
+from diffa2_mini.training import files
 from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
 from diffa2_mini.training.export import export
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.loader import worker_has_died
 from diffa2_mini.training.options import parse_arguments
 from diffa2_mini.training.processes import World
+from diffa2_mini.training.run import Signals
 
 pytest.importorskip("resource")  # Windows has no such limits, nor groups of processes
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"),
@@ -144,7 +145,7 @@ def test_every_signal_that_ends_a_run_saves_first(number, world, tmp_path, monke
 
 def test_what_is_started_with_nohup_outlives_its_terminal(handlers):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    caught = signals.Signals(ignore_second=False)
+    caught = Signals(ignore_second=False)
     caught.catch()
     os.kill(os.getpid(), signal.SIGHUP)
     assert caught.received is None

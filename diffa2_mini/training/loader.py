@@ -1,9 +1,13 @@
 """Which examples belong to which step, and the processes that load them ahead of time."""
 
 import itertools
+import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,7 +16,9 @@ from ..data import Batch, BatchDataset
 from ..errors import UserError
 from ..noise import stream
 from .processes import World
-from .signals import leave_process_group, signals_blocked
+
+STOP_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+                if hasattr(signal, name)}  # that end a run; Windows has no SIGHUP
 
 
 def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, seed: int, stage: int
@@ -37,6 +43,33 @@ def count_workers(asked: int | None, loads: bool, n_beside: int) -> int:
     if asked is not None:
         return asked
     return min(8, (os.cpu_count() or 1) // n_beside) if loads else 0
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Delay the signals until the block ends. Processes started within it do not get them before
+    they call `leave_process_group`: those that are not forked first import torch, for seconds."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    if multiprocessing.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # started later, it would let signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_process_group(worker: int) -> None:
+    """Protect a loading process from signals to the whole process group, as torchrun and a terminal
+    send them: the training process that it works for still has to finish its step and save. It can
+    still be terminated alone: it ends when that process does, however that ends."""
+    if hasattr(os, "setpgrp"):  # Windows has no such groups
+        os.setpgrp()
+        while signal.sigpending() & STOP_SIGNALS:  # discard what has been delayed
+            signal.sigwait(STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def worker_has_died(error: BaseException | None) -> bool:

@@ -1,16 +1,17 @@
 """What the stages of a run share, how a run is stopped, what a stage says, and one step of it."""
 
 import itertools
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..command.script import progress
+from ..command.script import UNREAD, progress, unread
 from ..config import StageConfig
 from ..data import Batch, Example
 from ..errors import require
@@ -20,16 +21,41 @@ from ..tokenizer import Tokenizer
 from .dry_run import Shape, step_flops
 from .features import FeatureCache
 from .folder import RunFolder
-from .loader import StageLoader
+from .loader import STOP_SIGNALS, StageLoader
 from .log import Log, finite
 from .manifests import RunData, what_is_cut
 from .objective import piece_loss
 from .processes import World
-from .signals import Signals
 
 
 class Stopped(Exception):
     """A signal ends the run. Raised between two steps, or between two batches of a measurement."""
+
+
+class Signals:
+    """Remembers a signal that is to end the run: Ctrl-C, SIGTERM, SIGHUP (the terminal was closed),
+    or that nobody reads the output any more (SIGPIPE, which Python leaves to whoever prints). A
+    second one ends the run at once, unless `ignore_second`."""
+
+    def __init__(self, ignore_second: bool):
+        self.ignore_second, self.number = ignore_second, None
+
+    def catch(self) -> None:
+        """From now on signals are remembered; but not SIGHUP under `nohup`, which ignores it."""
+        for number in STOP_SIGNALS:
+            is_asked_for = number in (signal.SIGINT, signal.SIGTERM)
+            if is_asked_for or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self.handle)
+
+    def handle(self, number: int, frame) -> None:
+        if self.number and not self.ignore_second:
+            sys.exit(128 + number)
+        self.number = number
+
+    @property
+    def received(self) -> int | None:
+        """The number of the signal that is to end the run; None if there is none."""
+        return self.number or (UNREAD - 128 if unread() else None)
 
 
 @dataclass
@@ -44,10 +70,12 @@ class Run:
     model: Diffa2Model
     features: FeatureCache
     folder: RunFolder
-    log: Log
-    signals: Signals
     peak_flops: float  # of all processes together, a second
-    is_stopping: bool = field(default=False, init=False)
+
+    def __post_init__(self):
+        self.log = Log(self.folder.out / "log.jsonl", self.world.is_main)
+        self.signals = Signals(ignore_second=self.world.size > 1)  # torchrun repeats a signal
+        self.is_stopping = False
 
     def raise_if_stopped(self) -> None:
         """Raise Stopped in all processes if one of them has received a signal."""
