@@ -158,14 +158,14 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
             lr = learning_rate(step, n_steps, stage)
             for group in parameters.optimizer.param_groups:
                 group["lr"] = lr
-            lengths = [length for _, i in entries for length in dataset.lengths(i)]
+            lengths = [length for entry in entries for length in dataset.lengths(entry.number)]
             n_tokens = sum(own for _, own in lengths)  # in the answers of the whole batch
             torch.manual_seed(seed_of("dropout", args.seed, number, step, world.rank))
             figures = optimizer_step(run, parameters, n_tokens, pieces)
             n_masked, n_broken, n_signals = map(figures.pop, ("masked", "broken", "signals"))
             row = {"stage": number, "step": step + 1, "lr": lr} | figures
             if not finite(row):
-                clips = [str(examples[i].path) for _, i in entries]
+                clips = [str(examples[entry.number].path) for entry in entries]
                 run.log.note_nonfinite(row, clips, args.skip_nonfinite)
             row |= progress.end_step(row, lengths, n_masked, int(n_broken))
             with suppress(Stopped):  # a signal ends a measurement, and the step is saved below

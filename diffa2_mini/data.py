@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .audio import duration, encoder_frames, load_audio, log_mel
 from .config import AdapterConfig, AudioConfig, Config, StageConfig
-from .diffusion import draw_noise, forward_process
+from .diffusion import draw_noise, forward_exactly, forward_process, stratified
 from .errors import UserError, read_text, require
 from .model import Audio
 from .noise import stream
@@ -36,8 +37,15 @@ ANSWER_FIELDS = {  # a stage's `data`: where its entries may have the answer, th
     "stage1": ("transcription", "target"), "sft": ("target", "transcription"),
     "preference": ("chosen", "target")}
 NEVER = 2.0  # a uniform number above every time: its token is not masked
-Entry = tuple[int, int]  # an epoch, and the number of an example
 Clip = tuple[Tensor, int]  # log-mel [n_mels, M], and how many encoder frames hold sound
+
+
+class Entry(NamedTuple):
+    """An example of a step's batch."""
+
+    epoch: int
+    number: int  # which example it is
+    place: int = 0  # in the step's batch
 
 
 @dataclass(frozen=True)
@@ -212,21 +220,21 @@ class BatchDataset:
         """The part of a step's entries that process `rank` has, in micro-batches of `size`. The
         longest come first, so that a micro-batch has little padding. The gradient of the step does
         not depend on how it is divided."""
-        order = sorted(entries, key=lambda entry: -max(map(sum, self.lengths(entry[1]))))
+        order = sorted(entries, key=lambda entry: -max(map(sum, self.lengths(entry.number))))
         mine = order[rank::n_processes]
         return [mine[start:start + size] for start in range(0, len(mine), size)]
 
     def __getitem__(self, entries: list[Entry]) -> Batch | UserError:
         """A batch. What is wrong with a clip is returned, since an error raised in another process
         would come with a trace."""
-        examples = [self.data[number] for _, number in entries]
+        examples = [self.data[entry.number] for entry in entries]
         try:
             loaded = self.load_clips(examples) if self.load else {}
         except UserError as error:
             return error
-        tokenized = [self.tokenize(number) for _, number in entries]
+        tokenized = [self.tokenize(entry.number) for entry in entries]
         responses = [torch.tensor(ids) for _, answers in tokenized for ids in answers]
-        rngs = [stream(self.noise, self.seed, self.stage.number, *entry, which)
+        rngs = [stream(self.noise, self.seed, self.stage.number, entry.epoch, entry.number, which)
                 for entry in entries for which in range(1 + self.stage.preference)]
         response = pad_sequence(responses, batch_first=True, padding_value=self.tokenizer.eos_id)
         lengths = [len(ids) for ids in responses]
@@ -236,18 +244,21 @@ class BatchDataset:
         broken = [*loaded.get("broken", {})]  # in whose responses nothing is masked
         if self.stage.preference:
             return PreferenceBatch(**batch, masked=self.mask_pairs(rngs, lengths, broken))
-        noisy, masked, t = self.mask_answers(rngs, lengths, broken, response)
+        noisy, masked, t = self.mask_answers(rngs, lengths, response, entries)
+        noisy[broken], masked[broken] = response[broken], False
         return AnswerBatch(**batch, noisy=noisy, masked=masked, t=t)
 
-    def mask_answers(self, rngs: list[np.random.Generator], lengths: list[int], broken: list[int],
-                     response: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The forward process on `response` [B, R]."""
+    def mask_answers(self, rngs: list[np.random.Generator], lengths: list[int], response: Tensor,
+                     entries: list[Entry]) -> tuple[Tensor, Tensor, Tensor]:
+        """The forward process on `response` [B, R], as the stage's loss wants it."""
         times, numbers = zip(*map(draw_noise, rngs, lengths), strict=True)
         uniforms = pad_sequence([torch.from_numpy(row).float() for row in numbers],
                                 batch_first=True, padding_value=NEVER)  # [B, R]
-        uniforms[broken] = NEVER
-        t = torch.tensor(times, dtype=torch.float32)  # [B]
-        return forward_process(response, t, uniforms, self.tokenizer.mask_id)
+        t, mask_id = torch.tensor(times, dtype=torch.float32), self.tokenizer.mask_id  # t: [B]
+        if self.stage.loss == "published":
+            return forward_process(response, t, uniforms, mask_id)
+        t = stratified(t, torch.tensor([entry.place for entry in entries]), self.stage.batch_size)
+        return forward_exactly(response, t, uniforms, torch.tensor(lengths), mask_id)
 
     def mask_pairs(self, rngs: list[np.random.Generator], lengths: list[int],
                    broken: list[int]) -> Tensor:

@@ -9,6 +9,10 @@ all masked tokens at once, and
 is an upper bound on -log p(response) (equation 3). Prompt and audio are never masked. In practice t
 begins at EPSILON, which keeps 1/t finite.
 
+Near t = 0 one token weighs up to 1,000 times as much as near 1, so that the estimate is noisy.
+`forward_exactly` and `stratified` estimate the same bound with less variance; `full` trains with
+the published loss, and `--loss low-variance` chooses the other.
+
 What differs: the release divides by the tokens on each device, this by those of the whole batch.
 `fast/token_losses.py` gives the same losses without all logits at once.
 """
@@ -38,6 +42,34 @@ def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int
     t = (1 - EPSILON) * t + EPSILON
     masked = uniforms < t[:, None]
     return response.masked_fill(masked, mask_id), masked, t
+
+
+def stratified(t: Tensor, places: Tensor, n: int) -> Tensor:
+    """Times [B] spread over a step of n examples: each of n equal parts of 0 ... 1 has one, as the
+    `places` [B] of the examples in the step say. `t` [B] is where in its part each is. A place is
+    a random one, so the time of an example is uniform as before."""
+    return (places + t) / n
+
+
+def forward_exactly(response: Tensor, t: Tensor, uniforms: Tensor, n_tokens: Tensor, mask_id: int,
+                    power: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask exactly k of the R = `n_tokens` [B] tokens of each response [B, R], those of the
+    smallest `uniforms` [B, R], which are above 1 at padding. k is 1 ... R, with a probability p(k)
+    in proportion to k^power; t [B], from 0 to 1, says which quantile of it.
+
+    The bound is the sum over k of E[sum of cross-entropies at k masks] / k. So such a sum has the
+    weight 1 / (k p(k)), which is R / k for power 0: the estimate that vrpo.py uses too.
+
+    Returns what `forward_process` does, with k p(k) for the times.
+    """
+    k = torch.arange(1, response.shape[1] + 1)  # [R]
+    p = (k.double() ** power).where(k <= n_tokens[:, None], 0)  # [B, R]
+    p = p / p.sum(1, keepdim=True)
+    below = (p.cumsum(1) <= t[:, None]).sum(1)  # how many values of k are below the quantile
+    k = (below + 1).minimum(n_tokens)  # [B]
+    masked = uniforms.argsort(1).argsort(1) < k[:, None]
+    times = k * p.gather(1, k[:, None] - 1).squeeze(1)  # [B]
+    return response.masked_fill(masked, mask_id), masked, times.float()
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

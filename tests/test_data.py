@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
-from diffa2_mini.data import BatchDataset, Example
+from diffa2_mini.data import BatchDataset, Entry, Example
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.features import FeatureCache
@@ -58,18 +58,18 @@ def dataset_of(examples, stage, seed=42, load=False):
 @pytest.mark.parametrize("stage", [2, 4])
 def test_text_is_cut_at_so_many_tokens(model, examples, stage):
     # the answer of example 2 has 32 tokens
-    prompt = len(batch_of([(0, 2)], examples, model, stage).prompts[0].ids)
+    prompt = len(batch_of([Entry(0, 2)], examples, model, stage).prompts[0].ids)
     for limit, length in ((prompt + 32, 32), (prompt + 31, 31), (prompt + 1, 1), (prompt - 5, 1)):
         cut = replace(STAGES[stage], max_tokens=limit)
-        batch = dataset_of(examples, cut)[[(0, 2)]]
+        batch = dataset_of(examples, cut)[[Entry(0, 2)]]
         assert batch.valid.sum(1)[0] == length and torch.equal(
             batch.response[0, :length],
-            batch_of([(0, 2)], examples, model, stage).response[0, :length])
+            batch_of([Entry(0, 2)], examples, model, stage).response[0, :length])
 
 
 @pytest.mark.parametrize("stage", [2, 4])
 def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stage):
-    pairs = [(1, 0), (0, 5), (0, 2), (3, 1)]
+    pairs = [Entry(1, 0), Entry(0, 5), Entry(0, 2), Entry(3, 1)]
     whole, n = batch_of(pairs, examples, model, stage), 2 if stage == 4 else 1
     for i, pair in enumerate(pairs):
         alone = batch_of([pair], examples, model, stage)
@@ -92,7 +92,7 @@ def test_noise_is_keyed_by_seed_stage_epoch_and_number(model, examples, stage):
         row = replace(STAGES[stage], number=by)
         dataset = BatchDataset([examples[0]] * 8, seed, row, MICRO, load_tokenizer(MICRO),
                                noise=kind)
-        batch = dataset[[(epoch, number)]]
+        batch = dataset[[Entry(epoch, number)]]
         return batch.masked if stage == 4 else batch.t
 
     assert torch.equal(noise(1, 2, 3), noise(1, 2, 3))
@@ -104,7 +104,8 @@ def test_noise_is_keyed_by_seed_stage_epoch_and_number(model, examples, stage):
 
 def test_stage_3_replays_neither_the_noise_nor_the_order_of_stage_2(examples):
     (_, second), (_, third) = (next(batches(8, 8, 1, 0, 42, stage)) for stage in (2, 3))
-    assert second != third and sorted(second) == sorted(third)
+    numbers = [[entry.number for entry in entries] for entries in (second, third)]
+    assert numbers[0] != numbers[1] and sorted(numbers[0]) == sorted(numbers[1])
     second, third = (dataset_of(examples, stage)[sorted(second)] for stage in (2, 3))
     assert torch.equal(second.response, third.response)
     assert not (second.t == third.t).any() and not torch.equal(second.masked, third.masked)
@@ -112,7 +113,7 @@ def test_stage_3_replays_neither_the_noise_nor_the_order_of_stage_2(examples):
 
 @pytest.mark.parametrize("stage", [2, 4])
 def test_padding_is_eos_and_never_masked(model, examples, stage):
-    batch = batch_of([(0, i) for i in range(8)], examples, model, stage)
+    batch = batch_of([Entry(0, i) for i in range(8)], examples, model, stage)
     padding = ~batch.valid
     assert padding.any(1).sum() > 2
     assert (batch.response[padding] == load_tokenizer(MICRO).eos_id).all()
@@ -132,18 +133,34 @@ def test_padding_is_eos_and_never_masked(model, examples, stage):
 @pytest.mark.parametrize("stage", [1, 2, 4])
 def test_lengths_are_those_of_what_is_spliced(model, examples, stage):
     for number in (0, 2, 7):
-        batch = batch_of([(0, number)], examples, model, stage)
+        batch = batch_of([Entry(0, number)], examples, model, stage)
         lengths = dataset_of(examples, stage).lengths(number)
         _, (before, ) = model.splice(model.embed_audio(batch.audio, STAGES[stage].audio),
                                      batch.prompts)
         assert lengths == [(before, n) for n in batch.valid.sum(1)]
 
 
+def test_times_of_low_variance_are_spread_over_a_step_and_do_not_depend_on_its_pieces(examples):
+    stage = replace(STAGES[2], loss="low-variance", batch_size=8)
+    dataset = BatchDataset(examples, 42, stage, MICRO, load_tokenizer(MICRO))
+    (_, entries), = batches(8, 8, 1, 0, seed=42, stage=2)
+    whole = dataset[entries]
+    n_tokens, n_masked = whole.valid.sum(1), whole.masked.sum(1)
+    torch.testing.assert_close(whole.t, n_masked / n_tokens)
+    assert not (whole.masked & ~whole.valid).any()
+    for place, share in enumerate(whole.t.tolist()):  # k is the first above R * time
+        assert place / 8 < share <= (place + 1) / 8 + 1 / int(n_tokens[place])
+    for piece in dataset.micro_batches(entries, 3):
+        alone, rows = dataset[piece], [entry.place for entry in piece]
+        assert torch.equal(alone.t, whole.t[rows])
+        assert torch.equal(alone.noisy, whole.noisy[rows, :alone.noisy.shape[1]])
+
+
 def test_a_step_is_divided_into_pieces_of_like_length_the_longest_first(examples):
-    pairs, dataset = [(0, i) for i in (3, 0, 7, 2, 5, 1, 6)], dataset_of(examples, 2)
+    pairs, dataset = [Entry(0, i) for i in (3, 0, 7, 2, 5, 1, 6)], dataset_of(examples, 2)
     pieces = dataset.micro_batches(pairs, size=3)
     assert [len(piece) for piece in pieces] == [3, 3, 1]
     assert sorted(sum(pieces, [])) == sorted(pairs)
-    lengths = [[sum(dataset.lengths(number)[0]) for _, number in piece] for piece in pieces]
+    lengths = [[sum(dataset.lengths(number)[0]) for _, number, _ in piece] for piece in pieces]
     assert sum(lengths, []) == sorted(sum(lengths, []), reverse=True)
     assert dataset.micro_batches(pairs, size=7) == [sum(pieces, [])]

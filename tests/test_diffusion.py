@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffa2_mini.diffusion import EPSILON, diffusion_loss, draw_noise, forward_process, token_losses
+from diffa2_mini.diffusion import (
+    EPSILON,
+    diffusion_loss,
+    draw_noise,
+    forward_exactly,
+    forward_process,
+    stratified,
+    token_losses,
+)
 from diffa2_mini.noise import stream
 from diffa2_mini.vrpo import elbo
 
@@ -100,6 +108,33 @@ def test_masking_exactly_k_tokens_has_the_same_expectation():
     weights = torch.tensor([1 / (R * comb(R, k)) for k in ALL_MASKS.sum(1).tolist()])
     assert weights.sum() == pytest.approx(1)
     torch.testing.assert_close(-(weights * bounds).sum(), exact_bound(table))
+
+
+@pytest.mark.parametrize("n_steps", [1, 4])
+@pytest.mark.parametrize("power", [0, 1])
+def test_exactly_k_masks_at_times_of_any_density_give_the_exact_bound(power, n_steps):
+    """Every time and every order of the tokens once: with power 1 the numbers of masks 1, 2, 3 have
+    the probabilities 1/6, 2/6, 3/6, so 6 times are enough, or 24 in steps of 4 places."""
+    table, orders = arbitrary_model(), torch.tensor(list(permutations(range(R)))) / R
+    within = (torch.arange(6) + 0.5) / 6  # where in its part of 0 ... 1 a time is
+    places = torch.arange(n_steps).repeat_interleave(6)
+    times = stratified(within.repeat(n_steps), places, n_steps)
+    t = times.repeat_interleave(len(orders))
+    uniforms, n = orders.repeat(len(times), 1), torch.full((len(t),), R)
+    x = X.expand(len(t), R)
+    noisy, masked, weighed = forward_exactly(x, t, uniforms, n, MASK, power)
+    logits = logits_at(table, noisy, masked)
+    estimate = R * diffusion_loss(logits, x, masked, weighed, n_tokens=R * len(t))
+    torch.testing.assert_close(estimate, exact_bound(table))
+
+
+def test_exactly_k_tokens_are_masked_and_none_of_the_padding():
+    n_tokens, t = torch.tensor([3, 5, 5, 5]), torch.tensor([0.9, 0.0, 0.41, 1 - 1e-7])
+    uniforms = torch.rand(4, 5)
+    uniforms[0, 3:] = 2.0
+    _, masked, weighed = forward_exactly(torch.zeros(4, 5).long(), t, uniforms, n_tokens, MASK)
+    assert masked.sum(1).tolist() == [3, 1, 3, 5] and not masked[0, 3:].any()
+    torch.testing.assert_close(weighed, torch.tensor([1, 1 / 5, 3 / 5, 1]))  # k / R
 
 
 def test_the_bound_is_the_mean_over_orders_and_so_above_the_models_own_log_likelihood():

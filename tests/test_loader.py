@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_data import MICRO, STAGES, dataset_of, examples, features_of, model  # noqa: F401
 
-from diffa2_mini.data import BatchDataset
+from diffa2_mini.data import BatchDataset, Entry
 from diffa2_mini.errors import UserError
 from diffa2_mini.published.tokenizer_json import read_tokenizer_json
 from diffa2_mini.training.loader import StageLoader, batches
@@ -23,7 +23,8 @@ def test_every_example_is_seen_once_per_epoch_and_resuming_goes_on(n_examples, b
     entries = [entry for _, batch in steps for entry in batch]
     assert [step for step, _ in steps] == list(range(n_steps))
     assert all(len(batch) == batch_size for _, batch in steps)
-    assert Counter(entries[:3 * n_examples]) == Counter(
+    assert all(entry.place == i % batch_size for i, entry in enumerate(entries))
+    assert Counter((e, i) for e, i, _ in entries[:3 * n_examples]) == Counter(
         (e, i) for e in range(3) for i in range(n_examples))
     for first in range(n_steps):
         assert list(batches(n_examples, batch_size, n_steps, first, seed=5,
@@ -34,7 +35,7 @@ def test_each_epoch_each_seed_and_each_stage_has_an_order_of_its_own():
     first, second = (batch for _, batch in batches(50, 50, 2, 0, seed=5, stage=2))
     others = [batch for seed, stage in ((6, 2), (5, 3))
               for _, batch in batches(50, 50, 1, 0, seed, stage)]
-    orders = [[number for _, number in batch] for batch in (first, second, *others)]
+    orders = [[number for _, number, _ in batch] for batch in (first, second, *others)]
     assert len({*map(tuple, orders)}) == 4 and sorted(orders[0]) != orders[0]
 
 
@@ -51,13 +52,13 @@ def test_each_process_gets_its_part_of_every_step(examples, n_workers):
     expected = dict(batches(len(examples), 5, 3, 1, seed=5, stage=2))
     assert {step: list(entries) for step, entries in dealt} == expected
     for (_, entries), found in dealt.items():
-        assert Counter(found) == Counter(examples[i] for _, i in entries)
+        assert Counter(found) == Counter(examples[i] for _, i, _ in entries)
 
 
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_workers_change_nothing_and_load_the_clips(model, examples, n_workers):
     dataset, state = dataset_of(examples, 2, load=True), torch.get_rng_state()
-    pieces = [[(0, 1), (0, 2)], [(0, 7)], [(1, 0), (0, 3)]]
+    pieces = [[Entry(0, 1), Entry(0, 2)], [Entry(0, 7)], [Entry(1, 0), Entry(0, 3)]]
     loader = StageLoader(dataset, enumerate(pieces), 2, World(), n_workers)
     features = features_of(model, keep=False)
     for step, entries, (batch,) in loader:
@@ -85,7 +86,7 @@ def start_method(request):
 def test_workers_load_clips_however_they_are_started(start_method, examples):
     path = Path(__file__).parent / "golden" / "tokenizer_odd.json"  # with splits of every kind
     dataset = BatchDataset(examples, 42, STAGES[2], MICRO, read_tokenizer_json(path), load=True)
-    with StageLoader(dataset, [(0, [(0, 1), (0, 2)])], 2, World(), 1) as loader:
+    with StageLoader(dataset, [(0, [Entry(0, 1), Entry(0, 2)])], 2, World(), 1) as loader:
         ((_, entries, (batch,)),) = loader
     (piece,) = dataset.micro_batches(entries, 2)
     expected = dataset[piece]
@@ -97,7 +98,8 @@ def test_workers_load_clips_however_they_are_started(start_method, examples):
 @pytest.mark.parametrize("n_workers", [0, 1])
 def test_a_clip_that_has_gone_is_named_whoever_loads_it(examples, n_workers):
     gone = [replace(examples[0], path=examples[0].path.with_name("gone.wav"))]
-    loader = StageLoader(dataset_of(gone, 2, load=True), [(0, [(0, 0)])], 1, World(), n_workers)
+    dataset, order = dataset_of(gone, 2, load=True), [(0, [Entry(0, 0)])]
+    loader = StageLoader(dataset, order, 1, World(), n_workers)
     with pytest.raises(UserError, match="gone.wav: expected an audio file") as error:
         [list(batches) for *_, batches in loader]
     assert "\n" not in str(error.value)

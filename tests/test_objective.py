@@ -7,6 +7,7 @@ import torch
 from test_data import MICRO, STAGES, batch_of, examples, model  # noqa: F401  (fixtures)
 
 from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC
+from diffa2_mini.data import Entry
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.objective import adamw, names_of, piece_loss, preference_bounds
@@ -15,7 +16,7 @@ from diffa2_mini.weights import trained_tensors
 
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_the_loss_of_a_batch_is_the_sum_over_its_examples(model, examples, number):
-    pairs, stage = [(0, i) for i in (2, 0, 7, 4)], replace(STAGES[number], batch_size=4)
+    pairs, stage = [Entry(0, i) for i in (2, 0, 7, 4)], replace(STAGES[number], batch_size=4)
     tokenizer = load_tokenizer(MICRO)
     reference = {name: tensor + 0.1 for name, tensor in trained_tensors(model).items()}
 
@@ -32,12 +33,12 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_examples(model, examples, numbe
 
 def test_both_answers_of_a_pair_are_bounded_as_if_alone(model, examples):
     stage, tokenizer = STAGES[4], load_tokenizer(MICRO)
-    together = batch_of([(0, 2), (0, 0)], examples, model, 4)
+    together = batch_of([Entry(0, 2), Entry(0, 0)], examples, model, 4)
     policy, reference = preference_bounds(model, trained_tensors(model), together, stage, tokenizer)
     torch.testing.assert_close(policy, reference)  # the reference is the model itself
     for i, number in enumerate((2, 0)):
-        alone, _ = preference_bounds(model, {}, batch_of([(0, number)], examples, model, 4), stage,
-                                     tokenizer)
+        batch = batch_of([Entry(0, number)], examples, model, 4)
+        alone, _ = preference_bounds(model, {}, batch, stage, tokenizer)
         torch.testing.assert_close(alone[0], policy[i])
 
 

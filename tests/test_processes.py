@@ -395,7 +395,7 @@ def test_the_loss_is_normalised_over_the_whole_batch(dataset):
                                  STAGES[2], n_tokens))
 
     def tokens(pairs):
-        return sum(own for _, i in pairs for _, own in dataset.lengths(i))
+        return sum(own for _, i, _ in pairs for _, own in dataset.lengths(i))
 
     shares = [[pair
                for piece in dataset.micro_batches(pairs, 9, rank, 2)

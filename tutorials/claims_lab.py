@@ -26,7 +26,7 @@ from diffa2_mini.config import (
     DecodeConfig,
     StageConfig,
 )
-from diffa2_mini.data import BatchDataset, Example, PreferenceBatch, load_examples
+from diffa2_mini.data import BatchDataset, Entry, Example, PreferenceBatch, load_examples
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import answers, scoreboard
 from diffa2_mini.evaluate.validation import Validator
@@ -328,7 +328,7 @@ class Lab:
         short = [i for i in range(len(pairs))
                  if all(own == length for _, own in dataset.lengths(i))]
         chosen = short[::max(1, len(short) // self.scale.n_pairs)][:self.scale.n_pairs]
-        return dataset[[(0, i) for i in chosen]].encoded(self.features, CPU)
+        return dataset[[Entry(0, i) for i in chosen]].encoded(self.features, CPU)
 
     def pool(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Samples of the lower bounds of some pairs, by stage 4 and by stage 3: [B, 2, k, masks of

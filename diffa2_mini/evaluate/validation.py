@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..command.table import listed
 from ..config import StageConfig
-from ..data import BatchDataset, Example, PreferenceBatch
+from ..data import BatchDataset, Entry, Example, PreferenceBatch
 from ..fast.device import autocast
 from ..fast.generate import generate_responses
 from ..model import Diffa2Model
@@ -71,7 +71,7 @@ class Validator:
         dataset = BatchDataset(pairs, self.seed, stage, self.model.config, self.tokenizer,
                                noise="held-out answers")
         for start in range(0, len(pairs), stage.micro_batch):
-            batch = dataset[[(0, i) for i in range(len(pairs))[start:start + stage.micro_batch]]]
+            batch = dataset[[Entry(0, i) for i in range(len(pairs))[start:start + stage.micro_batch]]]
             yield batch.encoded(self.features, self.features.device)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from multiprocessing import resource_tracker
 import torch
 from torch.utils.data import DataLoader
 
-from ..data import Batch, BatchDataset
+from ..data import Batch, BatchDataset, Entry
 from ..errors import UserError
 from ..noise import stream
 from .processes import World
@@ -23,9 +23,8 @@ STOP_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, seed: int, stage: int
             ) -> Iterator[tuple[int, list]]:
-    """For each step from `first_step` on: the step, and its entries, each an epoch with the number
-    of an example. Epochs follow each other without a gap: each example comes exactly once per
-    epoch, whatever the batch size."""
+    """For each step from `first_step` on: the step, and its entries. Epochs follow each other
+    without a gap: each example comes exactly once per epoch, whatever the batch size."""
     order, order_of = None, None  # of the examples, in this epoch
     for step in range(first_step, n_steps):
         entries = []
@@ -33,7 +32,7 @@ def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, see
             epoch, at = divmod(position, n_examples)
             if epoch != order_of:
                 order_of, order = epoch, stream("order", seed, stage, epoch).permutation(n_examples)
-            entries.append((epoch, int(order[at])))
+            entries.append(Entry(epoch, int(order[at]), len(entries)))
         yield step, entries
 
 
