@@ -49,10 +49,8 @@ def _open(path: Path) -> soundfile.SoundFile:
     """Open a sound file and check its header."""
     wanted = f"{path}: expected an audio file"
     try:
-        require(path.exists(), f"{wanted}, got no such file; check the path")
-        require(path.is_file(), f"{wanted}, got a folder, a device or a pipe; name a file")
-        require(path.stat().st_size > 0, f"{wanted}, got 0 bytes; copy or download it again")
         require_contents(path, "an audio file")
+        require(path.stat().st_size > 0, f"{wanted}, got 0 bytes; copy or download it again")
     except OSError as error:
         raise UserError(f"{wanted}, got '{error.strerror}'; check its permissions") from error
     try:
@@ -71,8 +69,8 @@ def _open(path: Path) -> soundfile.SoundFile:
 
 
 def _with_size(path: Path) -> mmap.mmap:
-    """The bytes of a wav file. If its recorder was killed before it wrote the sizes, so that the
-    header says that nothing follows, they say that samples go on to the end of the file."""
+    """The bytes of a wav file whose header says that no samples follow. If its recorder was killed
+    before it wrote the sizes, they now say that samples follow to the end."""
     with open(path, "rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # the file is not changed
     at, riff = content.find(b"data\0\0\0\0", 0, 4096), int.from_bytes(content[4:8], "little")
@@ -146,9 +144,8 @@ def _decode(sound: soundfile.SoundFile, wanted: int, path: str | Path) -> np.nda
 
 
 def _promised(sound: soundfile.SoundFile, path: str | Path) -> float:
-    """How many samples the header promises: infinity if the end is missing and nothing tells where
-    it would be, 0 if there is no promise. `sound.frames` is not enough: libsndfile lowers it if a
-    file is too short, which only its log tells."""
+    """How many samples the header promises: infinity if only a missing end is known, 0 if there is
+    no promise. libsndfile lowers `sound.frames` if a file is too short, and tells it in its log."""
     log, n_frames = sound.extra_info, sound.frames
     with open(path, "rb") as file:
         start = file.read(10)

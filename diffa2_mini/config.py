@@ -44,8 +44,7 @@ class AudioConfig(Ranged):
 @dataclass(frozen=True)
 class WhisperConfig(Ranged):
     """The encoder of Whisper-large-v3. `taps` are numbered as Hugging Face's hidden states: 0 is
-    the input of the first block, i the output of block i, the last one that of the final
-    LayerNorm."""
+    the input of block 1, i the output of block i, and the last one that of the final LayerNorm."""
 
     n_mels: int = 128
     n_positions: int = 1500  # encoder frames, 50 a second
@@ -57,8 +56,8 @@ class WhisperConfig(Ranged):
 
 @dataclass(frozen=True)
 class AdapterConfig(Ranged):
-    """The two adapters (section 3.2), and the learned prompt embeddings (a soft prompt) that stand
-    in the acoustic adapter's place in stage 1."""
+    """The adapters (section 3.2), and the prompt embeddings: learned vectors, a soft prompt, that
+    stage 1 has in place of acoustic embeddings."""
 
     n_queries: int = 64  # acoustic embeddings per clip
     qformer_layers: int = 2
@@ -209,8 +208,7 @@ class Config:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether stage 0 makes the frozen parts. Else they are published, and have billions of
-        weights."""
+        """Whether stage 0 makes the frozen parts; else they are published and large."""
         return self.text.tokenizer.endswith(".bpe")
 
 
@@ -220,12 +218,11 @@ def from_dict(values: dict, cls: type = Config) -> Config:
     types = {f.name: f.type for f in dataclasses.fields(cls)}
     require(isinstance(values, dict) and values.keys() == types.keys(),
             f"this is not the {cls.__name__} of this version")
-    arguments = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(types[name]):
-            value = from_dict(value, types[name])
-        arguments[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**arguments)
+    values = {name: tuple(value) if isinstance(value, list) else value
+              for name, value in values.items()}
+    parts = {name: from_dict(values[name], part) for name, part in types.items()
+             if dataclasses.is_dataclass(part)}
+    return cls(**values | parts)
 
 
 FULL_STAGES = {
@@ -259,42 +256,29 @@ TOY_STAGES = scaled(
     dict(lr=1e-3, batch_size=16, micro_batch=None, steps=560, warmup=30, adapter_dropout=0.0),
     dict(lr=2e-4, batch_size=16, micro_batch=None, steps=60, warmup=5, vrpo_samples=2),
 )
-SIZES = {
-    "toy": (
-        Config(
-            size="toy",
-            audio=AudioConfig(max_seconds=4),
-            whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4,
-                                  taps=(1, 2, 3, 4)),
-            adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
-            llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384,
-                              rope_theta=10_000.0),
-            text=TextConfig(tokenizer="toy.bpe", response_multiple=16),
-            decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5),
-        ),
-        TOY_STAGES,
-    ),
-    "small": (  # an encoder as large as Whisper-tiny's
-        Config(
-            size="small",
-            audio=AudioConfig(n_mels=80),
-            whisper=WhisperConfig(n_mels=80, width=384, n_layers=4, n_heads=6, taps=(1, 2, 3, 4)),
-            adapter=AdapterConfig(n_queries=32, qformer_hidden=1024),
-            llada=LladaConfig(vocab_size=4096, width=512, n_layers=10, n_heads=8, hidden=1536,
-                              rope_theta=10_000.0),
-            text=TextConfig(tokenizer="small.bpe"),
-            decode=DecodeConfig(gen_length=64, steps=64),
-        ),
-        SMALL_STAGES,
-    ),
-    "diffa1": (  # arXiv 2507.18452, on Whisper-small
-        Config(
-            size="diffa1",
-            audio=AudioConfig(n_mels=80),
-            whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12,
-                                  taps=(2, 5, 8, 11)),
-        ),
-        {n: FULL_STAGES[n] for n in (1, 2)},  # it has no LoRA
-    ),
-    "full": (Config(), FULL_STAGES),
-}
+TOY = Config(
+    size="toy",
+    audio=AudioConfig(max_seconds=4),
+    whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4, taps=(1, 2, 3, 4)),
+    adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
+    llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384,
+                      rope_theta=10_000.0),
+    text=TextConfig(tokenizer="toy.bpe", response_multiple=16),
+    decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5))
+SMALL = Config(  # an encoder as large as Whisper-tiny's
+    size="small",
+    audio=AudioConfig(n_mels=80),
+    whisper=WhisperConfig(n_mels=80, width=384, n_layers=4, n_heads=6, taps=(1, 2, 3, 4)),
+    adapter=AdapterConfig(n_queries=32, qformer_hidden=1024),
+    llada=LladaConfig(vocab_size=4096, width=512, n_layers=10, n_heads=8, hidden=1536,
+                      rope_theta=10_000.0),
+    text=TextConfig(tokenizer="small.bpe"),
+    decode=DecodeConfig(gen_length=64, steps=64))
+DIFFA1 = Config(  # arXiv 2507.18452, on Whisper-small
+    size="diffa1",
+    audio=AudioConfig(n_mels=80),
+    whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12, taps=(2, 5, 8, 11)))
+SIZES = {  # a config and the stages by number; diffa1 has no LoRA
+    "toy": (TOY, TOY_STAGES), "small": (SMALL, SMALL_STAGES),
+    "diffa1": (DIFFA1, {number: FULL_STAGES[number] for number in (1, 2)}),
+    "full": (Config(), FULL_STAGES)}

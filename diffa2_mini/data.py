@@ -79,19 +79,18 @@ def read_manifest(path: Path) -> list[dict]:
 
 
 def text_of(row: dict, *names: str, default: str | None = None) -> str:
-    """The first of the fields `names` that a manifest's entry has, else `default`. Raises UserError
-    if there is neither, or something that is not text."""
+    """The first of the fields `names` that an entry has, else `default`. Raises UserError if there
+    is neither, or no text."""
     name = next((name for name in names if row.get(name) is not None), None)
     require(name or default is not None, f"the field {' or '.join(names)} is missing")
     value = row[name] if name else default
-    is_text = isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)
-    require(is_text, f"expected text in {name}, got {value!r:.60}")
+    require(isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value),
+            f"expected text in {name}, got {value!r:.60}")
     return value
 
 
 def read_example(row: dict, folder: Path, stage: StageConfig, instruction: str) -> Example:
-    """A manifest's entry as an example of `stage`; `instruction` is for entries without one. Raises
-    UserError."""
+    """A manifest's entry as an example of `stage`; `instruction` is for those without one."""
     require(isinstance(row, dict), f"expected an object, got {type(row).__name__}")
     path = folder / text_of(row, "audio_filepath")
     return Example(path, instruction=text_of(row, "input", default=instruction),
@@ -136,8 +135,7 @@ def n_embeddings(config: AdapterConfig, parts: tuple[str, ...], n_frames: int) -
 
 
 def load_clip(path: Path, config: AudioConfig, note: Callable[[str], None] | None = None) -> Clip:
-    """A sound file as log-mel [n_mels, M] and its number of encoder frames. `note` is called with a
-    line if the file is incomplete, as by `load_audio`."""
+    """A sound file as the encoder wants it. `note` is as for `load_audio`."""
     samples = load_audio(path, config.sample_rate, config.max_seconds, note)
     return log_mel(samples, config), encoder_frames(len(samples), config)
 
@@ -182,8 +180,7 @@ class PreferenceBatch(Batch):
 
 @dataclass
 class BatchDataset:
-    """Batches of the examples `data`; the index of a batch is the list of its entries. It is sent
-    to the processes that load data."""
+    """Batches of the examples `data`. A batch's index is the list of its entries."""
 
     data: list[Example]
     seed: int
@@ -191,7 +188,7 @@ class BatchDataset:
     config: Config
     tokenizer: Tokenizer
     load: bool = False  # load the clips too
-    skip_broken: bool = False  # put silence in place of broken clips, and mask nothing
+    skip_broken: bool = False  # put silence in place of broken clips, and mask no response to it
     noise: str = "answers"  # the kind of its random streams
     known: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # results of `lengths`
 
@@ -217,16 +214,15 @@ class BatchDataset:
 
     def micro_batches(self, entries: list[Entry], size: int, rank: int = 0,
                       n_processes: int = 1) -> list[list[Entry]]:
-        """The part of a step's entries that process `rank` has, in micro-batches of `size`. The
-        longest come first, so that a micro-batch has little padding. The gradient of the step does
-        not depend on how it is divided."""
+        """The part of a step's entries that process `rank` has, in micro-batches of `size`, the
+        longest first: so there is little padding, and the gradient of the step is the same."""
         order = sorted(entries, key=lambda entry: -max(map(sum, self.lengths(entry.number))))
         mine = order[rank::n_processes]
         return [mine[start:start + size] for start in range(0, len(mine), size)]
 
     def __getitem__(self, entries: list[Entry]) -> Batch | UserError:
-        """A batch. What is wrong with a clip is returned, since an error raised in another process
-        would come with a trace."""
+        """A batch, or what is wrong with a clip: raised in another process, it would come with a
+        trace."""
         examples = [self.data[entry.number] for entry in entries]
         try:
             loaded = self.load_clips(examples) if self.load else {}

@@ -16,13 +16,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_contents(path: Path, what: str) -> None:
-    """Raise UserError if there is no such file, or a pointer of Git LFS, left in place of `what` by
-    a clone."""
-    require(Path(path).is_file(), f"{path}: expected {what}, found no such file")
+    """Raise UserError if there is no such file, or a pointer of Git LFS, which a clone left."""
+    require(Path(path).is_file(),
+            f"{path}: expected {what}, got no such file or a folder; check the path")
     with open(path, "rb") as file:
         require(file.read(len(LFS_POINTER)) != LFS_POINTER,
-                f"{path}: expected {what}, got a pointer of Git LFS in its place; get the file "
-                "itself: git lfs pull, or download it again")
+                f"{path}: expected {what}, got a pointer of Git LFS; git lfs pull gets its file")
 
 
 def read_text(path: Path, what: str) -> str:

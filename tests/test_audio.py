@@ -466,9 +466,8 @@ def test_paths_without_a_file_to_read(tmp_path, monkeypatch, function):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    assert "no such file" in message_of(function, tmp_path / "missing.wav")
-    assert "folder" in message_of(function, tmp_path)
-    assert "device or a pipe" in message_of(function, "/dev/null")
+    for path in (tmp_path / "missing.wav", tmp_path, "/dev/null"):
+        assert "no such file" in message_of(function, path)
     (tmp_path / "clip.wav").write_bytes(wav())
     monkeypatch.setattr(audio, "require_contents", refuse)  # chmod would not stop root
     assert "Permission denied" in message_of(function, tmp_path / "clip.wav")

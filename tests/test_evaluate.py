@@ -428,7 +428,7 @@ def test_answers_made_elsewhere_are_scored(folder, capfd):
     (["--benchmark", "mmau"], "--benchmark mmau needs its --file"),
     (["--benchmark", "mmlu"], "--benchmark"),
     ([], "--benchmark"),
-    (["--benchmark", "mmau", "--file", "gone.json"], "found no such file"),
+    (["--benchmark", "mmau", "--file", "gone.json"], "got no such file"),
     (["--benchmark", "toy"], "'python data/toybench.py' makes it, or name it: --file"),
     (["--benchmark", "toy", "--limit", "0"], "--limit"),
     (["--benchmark", "toy", "--shuffle-options", "-1"], "--shuffle-options"),
