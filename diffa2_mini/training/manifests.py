@@ -66,21 +66,18 @@ def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokeniz
     """Which examples cannot be learnt whole, in one line; empty if all can."""
     limit, seconds, length = stage.max_tokens, config.audio.max_seconds, config.decode.gen_length
     count = cache(lambda text: len(tokenizer.encode(text)))
-    count_prompt = cache(
-        lambda text: len(tokenizer.prompt(config.text.train_system, text).ids))
+    count_prompt = cache(lambda text: len(tokenizer.prompt(config.text.train_system, text).ids))
 
     def is_cut(example: Example) -> bool:
         answers = [example.answer] + [example.rejected] * stage.preference
         n_tokens = count_prompt(example.instruction) + max(map(count, answers))
         return n_tokens + 1 > limit  # 1 for `<|eot_id|>`
 
-    checks = {
-        f"with text beyond {limit:,} tokens, which is cut": is_cut,
-        f"with a clip beyond the {seconds} s that the model takes":
-            lambda example: example.seconds > seconds,
-        f"with an answer beyond the {length:,} tokens that it writes":
-            lambda example: count(example.answer) > length}
-    found = {what: [each.path.name for each in data if is_wrong(each)]
-             for what, is_wrong in checks.items()}
+    found = {f"with text beyond {limit:,} tokens, which is cut": filter(is_cut, data),
+             f"with a clip beyond the {seconds} s that the model takes":
+                 (each for each in data if each.seconds > seconds),
+             f"with an answer beyond the {length:,} tokens that it writes":
+                 (each for each in data if count(each.answer) > length)}
+    named = {what: [each.path.name for each in examples] for what, examples in found.items()}
     return "; ".join(f"{len(names):,} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-                     for what, names in found.items() if names)
+                     for what, names in named.items() if names)

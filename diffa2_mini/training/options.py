@@ -67,14 +67,17 @@ DROPOUTS = {"lora_dropout": "lora", "adapter_dropout": "acoustic"}  # the part e
 
 
 def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
-    """The flags of train.py, with `stages`, the numbers of the stages to train. Raises UserError
-    where they contradict each other."""
+    """The flags of train.py, with `stages`, the numbers of the stages to train, and as `processes`
+    how many there are. Raises UserError where they contradict each other."""
     parser = Parser(description)
     for flag, settings in FLAGS.items():
         parser.add_argument(flag, **settings)
     args = parser.parse_args(argv)
     config, stages = SIZES[args.size]
-    args.processes = count_processes(args)
+    started = int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
+    require(args.processes in (None, started) or args.dry_run,
+            "--processes is of --dry-run; start them with: torchrun --nproc_per_node=N train.py")
+    args.processes = args.processes or started
     args.out = args.out or Path("runs") / args.size
     args.recompute = args.recompute or ("nothing" if config.from_scratch else "blocks")
     numbers = {"all": list(stages), "0": []}
@@ -83,16 +86,6 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     for number in args.stages:
         stage_config(args, number)  # which refuses what cannot be
     return args
-
-
-def count_processes(args: argparse.Namespace) -> int:
-    """How many processes torchrun has started; for a dry run, those of --processes. Raises
-    UserError."""
-    started = int(os.environ.get("WORLD_SIZE", 1))
-    require(args.processes in (None, started) or args.dry_run,
-            f"--processes {args.processes}: got {started}; start them with: torchrun "
-            f"--nproc_per_node={args.processes} train.py")
-    return args.processes or started
 
 
 def check_arguments(args: argparse.Namespace) -> None:
