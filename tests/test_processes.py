@@ -374,10 +374,10 @@ def test_every_example_is_dealt_out_exactly_once_an_epoch(dataset, size):
     assert n % batch_size and batch_size % 2
     n_epochs = 3
     dealt = [
-        pair for _, pairs in batches(n, batch_size, n * n_epochs // batch_size + 1, 0, 0, 2)
-        for rank in range(size) for piece in dataset.micro_batches(pairs, 2, rank, size)
-        for pair in piece]
-    counts = {pair: dealt.count(pair) for pair in dealt}
+        entry[:2] for _, entries in batches(n, batch_size, n * n_epochs // batch_size + 1, 0, 0, 2)
+        for rank in range(size) for piece in dataset.micro_batches(entries, 2, rank, size)
+        for entry in piece]
+    counts = {entry: dealt.count(entry) for entry in dealt}
     assert {*counts.values()} == {1}
     assert {(e, i) for e in range(n_epochs) for i in range(n)} <= counts.keys()
 
@@ -387,21 +387,21 @@ def test_the_loss_is_normalised_over_the_whole_batch(dataset):
     """An average of the processes' averages is another number, as they have different numbers of
     tokens."""
     model = build(CONFIG, dtype=torch.float64)
-    features, (_, pairs) = FeatureCache(model, torch.device("cpu"), torch.float64, keep=True), next(
-        batches(len(dataset.data), 9, 1, 0, 0, 2))
+    features = FeatureCache(model, torch.device("cpu"), torch.float64, keep=True)
+    ((_, entries),) = batches(len(dataset.data), 9, 1, 0, 0, 2)
 
-    def loss(pairs, n_tokens):
-        return float(answer_loss(model, dataset[pairs].encoded(features, features.device),
+    def loss(entries, n_tokens):
+        return float(answer_loss(model, dataset[entries].encoded(features, features.device),
                                  STAGES[2], n_tokens))
 
-    def tokens(pairs):
-        return sum(own for _, i, _ in pairs for _, own in dataset.lengths(i))
+    def tokens(entries):
+        return sum(own for _, i, _ in entries for _, own in dataset.lengths(i))
 
-    shares = [[pair
-               for piece in dataset.micro_batches(pairs, 9, rank, 2)
-               for pair in piece]
+    shares = [[entry
+               for piece in dataset.micro_batches(entries, 9, rank, 2)
+               for entry in piece]
               for rank in range(2)]
-    whole = loss(pairs, tokens(pairs))
+    whole = loss(entries, tokens(entries))
     assert tokens(shares[0]) != tokens(shares[1])
-    assert sum(loss(share, tokens(pairs)) for share in shares) == pytest.approx(whole, rel=1e-12)
+    assert sum(loss(share, tokens(entries)) for share in shares) == pytest.approx(whole, rel=1e-12)
     assert sum(loss(share, tokens(share)) for share in shares) / 2 != pytest.approx(whole, rel=1e-3)
