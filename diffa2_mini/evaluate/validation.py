@@ -70,8 +70,9 @@ class Validator:
         """Held-out pairs in batches of `stage.micro_batch`, on the device."""
         dataset = BatchDataset(pairs, self.seed, stage, self.model.config, self.tokenizer,
                                noise="held-out answers")
+        entries = [Entry(0, i) for i in range(len(pairs))]
         for start in range(0, len(pairs), stage.micro_batch):
-            batch = dataset[[Entry(0, i) for i in range(len(pairs))[start:start + stage.micro_batch]]]
+            batch = dataset[entries[start:start + stage.micro_batch]]
             yield batch.encoded(self.features, self.features.device)
 
     @torch.no_grad()
