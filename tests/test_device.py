@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -48,14 +47,13 @@ def test_compiled_blocks_compute_the_same_and_without_a_compiler_run_as_they_are
                           env=there | ({"CXX": compiler} if compiler else {}), capture_output=True,
                           text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr
-    assert (int(done.stdout.split()[-1]) > 0) == (compiler is None)
+    assert int(done.stdout.split()[-1]) > 0
+    assert done.stderr.count("could not be compiled, goes on without") == (compiler is not None)
 
 
 def test_blocks_that_cannot_be_compiled_are_one_line(monkeypatch, capfd):
     """The first compiler refuses the second block for another shape: it goes on as it is, and the
     first stays compiled. The second compiler refuses everything, and is asked once."""
-    original = torch.compile
-
     def run(refused):
         calls = []
 
@@ -65,17 +63,18 @@ def test_blocks_that_cannot_be_compiled_are_one_line(monkeypatch, capfd):
                 raise ValueError("no such kernel\n" + 99 * "and more\n")
             return graph
 
-        monkeypatch.setattr(torch, "compile", partial(original, backend=backend))
+        torch._dynamo.reset()
+        monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", backend)
         blocks = torch.nn.ModuleList([torch.nn.Linear(3, 3), torch.nn.LayerNorm(3)])
         inputs = [torch.randn(*shape, 3) for shape in ((2,), (4, 5), (4, 5), (2,))]
         wanted = [blocks[1](blocks[0](x)) for x in inputs]
         compile_blocks(blocks)
         for x, plain in zip(inputs, wanted):
             torch.testing.assert_close(blocks[1](blocks[0](x)), plain)
-        return len(calls), [block.forward.fails for block in blocks]
+        return len(calls)
 
-    assert run(refused=[4]) == (4, [False, True])
-    assert run(refused=range(99)) == (1, [True, True])
+    assert run(refused=[4]) == 4
+    assert run(refused=range(99)) == 1
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2, lines
     assert all("could not be compiled, goes on without (" in line for line in lines)
