@@ -5,8 +5,7 @@ second to 12.5 embeddings. The acoustic adapter is for *how it sounded*: a Q-For
 queries attend to several depths of the encoder; it always gives the same number of embeddings.
 Module names are those of the published weights.
 
-What differs: in a batch, the release lets short clips' padding through; here each clip keeps the
-embeddings of its own frames only.
+What differs: in a batch, the release keeps embeddings of short clips' padding, this does not.
 """
 
 import torch
@@ -20,8 +19,7 @@ class SemanticAdapter(nn.Module):
     """Final hidden state [B, T, E] -> embeddings [B, A, D], A = T // 4 (`semantic_stride`).
 
     A clip with sound in n frames has n // 4 valid embeddings. Embedding j depends on the frames
-    4j - 2 to 4j + 2, so valid ones never depend on padding: a batch gives exactly what its clips
-    give alone.
+    4j - 2 to 4j + 2, so valid ones never depend on padding, and are the same in every batch.
     """
 
     def __init__(self, config: AdapterConfig, width: int, out_width: int):

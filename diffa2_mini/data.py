@@ -1,5 +1,4 @@
-"""From a manifest to batches: which clips with which questions and answers, tokenized, masked and
-padded.
+"""From a manifest to batches: clips, questions and answers, tokenized, masked and padded.
 
 A manifest is a JSON list (or JSON lines) of objects with the fields of the authors' and of
 DeSTA2's: `audio_filepath`, `transcription`, `input` (the instruction), `target` (the answer), and
@@ -79,8 +78,7 @@ def read_manifest(path: Path) -> list[dict]:
 
 
 def text_of(row: dict, *names: str, default: str | None = None) -> str:
-    """The first of the fields `names` that an entry has, else `default`. Raises UserError if there
-    is neither, or no text."""
+    """The first of the fields `names` that an entry has, or `default`; UserError if it is no text."""
     name = next((name for name in names if row.get(name) is not None), None)
     require(name or default is not None, f"the field {' or '.join(names)} is missing")
     value = row[name] if name else default
@@ -112,16 +110,15 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
         try:
             example = read_example(row, Path(path).parent, stage, config.text.instruction)
             n = length_of(example.instruction) if tokenizer else 0
-            require(n < stage.max_tokens, f"its prompt of {n:,} tokens leaves an answer no room "
-                                          f"within {stage.max_tokens:,}")
+            require(n < stage.max_tokens,
+                    f"its prompt of {n:,} tokens leaves no room within {stage.max_tokens:,}")
             examples.append(example)
         except UserError as error:
             broken.append(" ".join(f"entry {i}: {error}".split()))  # one line, whatever is in it
     if broken:
         what = f"{len(broken)} broken of {len(broken) + len(examples)} entries"
         listed = "; ".join(broken[:5]) + f"; and {len(broken) - 5} more" * (len(broken) > 5)
-        require(skip_broken, f"{path}: {what}: {listed}. Mend them, or leave them out: "
-                             "--skip-broken")
+        require(skip_broken, f"{path}: {what}: {listed}. Mend or skip them: --skip-broken")
         print(f"skipped {what} of {path}: {listed}")
     require(len(examples) > 0, f"{path}: not one entry can be used")
     return examples
@@ -129,8 +126,8 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
 
 def n_embeddings(config: AdapterConfig, parts: tuple[str, ...], n_frames: int) -> int:
     """How many audio embeddings `parts` give for a clip with sound in `n_frames` encoder frames."""
-    n = {"semantic": n_frames // config.semantic_stride, "acoustic": config.n_queries,
-         "prompts": config.n_prompts}
+    n_semantic = n_frames // config.semantic_stride
+    n = dict(semantic=n_semantic, acoustic=config.n_queries, prompts=config.n_prompts)
     return sum(n[part] for part in parts)
 
 
@@ -221,8 +218,7 @@ class BatchDataset:
         return [mine[start:start + size] for start in range(0, len(mine), size)]
 
     def __getitem__(self, entries: list[Entry]) -> Batch | UserError:
-        """A batch, or what is wrong with a clip: raised in another process, it would come with a
-        trace."""
+        """A batch, or the error in a clip: raised in a loading process, it would have a trace."""
         examples = [self.data[entry.number] for entry in entries]
         try:
             loaded = self.load_clips(examples) if self.load else {}

@@ -1,5 +1,4 @@
-"""The reverse process: from a response of masks to an answer, many tokens at a time (arXiv
-2502.09992, section 2.4).
+"""The reverse process: from masks to an answer (arXiv 2502.09992, section 2.4).
 
 A step predicts all masked tokens at once, commits some of the predictions, and leaves the other
 tokens masked. The rules differ in which it commits:
@@ -10,8 +9,7 @@ tokens masked. The rules differ in which it commits:
   c_1 >= c_2 >= ..., token n is committed while (n + 1)(1 - c_n) <= f.
 
 Every rule commits at least the most confident token. The response is filled in block by block, from
-left to right; whether it is finished, its first EOS having no mask before it, is asked before each
-block.
+left to right, until no mask is left before its first EOS; this is asked before each block.
 
 What differs: the released code commits one token too many when only the last one fails its test.
 `decode` is everything, for a model that maps tokens to logits. `fast/generate.py` gives the same
@@ -52,8 +50,7 @@ def above_threshold(confidence: Tensor, candidates: Tensor, threshold: float) ->
 
 
 def tokens_in_step(config: DecodeConfig, step: int) -> int:
-    """How many tokens a step of a block commits on the fixed schedule; the first ones share the
-    remainder."""
+    """How many tokens a step of a block commits on the fixed schedule, at first one more."""
     equal, remainder = divmod(config.block_length, config.steps_per_block)
     return equal + (step < remainder)
 
@@ -78,8 +75,7 @@ def finished(tokens: Tensor, mask_id: int, eos_id: int) -> Tensor:
 def decode(predict: Callable[[Tensor], Tensor], tokens: Tensor, config: DecodeConfig, mask_id: int,
            eos_id: int) -> Tensor:
     """Replace the masks of `tokens` [B, R] by what the model predicts. `predict` maps tokens [B, R]
-    to logits [B, R, V]. Of `config` the lengths and the rule count: this decoder is greedy, and
-    has neither guidance nor a cache."""
+    to logits [B, R, V]. Of `config` only the lengths and the rule count."""
     position = torch.arange(tokens.shape[1], device=tokens.device)  # [R]
     for start in range(0, tokens.shape[1], config.block_length):
         in_block = (start <= position) & (position < start + config.block_length)  # [R]

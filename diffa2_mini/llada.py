@@ -1,5 +1,4 @@
-"""LLaDA, the mask predictor: a LLaMA-style transformer with bidirectional attention (arXiv
-2502.09992, section 2.1).
+"""LLaDA, the mask predictor: LLaMA with bidirectional attention (arXiv 2502.09992, section 2.1).
 
 Some tokens of its input are [MASK]; for all of these at once it predicts the token that was there.
 There is no causal mask, and no time embedding: the number of masks tells the time. Module names are

@@ -1,8 +1,6 @@
-"""LoRA: learn a low-rank change of a frozen weight (arXiv 2106.09685); here from stage 3 on (arXiv
-2601.23161, section 3.3).
+"""LoRA: learn a low-rank change of a frozen weight, here from stage 3 on (arXiv 2106.09685).
 
-y = W x + (alpha / r) B A x, with A [r, in] random and B [out, r] zero, so that at first nothing
-changes.
+y = W x + (alpha / r) B A x, with A [r, in] random and B [out, r] zero: at first nothing changes.
 """
 
 import math
@@ -15,8 +13,7 @@ from .config import LoraConfig
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer without bias, plus a low-rank change. The weight is the layer's own, under its
-    old name."""
+    """A linear layer without bias, whose weight keeps its name, plus a low-rank change."""
 
     def __init__(self, linear: nn.Linear, config: LoraConfig):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")

@@ -1,5 +1,4 @@
-"""DIFFA-2 in one piece: encoder, adapters, and the backbone, which fills in the answer (arXiv
-2601.23161, section 3.2).
+"""DIFFA-2 in one piece: encoder, adapters and backbone (arXiv 2601.23161, section 3.2).
 
     log-mel --encoder--> hidden states --adapters--> audio embeddings [A, D]
     prompt --embedding--> [L, D]      the audio is spliced in: [P, D], P = L + A
@@ -49,9 +48,8 @@ class Audio:
 
 
 class Diffa2Model(nn.Module):
-    """The whole model, frozen until `train_only` names the parts to train. Encoder and backbone are
-    made on the device `frozen_on`: on `meta`, they take no memory until they are filled. `llada` is
-    the backbone's class."""
+    """The whole model, frozen until `train_only`. Encoder and backbone, of the class `llada`, are
+    made on the device `frozen_on`: on `meta`, they take no memory until they are filled."""
 
     def __init__(self, config: Config, frozen_on: str | None = None, llada: type[Llada] = Llada):
         super().__init__()
@@ -83,8 +81,7 @@ class Diffa2Model(nn.Module):
         return Audio(final, taps, n_frames)
 
     def embed_audio(self, audio: Audio, parts: tuple[str, ...]) -> list[Tensor]:
-        """The embeddings [A, D] of each clip: those of `parts`, in this order, such as ("acoustic",
-        "semantic")."""
+        """The embeddings [A, D] of each clip: those of `parts`, keys of PREFIXES, in this order."""
         found = {}  # part: its embeddings [.., D] of each clip
         if "semantic" in parts:
             embeddings, n_valid = self.semantic_connector(audio.final, audio.n_frames)

@@ -1,7 +1,5 @@
-"""The range of every number that a user can give, by a flag or in the config of a checkpoint.
-
-A name has one range everywhere. All ranges are finite, so neither inf nor nan is in any of them.
-"""
+"""The range of every number that a user can give, by a flag or in the config of a checkpoint. All
+are finite, so neither inf nor nan is in any."""
 
 import dataclasses
 from typing import get_args

@@ -1,5 +1,4 @@
-"""Text to token ids and back, and the prompt that the audio is spliced into (arXiv 2601.23161,
-section 3.2).
+"""Text to token ids and back, and the prompt around the audio (arXiv 2601.23161, section 3.2).
 
 A byte-level BPE (arXiv 1508.07909) starts from the 256 bytes and merges, again and again, the pair
 of neighbours that was most frequent in its training text. Merging stays within words, into which
@@ -86,12 +85,11 @@ class Tokenizer:
     def from_ranks(cls, path: str | Path) -> "Tokenizer":
         """Read a rank file: a line per token, base64 of its bytes and its rank."""
         try:
-            lines = read_text(path, "a tokenizer's rank file").splitlines()
-            rows = [line.split() for line in lines]
+            rows = [line.split() for line in read_text(path, "a rank file").splitlines()]
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
         except ValueError as error:
-            raise UserError(f"{path}: expected a token in base64 and its rank in each line, got "
-                            f"{error}") from None
+            raise UserError(
+                f"{path}: expected a rank file, base64 and rank in a line, got {error}") from None
         is_complete = all(bytes([b]) in ranks for b in range(256))
         require(is_complete and [*ranks.values()] == [*range(len(rows))],
                 f"{path}: expected the 256 bytes and what is merged of them, ranked from 0")
@@ -102,8 +100,7 @@ class Tokenizer:
         return max(self.tokens) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text, never special tokens. Raises UserError if splitting it takes too
-        long."""
+        """Ids of plain text, never special tokens. UserError if splitting it takes too long."""
         ids = []
         try:
             for piece in self.find_words(text):

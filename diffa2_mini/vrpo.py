@@ -1,5 +1,4 @@
-"""VRPO, stage 4: direct preference optimisation on noisy likelihoods (arXiv 2505.19223; DIFFA-2,
-section 3.3).
+"""VRPO, stage 4: preference optimisation on noisy likelihoods (arXiv 2505.19223, 2601.23161).
 
 For a chosen answer w, a rejected answer l, the policy and a frozen reference ref,
 
@@ -23,12 +22,9 @@ from torch.nn import functional as F
 
 from .diffusion import token_losses
 
-# -------------------------------------------------------------------------- the masks and the bound
-
 
 def draw_masks(rng: np.random.Generator, n_response: int, n_samples: int) -> np.ndarray:
-    """The masks of `n_samples` samples, bool [n, R]. Each has exactly k tokens, k uniform in
-    1 ... R."""
+    """The masks of n samples, bool [n, R]. Each has exactly k tokens, k uniform in 1 ... R."""
     k = rng.integers(1, n_response + 1, size=(n_samples, 1))
     ranks = rng.random((n_samples, n_response)).argsort(axis=1)  # a random order per sample
     return ranks < k
@@ -56,9 +52,6 @@ def elbo(predict: Callable, response: Tensor, valid: Tensor, masks: Tensor, mask
     sums = losses.new_zeros(B * n, R).masked_scatter(masked, losses).sum(1)  # [K] -> [B * n]
     samples = -sums * valid.sum(1) / masked.sum(1).clamp(min=1)
     return samples.view(B, n).mean(1)
-
-
-# -------------------------------------------------------------- the reference, the margin, the loss
 
 
 def reference_of(model: nn.Module, tensors: dict[str, Tensor]) -> Callable:

@@ -1,5 +1,4 @@
-"""Whisper's encoder: log-mel in, hidden states of several depths out (arXiv 2212.04356, section
-2.2).
+"""Whisper's encoder: log-mel in, hidden states out (arXiv 2212.04356, section 2.2).
 
 Two convolutions, the second with stride 2, give 50 frames a second; fixed sinusoids encode the
 position, and pre-norm transformer blocks follow. All of it is frozen in all four stages. The
@@ -61,8 +60,7 @@ class EncoderBlock(nn.Module):
 
 
 class WhisperEncoder(nn.Module):
-    """log-mel [B, n_mels, M] -> hidden states, M = 2T. T is always `n_positions`: clips are padded
-    to the full length."""
+    """log-mel [B, n_mels, M] -> hidden states, M = 2T. T = `n_positions`: clips are padded."""
 
     def __init__(self, config: WhisperConfig):
         super().__init__()

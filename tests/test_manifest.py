@@ -176,7 +176,7 @@ def test_an_entry_whose_prompt_leaves_no_room_for_an_answer_is_named(folder, cap
     assert n > STAGES[2].max_tokens
     arguments = (manifest(folder, rows), STAGES[2], TOY)
     error = one_line_error(load_examples, *arguments, False, tokenizer)
-    assert f"entry 2: its prompt of {n:,} tokens leaves an answer no room within 2,048" in error
+    assert f"entry 2: its prompt of {n:,} tokens leaves no room within 2,048" in error
     kept = load_examples(*arguments, True, tokenizer)
     assert len(kept) == 1 and "entry 2: its prompt" in capsys.readouterr().out
 
