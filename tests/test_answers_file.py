@@ -9,9 +9,9 @@ import pytest
 
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
-from diffa2_mini.evaluate.answers import Answer
-from diffa2_mini.evaluate.answers_file import (
+from diffa2_mini.evaluate.answers import (
     PREDICTIONS,
+    Answer,
     append,
     match,
     questions_in,

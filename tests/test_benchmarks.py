@@ -202,7 +202,7 @@ def test_kaldi(tmp_path):
                           ("u1 a.wav\nu1 b.wav\n", "u1 words\n", "an id twice"),
                           ("", "u1 words\n", "got none"),
                           ("u1 sox a.wav -t wav - |\n", "u1 words\n", "a command to run, for u1"),
-                          ("u1 a.wav\n", None, "No such file")])
+                          ("u1 a.wav\n", None, "no such file")])
 def test_kaldi_files_that_do_not_fit(tmp_path, scp, text, message):
     (tmp_path / "wav.scp").write_text(scp)
     if text:

@@ -22,7 +22,6 @@ from data.pretraining.texts import TextBatch, draw_batch, embed_like_audio, embe
 from data.toy import TextExample, text_example
 from diffa2_mini.command.script import progress
 from diffa2_mini.config import LladaConfig
-from diffa2_mini.evaluate.scoring import same_text
 from diffa2_mini.fast.generate import generate_responses
 from diffa2_mini.llada import Block, Llada, rotary
 from diffa2_mini.model import Diffa2Model
@@ -97,7 +96,7 @@ def accuracy_by_type(model: Diffa2Model, tokenizer: Tokenizer, examples: list[Te
         prompts = [tokenizer.prompt(model.config.text.system, each.instruction) for each in batch]
         tokens, _ = generate(model, tokenizer, audio_embeddings, prompts, model.config.decode)
         for example, row in zip(batch, tokens.tolist()):
-            is_right = same_text(tokenizer.decode(row), example.answer)
+            is_right = tokenizer.decode(row).strip() == example.answer.strip()
             right.setdefault(example.type, []).append(is_right)
     return {type: float(np.mean(found)) for type, found in sorted(right.items())}
 

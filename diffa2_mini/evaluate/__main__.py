@@ -27,10 +27,8 @@ from ..data import read_manifest
 from ..errors import require
 from ..listen import Diffa2
 from ..training import files
-from ..training.features import FeatureCache
 from . import scoreboard
-from .answers import answer_questions, expect_clips
-from .answers_file import match, questions_in, resume, to_line
+from .answers import answer_questions, expect_clips, match, questions_in, resume, to_line
 from .benchmarks import BENCHMARKS, BenchmarkQuestion, load_questions
 
 
@@ -52,13 +50,11 @@ def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
         left = [(i, each) for i, each in enumerate(questions) if each.id not in answers]
         n_known = len(questions) - len(left)
         print(f"{len(questions):,} questions, of which {n_known:,} are answered in {args.out}")
-        if left:
-            diffa2 = Diffa2.load(source, device, dtype, args.merge_lora)
-            features = FeatureCache(diffa2.model, device, dtype, keep=True)
+        diffa2 = Diffa2.load(source, device, dtype, args.merge_lora) if left else None
         with progress(total=len(questions), initial=n_known, unit="question") as bar:
             for start in range(0, len(left), size):
                 numbers, batch = zip(*left[start:start + size])
-                replies = answer_questions(diffa2, features, decode, batch, numbers)
+                replies = answer_questions(diffa2, decode, batch, numbers)
                 lines = [to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)]
                 files.append(args.out, "".join(lines))
                 answers |= {question.id: reply for question, reply in zip(batch, replies)}

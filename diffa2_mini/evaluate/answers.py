@@ -1,7 +1,18 @@
-"""A model's answers to many questions."""
+"""A model's answers to many questions, and the file that keeps them, so that a run that was stopped
+goes on.
 
+Each answer is a line of JSON, written as soon as it is there. It has the published fields of its
+question, with the choices in the order in which they were shown, and the reply under `response`:
+what the benchmarks' own scripts read. Answers made elsewhere are read too.
+"""
+
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,10 +26,16 @@ from ..listen import Diffa2
 from ..model import Diffa2Model
 from ..tokenizer import Tokenizer
 from ..training.features import FeatureCache
-from .benchmarks import BenchmarkQuestion
+from ..training.files import append, digest_of, write_whole
+from .benchmarks import BenchmarkQuestion, choices_of, id_of, read_questions
+
+PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
+START = '{"benchmark": '  # of a line that we wrote
+FOUND = ("error", "cut", "incomplete")  # what is wrong with a clip, as an Answer has it
+OURS = ("benchmark", "by", "prompt_sha256", "clip_sha256", "id", *FOUND)  # not published
 
 
-@dataclass(frozen=True)
+@dataclass
 class Answer:
     """A reply to a question, or why there is none. `cut`: the clip was longer than the model takes.
     `incomplete`: what the clip lacks, if it ends early or is damaged and was used nevertheless."""
@@ -27,6 +44,9 @@ class Answer:
     error: str = ""
     cut: bool = False
     incomplete: str = ""
+
+
+# ------------------------------------------------------------------------------------------- asking
 
 
 @torch.no_grad()
@@ -69,23 +89,133 @@ def expect_clips(questions: list[BenchmarkQuestion]) -> None:
                     f"read ({reason}); check --audio-root and --file")
 
 
-def answer_questions(diffa2: Diffa2, features: FeatureCache, decode: DecodeConfig,
-                     questions: list[BenchmarkQuestion], numbers: Sequence[int]) -> list[Answer]:
+def answer_questions(diffa2: Diffa2, decode: DecodeConfig, questions: list[BenchmarkQuestion],
+                     numbers: Sequence[int]) -> list[Answer]:
     """Answers to some questions of a benchmark, decoded as a batch; `numbers` tells which of all
-    each is. What `features` keeps is dropped afterwards: a long benchmark would fill the memory."""
-    found, examples, asked = [], [], []
+    each is."""
+    features = FeatureCache(diffa2.model, diffa2.device, diffa2.dtype, keep=True)
+    answers, examples = {}, {}  # by number
     for number, question in zip(numbers, questions, strict=True):
+        path = question.audio
         try:
             cut = seconds_of(question) > diffa2.config.audio.max_seconds
-            features.get(question.audio)
+            features.get(path)
+            answers[number] = Answer("", "", cut, features.incomplete.get(path, ""))
+            examples[number] = Example(path, question.prompt, question.answer, "", "", "")
         except UserError as error:
-            found.append(Answer("", str(error)))
-            continue
-        found.append(Answer("", "", cut, features.incomplete.get(question.audio, "")))
-        examples.append(Example(question.audio, question.prompt, question.answer, "", "", ""))
-        asked.append(number)
-    texts, _ = answer(diffa2.model, diffa2.tokenizer, features, examples, diffa2.parts, decode,
-                      len(questions), numbers=asked)
-    features.memory.clear()
-    replies = iter(texts)
-    return [each if each.error else replace(each, reply=next(replies)) for each in found]
+            answers[number] = Answer("", str(error))
+    texts, _ = answer(diffa2.model, diffa2.tokenizer, features, [*examples.values()], diffa2.parts,
+                      decode, len(questions), numbers=[*examples])
+    for number, text in zip(examples, texts):
+        answers[number].reply = text
+    return [*answers.values()]
+
+
+# ----------------------------------------------------------------------------------------- the file
+
+
+def asked(question: BenchmarkQuestion) -> dict[str, str | None]:
+    """What is asked, by its contents: prompt and clip, None if that is not there."""
+    row = {"prompt_sha256": hashlib.sha256(question.prompt.encode()).hexdigest(),
+           "clip_sha256": None}
+    with suppress(OSError):
+        if question.audio and question.audio.is_file():
+            row["clip_sha256"] = digest_of(question.audio)
+    return row
+
+
+def to_line(benchmark: str, by: str, question: BenchmarkQuestion, answer: Answer) -> str:
+    """A line of the file. `by` tells which model answered, and how."""
+    published = {name: value for name, value in question.row.items() if name not in OURS}
+    row = {"benchmark": benchmark, "by": by, "id": question.id} | published
+    row |= {"response": answer.reply} | asked(question)
+    row |= {name: getattr(answer, name) for name in FOUND if getattr(answer, name)}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def answer_in(row: dict) -> Answer | None:
+    """The answer in a line, under any of the PREDICTIONS; None if there is none."""
+    for name in PREDICTIONS:
+        if row.get(name) is not None:
+            require(isinstance(row[name], (str, int, float)),
+                    f"expected text under {name}, got {type(row[name]).__name__}")
+            reply, error = str(row[name]), str(row.get("error") or "")
+            return Answer(reply, "" if reply else error, bool(row.get("cut")),
+                          str(row.get("incomplete") or ""))
+    return None
+
+
+def expect_same(row: dict, question: BenchmarkQuestion, by: str | None) -> None:
+    """Raise UserError if an answer is to another question, or to choices in another order; or, with
+    `by`, if it depends on other things than it would now. A clip that is gone since was read, and
+    is not another."""
+    text, choices = str(question.row.get("question", "")).strip(), choices_of(row)
+    require(text in str(row.get("question", text)) and choices in ([], [*question.choices]),
+            f"{question.id} was asked another question, or other choices, or in another order; "
+            "check --benchmark, --file and --shuffle-options")
+    depends = {"by": by} | asked(question) if by else {}
+    for name, value in depends.items():
+        was, now = str(row.get(name)).split(", "), str(value).split(", ")
+        theirs = ", ".join(each for each in was if each not in now)
+        ours = ", ".join(each for each in now if each not in was)
+        require(value is None or theirs == ours,
+                f"{name!r} of {question.id} is {theirs}, this run has {ours}; choose another "
+                "--out, or delete such lines to ask anew")
+
+
+def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, benchmark: str,
+          by: str | None = None) -> dict[str, Answer]:
+    """The answers in `rows` by the id of their question. Raises UserError if one answers no
+    question, one that has been answered already, or another than `expect_same` expects."""
+    known, answers, seen = {question.id: question for question in questions}, {}, Counter()
+    for i, row in enumerate(rows, start=1):
+        try:
+            id = id_of(row, seen)
+            theirs = row.get("benchmark", benchmark)
+            require(theirs == benchmark, f"answers a question of {theirs}, not of {benchmark}; "
+                                         "check --benchmark")
+            require(id in known, f"{id} is not asked (id#2 is the second answer to id); check "
+                                 "--benchmark and --file")
+            expect_same(row, known[id], by)
+            if found := answer_in(row):
+                answers[id] = found
+        except UserError as error:
+            raise UserError(f"{source}: entry {i}: {error}") from None
+    require(answers or by, f"{source}: expected predictions under one of {', '.join(PREDICTIONS)}, "
+                           "got none")
+    return answers
+
+
+def questions_in(rows: list[dict], source: Path, benchmark: str) -> list[BenchmarkQuestion]:
+    """The questions that answers bring along. Raises UserError if one is answered twice."""
+    questions = read_questions(benchmark, rows, source)
+    keys = Counter((id_of(row, Counter()), question.audio, str(row.get("question")))
+                   for row, question in zip(rows, questions))
+    twice = [id for (id, *_), n in keys.items() if n > 1]
+    require(not twice, f"{source}: a question of {', '.join(twice[:5])} is answered twice; delete "
+                       "an answer")
+    return questions
+
+
+def resume(path: Path, benchmark: str, by: str,
+           questions: list[BenchmarkQuestion]) -> dict[str, Answer]:
+    """The answers that a run that was stopped has left in `path`. A line that was not finished is
+    taken out of the file, and so are clips that could not be read: they are tried again. Raises
+    UserError if the file is another run's, or was asked other things under the same ids, and leaves
+    it; and now, not after the first answers, if it cannot be written."""
+    append(path, "")
+    # a line may end within a letter
+    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        rows = [json.loads(line) for line in lines]
+        ours = all(line[:len(START)] == START[:len(line)] for line in [*lines, rest])
+    except ValueError:
+        ours = False
+    require(ours, f"{path}: expected answers of an earlier run, got another file or a damaged "
+                  "line; choose another --out, or delete that line")
+    kept = [row for row in rows if "error" not in row]
+    answers = match(kept, questions, path, benchmark, by)
+    if rest or len(kept) < len(rows):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return answers

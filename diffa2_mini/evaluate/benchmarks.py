@@ -25,9 +25,9 @@ import numpy as np
 
 from ..config import DATA, TextConfig
 from ..data import read_manifest, text_of
-from ..errors import UserError, require
+from ..errors import UserError, read_text, require
 from . import scoring
-from .scoring import WordErrors, choice_at, same_text
+from .scoring import WordErrors
 
 FREE = "free"  # in ToyBench the "difficulty" of a question that is asked without its choices
 MMSU_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
@@ -35,32 +35,29 @@ MMSU_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 @dataclass(frozen=True)
 class Rule:
-    """How a question with choices is asked, and when its reply is right. A reply that does not
-    answer at all is malformed."""
+    """How a question with choices is asked, and when its reply is right. A reply that names no
+    choice does not answer at all: it is malformed."""
 
     prompt: str  # with {question} and {choices}
-    is_right: Callable[[str, str, tuple[str, ...]], bool]  # of reply, answer and choices
-    answers: Callable[[str, tuple[str, ...]], bool]  # of reply and choices
+    choice_of: Callable[[str, tuple[str, ...]], str | None]  # the choice that a reply names
+    by_words: bool = False  # the words of a reply tell whether it is right, not the named choice
 
 
-def by_letter(prompt: str, letter_of: Callable[[str], str | None]) -> Rule:
-    """The choice behind the letter that `letter_of` finds in a reply is to be the answer."""
-    return Rule(prompt,
-                lambda reply, answer, choices: choice_at(letter_of(reply), choices) == answer,
-                lambda reply, choices: choice_at(letter_of(reply), choices) is not None)
-
-
-MMSU = by_letter(
+MMSU = Rule(
     "Choose the most suitable answer from options A, B, C, and D to respond the question in next "
     "line, **you should only choose A or B or C or D.** Do not provide any additional explanations "
-    "or content.\n\nQuestion: {question}\n\n{choices}", scoring.mmsu_letter)
+    "or content.\n\nQuestion: {question}\n\n{choices}",
+    lambda reply, choices: dict(zip(ascii_uppercase, choices)).get(scoring.mmsu_letter(reply)))
 MMAU = Rule(
     "You are given the audio and a multiple-choice question. Choose the best answer based only on "
     "the speech content and style.\n\nQuestion: {question}\n\nChoices:\n{choices}\nAnswer:",
-    scoring.score_by_words, scoring.names_a_choice)
-TOY_LETTERED = by_letter("{question}\n{choices}", lambda reply: reply.strip()[:1])
-TOY_FREE = Rule("{question}", lambda reply, answer, choices: same_text(reply, answer),
-                lambda reply, choices: bool(reply.strip()))
+    scoring.named_choice, by_words=True)
+TOY_LETTERED = Rule(
+    "{question}\n{choices}",
+    lambda reply, choices: dict(zip(ascii_uppercase, choices)).get(reply.strip()[:1]))
+TOY_FREE = Rule(  # a reply that is none of the choices names itself, unless it is blank
+    "{question}", lambda reply, choices: next(
+        (each for each in (*choices, reply) if each.strip() == reply.strip() != ""), None))
 
 
 @dataclass(frozen=True)
@@ -68,25 +65,23 @@ class Benchmark:
     """How a benchmark is read, asked and reported."""
 
     audio: str  # the field that names the clip
-    answer: str  # the field with the right choice's text
+    answer: tuple[str, ...]  # the fields that may have the right choice's text, or the transcript
     rule: Rule | None  # None for transcripts
     tables: tuple[str, ...] = ()  # a row for each value of these fields together
     length: int | None = 16  # tokens of a response of published weights, as the authors decode it
 
 
 BENCHMARKS = {
-    "mmsu": Benchmark(
-        "audio_path", "answer_gt", MMSU,
-        ("category", "category / sub-category", "category / sub-category / sub-sub-category",
-         "task_name")),
-    "mmau": Benchmark(
-        "audio_id", "answer", MMAU, ("task", "category", "sub-category", "difficulty")),
-    "mmar": Benchmark(
-        "audio_path", "answer", MMAU, ("modality", "category", "sub-category", "language")),
-    "asr": Benchmark("audio_filepath", "transcription", None, length=128),
-    "toy": Benchmark(
-        "audio_id", "answer", TOY_LETTERED,
-        ("task", "task / category", "sub-category", "difficulty"), length=None),
+    "mmsu": Benchmark("audio_path", ("answer_gt",), MMSU,
+                      ("category", "category / sub-category",
+                       "category / sub-category / sub-sub-category", "task_name")),
+    "mmau": Benchmark("audio_id", ("answer",), MMAU,
+                      ("task", "category", "sub-category", "difficulty")),
+    "mmar": Benchmark("audio_path", ("answer",), MMAU,
+                      ("modality", "category", "sub-category", "language")),
+    "asr": Benchmark("audio_filepath", ("transcription", "target"), None, length=128),
+    "toy": Benchmark("audio_id", ("answer",), TOY_LETTERED,
+                     ("task", "task / category", "sub-category", "difficulty"), length=None),
 }
 
 
@@ -107,14 +102,18 @@ class BenchmarkQuestion:
     def can_be_scored(self) -> bool:
         """Whether right can be told from wrong: the answer is one of the choices, and not blank, as
         those of test sets are; nor without a word, which MMAU's rule would find in any reply."""
-        says = scoring.words(self.answer) if self.rule is MMAU else self.answer.strip()
-        return self.rule is None or (self.answer in self.choices and bool(says))
+        if self.rule is None:
+            return True
+        says = scoring.words(self.answer) if self.rule.by_words else self.answer.strip()
+        return self.answer in self.choices and bool(says)
 
     def judge(self, reply: str) -> bool | WordErrors:
         """Whether a reply is right; of a transcript, what is wrong with it."""
         if self.rule is None:
             return scoring.word_errors(scoring.normalise(self.answer), scoring.normalise(reply))
-        return self.rule.is_right(reply, self.answer, self.choices)
+        if self.rule.by_words:
+            return scoring.score_by_words(reply, self.answer, self.choices)
+        return self.rule.choice_of(reply, self.choices) == self.answer
 
 
 def text_in(row: dict, *names: str, default: str | None = None) -> str:
@@ -157,8 +156,8 @@ def read_question(name: str, row: dict, id: str, root: Path,
             "expected text, got characters that are none")
     benchmark = BENCHMARKS[name]
     audio = root / text_in(row, benchmark.audio) if row.get(benchmark.audio) else None
-    if name == "asr":
-        transcript = text_in(row, "transcription", "target")
+    if benchmark.rule is None:
+        transcript = text_in(row, *benchmark.answer)
         return BenchmarkQuestion(id, audio, TextConfig().instruction, transcript, row)
     choices = choices_of(row)
     require(1 <= len(choices) <= 26, f"expected 1 to 26 choices, got {len(choices)}")
@@ -166,9 +165,9 @@ def read_question(name: str, row: dict, id: str, root: Path,
         rng = np.random.default_rng([shuffle, zlib.crc32(id.encode())])
         choices = rng.permutation(np.array(choices, object)).tolist()
     # blank in a test set; a row without either field is another benchmark's
-    is_ours = benchmark.answer in row or benchmark.audio in row
-    answer = text_in(row, benchmark.answer, default="" if is_ours else None)
-    answer = next((choice for choice in choices if same_text(choice, answer)), answer)
+    is_ours = row.keys() & {benchmark.audio, *benchmark.answer}
+    answer = text_in(row, *benchmark.answer, default="" if is_ours else None)
+    answer = next((each for each in choices if each.strip() == answer.strip()), answer)
     rule = TOY_FREE if name == "toy" and row.get("difficulty") == FREE else benchmark.rule
     lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices)]
     prompt = rule.prompt.format(question=text_in(row, "question"), choices="\n".join(lines))
@@ -189,20 +188,18 @@ def read_questions(name: str, rows: list[dict], source: Path, root: Path = Path(
     return questions
 
 
+def read_table(path: Path) -> dict[str, str]:
+    """A table of Kaldi's: on each line an id and what belongs to it."""
+    rows = re.findall(r"(\S+)(.*)", read_text(path, "a table of Kaldi's"))
+    require(len(dict(rows)) == len(rows) > 0,
+            f"{path}: expected lines with an id each, got none, or an id twice")
+    return {id: text.strip() for id, text in rows}
+
+
 def read_kaldi(file: Path) -> list[dict]:
     """Kaldi's wav.scp (`id path` a line) and the `text` (`id words` a line) beside it, as a
     manifest. An utterance that has no clip stays in, without one."""
-    tables = []
-    for path in (file, file.with_name("text")):
-        try:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: expected a table of Kaldi's in UTF-8, got {error}") from None
-        rows = [line.split(maxsplit=1) for line in lines if line.strip()]
-        tables.append({id: "".join(rest).strip() for id, *rest in rows})
-        require(len(tables[-1]) == len(rows) > 0,
-                f"{path}: expected lines with an id each, got none, or an id twice")
-    clips, texts = tables
+    clips, texts = read_table(file), read_table(file.with_name("text"))
     wrong = [id for id, clip in clips.items() if id not in texts or clip.endswith("|")]
     require(not wrong, f"{file}: expected paths of clips with a transcript in 'text', got none, or "
                        f"a command to run, for {', '.join(wrong[:5])}")

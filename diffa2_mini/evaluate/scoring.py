@@ -10,7 +10,6 @@ stands for its choice's text, and then the words decide.
 import re
 import unicodedata
 from functools import cache
-from operator import add
 from string import ascii_uppercase
 from typing import NamedTuple
 
@@ -20,30 +19,16 @@ NORMALISATION = ("lower case; apostrophes are taken out (don't = dont); all othe
                  "symbols separate words (well-known = well known)")
 
 
-def same_text(text: str, other: str) -> bool:
-    """Whether two texts are the same to a reader: white space around them does not count."""
-    return text.strip() == other.strip()
-
-
 def is_right(example: Example, answer: str) -> bool:
     """Of a manifest: whether the answer is the target, or of a lettered question its letter."""
-    if example.type.endswith("+abcd"):
-        return answer.strip()[:1] == example.answer.strip()[:1]
-    return same_text(answer, example.answer)
-
-
-def choice_at(letter: str | None, choices: tuple[str, ...]) -> str | None:
-    """The choice that is shown behind a letter, if there is one."""
-    return dict(zip(ascii_uppercase, choices)).get(letter)
+    reply, target = answer.strip(), example.answer.strip()
+    return reply[:1] == target[:1] if example.type.endswith("+abcd") else reply == target
 
 
 def mmsu_letter(reply: str) -> str | None:
     """MMSU's rule: the first character if it is one of ABCD, else the last but one if it is."""
     text = reply.strip().replace("\n", "")
-    for character in (text[:1], text[-2:-1]):
-        if character and character in "ABCD":
-            return character
-    return None
+    return next((letter for letter in (text[:1], text[-2:-1]) if letter in {*"ABCD"}), None)
 
 
 def words(text: str) -> set[str]:
@@ -66,22 +51,25 @@ def is_bare_letter(reply: str) -> bool:
 def mend_letter(reply: str, choices: tuple[str, ...]) -> str:
     """The reply, or the choice's text where the reply is only its letter. Where the choices are
     letters themselves, as keys of music are, it is a text already."""
-    if any(same_text(reply, choice) for choice in choices) or not is_bare_letter(reply):
+    text = reply.strip()
+    if text in map(str.strip, choices) or not is_bare_letter(text):
         return reply
-    return dict(zip(ascii_uppercase, choices)).get(reply.strip().strip("()."), reply)
+    return dict(zip(ascii_uppercase, choices)).get(text.strip("()."), reply)
 
 
 def score_mended(reply: str, answer: str, choices: tuple[str, ...]) -> bool:
     """The word rule, after a bare letter has become its choice's text. An answer without a word, to
     which the rule would take anything for right, must be said as it is."""
     reply = mend_letter(reply, choices)
-    return score_by_words(reply, answer, choices) if words(answer) else same_text(reply, answer)
+    if not words(answer):
+        return reply.strip() == answer.strip()
+    return score_by_words(reply, answer, choices)
 
 
-def names_a_choice(reply: str, choices: tuple[str, ...]) -> bool:
-    """Whether a reply is the letter of some choice, or has all words of one."""
+def named_choice(reply: str, choices: tuple[str, ...]) -> str | None:
+    """The first choice whose letter the reply is, or all of whose words it has."""
     said = words(mend_letter(reply, choices))
-    return any(words(choice) and words(choice) <= said for choice in choices)
+    return next((choice for choice in choices if words(choice) and words(choice) <= said), None)
 
 
 def normalise(text: str) -> str:
@@ -92,8 +80,8 @@ def normalise(text: str) -> str:
 
 
 class WordErrors(NamedTuple):
-    """How many words of a transcript's reference, which has `words`, are replaced and left out, and
-    how many are put in."""
+    """How many words of a reference, which has `words`, a transcript replaces and leaves out, and
+    how many it puts in."""
 
     substitutions: int = 0
     deletions: int = 0
@@ -110,13 +98,13 @@ def word_errors(reference: str, hypothesis: str) -> WordErrors:
     """The fewest edits that make the hypothesis of the reference, counted in words; of those the
     ones with the fewest substitutions, which leave the most words right."""
     truth, guess = reference.split(), hypothesis.split()
-    # (edits, S, D, I) from no word to the first 0 ... n of the guess
-    row = [(j, 0, 0, j) for j in range(len(guess) + 1)]
+    edit = len(truth) + 1  # the cost of an edit; a substitution costs 1 more, all of them no edit
+    row = [j * edit for j in range(len(guess) + 1)]  # from no word to the first j of the guess
     for i, word in enumerate(truth, start=1):
-        previous, row = row, [(i, 0, i, 0)]
-        for j, other in enumerate(guess, start=1):
-            missed = int(word != other)
-            steps = [(previous[j - 1], (missed, missed, 0, 0)), (previous[j], (1, 0, 1, 0)),
-                     (row[j - 1], (1, 0, 0, 1))]
-            row.append(min(tuple(map(add, *step)) for step in steps))
-    return WordErrors(*row[-1][1:], len(truth))
+        above, row = row, [i * edit]
+        for j, other in enumerate(guess):
+            substitution = edit + 1 if word != other else 0
+            row.append(min(above[j] + substitution, above[j + 1] + edit, row[j] + edit))
+    n_edits, substitutions = divmod(row[-1], edit)
+    deletions = (n_edits - substitutions + len(truth) - len(guess)) // 2
+    return WordErrors(substitutions, deletions, n_edits - substitutions - deletions, len(truth))
