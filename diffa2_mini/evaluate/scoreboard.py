@@ -2,6 +2,7 @@
 benchmark as text and as JSON."""
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,8 @@ from .benchmarks import BENCHMARKS, BenchmarkQuestion, rows_of
 from .scoring import WordErrors, normalise, word_errors
 
 INCOMPLETE = "clips that end early or are damaged, used as far as they go"
-EDITS = WordErrors._fields[:3]
-
-
-def mean(values: list[float]) -> float:
-    """Not a number where there are none."""
-    return float(np.mean(values)) if values else float("nan")
+Scores = tuple[dict, list[str]]  # figures for JSON, and lines that tell them to people
+COLUMNS = ("questions", "right", "accuracy %", "95 % interval", "by words, letters mended %")
 
 
 def wilson(right: int, count: int) -> list[float]:
@@ -37,7 +34,7 @@ def wilson(right: int, count: int) -> list[float]:
 def word_error_rate(errors: list[WordErrors]) -> float:
     """All edits over all words of the references; not a number where there are none."""
     total = WordErrors(*map(sum, zip(*errors)))
-    return total.total / total.words if total.words else float("nan")
+    return total.total / total.words if total.words else math.nan
 
 
 def bootstrap(errors: list[WordErrors]) -> list[float]:
@@ -45,6 +42,9 @@ def bootstrap(errors: list[WordErrors]) -> list[float]:
     drawn = np.random.default_rng(0).integers(len(errors), size=(1000, len(errors)))
     *edits, n_words = np.array(errors)[drawn].sum(1).T  # [4, 1000]
     return np.percentile(sum(edits) / np.maximum(n_words, 1), [2.5, 97.5]).tolist()
+
+
+# --------------------------------------------------------------------------------------- a manifest
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,21 @@ class Report:
 def report(examples: list[Example], answers: list[str]) -> Report:
     """Score answers. `open`, `lettered` and `caption` are means over types, `overall` is the mean
     over questions; `wer` is the word error rate of transcripts."""
-    right, errors, groups = defaultdict(list), [], defaultdict(list)
+    right, errors = defaultdict(list), []
     for example, text in zip(examples, answers, strict=True):
         right[example.domain, example.type].append(scoring.is_right(example, text))
         if example.type == "asr":
             errors.append(word_errors(example.answer, text))
-    accuracy = {key: mean(values) for key, values in sorted(right.items())}
-    for (_, type), value in accuracy.items():
-        groups["lettered" if type.endswith("+abcd") else "open"].append(value)
+    accuracy, groups = {}, defaultdict(list)
+    for (domain, type), values in sorted(right.items()):
+        mean = accuracy[domain, type] = float(np.mean(values))
+        groups["lettered" if type.endswith("+abcd") else "open"].append(mean)
         if type == "caption":
-            groups["caption"].append(value)
-    figures = {name: mean(groups[name]) for name in ("open", "lettered", "caption") if groups[name]}
-    figures["overall"] = mean([each for values in right.values() for each in values])
-    figures["worst_open"] = min(groups["open"], default=float("nan"))
+            groups["caption"].append(mean)
+    figures = {name: float(np.mean(groups[name])) for name in ("open", "lettered", "caption")
+               if name in groups}
+    figures["overall"] = float(np.mean(sum(right.values(), [])))
+    figures["worst_open"] = min(groups["open"], default=math.nan)
     if errors:
         figures["wer"] = word_error_rate(errors)
     return Report(accuracy, len(examples), figures)
@@ -90,135 +92,124 @@ def table(result: Report) -> str:
     return "\n".join([*lines, f"{result.count} questions: {figures}"])
 
 
+# -------------------------------------------------------------------------------------- a benchmark
+
+
 def so_far(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> str:
-    """The figure of the questions that are answered up to now."""
+    """The figure of the questions that are answered up to now, if there is one."""
     verdicts = [each.judge(answers[each.id].reply) for each in questions
                 if each.id in answers and each.can_be_scored]
-    if questions[0].rule is None:
+    if verdicts and questions[0].rule is None:
         return f"word error rate {word_error_rate(verdicts):.3f}"
-    return f"accuracy {mean(verdicts):.3f}"
-
-
-def accuracy_of(verdicts: list[tuple[bool, bool]]) -> dict:
-    """How many are right by the benchmark's rule, and, as a part of all, how many with bare letters
-    mended. A verdict has both."""
-    right, mended = zip(*verdicts)
-    return {"count": len(right), "right": sum(right), "accuracy": sum(right) / len(right),
-            "interval": wilson(sum(right), len(right)), "mended": sum(mended) / len(mended)}
-
-
-def score_choices(name: str, questions: list[BenchmarkQuestion], replies: dict[str, str]) -> dict:
-    """The accuracy of multiple choice. A question that cannot be scored is in no table; `overall`
-    is None if none can. A reply that is not there is wrong, and not malformed."""
-    verdicts, tables = [], defaultdict(lambda: defaultdict(list))
-    for question in [each for each in questions if each.can_be_scored]:
-        reply = replies.get(question.id, "")
-        verdicts.append(
-            (question.judge(reply), scoring.score_mended(reply, question.answer, question.choices)))
-        for title in BENCHMARKS[name].tables:
-            for row in rows_of(title, question.row):
-                tables[title][row].append(verdicts[-1])
-    return {"overall": accuracy_of(verdicts) if verdicts else None,
-            "bare_letters": sum(map(scoring.is_bare_letter, replies.values())),
-            "malformed": {q.id: replies[q.id] for q in questions
-                          if q.id in replies and not q.rule.answers(replies[q.id], q.choices)},
-            "tables": {title: {row: accuracy_of(rows[row]) for row in sorted(rows)}
-                       for title, rows in tables.items()}}
-
-
-def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str]) -> dict:
-    """The word error rate of a corpus. A transcript that is missing has all its words left out."""
-    said = {question.id: normalise(replies.get(question.id, "")) for question in questions}
-    errors = [question.judge(said[question.id]) for question in questions]
-    total = WordErrors(*map(sum, zip(*errors)))
-    require(total.words, "expected transcripts with words, got none: there is no word error rate")
-    worst = sorted(zip(questions, errors), key=lambda pair: -pair[1].total)[:N_LISTED]
-    return {"clips": len(errors), **total._asdict(), "wer": total.total / total.words,
-            "interval": bootstrap(errors), "empty": list(said.values()).count(""),
-            "normalisation": scoring.NORMALISATION,
-            "worst": [{"id": question.id, **found._asdict(),
-                       "reference": normalise(question.answer), "hypothesis": said[question.id]}
-                      for question, found in worst if found.total]}
-
-
-def score(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> dict:
-    """The result of a benchmark, for JSON. Raises UserError if not one question has a reply."""
-    answered = {q.id: answers[q.id] for q in questions if q.id in answers}
-    broken = {id: each.error for id, each in answered.items() if each.error}
-    replies = {id: each.reply for id, each in answered.items() if not each.error}
-    reason = " ".join(next(iter(broken.values()), "not one is answered").split())
-    require(replies, f"expected replies to {len(questions)} questions, got none ({reason})")
-    scored = (score_transcripts(questions, replies) if name == "asr"
-              else score_choices(name, questions, replies))
-    return {
-        "benchmark": name,
-        "broken_audio": broken,
-        "unanswered": [q.id for q in questions if q.id not in answered],
-        "unscored": [q.id for q in questions if not q.can_be_scored],
-        "cut": sum(each.cut for each in answered.values()),
-        "incomplete": {id: each.incomplete for id, each in answered.items() if each.incomplete},
-    } | scored
+    return f"accuracy {np.mean(verdicts):.3f}" if verdicts else ""
 
 
 def percent(*values: float) -> str:
     return " to ".join(f"{100 * value:.1f}" for value in values)
 
 
-def transcripts_as_text(result: dict) -> list[str]:
-    """The lines on a corpus of transcripts."""
-    edits = ", ".join(f"{result[name]} {name}" for name in EDITS)
-    lines = [f"word error rate {percent(result['wer'])} % (95 % interval "
-             f"{percent(*result['interval'])}): {edits} in {result['words']} words of "
-             f"{result['clips']} clips", f"compared in {result['normalisation']}",
-             f"transcripts that are empty or missing: {result['empty']}", "worst clips:"]
-    for clip in result["worst"]:
-        n_edits = sum(clip[name] for name in EDITS)
-        lines += [f"  {clip['id']}: {n_edits} errors in {clip['words']} words",
-                  f"    reference:  {clip['reference']}", f"    hypothesis: {clip['hypothesis']}"]
-    return lines
+def accuracy_of(verdicts: list[tuple[bool, bool]]) -> dict:
+    """How many are right by the benchmark's rule, and, as a part of all, how many with bare letters
+    mended. A verdict has both."""
+    right, mended = map(sum, zip(*verdicts))
+    n = len(verdicts)
+    return {"count": n, "right": right, "accuracy": right / n, "interval": wilson(right, n),
+            "mended": mended / n}
 
 
-def choices_as_text(result: dict) -> list[str]:
-    """The lines on questions with choices: the tables, and the accuracy, if there is one."""
-    lines, overall = [], result["overall"]
-    for title, rows in result["tables"].items():
-        cells = [(title, "questions", "right", "accuracy %", "95 % interval",
-                  "by words, letters mended %")]
-        cells += [(row, str(found["count"]), str(found["right"]), percent(found["accuracy"]),
-                   percent(*found["interval"]), percent(found["mended"]))
-                  for row, found in rows.items()]
-        lines += [columns(cells), ""]
-    figure = "no question can be scored, as none has an answer among its choices"
-    if overall:
-        figure = (f"{overall['right']} of {overall['count']} right by its rule, "
-                  f"{percent(overall['accuracy'])} % (95 % interval "
-                  f"{percent(*overall['interval'])}); by words, with letters mended: "
-                  f"{percent(overall['mended'])} %")
-    malformed = [f"{id}: {reply!r}" for id, reply in result["malformed"].items()]
-    return [*lines, f"{result['benchmark']}: {figure}", "",
-            f"replies that are only a letter: {result['bare_letters']}",
-            *listed("malformed replies", malformed),
-            *listed("questions whose answer is blank or none of their choices, not scored",
-                    result["unscored"])]
+def as_cells(accuracy: dict) -> tuple[str, ...]:
+    """What `accuracy_of` has found as text, below COLUMNS."""
+    *counts, share, interval, mended = accuracy.values()
+    return (*map(str, counts), percent(share), percent(*interval), percent(mended))
 
 
-def as_text(result: dict) -> str:
-    """The result of a benchmark for people."""
-    is_asr = result["benchmark"] == "asr"
-    lines = transcripts_as_text(result) if is_asr else choices_as_text(result)
-    wrong = "counted as wrong" + (" where they are scored" if result["unscored"] else "")
-    broken = [f"{id}: {error}" for id, error in result["broken_audio"].items()]
-    return "\n".join([
-        *lines, *listed(f"clips that could not be read, {wrong}", broken),
-        *listed(f"questions without a reply, {wrong}", result["unanswered"]),
-        *listed(INCOMPLETE, [*result["incomplete"].values()]),
-        f"clips longer than the model takes, cut to their beginning: {result['cut']}"])
+def score_choices(name: str, questions: list[BenchmarkQuestion], replies: dict[str, str]) -> Scores:
+    """The accuracy of multiple choice. A question that cannot be scored is in no table; `overall`
+    is None if none can. A reply that is not there is wrong, and not malformed."""
+    verdicts, rows = [], defaultdict(lambda: defaultdict(list))
+    for question in [each for each in questions if each.can_be_scored]:
+        reply = replies.get(question.id, "")
+        verdicts.append(
+            (question.judge(reply), scoring.score_mended(reply, question.answer, question.choices)))
+        for title in BENCHMARKS[name].tables:
+            for row in rows_of(title, question.row):
+                rows[title][row].append(verdicts[-1])
+    tables = {title: {row: accuracy_of(found) for row, found in sorted(rows[title].items())}
+              for title in rows}
+    n_bare = sum(map(scoring.is_bare_letter, replies.values()))
+    malformed = {q.id: replies[q.id] for q in questions
+                 if q.id in replies and q.rule.choice_of(replies[q.id], q.choices) is None}
+    overall, figure = None, "no question can be scored, as none has an answer among its choices"
+    if verdicts:
+        overall = accuracy_of(verdicts)
+        n, n_right, share, interval, mended = as_cells(overall)
+        figure = (f"{n_right} of {n} right by its rule, {share} % (95 % interval {interval}); "
+                  f"by words, with letters mended: {mended} %")
+    lines = [columns([(title, *COLUMNS), *((row, *as_cells(each)) for row, each in table.items())])
+             + "\n" for title, table in tables.items()]
+    lines += [f"{name}: {figure}", "", f"replies that are only a letter: {n_bare}",
+              *listed("malformed replies", [f"{id}: {malformed[id]!r}" for id in malformed])]
+    return dict(overall=overall, bare_letters=n_bare, malformed=malformed, tables=tables), lines
+
+
+def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str]) -> Scores:
+    """The word error rate of a corpus. A transcript that is missing has all its words left out."""
+    said = {question.id: normalise(replies.get(question.id, "")) for question in questions}
+    errors = [question.judge(said[question.id]) for question in questions]
+    total = WordErrors(*map(sum, zip(*errors)))
+    require(total.words, "expected transcripts with words, got none: there is no word error rate")
+    worst = sorted(zip(questions, errors), key=lambda pair: -pair[1].total)[:N_LISTED]
+    result = {"clips": len(errors), **total._asdict(), "wer": total.total / total.words,
+              "interval": bootstrap(errors), "empty": [*said.values()].count(""),
+              "normalisation": scoring.NORMALISATION,
+              "worst": [{"id": question.id, **found._asdict(),
+                         "reference": normalise(question.answer), "hypothesis": said[question.id]}
+                        for question, found in worst if found.total]}
+    rate = f"{percent(result['wer'])} % (95 % interval {percent(*result['interval'])})"
+    lines = ["word error rate {rate}: {substitutions} substitutions, {deletions} deletions, "
+             "{insertions} insertions in {words} words of {clips} clips\n"
+             "compared in {normalisation}\n"
+             "transcripts that are empty or missing: {empty}\n"
+             "worst clips:".format(rate=rate, **result)]
+    lines += ["  {id}: {n} errors in {words} words\n    reference:  {reference}\n"
+              "    hypothesis: {hypothesis}".format(n=found.total, **clip)
+              for clip, (_, found) in zip(result["worst"], worst)]
+    return result, lines
+
+
+def score(name: str, questions: list[BenchmarkQuestion],
+          answers: dict[str, Answer]) -> tuple[dict, str]:
+    """The result of a benchmark, for JSON and as text. Raises UserError if not one question has a
+    reply."""
+    answered = {q.id: answers[q.id] for q in questions if q.id in answers}
+    broken = {id: each.error for id, each in answered.items() if each.error}
+    replies = {id: each.reply for id, each in answered.items() if not each.error}
+    reason = " ".join(next(iter(broken.values()), "not one is answered").split())
+    require(replies, f"expected replies to {len(questions)} questions, got none ({reason})")
+    unanswered = [q.id for q in questions if q.id not in answered]
+    unscored = [q.id for q in questions if not q.can_be_scored]
+    incomplete = {id: each.incomplete for id, each in answered.items() if each.incomplete}
+    n_cut = sum(each.cut for each in answered.values())
+    if name == "asr":
+        scored, lines = score_transcripts(questions, replies)
+    else:
+        scored, lines = score_choices(name, questions, replies)
+        lines += listed("questions whose answer is blank or none of their choices, not scored",
+                        unscored)
+    wrong = "counted as wrong" + (" where they are scored" if unscored else "")
+    lines += [*listed(f"clips that could not be read, {wrong}",
+                      [f"{id}: {error}" for id, error in broken.items()]),
+              *listed(f"questions without a reply, {wrong}", unanswered),
+              *listed(INCOMPLETE, [*incomplete.values()]),
+              f"clips longer than the model takes, cut to their beginning: {n_cut}"]
+    return {"benchmark": name, "broken_audio": broken, "unanswered": unanswered,
+            "unscored": unscored, "cut": n_cut, "incomplete": incomplete} | scored, "\n".join(lines)
 
 
 def publish(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer],
             file: Path) -> None:
     """Write the result of a benchmark as JSON beside the file of answers, and print it."""
-    result, path = score(name, questions, answers), file.with_suffix(".result.json")
-    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    print(f"{as_text(result)}\nthe same as JSON: {path}")
+    (result, text), path = score(name, questions, answers), file.with_suffix(".result.json")
+    dumped = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(dumped, encoding="utf-8"))
+    print(f"{text}\nthe same as JSON: {path}")
