@@ -31,7 +31,7 @@ from diffa2_mini import weights
 from diffa2_mini.config import DATA, SIZES, StageConfig
 from diffa2_mini.data import BatchDataset
 from diffa2_mini.evaluate import scoreboard
-from diffa2_mini.evaluate.validation import Validator, print_incomplete, print_ranking
+from diffa2_mini.evaluate.validation import Validator, print_incomplete
 from diffa2_mini.fast.compiling import compile_blocks
 from diffa2_mini.fast.device import choose_device
 from diffa2_mini.fast.llada import FastLlada
@@ -177,7 +177,6 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
                     validator.print_sample(stage, run.data.validation, step)
                 if stage.preference and step + 1 == 5 and run.data.validation:
                     ranking = validator.rank_pairs(stage, parameters.reference, run.data.validation)
-                    print_ranking(ranking)
                     run.log.add(stage=number, step=5, **ranking)
             if n_signals or run.is_stopping:
                 folder.save(number, step + 1, run.model, parameters.optimizer)
@@ -201,7 +200,6 @@ def validate_stage(run: Run, validator: Validator, parameters: StageParameters, 
         report, ranking = validator.report(stage, examples), {}
         if stage.preference:
             ranking = validator.rank_pairs(stage, parameters.reference, examples)
-            print_ranking(ranking)
     except Stopped:
         run.folder.save(stage.number, step, run.model, parameters.optimizer)
         raise

@@ -53,11 +53,10 @@ def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
         diffa2 = Diffa2.load(source, device, dtype, args.merge_lora) if left else None
         with progress(total=len(questions), initial=n_known, unit="question") as bar:
             for start in range(0, len(left), size):
-                numbers, batch = zip(*left[start:start + size])
-                replies = answer_questions(diffa2, decode, batch, numbers)
-                lines = [to_line(args.benchmark, by, *pair) for pair in zip(batch, replies)]
-                files.append(args.out, "".join(lines))
-                answers |= {question.id: reply for question, reply in zip(batch, replies)}
+                batch = left[start:start + size]
+                for (_, question), reply in zip(batch, answer_questions(diffa2, decode, batch)):
+                    files.append(args.out, to_line(args.benchmark, by, question, reply))
+                    answers[question.id] = reply
                 bar.set_postfix_str(scoreboard.so_far(questions, answers), refresh=False)
                 bar.update(len(batch))
         scoreboard.publish(args.benchmark, questions, answers, args.out)
@@ -98,13 +97,12 @@ def main(argv: list[str]) -> None:
         every = questions_in(rows, args.score, args.benchmark)
     else:
         every = load_questions(args.benchmark, args.file, args.audio_root, args.shuffle_options)
-    questions = every[:args.limit]
     if args.score:
         answers = match(rows, every, args.score, args.benchmark)
-        scoreboard.publish(args.benchmark, questions, answers, args.score)
+        scoreboard.publish(args.benchmark, every[:args.limit], answers, args.score)
         return
     try:
-        ask_all(args, questions, every)
+        ask_all(args, every[:args.limit], every)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; the same command goes on from {args.out}") from None
 

@@ -89,13 +89,13 @@ def expect_clips(questions: list[BenchmarkQuestion]) -> None:
                     f"read ({reason}); check --audio-root and --file")
 
 
-def answer_questions(diffa2: Diffa2, decode: DecodeConfig, questions: list[BenchmarkQuestion],
-                     numbers: Sequence[int]) -> list[Answer]:
-    """Answers to some questions of a benchmark, decoded as a batch; `numbers` tells which of all
-    each is."""
+def answer_questions(diffa2: Diffa2, decode: DecodeConfig,
+                     questions: list[tuple[int, BenchmarkQuestion]]) -> list[Answer]:
+    """Answers to some questions of a benchmark, decoded as a batch. With each question comes its
+    number among all."""
     features = FeatureCache(diffa2.model, diffa2.device, diffa2.dtype, keep=True)
     answers, examples = {}, {}  # by number
-    for number, question in zip(numbers, questions, strict=True):
+    for number, question in questions:
         path = question.audio
         try:
             cut = seconds_of(question) > diffa2.config.audio.max_seconds

@@ -12,7 +12,6 @@ from ..command.table import listed
 from ..config import StageConfig
 from ..data import BatchDataset, Entry, Example, PreferenceBatch
 from ..fast.device import autocast
-from ..fast.generate import generate_responses
 from ..model import Diffa2Model
 from ..tokenizer import Tokenizer
 from ..training.features import FeatureCache
@@ -44,16 +43,15 @@ class Validator:
 
     def answers(self, stage: StageConfig, examples: list[Example]) -> list[str]:
         """What the model answers, decoded with the default settings."""
-        def respond(*args) -> tuple[Tensor, int]:
-            found = generate_responses(*args)
-            self.after_batch()
-            return found
-
-        config = self.model.config
-        batch_size = 64 if config.from_scratch else stage.micro_batch
+        texts, config = [], self.model.config
+        size = 64 if config.from_scratch else stage.micro_batch
         with self.evaluating():
-            return answers.answer(self.model, self.tokenizer, self.features, examples, stage.audio,
-                                  config.decode, batch_size, respond)[0]
+            for start in range(0, len(examples), size):
+                texts += answers.answer(
+                    self.model, self.tokenizer, self.features, examples[start:start + size],
+                    stage.audio, config.decode, size, numbers=range(start, start + size))[0]
+                self.after_batch()
+        return texts
 
     def report(self, stage: StageConfig, examples: list[Example]) -> scoreboard.Report:
         """How good the answers are."""
@@ -62,9 +60,8 @@ class Validator:
     def print_sample(self, stage: StageConfig, examples: list[Example], step: int) -> None:
         """Answer one of the examples, another one each time, and print that."""
         example = examples[step * 7 % len(examples)]
-        reply = self.answers(stage, [example])[0]
         tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
-                   f"    target {example.answer!r}, answer {reply!r}")
+                   f"    target {example.answer!r}, answer {self.answers(stage, [example])[0]!r}")
 
     def pair_batches(self, stage: StageConfig, pairs: list[Example]) -> Iterator[PreferenceBatch]:
         """Held-out pairs in batches of `stage.micro_batch`, on the device."""
@@ -79,11 +76,12 @@ class Validator:
     def rank_pairs(self, stage: StageConfig, reference: dict[str, Tensor],
                    examples: list[Example]) -> dict[str, float]:
         """How often the implicit reward ranks the chosen answer first, and the mean margin, over
-        every sixth pair among the examples. Nothing if no example has a rejected answer."""
-        pairs = [example for example in examples if example.rejected][::6]
+        every sixth pair among the examples; both are printed. Nothing if there are no pairs."""
+        pairs, margins = [example for example in examples if example.rejected][::6], []  # [B] each
         if not pairs:
+            tqdm.write("  no held-out example has a rejected answer: how pairs are ranked is not "
+                       "measured")
             return {}
-        margins = []  # [B] each
         with self.evaluating():
             for batch in self.pair_batches(stage, pairs):
                 with autocast(self.features.device, self.features.dtype):
@@ -91,15 +89,9 @@ class Validator:
                 margins.append(preference_margin(*bounds))
                 self.after_batch()
         margins = torch.cat(margins)
-        return {"reward_accuracy": float((margins > 0).float().mean()),
-                "margin": float(margins.mean())}
-
-
-def print_ranking(figures: dict[str, float]) -> None:
-    """Print what `rank_pairs` has found."""
-    found = "held-out pairs: {reward_accuracy:.3f} ranked right, margin {margin:.2f}"
-    none = "no held-out example has a rejected answer: how pairs are ranked is not measured"
-    tqdm.write("  " + (found.format(**figures) if figures else none))
+        right, margin = float((margins > 0).float().mean()), float(margins.mean())
+        tqdm.write(f"  held-out pairs: {right:.3f} ranked right, margin {margin:.2f}")
+        return {"reward_accuracy": right, "margin": margin}
 
 
 def print_incomplete(features: FeatureCache, examples: list[Example], world: World) -> None:
