@@ -78,7 +78,7 @@ def read_manifest(path: Path) -> list[dict]:
 
 
 def text_of(row: dict, *names: str, default: str | None = None) -> str:
-    """The first of the fields `names` that an entry has, or `default`; UserError if it is no text."""
+    """The first of the fields `names` that an entry has, or `default`. UserError: it is no text."""
     name = next((name for name in names if row.get(name) is not None), None)
     require(name or default is not None, f"the field {' or '.join(names)} is missing")
     value = row[name] if name else default

@@ -50,7 +50,7 @@ def above_threshold(confidence: Tensor, candidates: Tensor, threshold: float) ->
 
 
 def tokens_in_step(config: DecodeConfig, step: int) -> int:
-    """How many tokens a step of a block commits on the fixed schedule, at first one more."""
+    """How many tokens a step commits on the fixed schedule; the first ones share the remainder."""
     equal, remainder = divmod(config.block_length, config.steps_per_block)
     return equal + (step < remainder)
 

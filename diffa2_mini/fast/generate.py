@@ -1,13 +1,10 @@
 """Decoding as in decode.py, with less work and more options.
 
-`generate` goes through the blocks and `fill_block` through the steps of one. They add to the plain
-decoder:
+`generate` goes through the blocks and `fill_block` through the steps of one. They add
 
-* logits at masks only;
-* keys and values from a cache: state.py, called in `predict`; as a CUDA graph, graphs.py;
-* classifier-free guidance: `predict`;
+* logits at masks only, a cache (state.py, graphs.py) and classifier-free guidance: `predict`;
 * sampling with a temperature, and random remasking: `uniform`, `gumbel`, `pick`, `sample`;
-* rows that are finished are left out: `ActiveBlock`;
+* leaving out the rows that are finished: `ActiveBlock`;
 * a record of each step: `Step`, `record`.
 """
 
@@ -50,8 +47,8 @@ class ActiveBlock:
 
 def predict(block: ActiveBlock, config: DecodeConfig, tokens: Tensor, positions: Tensor,
             fresh: bool) -> Tensor:
-    """Logits [b, n, V] at `positions` [b, n] of the block, from all `tokens` [b, R]. `fresh` says
-    that a cache is renewed. With guidance: uncond + (s + 1)(cond - uncond)."""
+    """Logits [b, n, V] at `positions` [b, n] of the block, from all `tokens` [b, R]. `fresh` renews
+    a cache. With guidance: uncond + (s + 1)(cond - uncond)."""
     logits = []
     for state in block.states:
         hidden = block_states(state, tokens, block.start, block.stop, config.cache, fresh)
@@ -72,8 +69,7 @@ def uniform(kind: str, config: DecodeConfig, key: tuple[int, int, int], *shape: 
 
 def gumbel(uniform: Tensor, temperature: float) -> Tensor:
     """What to add to log p, float32: -T log(-log u), for u in [0, 1) in float64. The token of the
-    largest sum is a sample from p^(1/T) (Gumbel-max). That of the largest p / (-log u)^T would be
-    too, but it is 0/0 where T is high and p is 0."""
+    largest sum is a sample from p^(1/T) (Gumbel-max)."""
     return (-temperature * (-uniform.log()).log()).float()
 
 
@@ -84,9 +80,8 @@ def pick(values: list[Tensor], positions: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Tokens [...] from logits [..., V], and their probabilities, which are free of noise. They are
-    the most likely ones, or with `gumbel` noise [..., V] drawn. Without noise, float32 logits are
-    written over."""
+    """Tokens [...] from logits [..., V], and their probabilities without noise: the most likely, or
+    drawn with `gumbel` noise [..., V]. Without noise, float32 logits are written over."""
     if noise is None:
         best, tokens = logits.max(-1, keepdim=True)
         return tokens.squeeze(-1), 1 / logits.float().sub_(best).exp_().sum(-1)
@@ -98,14 +93,13 @@ def sample(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
 def record(before: Tensor, here: tuple[Tensor, Tensor], predicted: Tensor, confidence: Tensor,
            committed: Tensor, likely: tuple[Tensor, Tensor] | None) -> Step:
     """The step that did this to the tokens `before` [B, R]: at `here`, rows and columns [b, n]."""
-    zeros = torch.zeros_like(before)
-    if likely:
-        likely = tuple(values.new_zeros(*before.shape, values.shape[-1]).index_put(here, values)
-                       for values in likely)  # [B, R, top]
+    def elsewhere_zero(values: Tensor) -> Tensor:  # [b, n, ...] -> [B, R, ...]
+        return values.new_zeros(*before.shape, *values.shape[2:]).index_put(here, values)
+
     return Step(tokens=before.index_put(here, torch.where(committed, predicted, before[here])),
                 predicted=before.index_put(here, predicted),
-                confidence=zeros.to(confidence.dtype).index_put(here, confidence),
-                committed=zeros.bool().index_put(here, committed), likely=likely)
+                confidence=elsewhere_zero(confidence), committed=elsewhere_zero(committed),
+                likely=likely and tuple(map(elsewhere_zero, likely)))
 
 
 def fill_block(block: ActiveBlock, tokens: Tensor, config: DecodeConfig, top: int
@@ -149,9 +143,8 @@ def generate(state: DecodingState, config: DecodeConfig, eos_id: int, top: int =
              numbers: Sequence[int] | None = None) -> Iterator[Step]:
     """Decode the responses of `state` together, each to its own end; yields each step.
 
-    An answer does not depend on its neighbours in the batch: its noise depends on which answer it
-    is of all that are asked for, `numbers` [B] (default: 0, 1, ...). With `top`, a step has that
-    many likely tokens of each mask.
+    An answer does not depend on its neighbours: its noise depends on which one it is of all that
+    are asked for, `numbers` [B] (default: 0, 1, ...). `top`: how many likely tokens a Step has.
     """
     states = [state, state.unconditional()] if config.cfg > 0 else [state]
     tokens = torch.where(state.response, state.mask_id, eos_id)  # [B, R]

@@ -1,7 +1,6 @@
 """The mask predictor of llada.py, with less work and less memory for the same results.
 
-* Only the response's final states are used, so the last block has queries and a feed-forward for
-  the response alone: `first`.
+* The last block has queries and a feed-forward for the response alone, from `first` on.
 * Gradient checkpointing (arXiv 1604.06174): whole blocks, or only their feed-forward layers, are
   computed again in the backward pass instead of being kept: `recompute`.
 """
@@ -17,8 +16,7 @@ RECOMPUTE = ("nothing", "feed-forward", "blocks")
 
 
 class FastBlock(Block):
-    """A block whose output [B, S - first, D] begins at token `first`, and which can compute its
-    feed-forward again."""
+    """A block whose output begins at token `first`, and which can recompute its feed-forward."""
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None,
                 cache=None, first: int = 0, recompute: bool = False) -> Tensor:

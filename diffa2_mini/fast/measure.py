@@ -91,9 +91,8 @@ def glibc() -> ctypes.CDLL | None:
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory for the next tensor. Else each tensor above 32 MiB gets new pages, whose
-    first access can take longer than computing it. Not for training, which needs more memory that
-    way."""
+    """Keep freed memory for the next tensor: else those above 32 MiB get new pages, whose first
+    access can take longer than computing them. Training would need more memory that way."""
     if library := glibc():
         library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
         library.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD

@@ -22,12 +22,11 @@ CACHES = ("none", "prefix", "dual")
 
 @dataclass
 class KeyValueCache:
-    """Keys and values of one transformer block for a whole sequence. The block gets a slice of the
-    sequence, the n embeddings at the positions `at`."""
+    """Keys and values of one transformer block for a whole sequence, of which it gets a slice."""
 
     keys: Tensor  # [B, H, S, D/H]
     values: Tensor  # [B, H, S, D/H]
-    at: Tensor | None = None  # [n]
+    at: Tensor | None = None  # [n], the positions of the slice
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Renew the keys and values of the slice [B, H, n, D/H]; returns all, [B, H, S, D/H]."""
@@ -48,8 +47,7 @@ def place(caches: list[KeyValueCache], at: Tensor) -> list[KeyValueCache]:
 
 
 class DecodingState:
-    """B responses of R tokens behind their prompts. The response of row b has `lengths[b]` tokens;
-    the rest of R is padding."""
+    """B responses of R tokens behind their prompts. Row b has `lengths[b]` tokens, then padding."""
 
     def __init__(self, model: Diffa2Model, audio_embeddings: list[Tensor], prompts: list[Prompt],
                  lengths: list[int], mask_id: int):

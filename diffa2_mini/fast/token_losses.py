@@ -15,8 +15,7 @@ CHUNK = 256  # tokens whose logits exist at once
 
 
 class TokenLosses(torch.autograd.Function):
-    """Losses [K] from hidden states [K, D] and `targets` [K]. `head` maps states to logits, and its
-    own weights get no gradient."""
+    """Losses [K] of hidden states [K, D] and targets [K]. `head`, frozen, maps states to logits."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, targets: Tensor, head: Callable) -> Tensor:

@@ -1,5 +1,4 @@
-"""LLaDA's tokenizer, or any other byte-level BPE, from Hugging Face's tokenizer.json, without their
-library."""
+"""LLaDA's tokenizer, or another byte-level BPE, from a tokenizer.json of Hugging Face's library."""
 
 import json
 from pathlib import Path
@@ -38,8 +37,7 @@ def to_bytes(letters: str) -> bytes:
 
 
 def build_tokenizer(data: dict) -> Tokenizer:
-    """The tokenizer from the contents of a tokenizer.json. Raises UserError, or what Python raises
-    where something is missing or of another kind."""
+    """The tokenizer from a tokenizer.json's contents. Raises UserError, or what Python raises."""
     model, added = data["model"], data.get("added_tokens") or []
     special = {token["content"]: token["id"] for token in added if token["special"]}
     words = {token["content"]: token["id"] for token in added if not token["special"]}
@@ -57,8 +55,7 @@ def build_tokenizer(data: dict) -> Tokenizer:
 
 
 def check(model: dict, added: list[dict], normalizer: dict | None, special: dict) -> None:
-    """Raise UserError unless this is a BPE with LLaDA's special tokens and with no more features
-    than a Tokenizer has."""
+    """Raise UserError unless this is a BPE with LLaDA's special tokens and no other features."""
     more = [name for name in UNKNOWN_FEATURES if model.get(name)]
     more += [f"type {model['type']}"] if model.get("type", "BPE") != "BPE" else []
     more += [f"normalizer {normalizer.get('type')}"] if normalizer else []
@@ -95,8 +92,7 @@ def read_splits(spec: dict | None) -> list[Split]:
 
 def rank_tokens(ids: dict[bytes, int], merges: list[tuple[bytes, bytes]],
                 ignore_merges: bool) -> dict[bytes, int]:
-    """The ranks with which tiktoken merges as the list `merges` says. Raises UserError if there are
-    none.
+    """The ranks with which tiktoken merges as the list `merges` says; UserError if there are none.
 
     The list ranks pairs; tiktoken ranks tokens, and merges the two neighbours that give the token
     of lowest rank. Both do the same if, for each token, the last two parts that it is merged from
@@ -113,11 +109,10 @@ def rank_tokens(ids: dict[bytes, int], merges: list[tuple[bytes, bytes]],
                            "use a tokenizer whose merges are ranked as its tokens are")
         last = at
     if ignore_merges:  # a word that is a token stays whole, as it always does in tiktoken
-        for token in ids:
-            if token not in ranks:
-                require(len(last_pair(token, ranks)) > 2,
-                        f"tiktoken, which runs this, would merge {token!r} anywhere")
-                ranks[token] = len(ranks)
+        for token in [token for token in ids if token not in ranks]:
+            require(len(last_pair(token, ranks)) > 2,
+                    f"tiktoken, which runs this, would merge {token!r} anywhere")
+            ranks[token] = len(ranks)
     return ranks
 
 
