@@ -94,7 +94,7 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     where = DataConfig(path, args.validation, args.test, args.skip_broken, not args.random_weights)
     data = load_data(where, args.size, args.stages, folder.unfinished, tokenizer)
     model = build_model(args, paths, device, dtype)
-    folder.note_origins(weights.fingerprints_of(paths), dtype, data.manifests)
+    folder.note_origins(checkpoint.fingerprints_of(paths), dtype, data.manifests)
     keep = args.size == "toy" and not args.no_cache_audio
     features = FeatureCache(model, device, dtype, keep, args.cache_audio)
     if args.compile:

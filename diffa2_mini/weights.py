@@ -19,7 +19,6 @@ if __name__ == "__main__":
 
     begin(__name__)  # Ctrl-C while the rest is imported
 
-import hashlib
 import json
 import re
 import sys
@@ -40,7 +39,6 @@ SHIPPED = {part: ASSETS / f"toy_{part}.safetensors" for part in ("whisper", "lla
 WHAT = {
     "whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA",
     "diffa2": "weights of DIFFA-2"}
-ENDS = 2**16  # bytes at each end of a tensor that its fingerprint reads
 LAYOUTS = {  # patterns of the names that we do not need, and of those to be replaced by ours
     "whisper": (r"(model\.)?decoder\.|proj_out\.", [  # OpenAI's has our names, the rest is for
         (r"^(model\.)?encoder\.", ""), (r"^layers\.", "blocks."),  # Hugging Face's
@@ -142,25 +140,6 @@ def read_part(path: Path, part: str) -> dict[str, Tensor]:
     """The tensors of the encoder (`whisper`), the backbone (`llada`) or what the authors of DIFFA-2
     trained (`diffa2`), memory-mapped and under our names, from a file or folder in any layout."""
     return renamed(read_weights(path, part), part)
-
-
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """Tells weights apart by their contents: SHA-256 in hexadecimal over each tensor's name, shape,
-    and first and last 64 KiB, in the order of names. Of 16 GB in memory-mapped files little is
-    read, and a copied or renamed file has the fingerprint of the first."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        found.update(json.dumps([name, list(tensor.shape)]).encode())
-        numbers = tensor.detach().reshape(-1)
-        n = max(1, ENDS // numbers.element_size())
-        for end in (numbers[:n], numbers[-n:]):
-            found.update(end.cpu().contiguous().view(torch.uint8).numpy())
-    return found.hexdigest()
-
-
-def fingerprints_of(paths: dict[str, Path]) -> dict[str, str]:
-    """The fingerprint of each part's files, whatever the layout."""
-    return {part: fingerprint(read_part(path, part)) for part, path in paths.items()}
 
 
 def check_fit(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:

@@ -18,6 +18,7 @@ from diffa2_mini.command.flags import identify_model
 from diffa2_mini.config import DATA, SIZES
 from diffa2_mini.errors import UserError
 from diffa2_mini.listen import decode_settings
+from diffa2_mini.training import checkpoint
 from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
 from diffa2_mini.training.model_source import find_source
 
@@ -147,13 +148,13 @@ def test_a_source_is_found_without_loading_it():
     assert config.size == "toy" and trained.done
     assert {part: paths[part] for part in paths} == {
         part: weights.SHIPPED[part] for part in ("whisper", "llada")}
-    trained_part = {"diffa2": weights.fingerprint(trained.model)}
-    assert fingerprints == weights.fingerprints_of(paths) | trained_part
+    trained_part = {"diffa2": checkpoint.fingerprint(trained.model)}
+    assert fingerprints == checkpoint.fingerprints_of(paths) | trained_part
 
 
 def test_the_files_of_a_model_are_fingerprinted_once(monkeypatch):
-    made, fingerprint = [], weights.fingerprint
-    monkeypatch.setattr(weights, "fingerprint",
+    made, fingerprint = [], checkpoint.fingerprint
+    monkeypatch.setattr(checkpoint, "fingerprint",
                         lambda tensors: made.append(tensors) or fingerprint(tensors))
     source = find_source("toy")
     identify_model(source, DECODE, torch.float32, merge=False)

@@ -30,7 +30,7 @@ from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import part_of
 from diffa2_mini.training import dry_run
-from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
+from diffa2_mini.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
 from diffa2_mini.training.export import export
 
 
@@ -352,7 +352,7 @@ def test_the_command_that_is_printed_works_as_pasted(world, tmp_path, monkeypatc
     monkeypatch.chdir(ROOT)
     assert run_script(sample.main, words[2:]) == 0
     found = load_checkpoint(path)
-    assert found.fingerprints["whisper"] == weights.fingerprint(weights.read_part(other, "whisper"))
+    assert found.fingerprints["whisper"] == fingerprint(weights.read_part(other, "whisper"))
     llada = other_part("llada", tmp_path / "llada.safetensors")
     assert run_script(sample.main, [*words[2:], "--llada", str(llada)]) == 2
     assert "on another backbone (--llada); " in capsys.readouterr().err

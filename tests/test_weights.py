@@ -24,6 +24,7 @@ from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer, locate_all
 from diffa2_mini.published.tokenizer_json import read_tokenizer_json
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
+from diffa2_mini.training import checkpoint
 from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.training.files import save_tensors
 from diffa2_mini.weights import build, load_part, read_tensors
@@ -139,19 +140,19 @@ def test_a_fingerprint_tells_contents_and_not_names_of_files(tmp_path, model):
     for name in ("a", "b"):
         save_part(model.whisper, "whisper", tmp_path / f"{name}.safetensors", made_by="a test")
     one, copy = (weights.read_part(tmp_path / f"{name}.safetensors", "whisper") for name in "ab")
-    assert weights.fingerprint(one) == weights.fingerprint(copy)
+    assert checkpoint.fingerprint(one) == checkpoint.fingerprint(copy)
     name, tensor = next(iter(one.items()))
-    assert weights.fingerprint({**one, name: tensor + 1}) != weights.fingerprint(one)
-    assert weights.fingerprint({**one, name: tensor[None]}) != weights.fingerprint(one)
-    assert weights.fingerprint({"another": tensor}) != weights.fingerprint({name: tensor})
+    assert checkpoint.fingerprint({**one, name: tensor + 1}) != checkpoint.fingerprint(one)
+    assert checkpoint.fingerprint({**one, name: tensor[None]}) != checkpoint.fingerprint(one)
+    assert checkpoint.fingerprint({"another": tensor}) != checkpoint.fingerprint({name: tensor})
 
 
 def test_files_have_the_fingerprints_of_what_they_hold(tmp_path, model):
     for part in PARTS:
         save_part(getattr(model, part), part, tmp_path / part, made_by="a test")
     paths = {part: tmp_path / part for part in PARTS}
-    assert weights.fingerprints_of(paths) == {
-        part: weights.fingerprint(weights.read_part(path, part)) for part, path in paths.items()}
+    assert checkpoint.fingerprints_of(paths) == {
+        part: checkpoint.fingerprint(weights.read_part(path, part)) for part, path in paths.items()}
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
@@ -184,12 +185,12 @@ def test_such_a_pointer_is_told_wherever_a_file_is_read(tmp_path, read):
 
 
 def test_a_fingerprint_reads_both_ends_of_a_large_tensor_alone():
-    tensor = torch.zeros(10 * weights.ENDS)
-    was = weights.fingerprint({"w": tensor})
-    for at, is_read in ((0, True), (-1, True), (5 * weights.ENDS, False)):
+    tensor = torch.zeros(10 * checkpoint.ENDS)
+    was = checkpoint.fingerprint({"w": tensor})
+    for at, is_read in ((0, True), (-1, True), (5 * checkpoint.ENDS, False)):
         changed = tensor.clone()
         changed[at] = 1
-        assert (weights.fingerprint({"w": changed}) != was) == is_read
+        assert (checkpoint.fingerprint({"w": changed}) != was) == is_read
 
 
 def command(*argv):

@@ -37,7 +37,12 @@ from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of, stream
 from diffa2_mini.published.sources import load_tokenizer
-from diffa2_mini.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from diffa2_mini.training.checkpoint import (
+    Checkpoint,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.files import save_tensors, write_whole
 from diffa2_mini.training.loader import batches
@@ -175,7 +180,7 @@ def made_of(data: Path, scale: Scale) -> str:
     found = hashlib.sha256(repr((scale, CONFIG, STAGES, variants(scale))).encode())
     for part in ("whisper", "llada"):
         tensors = weights.read_part(weights.SHIPPED[part], part)
-        found.update(weights.fingerprint(tensors).encode())
+        found.update(fingerprint(tensors).encode())
     for name in sorted({stage.data for stage in STAGES.values()} | {"validation"}):
         found.update((data / f"{name}.json").read_bytes())
     return found.hexdigest()

@@ -9,10 +9,11 @@ import torch
 
 from ..errors import require
 from ..model import Diffa2Model
-from ..weights import fingerprint, trained_tensors
+from ..weights import trained_tensors
 from . import files
 from .checkpoint import (
     Checkpoint,
+    fingerprint,
     load_checkpoint,
     optimizer_tensors,
     require_same_run,

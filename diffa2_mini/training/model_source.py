@@ -7,8 +7,13 @@ from typing import NamedTuple
 from ..config import SIZES, Config
 from ..errors import require
 from ..published.sources import locate, locate_all
-from ..weights import fingerprint, fingerprints_of
-from .checkpoint import Checkpoint, load_checkpoint, require_same_parts
+from .checkpoint import (
+    Checkpoint,
+    fingerprint,
+    fingerprints_of,
+    load_checkpoint,
+    require_same_parts,
+)
 
 
 class Source(NamedTuple):
