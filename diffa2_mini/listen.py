@@ -4,8 +4,7 @@
     diffa2 = Diffa2.from_pretrained("toy")
     print(diffa2.ask("clip.wav", "What is said?").text)
 
-Log-mel → encoder → adapters → spliced into the prompt → decoding. This is the only file at the
-package's top that imports the faster ways of fast/.
+Log-mel → encoder → adapters → spliced into the prompt → decoding, by the faster ways of fast/.
 """
 
 import dataclasses
@@ -76,8 +75,7 @@ class Diffa2:
 
         Args:
             name: a size; or a folder, whose last stage is taken.
-            sources: files, folders or hub names of `whisper`, `llada` and `diffa2`, if they are not
-                the size's own.
+            sources: files, folders or hub names of `whisper`, `llada` and `diffa2`, if not its own.
             checkpoint: what train.py wrote, instead of `name`.
             device: auto, cpu, cuda or mps.
             dtype: of the frozen parts: auto, float32, bfloat16 or float64.
@@ -96,8 +94,7 @@ class Diffa2:
     @classmethod
     def load(cls, source: Source, device: torch.device, dtype: torch.dtype,
              merge: bool = False) -> "Diffa2":
-        """The model of a source. `merge` folds LoRA into the backbone, which is faster, and in
-        bfloat16 loses some of it."""
+        """The model of a source. `merge` folds LoRA into the backbone: faster, rounded again."""
         config, trained, paths, _ = source
         tokenizer = load_tokenizer(config, paths["llada"])
         model = weights.build(config, paths, device, dtype, FastLlada)
@@ -109,7 +106,7 @@ class Diffa2:
         return cls(model.eval().requires_grad_(False), parts, tokenizer, device, dtype)
 
     def load_clip(self, clip: Clip) -> np.ndarray:
-        """A clip as float32 [samples] at the model's rate; what exceeds its `max_seconds` is cut. A
+        """A clip as float32 [samples], at the model's rate and no longer than its `max_seconds`. A
         file that ends early gives a warning."""
         audio = self.config.audio
         if not isinstance(clip, tuple):
@@ -125,8 +122,8 @@ class Diffa2:
                first: int = 0) -> list[Answer]:
         """Answer questions about as many clips [samples], at the model's rate, as a batch.
 
-        `watch` is handed the steps of decoding while they are made, and hands them on. `first` is
-        the number of the first question among all that are asked, and `top` is as for `generate`.
+        `watch` gets the steps of decoding while they are made, and hands them on. `first` numbers
+        the first question among all that are asked, and `top` is as for `generate`.
         """
         start, n, tokenizer = time.perf_counter(), len(questions), self.tokenizer
         config = self.config.audio
@@ -155,7 +152,7 @@ class Diffa2:
             question: a text, or one for each clip; None asks for a transcript.
             decoding: fields of DecodeConfig, such as steps=8 or temperature=0.7.
 
-        Raises UserError for a clip that cannot be read, or settings that cannot be.
+        Raises UserError for a clip that cannot be read, or settings that make no sense.
         """
         decode = decode_settings(self.config.decode, **decoding)
         clips = clip if isinstance(clip, list) else [clip]
@@ -169,6 +166,7 @@ class Diffa2:
 
 def step_of_row(step: Step, row: int) -> Step:
     """What a step did to one row of its batch, as [1, R] tensors."""
-    tensors = (step.tokens, step.predicted, step.confidence, step.committed)
-    likely = step.likely and tuple(each[row:row + 1] for each in step.likely)
-    return Step(*(each[row:row + 1] for each in tensors), likely)
+    here = slice(row, row + 1)
+    likely = step.likely and tuple(each[here] for each in step.likely)
+    return Step(step.tokens[here], step.predicted[here], step.confidence[here],
+                step.committed[here], likely)

@@ -2,10 +2,9 @@
 
 Three downloads make the model: the two frozen parts, and the authors' adapters with LoRA. They come
 in several layouts; each has a map from its names to ours. Every tensor of a file must be accounted
-for: those that it also holds and we do not need (Whisper's decoder, copies of the frozen parts) are
-skipped by name, and anything else that is too much, too little or of another shape is an error. The
-frozen parts are built on torch's `meta` device, which has shapes and no memory, and filled tensor
-by tensor from memory-mapped files, in the dtype and on the device where they are to be.
+for: those that we do not need (Whisper's decoder, copies of the frozen parts) are skipped by name,
+and anything else that is too much, too little or of another shape is an error. The frozen parts are
+built on torch's `meta` device, which has shapes and no memory, and filled from memory-mapped files.
 
 published/sources.py tells where the files are. What we train ourselves is written and read by
 training/checkpoint.py, and given away by training/export.py:
@@ -76,9 +75,8 @@ def files_in(path: Path) -> list[Path]:
         if (path / name).is_file():
             return [path / name]
     others = [*path.glob("*.pt"), *path.glob("*.safetensors")]
-    require(len(others) == 1,
-            f"{path}: expected model.safetensors, pytorch_model.bin, an index of their shards, or "
-            f"one other file of weights, got {len(others)}; name the file itself")
+    require(len(others) == 1, f"{path}: expected model.safetensors, pytorch_model.bin, an index "
+                              f"or one other file of weights, got {len(others)}; name the file")
     return others
 
 
@@ -95,8 +93,7 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def unpickle(path: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of a .pt or .bin file, memory-mapped. Such a file can hold code: it is refused,
-    and nothing is run."""
+    """The tensors of a .pt or .bin file, memory-mapped. With code in it, it is refused, not run."""
     require_contents(path, what)
     try:  # files older than torch 1.6 are no archives, and cannot be mapped
         found = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -137,8 +134,8 @@ def renamed(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def read_part(path: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of the encoder (`whisper`), the backbone (`llada`) or what the authors of DIFFA-2
-    trained (`diffa2`), memory-mapped and under our names, from a file or folder in any layout."""
+    """The tensors of a part, `whisper`, `llada` or `diffa2` (what the authors trained), under our
+    names and memory-mapped, from a file or folder in any layout."""
     return renamed(read_weights(path, part), part)
 
 
@@ -149,15 +146,14 @@ def check_fit(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: st
     wrong += [f"{name} has shape {list(tensors[name].shape)}, expected {list(target.shape)}"
               for name, target in targets.items()
               if name in tensors and tensors[name].shape != target.shape]
-    more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-    require(not wrong,
-            f"{source}: the weights do not fit this model: {'; '.join(wrong[:8])}{more}")
+    listed = "; ".join(wrong[:8]) + f"; and {len(wrong) - 8} more" * (len(wrong) > 8)
+    require(not wrong, f"{source}: the weights do not fit this model: {listed}")
 
 
 def load_part(module: nn.Module, part: str, path: Path, device: torch.device = CPU,
               dtype: torch.dtype = torch.float32) -> None:
-    """Put the encoder (`whisper`) or the backbone (`llada`) of a file or folder in any layout in
-    the place of the module's tensors, on `device` and in `dtype`. Raises UserError."""
+    """Fill the encoder (`whisper`) or the backbone (`llada`), then on `device` and in `dtype`, from
+    a file or folder in any layout. Raises UserError."""
     tensors = read_part(path, part)
     check_fit(module.state_dict(), tensors, str(path))
     module.load_state_dict({name: tensor.to(device, dtype, copy=True)
@@ -200,9 +196,9 @@ def restore(model: Diffa2Model, tensors: dict[str, Tensor], source: str,
 
 
 def load_diffa2(model: Diffa2Model, path: Path) -> tuple[str, ...]:
-    """Fill adapters, prompts and LoRA with what the authors published, or with part of it: stage 1
-    has no LoRA and no acoustic adapter, or an untrained one, whose `layer_weights` are zero.
-    Returns what the file's stage splices into the prompt."""
+    """Fill adapters, prompts and LoRA with what the authors published; their stage 1 has no LoRA,
+    and no acoustic adapter or an untrained one, whose `layer_weights` are zero. Returns what the
+    file's stage splices into the prompt."""
     tensors = read_part(path, "diffa2")
     restore(model, tensors, str(path), optional=("prompts", "acoustic", "lora"))
     is_joint = ("acoustic_connector.layer_weights" in tensors

@@ -24,8 +24,7 @@ SOURCES = {  # of each part, unless the user says otherwise: files, folders or h
 
 
 def hub_folders(name: str) -> list[Path]:
-    """Where a download of a repository on the Hugging Face hub may be: weights/NAME, or the cache,
-    where hf keeps it."""
+    """Where a download from the Hugging Face hub may be: in weights/NAME, or in hf's cache."""
     variable = os.environ.get
     home = variable("HF_HOME") or Path(variable("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     hub = variable("HF_HUB_CACHE") or variable("HUGGINGFACE_HUB_CACHE") or Path(home, "hub")
@@ -53,9 +52,8 @@ def moved(path: Path) -> str:
 
 
 def locate_all(sources: dict[str, str | Path | None], size: str) -> dict[str, Path]:
-    """The file or folder of each part: what its source names, a path or a repository on the Hugging
-    Face hub that was downloaded; None is the size's own. Raises UserError that says how to get what
-    is missing."""
+    """The file or folder of each part. Its source is a path, the name of a download from the hub or
+    None for the size's own. Raises UserError that says how to get what is missing."""
     found, downloads = {}, []
     for part, source in sources.items():
         source = source or SOURCES.get(size, {}).get(part)
@@ -94,14 +92,13 @@ def tokenizer_file(config: Config, llada: str | Path | None = None) -> Path:
 
 def load_tokenizer(config: Config, llada: str | Path | None = None,
                    random_weights: bool = False) -> Tokenizer:
-    """The tokenizer of a size; with random weights, to which all tokens are alike, the toy's if the
-    size's own would be a download."""
+    """The tokenizer of a size; with random weights, the toy's in place of one to be downloaded."""
     is_toy = random_weights and not config.from_scratch
     file = ASSETS / "toy.bpe" if is_toy else tokenizer_file(config, llada)
     if file.suffix == ".bpe":
         return Tokenizer.from_ranks(file)
     tokenizer = read_tokenizer_json(file)
     n_ids, most = tokenizer.vocab_size, config.llada.vocab_size
-    require(n_ids <= most, f"{file}: expected {most:,} ids at most, got {n_ids:,}; take the "
-                           "backbone's own")
+    require(n_ids <= most,
+            f"{file}: expected {most:,} ids at most, got {n_ids:,}; take the backbone's own")
     return tokenizer
