@@ -30,7 +30,6 @@ from data.pretraining import stage0
 from diffa2_mini import weights
 from diffa2_mini.config import DATA, SIZES, StageConfig
 from diffa2_mini.data import BatchDataset
-from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.validation import Validator, print_incomplete
 from diffa2_mini.fast.compiling import compile_blocks
 from diffa2_mini.fast.device import choose_device
@@ -204,7 +203,7 @@ def validate_stage(run: Run, validator: Validator, parameters: StageParameters, 
         run.folder.save(stage.number, step, run.model, parameters.optimizer)
         raise
     run.log.add(stage=stage.number, step=step, **report.figures, **ranking, time=time.time())
-    print(scoreboard.table(report))
+    print(report.table)
 
 
 # --------------------------------------------------------------------------------------- the script
@@ -227,7 +226,7 @@ def train_stages(args: argparse.Namespace, run: Run, init: Checkpoint | None) ->
         init = train_stage(args, run, validator, number, init, saved)
     stage = SIZES[args.size][1][args.stages[-1]]
     for path, examples in run.data.tests.items():
-        print(f"\n{path}\n{scoreboard.table(validator.report(stage, examples))}")
+        print(f"\n{path}\n{validator.report(stage, examples).table}")
         print_incomplete(run.features, examples, run.world)
     run.raise_if_stopped()
 

@@ -49,47 +49,42 @@ def bootstrap(errors: list[WordErrors]) -> list[float]:
 
 @dataclass(frozen=True)
 class Report:
-    """Accuracy by (domain, type) of so many questions, and the figures that sum it up."""
+    """How good answers are: accuracy by (domain, type), figures that sum it up, and both as text, a
+    line per type and a column per domain."""
 
     accuracy: dict[tuple[str, str], float]
-    count: int
     figures: dict[str, float]
+    table: str
 
 
 def report(examples: list[Example], answers: list[str]) -> Report:
     """Score answers. `open`, `lettered` and `caption` are means over types, `overall` is the mean
     over questions; `wer` is the word error rate of transcripts."""
-    right, errors = defaultdict(list), []
+    right, errors, groups = defaultdict(list), [], defaultdict(list)
     for example, text in zip(examples, answers, strict=True):
         right[example.domain, example.type].append(scoring.is_right(example, text))
         if example.type == "asr":
             errors.append(word_errors(example.answer, text))
-    accuracy, groups = {}, defaultdict(list)
-    for (domain, type), values in sorted(right.items()):
-        mean = accuracy[domain, type] = float(np.mean(values))
-        groups["lettered" if type.endswith("+abcd") else "open"].append(mean)
+    accuracy = {key: float(np.mean(values)) for key, values in sorted(right.items())}
+    for (_, type), value in accuracy.items():
+        groups["lettered" if type.endswith("+abcd") else "open"].append(value)
         if type == "caption":
-            groups["caption"].append(mean)
+            groups["caption"].append(value)
     figures = {name: float(np.mean(groups[name])) for name in ("open", "lettered", "caption")
-               if name in groups}
+               if groups[name]}
     figures["overall"] = float(np.mean(sum(right.values(), [])))
     figures["worst_open"] = min(groups["open"], default=math.nan)
     if errors:
         figures["wer"] = word_error_rate(errors)
-    return Report(accuracy, len(examples), figures)
-
-
-def table(result: Report) -> str:
-    """The report as text: a line per type, a column per domain, and the figures below."""
-    domains = sorted({domain for domain, _ in result.accuracy})
-    types = {type for _, type in result.accuracy}
+    domains = sorted({domain for domain, _ in accuracy})
     lines = [f"{'question':14}" + "".join(f"{domain:>10}" for domain in domains)]
+    types = {type for _, type in accuracy}
     for type in sorted(types, key=lambda type: (type.endswith("+abcd"), type)):
-        values = [result.accuracy.get((domain, type)) for domain in domains]
-        cells = ["" if value is None else f"{value:.2f}" for value in values]
+        cells = [f"{accuracy[domain, type]:.2f}" if (domain, type) in accuracy else ""
+                 for domain in domains]
         lines.append(f"{type:14}" + "".join(f"{cell:>10}" for cell in cells))
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in result.figures.items())
-    return "\n".join([*lines, f"{result.count} questions: {figures}"])
+    summary = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+    return Report(accuracy, figures, "\n".join([*lines, f"{len(examples)} questions: {summary}"]))
 
 
 # -------------------------------------------------------------------------------------- a benchmark
@@ -136,20 +131,22 @@ def score_choices(name: str, questions: list[BenchmarkQuestion], replies: dict[s
                 rows[title][row].append(verdicts[-1])
     tables = {title: {row: accuracy_of(found) for row, found in sorted(rows[title].items())}
               for title in rows}
-    n_bare = sum(map(scoring.is_bare_letter, replies.values()))
-    malformed = {q.id: replies[q.id] for q in questions
-                 if q.id in replies and q.rule.choice_of(replies[q.id], q.choices) is None}
-    overall, figure = None, "no question can be scored, as none has an answer among its choices"
-    if verdicts:
-        overall = accuracy_of(verdicts)
-        n, n_right, share, interval, mended = as_cells(overall)
-        figure = (f"{n_right} of {n} right by its rule, {share} % (95 % interval {interval}); "
-                  f"by words, with letters mended: {mended} %")
+    result = {
+        "overall": accuracy_of(verdicts) if verdicts else None,
+        "bare_letters": sum(map(scoring.is_bare_letter, replies.values())),
+        "malformed": {q.id: replies[q.id] for q in questions
+                      if q.id in replies and q.rule.choice_of(replies[q.id], q.choices) is None},
+        "tables": tables}
     lines = [columns([(title, *COLUMNS), *((row, *as_cells(each)) for row, each in table.items())])
              + "\n" for title, table in tables.items()]
-    lines += [f"{name}: {figure}", "", f"replies that are only a letter: {n_bare}",
-              *listed("malformed replies", [f"{id}: {malformed[id]!r}" for id in malformed])]
-    return dict(overall=overall, bare_letters=n_bare, malformed=malformed, tables=tables), lines
+    figure = "no question can be scored, as none has an answer among its choices"
+    if verdicts:
+        count, right, share, interval, mended = as_cells(result["overall"])
+        figure = (f"{right} of {count} right by its rule, {share} % (95 % interval {interval}); "
+                  f"by words, with letters mended: {mended} %")
+    lines += [f"{name}: {figure}\n", f"replies that are only a letter: {result['bare_letters']}"]
+    malformed = [f"{id}: {reply!r}" for id, reply in result["malformed"].items()]
+    return result, [*lines, *listed("malformed replies", malformed)]
 
 
 def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str]) -> Scores:
@@ -184,26 +181,26 @@ def score(name: str, questions: list[BenchmarkQuestion],
     answered = {q.id: answers[q.id] for q in questions if q.id in answers}
     broken = {id: each.error for id, each in answered.items() if each.error}
     replies = {id: each.reply for id, each in answered.items() if not each.error}
-    reason = " ".join(next(iter(broken.values()), "not one is answered").split())
+    reason = " ".join([*broken.values(), "not one is answered"][0].split())
     require(replies, f"expected replies to {len(questions)} questions, got none ({reason})")
-    unanswered = [q.id for q in questions if q.id not in answered]
-    unscored = [q.id for q in questions if not q.can_be_scored]
-    incomplete = {id: each.incomplete for id, each in answered.items() if each.incomplete}
-    n_cut = sum(each.cut for each in answered.values())
+    result = {
+        "benchmark": name, "broken_audio": broken,
+        "unanswered": [q.id for q in questions if q.id not in answered],
+        "unscored": [q.id for q in questions if not q.can_be_scored],
+        "cut": sum(each.cut for each in answered.values()),
+        "incomplete": {id: each.incomplete for id, each in answered.items() if each.incomplete}}
     if name == "asr":
         scored, lines = score_transcripts(questions, replies)
     else:
         scored, lines = score_choices(name, questions, replies)
         lines += listed("questions whose answer is blank or none of their choices, not scored",
-                        unscored)
-    wrong = "counted as wrong" + (" where they are scored" if unscored else "")
-    lines += [*listed(f"clips that could not be read, {wrong}",
-                      [f"{id}: {error}" for id, error in broken.items()]),
-              *listed(f"questions without a reply, {wrong}", unanswered),
-              *listed(INCOMPLETE, [*incomplete.values()]),
-              f"clips longer than the model takes, cut to their beginning: {n_cut}"]
-    return {"benchmark": name, "broken_audio": broken, "unanswered": unanswered,
-            "unscored": unscored, "cut": n_cut, "incomplete": incomplete} | scored, "\n".join(lines)
+                        result["unscored"])
+    wrong = "counted as wrong" + (" where they are scored" if result["unscored"] else "")
+    lines += [*listed(f"clips that could not be read, {wrong}", [*map(": ".join, broken.items())]),
+              *listed(f"questions without a reply, {wrong}", result["unanswered"]),
+              *listed(INCOMPLETE, [*result["incomplete"].values()]),
+              f"clips longer than the model takes, cut to their beginning: {result['cut']}"]
+    return result | scored, "\n".join(lines)
 
 
 def publish(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer],
