@@ -77,12 +77,19 @@ ANSWERS = {"q0": Answer("a cat"), "q1": Answer("B"), "q2": Answer("a dog", cut=T
            "q4": Answer("", "4.wav: not there")}  # and q5 has none
 
 
-def scored():
-    return scoreboard.score("mmau", read_questions("mmau", ROWS, Path("file")), ANSWERS)[0]
+@pytest.fixture
+def publish(tmp_path, capsys):
+    """What is written as JSON, and what is printed."""
+    def publish(name, questions, answers):
+        scoreboard.publish(name, questions, answers, tmp_path / "file.jsonl")
+        written = (tmp_path / "file.result.json").read_text(encoding="utf-8")
+        return json.loads(written), capsys.readouterr().out
+
+    return publish
 
 
-def test_a_result_by_hand():
-    result = scored()
+def test_a_result_by_hand(publish):
+    result, _ = publish("mmau", read_questions("mmau", ROWS, Path("file")), ANSWERS)
     assert {k: result["overall"][k] for k in ("count", "right", "accuracy", "mended")} == {
         "count": 6, "right": 1, "accuracy": 1 / 6, "mended": 2 / 6}
     assert {task: (s["count"], s["right"])
@@ -97,11 +104,8 @@ def test_a_result_by_hand():
     assert result["incomplete"] == {"q3": "3.wav: expected 2.00 s, got 1.00 s"}
 
 
-def test_the_text_and_the_json_tell_the_same(tmp_path, capsys):
-    questions = read_questions("mmau", ROWS, Path("file"))
-    scoreboard.publish("mmau", questions, ANSWERS, tmp_path / "file.jsonl")
-    printed = capsys.readouterr().out
-    assert json.loads((tmp_path / "file.result.json").read_text()) == scored()
+def test_the_text_tells_what_the_json_does(publish):
+    _, printed = publish("mmau", read_questions("mmau", ROWS, Path("file")), ANSWERS)
     assert "1 of 6 right by its rule, 16.7 % (95 % interval 3.0 to 56.4)" in printed
     assert "letters mended: 33.3 %" in printed and "sound" in printed
     assert "q3: 'I hear nothing'" in printed and "q4: 4.wav: not there" in printed
@@ -119,13 +123,13 @@ def test_the_interval_of_a_share(right, count, low, high):
     assert wilson(right, count) == pytest.approx([low, high], abs=2e-4)
 
 
-def test_word_errors_of_a_corpus():
+def test_word_errors_of_a_corpus(publish):
     texts = {"a": "One, two!", "b": "three four", "c": "five", "d": "six"}
     rows = [{"id": id, "transcription": text} for id, text in texts.items()]
     questions = read_questions("asr", rows, Path("file"))
     answers = {
         "a": Answer("one two"), "b": Answer("three for for"), "c": Answer("", "no such file")}
-    result, text = scoreboard.score("asr", questions, answers)
+    result, text = publish("asr", questions, answers)
     names = ("substitutions", "deletions", "insertions", "words", "clips", "empty")
     assert [result[name] for name in names] == [1, 2, 1, 6, 4, 2]
     low, high = result["interval"]
@@ -137,18 +141,17 @@ def test_word_errors_of_a_corpus():
     assert "66.7 %" in text and "lower" in text
 
 
-def test_at_most_ten_clips_are_the_worst():
+def test_at_most_ten_clips_are_the_worst(publish):
     rows = [{"id": str(i), "transcription": "a " * (i + 1)} for i in range(12)]
-    result, _ = scoreboard.score("asr", read_questions("asr", rows, Path("file")),
-                                 {"0": Answer("a")})
+    result, _ = publish("asr", read_questions("asr", rows, Path("file")), {"0": Answer("a")})
     assert [clip["id"] for clip in result["worst"]] == [str(i) for i in range(11, 1, -1)]
 
 
-def test_no_words_are_no_rate():
+def test_no_words_are_no_rate(publish):
     rows = [{"id": "a", "transcription": "..."}]
     questions = read_questions("asr", rows, Path("f"))
     with pytest.raises(UserError, match="no word error rate"):
-        scoreboard.score("asr", questions, {"a": Answer("one")})
+        publish("asr", questions, {"a": Answer("one")})
     assert math.isnan(word_error_rate([WordErrors()]))
 
 
@@ -165,7 +168,7 @@ def test_the_figure_so_far_is_what_the_result_will_be():
     assert scoreboard.so_far(questions, {}) == ""
 
 
-def test_what_cannot_be_scored_is_counted_and_named():
+def test_what_cannot_be_scored_is_counted_and_named(publish):
     """MMAU's rule would find a blank answer in any reply without a word of the choices."""
     blank = [ROWS[0] | {"id": "q6", "answer": ""}, ROWS[0] | {"id": "q7", "answer": "a bird"},
              ROWS[0] | {"id": "q8", "answer": "?", "choices": ["?", "!"]}]
@@ -173,11 +176,11 @@ def test_what_cannot_be_scored_is_counted_and_named():
     answers = ANSWERS | {f"q{i}": Answer("I hear nothing") for i in (6, 7, 8)}
     assert scoreboard.so_far(questions, answers) == "accuracy 0.500"
     assert scoreboard.so_far(questions[2:], answers) == ""
-    result, text = scoreboard.score("mmau", questions, answers)
+    result, text = publish("mmau", questions, answers)
     assert (result["overall"]["right"], result["overall"]["count"]) == (1, 2)
     assert result["unscored"] == ["q6", "q7", "q8"]
     assert "not scored: 3\n  q6" in text
     assert {row["count"] for row in result["tables"]["task"].values()} == {2}
-    result, text = scoreboard.score("mmau", questions[2:], answers)
+    result, text = publish("mmau", questions[2:], answers)
     assert result["overall"] is None and result["tables"] == {}
     assert "mmau: no question can be scored" in text

@@ -32,10 +32,10 @@ from .answers import answer_questions, expect_clips, match, questions_in, resume
 from .benchmarks import BENCHMARKS, BenchmarkQuestion, load_questions
 
 
-def ask_all(args: argparse.Namespace, questions: list[BenchmarkQuestion],
-            every: list[BenchmarkQuestion]) -> None:
-    """Ask those of the `questions` that are not answered yet, and score all. `every` question of
-    the benchmark may be answered in the file, which is locked meanwhile."""
+def ask_all(args: argparse.Namespace, every: list[BenchmarkQuestion]) -> None:
+    """Ask those of the first --limit questions that are not answered yet, and score these. The file
+    of answers, which is locked meanwhile, may have answers to `every` question."""
+    questions = every[:args.limit]
     expect_clips(questions)
     source = flags.model_source(args)
     config, decode, length = source.config, source.config.decode, BENCHMARKS[args.benchmark].length
@@ -68,15 +68,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--benchmark", required=True, choices=list(BENCHMARKS))
     add("--file", type=Path, help="as published; asr: a manifest, or Kaldi's wav.scp "
         "(default of toy: data/toy/toybench.json in a clone)")
-    add("--audio-root", type=Path, metavar="DIR",
-        help="what the file's paths are relative to (default: its folder)")
+    add("--audio-root", type=Path, metavar="DIR", help="of the file's paths (default: its folder)")
     add("--score", type=Path, metavar="ANSWERS",
         help="score answers made elsewhere; without --file they bring their questions")
     add("--out", type=Path,
         help="where answers go (default: runs/evaluate/BENCHMARK.jsonl); the result is beside them")
     add("--limit", type=int, help="ask the first so many questions alone")
-    add("--batch-size", type=int,
-        help="clips at a time (default: 64 for the toy, 8 for published weights)")
+    add("--batch-size", type=int, help="clips at a time (default: toy 64, published weights 8)")
     add("--shuffle-options", type=int, metavar="SEED",
         help="show the choices in an order that SEED and the question's id decide")
     flags.add_model_flags(add)
@@ -102,7 +100,7 @@ def main(argv: list[str]) -> None:
         scoreboard.publish(args.benchmark, every[:args.limit], answers, args.score)
         return
     try:
-        ask_all(args, every[:args.limit], every)
+        ask_all(args, every)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; the same command goes on from {args.out}") from None
 

@@ -1,9 +1,8 @@
-"""A model's answers to many questions, and the file that keeps them, so that a run that was stopped
-goes on.
+"""A model's answers to many questions, and the file that keeps them for a run that goes on.
 
-Each answer is a line of JSON, written as soon as it is there. It has the published fields of its
-question, with the choices in the order in which they were shown, and the reply under `response`:
-what the benchmarks' own scripts read. Answers made elsewhere are read too.
+An answer is a line of JSON with the published fields of its question, the choices as they were
+shown, and the reply under `response`: what the benchmarks' own scripts read. Answers made elsewhere
+are read too.
 """
 
 import hashlib
@@ -31,8 +30,8 @@ from .benchmarks import BenchmarkQuestion, choices_of, id_of, read_questions
 
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
 START = '{"benchmark": '  # of a line that we wrote
+OURS = ("benchmark", "by", "id", "prompt_sha256", "clip_sha256")  # not published
 FOUND = ("error", "cut", "incomplete")  # what is wrong with a clip, as an Answer has it
-OURS = ("benchmark", "by", "prompt_sha256", "clip_sha256", "id", *FOUND)  # not published
 
 
 @dataclass
@@ -46,17 +45,14 @@ class Answer:
     incomplete: str = ""
 
 
-# ------------------------------------------------------------------------------------------- asking
-
-
 @torch.no_grad()
 def answer(model: Diffa2Model, tokenizer: Tokenizer, features: FeatureCache,
            examples: list[Example], parts: tuple[str, ...], decode: DecodeConfig,
            batch_size: int = 64, respond: Callable = generate_responses,
            numbers: Sequence[int] | None = None) -> tuple[list[str], int]:
     """The model's answers, in the order of the examples, and the number of forward passes for all.
-    `respond` decodes them, as `generate_responses` does. `numbers`: which of all that are asked
-    each example is (default: its place in the list). The precision is that of `features`."""
+    `respond` decodes them, in the precision of `features`. `numbers`: which of all that are asked
+    each example is (default: its place in the list)."""
     answers, n_passes, numbers = [], 0, numbers or range(len(examples))
     for start in range(0, len(examples), batch_size):
         batch = examples[start:start + batch_size]
@@ -91,8 +87,7 @@ def expect_clips(questions: list[BenchmarkQuestion]) -> None:
 
 def answer_questions(diffa2: Diffa2, decode: DecodeConfig,
                      questions: list[tuple[int, BenchmarkQuestion]]) -> list[Answer]:
-    """Answers to some questions of a benchmark, decoded as a batch. With each question comes its
-    number among all."""
+    """Answers to questions, each with its number among all of the benchmark, as one batch."""
     features = FeatureCache(diffa2.model, diffa2.device, diffa2.dtype, keep=True)
     answers, examples = {}, {}  # by number
     for number, question in questions:
@@ -111,9 +106,6 @@ def answer_questions(diffa2: Diffa2, decode: DecodeConfig,
     return [*answers.values()]
 
 
-# ----------------------------------------------------------------------------------------- the file
-
-
 def asked(question: BenchmarkQuestion) -> dict[str, str | None]:
     """What is asked, by its contents: prompt and clip, None if that is not there."""
     row = {"prompt_sha256": hashlib.sha256(question.prompt.encode()).hexdigest(),
@@ -126,7 +118,7 @@ def asked(question: BenchmarkQuestion) -> dict[str, str | None]:
 
 def to_line(benchmark: str, by: str, question: BenchmarkQuestion, answer: Answer) -> str:
     """A line of the file. `by` tells which model answered, and how."""
-    published = {name: value for name, value in question.row.items() if name not in OURS}
+    published = {name: value for name, value in question.row.items() if name not in OURS + FOUND}
     row = {"benchmark": benchmark, "by": by, "id": question.id} | published
     row |= {"response": answer.reply} | asked(question)
     row |= {name: getattr(answer, name) for name in FOUND if getattr(answer, name)}
@@ -147,8 +139,7 @@ def answer_in(row: dict) -> Answer | None:
 
 def expect_same(row: dict, question: BenchmarkQuestion, by: str | None) -> None:
     """Raise UserError if an answer is to another question, or to choices in another order; or, with
-    `by`, if it depends on other things than it would now. A clip that is gone since was read, and
-    is not another."""
+    `by`, to another prompt or clip or by another model. A clip that is gone is no other clip."""
     text, choices = str(question.row.get("question", "")).strip(), choices_of(row)
     require(text in str(row.get("question", text)) and choices in ([], [*question.choices]),
             f"{question.id} was asked another question, or other choices, or in another order; "
@@ -166,7 +157,7 @@ def expect_same(row: dict, question: BenchmarkQuestion, by: str | None) -> None:
 def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, benchmark: str,
           by: str | None = None) -> dict[str, Answer]:
     """The answers in `rows` by the id of their question. Raises UserError if one answers no
-    question, one that has been answered already, or another than `expect_same` expects."""
+    question, one that is answered already, or another (`expect_same`)."""
     known, answers, seen = {question.id: question for question in questions}, {}, Counter()
     for i, row in enumerate(rows, start=1):
         try:
@@ -199,12 +190,10 @@ def questions_in(rows: list[dict], source: Path, benchmark: str) -> list[Benchma
 
 def resume(path: Path, benchmark: str, by: str,
            questions: list[BenchmarkQuestion]) -> dict[str, Answer]:
-    """The answers that a run that was stopped has left in `path`. A line that was not finished is
-    taken out of the file, and so are clips that could not be read: they are tried again. Raises
-    UserError if the file is another run's, or was asked other things under the same ids, and leaves
-    it; and now, not after the first answers, if it cannot be written."""
+    """The answers that a stopped run has left in `path`. An unfinished line is taken out of the
+    file, and so are clips that could not be read: they are tried again. Raises UserError if the
+    file is another run's, and leaves it; or if it cannot be written."""
     append(path, "")
-    # a line may end within a letter
     *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
     try:
         rows = [json.loads(line) for line in lines]

@@ -35,8 +35,7 @@ MMSU_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 @dataclass(frozen=True)
 class Rule:
-    """How a question with choices is asked, and when its reply is right. A reply that names no
-    choice does not answer at all: it is malformed."""
+    """How a question with choices is asked and judged. A reply without a choice is malformed."""
 
     prompt: str  # with {question} and {choices}
     choice_of: Callable[[str, tuple[str, ...]], str | None]  # the choice that a reply names
@@ -100,8 +99,8 @@ class BenchmarkQuestion:
 
     @property
     def can_be_scored(self) -> bool:
-        """Whether right can be told from wrong: the answer is one of the choices, and not blank, as
-        those of test sets are; nor without a word, which MMAU's rule would find in any reply."""
+        """Whether the answer is one of the choices, and not blank, as those of test sets are; nor
+        without a word, which MMAU's rule would find in any reply."""
         if self.rule is None:
             return True
         says = scoring.words(self.answer) if self.rule.by_words else self.answer.strip()
@@ -141,7 +140,7 @@ def choices_of(row: dict) -> list[str]:
 
 def rows_of(title: str, row: dict) -> list[str]:
     """The rows of a table in which a question counts: one for each combination of the values of its
-    fields, each of which holds one, several, or none."""
+    fields."""
     columns = []
     for name in title.split(" / "):
         values = row.get(name) if isinstance(row.get(name), list) else [row.get(name)]
@@ -197,8 +196,8 @@ def read_table(path: Path) -> dict[str, str]:
 
 
 def read_kaldi(file: Path) -> list[dict]:
-    """Kaldi's wav.scp (`id path` a line) and the `text` (`id words` a line) beside it, as a
-    manifest. An utterance that has no clip stays in, without one."""
+    """Kaldi's wav.scp (id, path) and the `text` (id, words) beside it, as a manifest. An utterance
+    without a clip stays in."""
     clips, texts = read_table(file), read_table(file.with_name("text"))
     wrong = [id for id, clip in clips.items() if id not in texts or clip.endswith("|")]
     require(not wrong, f"{file}: expected paths of clips with a transcript in 'text', got none, or "

@@ -44,13 +44,9 @@ def bootstrap(errors: list[WordErrors]) -> list[float]:
     return np.percentile(sum(edits) / np.maximum(n_words, 1), [2.5, 97.5]).tolist()
 
 
-# --------------------------------------------------------------------------------------- a manifest
-
-
 @dataclass(frozen=True)
 class Report:
-    """How good answers are: accuracy by (domain, type), figures that sum it up, and both as text, a
-    line per type and a column per domain."""
+    """Accuracy by (domain, type), the figures that sum it up, and both as text."""
 
     accuracy: dict[tuple[str, str], float]
     figures: dict[str, float]
@@ -58,8 +54,8 @@ class Report:
 
 
 def report(examples: list[Example], answers: list[str]) -> Report:
-    """Score answers. `open`, `lettered` and `caption` are means over types, `overall` is the mean
-    over questions; `wer` is the word error rate of transcripts."""
+    """Score answers. `open`, `lettered` and `caption` are means over types, `overall` over
+    questions; `wer` is the word error rate of transcripts."""
     right, errors, groups = defaultdict(list), [], defaultdict(list)
     for example, text in zip(examples, answers, strict=True):
         right[example.domain, example.type].append(scoring.is_right(example, text))
@@ -87,9 +83,6 @@ def report(examples: list[Example], answers: list[str]) -> Report:
     return Report(accuracy, figures, "\n".join([*lines, f"{len(examples)} questions: {summary}"]))
 
 
-# -------------------------------------------------------------------------------------- a benchmark
-
-
 def so_far(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> str:
     """The figure of the questions that are answered up to now, if there is one."""
     verdicts = [each.judge(answers[each.id].reply) for each in questions
@@ -104,8 +97,7 @@ def percent(*values: float) -> str:
 
 
 def accuracy_of(verdicts: list[tuple[bool, bool]]) -> dict:
-    """How many are right by the benchmark's rule, and, as a part of all, how many with bare letters
-    mended. A verdict has both."""
+    """Counts and shares of (right by the benchmark's rule, right with bare letters mended)."""
     right, mended = map(sum, zip(*verdicts))
     n = len(verdicts)
     return {"count": n, "right": right, "accuracy": right / n, "interval": wilson(right, n),
@@ -174,10 +166,10 @@ def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str
     return result, lines
 
 
-def score(name: str, questions: list[BenchmarkQuestion],
-          answers: dict[str, Answer]) -> tuple[dict, str]:
-    """The result of a benchmark, for JSON and as text. Raises UserError if not one question has a
-    reply."""
+def publish(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer],
+            file: Path) -> None:
+    """Print the result of a benchmark, and write it as JSON beside the file of answers. Raises
+    UserError if not one question has a reply."""
     answered = {q.id: answers[q.id] for q in questions if q.id in answers}
     broken = {id: each.error for id, each in answered.items() if each.error}
     replies = {id: each.reply for id, each in answered.items() if not each.error}
@@ -200,13 +192,7 @@ def score(name: str, questions: list[BenchmarkQuestion],
               *listed(f"questions without a reply, {wrong}", result["unanswered"]),
               *listed(INCOMPLETE, [*result["incomplete"].values()]),
               f"clips longer than the model takes, cut to their beginning: {result['cut']}"]
-    return result | scored, "\n".join(lines)
-
-
-def publish(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer],
-            file: Path) -> None:
-    """Write the result of a benchmark as JSON beside the file of answers, and print it."""
-    (result, text), path = score(name, questions, answers), file.with_suffix(".result.json")
-    dumped = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(dumped, encoding="utf-8"))
-    print(f"{text}\nthe same as JSON: {path}")
+    path = file.with_suffix(".result.json")
+    text = json.dumps(result | scored, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    print("\n".join([*lines, f"the same as JSON: {path}"]))

@@ -58,8 +58,8 @@ def mend_letter(reply: str, choices: tuple[str, ...]) -> str:
 
 
 def score_mended(reply: str, answer: str, choices: tuple[str, ...]) -> bool:
-    """The word rule, after a bare letter has become its choice's text. An answer without a word, to
-    which the rule would take anything for right, must be said as it is."""
+    """The word rule, after a bare letter has become its choice's text. An answer without a word,
+    which the rule finds in any reply, must be said as it is."""
     reply = mend_letter(reply, choices)
     if not words(answer):
         return reply.strip() == answer.strip()
@@ -80,8 +80,7 @@ def normalise(text: str) -> str:
 
 
 class WordErrors(NamedTuple):
-    """How many words of a reference, which has `words`, a transcript replaces and leaves out, and
-    how many it puts in."""
+    """What a transcript does to its reference, in words, and how many of these that has."""
 
     substitutions: int = 0
     deletions: int = 0

@@ -23,8 +23,8 @@ from . import answers, scoreboard
 
 @dataclass(frozen=True)
 class Validator:
-    """Measures `model` on held-out examples, in evaluation mode, whatever mode it is in before and
-    after. `after_batch` is called after each batch and may raise, to end a long measurement."""
+    """Measures a model on held-out examples, in evaluation mode, and restores its mode.
+    `after_batch` is called after each batch and may raise, to end a long measurement."""
 
     model: Diffa2Model
     tokenizer: Tokenizer
