@@ -362,9 +362,13 @@ def test_processes_that_see_different_things_do_not_train(type, message, world, 
         train.train(args, apart, held)
 
 
-def test_what_torchrun_has_not_started_is_one_line(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize(
+    "size, message",
+    [("2", "without RANK, LOCAL_RANK, LOCAL_WORLD_SIZE"), ("x", "got 'x'"), ("0", "got '0'")])
+def test_what_torchrun_has_not_started_is_one_line(size, message, world, tmp_path, monkeypatch,
+                                                   capsys):
+    monkeypatch.setenv("WORLD_SIZE", size)
     assert run_script(train.main,
                       ["--data", str(world), "--out", str(tmp_path / "out"), *MINI]) == 2
     error = capsys.readouterr().err
-    assert "without RANK, LOCAL_RANK, LOCAL_WORLD_SIZE" in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1

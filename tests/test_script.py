@@ -64,6 +64,12 @@ def test_help_is_shown_by_any_console(name):
     assert done.returncode == 0 and done.stderr == b"" and b"usage" in done.stdout
 
 
+@pytest.mark.parametrize("flag", ["--stage", "--out", "--steps", "--lr", "--diffa2"])
+def test_a_flag_without_its_value_is_one_line(flag, capsys):
+    assert run_script(train.main, [f"{flag}=--"]) == 2
+    assert f"{flag}: expected a value, got --" in capsys.readouterr().err
+
+
 def chinese(world, folder):
     """The world with every answer in Chinese."""
     for path in world.glob("*.json"):

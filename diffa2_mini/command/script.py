@@ -35,10 +35,14 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv: list[str]) -> argparse.Namespace:
         args = super().parse_args(argv)
         for action in self._actions:
-            found = getattr(args, action.dest, None) if action.type in (int, float) else None
-            for value in found if isinstance(found, list) else [found]:
+            flag = (action.option_strings or [action.dest])[0]
+            found = getattr(args, action.dest, None)
+            if found == [] and action.nargs is None:  # what argparse makes of --flag=--
+                self.error(f"{flag}: expected a value, got --")
+            values = found if isinstance(found, list) else [found]
+            for value in values if action.type in (int, float) else []:
                 wrong = value is not None and out_of_range(action.dest, value, action.type is int)
-                require(not wrong, f"{(action.option_strings or [action.dest])[0]} must be {wrong}")
+                require(not wrong, f"{flag} must be {wrong}")
         return args
 
     def error(self, message: str):

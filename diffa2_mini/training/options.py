@@ -74,10 +74,12 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
         parser.add_argument(flag, **settings)
     args = parser.parse_args(argv)
     config, stages = SIZES[args.size]
-    started = int(os.environ.get("WORLD_SIZE", 1))  # by torchrun
-    require(args.processes in (None, started) or args.dry_run,
+    started = os.environ.get("WORLD_SIZE", "1")
+    require(started.isdecimal() and int(started),
+            f"expected WORLD_SIZE, a number of processes, from torchrun, got {started!r}; unset it")
+    require(args.processes in (None, int(started)) or args.dry_run,
             "--processes is of --dry-run; start them with: torchrun --nproc_per_node=N train.py")
-    args.processes = args.processes or started
+    args.processes = args.processes or int(started)
     args.out = args.out or Path("runs") / args.size
     args.recompute = args.recompute or ("nothing" if config.from_scratch else "blocks")
     numbers = {"all": list(stages), "0": []}
