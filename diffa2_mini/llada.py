@@ -124,9 +124,9 @@ class Llada(nn.Module):
             positions = torch.arange(x.shape[1], device=x.device)[None]
         head_width = self.config.width // self.config.n_heads
         rotation = rotary(positions[:, None], head_width, self.config.rope_theta)  # [B, 1, S, D/2H]
-        if valid is None:
-            return rotation, None
-        return rotation, valid.reshape(len(valid), 1, -1, valid.shape[-1])  # [B, 1, 1 or S, S]
+        if valid is not None:
+            valid = valid.reshape(len(valid), 1, -1, valid.shape[-1])  # [B, 1, 1 or S, S]
+        return rotation, valid
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""

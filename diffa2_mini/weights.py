@@ -100,9 +100,8 @@ def unpickle(path: Path, what: str) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle can raise anything
         if out_of_memory(error):
             raise
-        raise UserError(f"{path}: expected {what}, got a file that is cut off or damaged, a web "
-                        "page, or a pickle with code in it, which was not run "
-                        f"({type(error).__name__}); download it again") from None
+        raise UserError(f"{path}: expected {what}, got a damaged file, a web page, or code, which "
+                        f"was not run ({type(error).__name__}); download it again") from None
     if isinstance(found, dict):
         found = found.get("model_state_dict", found)
     is_named = isinstance(found, dict) and all(
@@ -152,8 +151,8 @@ def check_fit(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: st
 
 def load_part(module: nn.Module, part: str, path: Path, device: torch.device = CPU,
               dtype: torch.dtype = torch.float32) -> None:
-    """Fill the encoder (`whisper`) or the backbone (`llada`), then on `device` and in `dtype`, from
-    a file or folder in any layout. Raises UserError."""
+    """Fill the encoder (`whisper`) or the backbone (`llada`) of a file or folder in any layout, to
+    be on `device` and in `dtype`. Raises UserError."""
     tensors = read_part(path, part)
     check_fit(module.state_dict(), tensors, str(path))
     module.load_state_dict({name: tensor.to(device, dtype, copy=True)
@@ -201,8 +200,7 @@ def load_diffa2(model: Diffa2Model, path: Path) -> tuple[str, ...]:
     file's stage splices into the prompt."""
     tensors = read_part(path, "diffa2")
     restore(model, tensors, str(path), optional=("prompts", "acoustic", "lora"))
-    is_joint = ("acoustic_connector.layer_weights" in tensors
-                and bool(model.acoustic_connector.layer_weights.any()))
+    is_joint = bool(model.acoustic_connector.layer_weights.any())
     return ACOUSTIC_AND_SEMANTIC if is_joint else PROMPTS_AND_SEMANTIC
 
 
