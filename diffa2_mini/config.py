@@ -208,7 +208,7 @@ class Config:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether stage 0 makes the frozen parts; else they are published and large."""
+        """Whether stage 0 makes the frozen parts (and its rank file); else they are published."""
         return self.text.tokenizer.endswith(".bpe")
 
 

@@ -32,11 +32,11 @@ from .noise import stream
 from .tokenizer import Prompt, Tokenizer
 from .vrpo import draw_masks
 
-ANSWER_FIELDS = {  # a stage's `data`: where its entries may have the answer, the first first
+ANSWER_FIELDS = {  # a stage's `data`: fields that may hold the answer, the preferred one first
     "stage1": ("transcription", "target"), "sft": ("target", "transcription"),
     "preference": ("chosen", "target")}
 NEVER = 2.0  # a uniform number above every time: its token is not masked
-Clip = tuple[Tensor, int]  # log-mel [n_mels, M], and how many encoder frames hold sound
+LogMel = tuple[Tensor, int]  # log-mel [n_mels, M], and how many encoder frames hold sound
 
 
 class Entry(NamedTuple):
@@ -78,7 +78,7 @@ def read_manifest(path: Path) -> list[dict]:
 
 
 def text_of(row: dict, *names: str, default: str | None = None) -> str:
-    """The first of the fields `names` that an entry has, or `default`. UserError: it is no text."""
+    """The first of an entry's fields `names`, or `default`. Raises UserError unless it is text."""
     name = next((name for name in names if row.get(name) is not None), None)
     require(name or default is not None, f"the field {' or '.join(names)} is missing")
     value = row[name] if name else default
@@ -131,7 +131,7 @@ def n_embeddings(config: AdapterConfig, parts: tuple[str, ...], n_frames: int) -
     return sum(n[part] for part in parts)
 
 
-def load_clip(path: Path, config: AudioConfig, note: Callable[[str], None] | None = None) -> Clip:
+def load_clip(path: Path, config: AudioConfig, note: Callable[[str], None] | None = None) -> LogMel:
     """A sound file as the encoder wants it. `note` is as for `load_audio`."""
     samples = load_audio(path, config.sample_rate, config.max_seconds, note)
     return log_mel(samples, config), encoder_frames(len(samples), config)
@@ -146,7 +146,7 @@ class Batch:
     prompts: list[Prompt]
     response: Tensor  # [B, R] token ids, padded with EOS
     valid: Tensor  # bool [B, R], False at that padding
-    clips: list[Clip] = field(default_factory=list)  # empty if hidden states are kept
+    clips: list[LogMel] = field(default_factory=list)  # empty if hidden states are kept
     audio: Audio | None = None
     broken: dict[int, str] = field(default_factory=dict)  # clips that are silence, by place
     incomplete: dict[Path, str] = field(default_factory=dict)  # what other clips lack, by path

@@ -174,7 +174,5 @@ def generate_responses(model: Diffa2Model, tokenizer: Tokenizer, audio_embedding
     the number of forward passes. `numbers`: see `generate`."""
     lengths = [decode.gen_length] * len(prompts)
     state = DecodingState(model, audio_embeddings, prompts, lengths, tokenizer.mask_id)
-    n_steps = 0
-    for step in generate(state, decode, tokenizer.eos_id, numbers=numbers):
-        tokens, n_steps = step.tokens, n_steps + 1
-    return tokens, n_steps * decode.passes_per_step
+    steps = list(generate(state, decode, tokenizer.eos_id, numbers=numbers))
+    return steps[-1].tokens, len(steps) * decode.passes_per_step
