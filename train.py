@@ -35,7 +35,6 @@ from diffa2_mini.fast.compiling import compile_blocks
 from diffa2_mini.fast.device import choose_device
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.fast.measure import matmul_ceiling, peak_memory
-from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of
 from diffa2_mini.published.sources import load_tokenizer, locate_all
@@ -46,7 +45,7 @@ from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches, count_workers
 from diffa2_mini.training.log import finite
 from diffa2_mini.training.manifests import DataConfig, load_data
-from diffa2_mini.training.objective import adamw, learning_rate, names_of
+from diffa2_mini.training.objective import adamw, learning_rate, names_of, set_dropout
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks
 from diffa2_mini.training.random_weights import fill_at_random

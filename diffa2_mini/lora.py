@@ -52,10 +52,3 @@ def merge_lora(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, LoraLinear):
             model.set_submodule(name, module.merged())
-
-
-def set_dropout(part: nn.Module, p: float) -> None:
-    """Set all dropout of a part: of LoRA in the backbone, or of the acoustic adapter."""
-    for module in part.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = p

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffa2_mini.adapters import AcousticAdapter, QFormerLayer, SemanticAdapter
-from diffa2_mini.lora import set_dropout
+from diffa2_mini.training.objective import set_dropout
 
 LENGTHS = list(range(14))
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from diffa2_mini.llada import Llada
-from diffa2_mini.lora import LoraLinear, add_lora, merge_lora, set_dropout
+from diffa2_mini.lora import LoraLinear, add_lora, merge_lora
+from diffa2_mini.training.objective import set_dropout
 
 
 @pytest.fixture

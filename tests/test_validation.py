@@ -10,9 +10,9 @@ from test_features import front_end  # noqa: F401
 
 from diffa2_mini.evaluate import answers
 from diffa2_mini.evaluate.validation import Validator
-from diffa2_mini.lora import set_dropout
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.features import FeatureCache
+from diffa2_mini.training.objective import set_dropout
 from diffa2_mini.weights import trained_tensors
 from tutorials.score_variance import score_variance
 

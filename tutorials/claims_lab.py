@@ -33,7 +33,6 @@ from diffa2_mini.evaluate.validation import Validator
 from diffa2_mini.fast.generate import generate_responses
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.fast.token_losses import token_losses
-from diffa2_mini.lora import set_dropout
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of, stream
 from diffa2_mini.published.sources import load_tokenizer
@@ -46,7 +45,7 @@ from diffa2_mini.training.checkpoint import (
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.files import save_tensors, write_whole
 from diffa2_mini.training.loader import batches
-from diffa2_mini.training.objective import adamw, learning_rate, piece_loss, predictor
+from diffa2_mini.training.objective import adamw, learning_rate, piece_loss, predictor, set_dropout
 from diffa2_mini.vrpo import elbo, vrpo_loss
 from tutorials import autoregressive
 from tutorials.score_variance import bounds_apart, score_variance

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import StageConfig
 from ..data import AnswerBatch, Batch, PreferenceBatch
@@ -13,6 +13,13 @@ from ..fast.token_losses import token_losses
 from ..model import Diffa2Model
 from ..tokenizer import Tokenizer
 from ..vrpo import elbo, preference_margin, reference_of, vrpo_loss
+
+
+def set_dropout(part: nn.Module, p: float) -> None:
+    """Set all dropout of a part: of LoRA in the backbone, or of the acoustic adapter."""
+    for module in part.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
 
 
 def adamw(trained: dict[str, Tensor], lr: float, betas: tuple[float, float], weight_decay: float
