@@ -1,6 +1,5 @@
-"""What every case shares: timing of variants in turn, decoding, the machine, and the table."""
+"""What all measurements share: a row of figures, variants in turn, decoding, the machine."""
 
-import os
 import platform
 import re
 import statistics
@@ -8,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..command.table import columns
 from ..config import DecodeConfig
 from ..fast.generate import generate
 from ..fast.measure import now
@@ -40,21 +37,30 @@ class Row:
     def median(self) -> float | None:
         return statistics.median(self.seconds) if self.seconds else None
 
+    def __str__(self) -> str:
+        text = f"{self.case}, {self.variant}"
+        if self.seconds:
+            text += f": {self.median:.4g} s ({min(self.seconds):.4g} to {max(self.seconds):.4g})"
+        if self.ratio is not None:
+            text += f": {self.ratio:.4g} {self.of}"
+        return text + (f" (target: {self.target})" if self.target else "")
 
-def take_turns(case: str, variants: dict[str, Callable], runs: int,
-               device: torch.device) -> list[Row]:
+
+def take_turns(case: str, variants: dict[str, Callable], runs: int, device: torch.device
+               ) -> tuple[list[Row], list]:
     """Time the variants in turn, so that a change of the machine's speed meets all of them. A first
-    run of each does not count."""
+    run of each does not count. Returns a row for each, and what each returned last."""
     rows = [Row(case, name) for name in variants]
     for run in range(runs + 1):
+        results = []
         for row, variant in zip(rows, variants.values()):
             start = now(device)
-            variant()
+            results.append(variant())
             if run > 0:
                 row.seconds.append(now(device) - start)
     for row in rows:
         row.ratio = rows[0].median / row.median
-    return rows
+    return rows, results
 
 
 def decode(model: Diffa2Model, clips: list[Tensor], config: DecodeConfig,
@@ -66,31 +72,13 @@ def decode(model: Diffa2Model, clips: list[Tensor], config: DecodeConfig,
     return [now(clips[0].device) for _ in generate(batch, config, EOS_ID)]
 
 
-def processor() -> str:
-    """The CPU's model where Linux tells it, else its architecture."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    about = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
-    if "model name" not in about:
-        return platform.machine()
-    return "{model name} (family {cpu family}, model {model})".format_map(about)
-
-
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """What the figures depend on."""
-    return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
-        "dtype": str(dtype), "threads": str(torch.get_num_threads()), "cores": str(os.cpu_count()),
-        "system": platform.system(), "python": platform.python_version(),
-        "torch": torch.__version__, "numpy": np.__version__}
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as text, a column for each figure."""
-    cells = [("case", "variant", "median s", "fastest", "slowest", "", "", "target")]
-    for row in rows:
-        figures = [row.median, min(row.seconds, default=None), max(row.seconds, default=None),
-                   row.ratio]
-        texts = ["" if each is None else f"{each:.4g}" for each in figures]
-        cells.append((row.case, row.variant, *texts, row.of, row.target))
-    return columns(cells)
+    """What the figures depend on. Only Linux tells the model of a CPU."""
+    cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
+    elif cpuinfo.exists():
+        told = re.findall(r"^(?:cpu family|model|model name)\s*: (.*)", cpuinfo.read_text(), re.M)
+        name = " / ".join(told[:3]) or name  # family, model and its name
+    return {"device": name, "dtype": str(dtype), "threads": str(torch.get_num_threads()),
+            "system": platform.system(), "torch": torch.__version__}

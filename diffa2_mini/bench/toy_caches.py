@@ -1,14 +1,15 @@
 """The caches on the shipped toy model: accuracy, forward passes and seconds."""
 
-import dataclasses
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 
-from ..config import SIZES, DecodeConfig
-from ..data import Example, load_examples
+from ..config import SIZES
+from ..data import load_examples
 from ..errors import require
 from ..evaluate.answers import answer
 from ..evaluate.scoreboard import report
@@ -18,7 +19,7 @@ from ..training.features import FeatureCache
 from .timing import Row, take_turns
 
 
-def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
+def toy(data: Path, runs: int, device: torch.device) -> Iterator[Row]:
     """The shipped toy model on its validation questions: every cache at several factors of parallel
     decoding, 64 questions at once; and on every tenth question one at a time, as the model decodes
     by default."""
@@ -29,25 +30,15 @@ def toy(data: Path, runs: int, device: torch.device) -> list[Row]:
     config, features = diffa2.config, FeatureCache(diffa2.model, device, diffa2.dtype, keep=True)
     examples = load_examples(data / "validation.json", SIZES["toy"][1][2], config)
     features.prepare([example.path for example in examples], iter)
-
     settings = [(block, factor, examples, 64)
                 for block, factor in product((8, 16), (0.25, 0.5, 1.0, 2.0))]
-    rows, found = [], {}
-
-    def ask(decode: DecodeConfig, asked: list[Example], batch_size: int) -> None:
-        found[decode.cache] = answer(diffa2.model, diffa2.tokenizer, features, asked, diffa2.parts,
-                                     decode, batch_size)
-
     for block, factor, asked, at_once in [*settings, (16, config.decode.factor, examples[::10], 1)]:
-        variants = {}
-        for cache in CACHES:
-            decode = dataclasses.replace(config.decode, block_length=block, factor=factor,
-                                         cache=cache)
-            variants[cache] = partial(ask, decode, asked, at_once)
+        ask = partial(answer, diffa2.model, diffa2.tokenizer, features, asked, diffa2.parts,
+                      batch_size=at_once)
+        decode = replace(config.decode, block_length=block, factor=factor)
+        ways = {cache: partial(ask, decode=replace(decode, cache=cache)) for cache in CACHES}
         case = f"toy, blocks of {block}, f = {factor:g}, {len(asked)} questions, {at_once} at once"
-        for row in take_turns(case, variants, runs, device):
-            replies, n_passes = found[row.variant]
+        for row, (replies, n_passes) in zip(*take_turns(case, ways, runs, device)):
             row.ratio = report(asked, replies).figures["overall"]
             row.of = f"right, {n_passes} forward passes"
-            rows.append(row)
-    return rows
+            yield row
