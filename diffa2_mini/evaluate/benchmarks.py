@@ -117,9 +117,8 @@ class BenchmarkQuestion:
 
 def text_in(row: dict, *names: str, default: str | None = None) -> str:
     """What `text_of` finds, where a number counts as text too."""
-    texts = {name: str(value) if isinstance(value, (int, float)) else value
-             for name, value in row.items()}
-    return text_of(texts, *names, default=default)
+    numbers = {name: str(value) for name, value in row.items() if isinstance(value, (int, float))}
+    return text_of(row | numbers, *names, default=default)
 
 
 def id_of(row: dict, seen: Counter) -> str:

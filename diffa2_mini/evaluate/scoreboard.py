@@ -4,8 +4,8 @@ benchmark as text and as JSON."""
 import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,8 +44,7 @@ def bootstrap(errors: list[WordErrors]) -> list[float]:
     return np.percentile(sum(edits) / np.maximum(n_words, 1), [2.5, 97.5]).tolist()
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(NamedTuple):
     """Accuracy by (domain, type), the figures that sum it up, and both as text."""
 
     accuracy: dict[tuple[str, str], float]
@@ -116,8 +115,8 @@ def score_choices(name: str, questions: list[BenchmarkQuestion], replies: dict[s
     verdicts, rows = [], defaultdict(lambda: defaultdict(list))
     for question in [each for each in questions if each.can_be_scored]:
         reply = replies.get(question.id, "")
-        verdicts.append(
-            (question.judge(reply), scoring.score_mended(reply, question.answer, question.choices)))
+        mended = scoring.score_mended(reply, question.answer, question.choices)
+        verdicts.append((question.judge(reply), mended))
         for title in BENCHMARKS[name].tables:
             for row in rows_of(title, question.row):
                 rows[title][row].append(verdicts[-1])
