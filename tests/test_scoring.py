@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from diffa2_mini.data import Example
-from diffa2_mini.evaluate.benchmarks import MMSU, BenchmarkQuestion
+from diffa2_mini.evaluate.benchmarks import BENCHMARKS, BenchmarkQuestion
 from diffa2_mini.evaluate.scoring import (
     WordErrors,
     is_bare_letter,
@@ -23,7 +23,8 @@ ANIMALS = ("a dog", "a cat", "a bird", "a cow")
 
 
 def mmsu_is_right(reply, answer, choices):
-    return BenchmarkQuestion("id", None, "", answer, {}, MMSU, choices).judge(reply)
+    question = BenchmarkQuestion("id", None, "", answer, {}, BENCHMARKS["mmsu"], choices)
+    return question.judge(reply)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product, zip_longest
 from pathlib import Path
 from string import ascii_uppercase
@@ -33,86 +33,78 @@ FREE = "free"  # in ToyBench the "difficulty" of a question that is asked withou
 MMSU_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
-@dataclass(frozen=True)
-class Rule:
-    """How a question with choices is asked and judged. A reply without a choice is malformed."""
-
-    prompt: str  # with {question} and {choices}
-    choice_of: Callable[[str, tuple[str, ...]], str | None]  # the choice that a reply names
-    by_words: bool = False  # the words of a reply tell whether it is right, not the named choice
-
-
-MMSU = Rule(
-    "Choose the most suitable answer from options A, B, C, and D to respond the question in next "
-    "line, **you should only choose A or B or C or D.** Do not provide any additional explanations "
-    "or content.\n\nQuestion: {question}\n\n{choices}",
-    lambda reply, choices: dict(zip(ascii_uppercase, choices)).get(scoring.mmsu_letter(reply)))
-MMAU = Rule(
+MMAU_PROMPT = (
     "You are given the audio and a multiple-choice question. Choose the best answer based only on "
-    "the speech content and style.\n\nQuestion: {question}\n\nChoices:\n{choices}\nAnswer:",
-    scoring.named_choice, by_words=True)
-TOY_LETTERED = Rule(
-    "{question}\n{choices}",
-    lambda reply, choices: dict(zip(ascii_uppercase, choices)).get(reply.strip()[:1]))
-TOY_FREE = Rule(  # a reply that is none of the choices names itself, unless it is blank
-    "{question}", lambda reply, choices: next(
-        (each for each in (*choices, reply) if each.strip() == reply.strip() != ""), None))
+    "the speech content and style.\n\nQuestion: {question}\n\nChoices:\n{choices}\nAnswer:")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How a benchmark is read, asked and reported."""
+    """How a benchmark is read, asked, judged and reported."""
 
     audio: str  # the field that names the clip
     answer: tuple[str, ...]  # the fields that may have the right choice's text, or the transcript
-    rule: Rule | None  # None for transcripts
+    prompt: str  # with {question} and {choices}
+    choice_of: Callable | None  # (reply, choices) → the choice named, or None; none for transcripts
     tables: tuple[str, ...] = ()  # a row for each value of these fields together
+    by_words: bool = False  # the words of a reply tell whether it is right, not the choice named
     length: int | None = 16  # tokens of a response of published weights, as the authors decode it
 
 
 BENCHMARKS = {
-    "mmsu": Benchmark("audio_path", ("answer_gt",), MMSU,
-                      ("category", "category / sub-category",
-                       "category / sub-category / sub-sub-category", "task_name")),
-    "mmau": Benchmark("audio_id", ("answer",), MMAU,
-                      ("task", "category", "sub-category", "difficulty")),
-    "mmar": Benchmark("audio_path", ("answer",), MMAU,
-                      ("modality", "category", "sub-category", "language")),
-    "asr": Benchmark("audio_filepath", ("transcription", "target"), None, length=128),
-    "toy": Benchmark("audio_id", ("answer",), TOY_LETTERED,
-                     ("task", "task / category", "sub-category", "difficulty"), length=None),
+    "mmsu": Benchmark(
+        "audio_path", ("answer_gt",),
+        "Choose the most suitable answer from options A, B, C, and D to respond the question in "
+        "next line, **you should only choose A or B or C or D.** Do not provide any additional "
+        "explanations or content.\n\nQuestion: {question}\n\n{choices}",
+        lambda reply, choices: dict(zip(ascii_uppercase, choices)).get(scoring.mmsu_letter(reply)),
+        ("category", "category / sub-category", "category / sub-category / sub-sub-category",
+         "task_name")),
+    "mmau": Benchmark("audio_id", ("answer",), MMAU_PROMPT, scoring.named_choice,
+                      ("task", "category", "sub-category", "difficulty"), by_words=True),
+    "mmar": Benchmark("audio_path", ("answer",), MMAU_PROMPT, scoring.named_choice,
+                      ("modality", "category", "sub-category", "language"), by_words=True),
+    "asr": Benchmark("audio_filepath", ("transcription", "target"), TextConfig().instruction, None,
+                     length=128),
+    "toy": Benchmark(
+        "audio_id", ("answer",), "{question}\n{choices}",
+        lambda reply, choices: dict(zip(ascii_uppercase, choices)).get(reply.strip()[:1]),
+        ("task", "task / category", "sub-category", "difficulty"), length=None),
 }
+TOY_FREE = replace(  # a reply that is none of the choices names itself, unless it is blank
+    BENCHMARKS["toy"], prompt="{question}", choice_of=lambda reply, choices: next(
+        (each for each in (*choices, reply) if each.strip() == reply.strip() != ""), None))
 
 
 @dataclass(frozen=True)
 class BenchmarkQuestion:
-    """A question of a benchmark, its choices in the order in which they are shown; a transcript has
-    none, and no rule. The answer is one of them, or what the file has in its place."""
+    """A question, its choices in the order in which they are shown; of a transcript there are none.
+    The answer is one of them, or what the file has in its place."""
 
     id: str
     audio: Path | None
     prompt: str
     answer: str
     row: dict  # the published fields
-    rule: Rule | None = None
+    benchmark: Benchmark
     choices: tuple[str, ...] = ()
 
     @property
     def can_be_scored(self) -> bool:
         """Whether the answer is one of the choices, and not blank, as those of test sets are; nor
         without a word, which MMAU's rule would find in any reply."""
-        if self.rule is None:
+        if self.benchmark.choice_of is None:
             return True
-        says = scoring.words(self.answer) if self.rule.by_words else self.answer.strip()
+        says = scoring.words(self.answer) if self.benchmark.by_words else self.answer.strip()
         return self.answer in self.choices and bool(says)
 
     def judge(self, reply: str) -> bool | WordErrors:
         """Whether a reply is right; of a transcript, what is wrong with it."""
-        if self.rule is None:
+        if self.benchmark.choice_of is None:
             return scoring.word_errors(scoring.normalise(self.answer), scoring.normalise(reply))
-        if self.rule.by_words:
+        if self.benchmark.by_words:
             return scoring.score_by_words(reply, self.answer, self.choices)
-        return self.rule.choice_of(reply, self.choices) == self.answer
+        return self.benchmark.choice_of(reply, self.choices) == self.answer
 
 
 def text_in(row: dict, *names: str, default: str | None = None) -> str:
@@ -154,9 +146,9 @@ def read_question(name: str, row: dict, id: str, root: Path,
             "expected text, got characters that are none")
     benchmark = BENCHMARKS[name]
     audio = root / text_in(row, benchmark.audio) if row.get(benchmark.audio) else None
-    if benchmark.rule is None:
+    if benchmark.choice_of is None:
         transcript = text_in(row, *benchmark.answer)
-        return BenchmarkQuestion(id, audio, TextConfig().instruction, transcript, row)
+        return BenchmarkQuestion(id, audio, benchmark.prompt, transcript, row, benchmark)
     choices = choices_of(row)
     require(1 <= len(choices) <= 26, f"expected 1 to 26 choices, got {len(choices)}")
     if shuffle is not None:
@@ -166,12 +158,13 @@ def read_question(name: str, row: dict, id: str, root: Path,
     is_ours = row.keys() & {benchmark.audio, *benchmark.answer}
     answer = text_in(row, *benchmark.answer, default="" if is_ours else None)
     answer = next((each for each in choices if each.strip() == answer.strip()), answer)
-    rule = TOY_FREE if name == "toy" and row.get("difficulty") == FREE else benchmark.rule
+    if name == "toy" and row.get("difficulty") == FREE:
+        benchmark = TOY_FREE
     lines = [f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices)]
-    prompt = rule.prompt.format(question=text_in(row, "question"), choices="\n".join(lines))
+    prompt = benchmark.prompt.format(question=text_in(row, "question"), choices="\n".join(lines))
     shown = ({"choices": choices} if isinstance(row.get("choices"), list)
              else dict(zip_longest(MMSU_CHOICES, choices)))
-    return BenchmarkQuestion(id, audio, prompt, answer, row | shown, rule, tuple(choices))
+    return BenchmarkQuestion(id, audio, prompt, answer, row | shown, benchmark, tuple(choices))
 
 
 def read_questions(name: str, rows: list[dict], source: Path, root: Path = Path(),

@@ -86,7 +86,7 @@ def so_far(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> st
     """The figure of the questions that are answered up to now, if there is one."""
     verdicts = [each.judge(answers[each.id].reply) for each in questions
                 if each.id in answers and each.can_be_scored]
-    if verdicts and questions[0].rule is None:
+    if verdicts and questions[0].benchmark.choice_of is None:
         return f"word error rate {word_error_rate(verdicts):.3f}"
     return f"accuracy {np.mean(verdicts):.3f}" if verdicts else ""
 
@@ -125,8 +125,8 @@ def score_choices(name: str, questions: list[BenchmarkQuestion], replies: dict[s
     result = {
         "overall": accuracy_of(verdicts) if verdicts else None,
         "bare_letters": sum(map(scoring.is_bare_letter, replies.values())),
-        "malformed": {q.id: replies[q.id] for q in questions
-                      if q.id in replies and q.rule.choice_of(replies[q.id], q.choices) is None},
+        "malformed": {q.id: replies[q.id] for q in questions if q.id in replies
+                      and q.benchmark.choice_of(replies[q.id], q.choices) is None},
         "tables": tables}
     lines = [columns([(title, *COLUMNS), *((row, *as_cells(each)) for row, each in table.items())])
              + "\n" for title, table in tables.items()]
