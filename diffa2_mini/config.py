@@ -174,7 +174,7 @@ class StageConfig(Ranged):
     steps: int | None = None  # None: `epochs` decides
     epochs: int = 10
     preference: bool = False  # VRPO instead of the masked diffusion loss
-    loss: str = "published"  # or "low-variance": exactly k masks, times spread over the batch
+    masking: str = "published"  # or "low-variance": exactly k, and times spread over the batch
     lora_dropout: float = 0.0  # of LoRA's inputs
     adapter_dropout: float = 0.0  # in the Q-Former; the release has BERT's default, 0.1
     warmup: int = 1000  # steps
@@ -187,8 +187,8 @@ class StageConfig(Ranged):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.loss in ("published", "low-variance"),
-                f"--loss must be published or low-variance, got {self.loss!r}")
+        require(self.masking in ("published", "low-variance"),
+                f"--masking must be published or low-variance, got {self.masking!r}")
         require(not self.preference or self.lora_dropout == self.adapter_dropout == 0,
                 "preference optimisation has no dropout: the reference would not share it")
 

@@ -165,7 +165,7 @@ class AnswerBatch(Batch):
 
     noisy: Tensor  # [B, R] token ids, some of them masks
     masked: Tensor  # bool [B, R], where these are
-    t: Tensor  # [B], the times
+    weight: Tensor  # [B], of the cross-entropies of its masked tokens
 
 
 @dataclass(kw_only=True)
@@ -236,18 +236,18 @@ class BatchDataset:
         broken = [*loaded.get("broken", {})]  # in whose responses nothing is masked
         if self.stage.preference:
             return PreferenceBatch(**batch, masked=self.mask_pairs(rngs, lengths, broken))
-        noisy, masked, t = self.mask_answers(rngs, lengths, response, entries)
+        noisy, masked, weight = self.mask_answers(rngs, lengths, response, entries)
         noisy[broken], masked[broken] = response[broken], False
-        return AnswerBatch(**batch, noisy=noisy, masked=masked, t=t)
+        return AnswerBatch(**batch, noisy=noisy, masked=masked, weight=weight)
 
     def mask_answers(self, rngs: list[np.random.Generator], lengths: list[int], response: Tensor,
                      entries: list[Entry]) -> tuple[Tensor, Tensor, Tensor]:
-        """The forward process on `response` [B, R], as the stage's loss wants it."""
+        """The forward process on `response` [B, R], as the stage's `masking` says."""
         times, numbers = zip(*map(draw_noise, rngs, lengths), strict=True)
         uniforms = pad_sequence([torch.from_numpy(row).float() for row in numbers],
                                 batch_first=True, padding_value=NEVER)  # [B, R]
         t, mask_id = torch.tensor(times, dtype=torch.float32), self.tokenizer.mask_id  # t: [B]
-        if self.stage.loss == "published":
+        if self.stage.masking == "published":
             return forward_process(response, t, uniforms, mask_id)
         t = stratified(t, torch.tensor([entry.place for entry in entries]), self.stage.batch_size)
         return forward_exactly(response, t, uniforms, torch.tensor(lengths), mask_id)

@@ -11,7 +11,7 @@ begins at EPSILON, which keeps 1/t finite.
 
 Near t = 0 one token weighs up to 1,000 times as much as near 1, so that the estimate is noisy.
 `forward_exactly` and `stratified` estimate the same bound with less variance; `full` trains with
-the published loss, and `--loss low-variance` chooses the other.
+the published noise, and `--masking low-variance` chooses the other.
 
 What differs: the release divides by the tokens on each device, this by those of the whole batch.
 `fast/token_losses.py` gives the same losses without all logits at once.
@@ -37,39 +37,39 @@ def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int
     """Mask each token of `response` [B, R] whose uniform number [B, R] is below t [B], after t is
     mapped from 0 ... 1 to EPSILON ... 1.
 
-    Returns the noisy response [B, R], where it is masked (bool [B, R]), and the times used [B].
+    Returns the noisy response [B, R], where it is masked (bool [B, R]), and the weights 1/t [B].
     """
     t = (1 - EPSILON) * t + EPSILON
     masked = uniforms < t[:, None]
-    return response.masked_fill(masked, mask_id), masked, t
+    return response.masked_fill(masked, mask_id), masked, 1 / t
 
 
 def stratified(t: Tensor, places: Tensor, n: int) -> Tensor:
-    """Times [B] spread over a step of n examples: each of n equal parts of 0 ... 1 has one, as the
-    `places` [B] of the examples in the step say. `t` [B] is where in its part each is. A place is
-    a random one, so the time of an example is uniform as before."""
+    """Times [B] that are spread over a step: each of n equal parts of 0 ... 1 has one. `places` [B]
+    are those of the examples among the step's n, which are in random order, so that the time of
+    each is still uniform; `t` [B], from 0 to 1, says where in its part it is."""
     return (places + t) / n
 
 
-def forward_exactly(response: Tensor, t: Tensor, uniforms: Tensor, n_tokens: Tensor, mask_id: int,
+def forward_exactly(response: Tensor, t: Tensor, uniforms: Tensor, lengths: Tensor, mask_id: int,
                     power: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Mask exactly k of the R = `n_tokens` [B] tokens of each response [B, R], those of the
-    smallest `uniforms` [B, R], which are above 1 at padding. k is 1 ... R, with a probability p(k)
-    in proportion to k^power; t [B], from 0 to 1, says which quantile of it.
+    """Mask exactly k tokens of each response [B, R]: of its `lengths` [B] tokens those with the
+    smallest `uniforms` [B, R], which are above 1 at padding. k is 1, 2, ... or the length, with
+    probabilities p(k) ~ k^power; the time t [B] says which quantile of them it is.
 
-    The bound is the sum over k of E[sum of cross-entropies at k masks] / k. So such a sum has the
-    weight 1 / (k p(k)), which is R / k for power 0: the estimate that vrpo.py uses too.
+    Equation 3, integrated over t, is the sum over k of 1/k times the expected sum of the cross-
+    entropies at k masks (tutorials/04 derives it). So such a sum has the weight 1 / (k p(k)): the
+    length over k if all k are as likely, as in vrpo.py. tutorials/loss_variance.py tries others.
 
-    Returns what `forward_process` does, with k p(k) for the times.
+    Returns what `forward_process` does.
     """
     k = torch.arange(1, response.shape[1] + 1)  # [R]
-    p = (k.double() ** power).where(k <= n_tokens[:, None], 0)  # [B, R]
+    p = (k.double() ** power).where(k <= lengths[:, None], 0)  # [B, R]
     p = p / p.sum(1, keepdim=True)
-    below = (p.cumsum(1) <= t[:, None]).sum(1)  # how many values of k are below the quantile
-    k = (below + 1).minimum(n_tokens)  # [B]
-    masked = uniforms.argsort(1).argsort(1) < k[:, None]
-    times = k * p.gather(1, k[:, None] - 1).squeeze(1)  # [B]
-    return response.masked_fill(masked, mask_id), masked, times.float()
+    k = (1 + (p.cumsum(1) <= t[:, None]).sum(1)).minimum(lengths)  # [B], the quantile
+    masked = uniforms.argsort(1).argsort(1) < k[:, None]  # ranks from 0 on
+    weight = 1 / (k * p.gather(1, k[:, None] - 1).squeeze(1))  # [B]
+    return response.masked_fill(masked, mask_id), masked, weight.float()
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -78,16 +78,17 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits, targets, reduction="none")
 
 
-def diffusion_loss(logits: Tensor, response: Tensor, masked: Tensor, t: Tensor, n_tokens: int,
+def diffusion_loss(logits: Tensor, response: Tensor, masked: Tensor, weight: Tensor, n_tokens: int,
                    losses_of: Callable = token_losses) -> Tensor:
     """The bound on -log p of the responses, per token.
 
     Args:
         logits: of the K masked tokens, in row order [K, V]; or what `losses_of` takes instead.
-        response, masked, t: [B, R] without noise, bool [B, R] and [B], as of `forward_process`.
-        n_tokens: response tokens of the whole batch, padding EOS included. The losses of a batch's
-            micro-batches add up to its loss.
+        response: [B, R] without noise.
+        masked, weight: bool [B, R] and [B], as of `forward_process`.
+        n_tokens: response tokens of the whole batch, with the EOS that fill each (and not what pads
+            the batch). The losses of a batch's micro-batches add up to its loss.
     """
     losses = losses_of(logits, response[masked])  # [K]
-    weights = (1 / t)[:, None].expand(response.shape)[masked]  # [B] -> [B, R] -> [K]
+    weights = weight[:, None].expand(response.shape)[masked]  # [B] -> [B, R] -> [K]
     return (weights * losses).sum() / n_tokens

@@ -81,7 +81,7 @@ def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stag
         if stage == 4:
             assert torch.equal(alone.masked, whole.masked[rows, :, :R])
         else:
-            assert torch.equal(alone.t, whole.t[rows])
+            assert torch.equal(alone.weight, whole.weight[rows])
             assert torch.equal(alone.masked, whole.masked[rows, :R])
             assert torch.equal(alone.noisy, whole.noisy[rows, :R])
 
@@ -93,7 +93,7 @@ def test_noise_is_keyed_by_seed_stage_epoch_and_number(model, examples, stage):
         dataset = BatchDataset([examples[0]] * 8, seed, row, MICRO, load_tokenizer(MICRO),
                                noise=kind)
         batch = dataset[[Entry(epoch, number)]]
-        return batch.masked if stage == 4 else batch.t
+        return batch.masked if stage == 4 else batch.weight
 
     assert torch.equal(noise(1, 2, 3), noise(1, 2, 3))
     others = ((2, 2, 3), (1, 3, 3), (1, 2, 4), (1, 3, 2), (1, 2, 3, 3),
@@ -108,7 +108,8 @@ def test_stage_3_replays_neither_the_noise_nor_the_order_of_stage_2(examples):
     assert numbers[0] != numbers[1] and sorted(numbers[0]) == sorted(numbers[1])
     second, third = (dataset_of(examples, stage)[sorted(second)] for stage in (2, 3))
     assert torch.equal(second.response, third.response)
-    assert not (second.t == third.t).any() and not torch.equal(second.masked, third.masked)
+    assert not (second.weight == third.weight).any()
+    assert not torch.equal(second.masked, third.masked)
 
 
 @pytest.mark.parametrize("stage", [2, 4])
@@ -141,18 +142,18 @@ def test_lengths_are_those_of_what_is_spliced(model, examples, stage):
 
 
 def test_times_of_low_variance_are_spread_over_a_step_and_do_not_depend_on_its_pieces(examples):
-    stage = replace(STAGES[2], loss="low-variance", batch_size=8)
+    stage = replace(STAGES[2], masking="low-variance", batch_size=8)
     dataset = BatchDataset(examples, 42, stage, MICRO, load_tokenizer(MICRO))
     (_, entries), = batches(8, 8, 1, 0, seed=42, stage=2)
     whole = dataset[entries]
     n_tokens, n_masked = whole.valid.sum(1), whole.masked.sum(1)
-    torch.testing.assert_close(whole.t, n_masked / n_tokens)
+    torch.testing.assert_close(whole.weight, n_tokens / n_masked)
     assert not (whole.masked & ~whole.valid).any()
-    for place, share in enumerate(whole.t.tolist()):  # k is the first above R * time
+    for place, share in enumerate((1 / whole.weight).tolist()):  # k is the first above R * time
         assert place / 8 < share <= (place + 1) / 8 + 1 / int(n_tokens[place])
     for piece in dataset.micro_batches(entries, 3):
         alone, rows = dataset[piece], [entry.place for entry in piece]
-        assert torch.equal(alone.t, whole.t[rows])
+        assert torch.equal(alone.weight, whole.weight[rows])
         assert torch.equal(alone.noisy, whole.noisy[rows, :alone.noisy.shape[1]])
 
 

@@ -88,12 +88,12 @@ def test_a_token_costs_minus_the_logarithm_of_its_probability_in_float32_at_leas
 def test_the_loss_is_an_unbiased_estimate_of_the_exact_bound():
     table, n = arbitrary_model(), 200_000
     x, u = X.expand(n, R), torch.rand(n, R)
-    noisy, masked, t = forward_process(x, torch.rand(n), u, MASK)
+    noisy, masked, weight = forward_process(x, torch.rand(n), u, MASK)
     logits = logits_at(table, noisy, masked)
     here = torch.zeros(n, R).masked_scatter(masked, token_losses(logits, x[masked]))
-    samples = here.sum(1) / t
+    samples = here.sum(1) * weight
     error = samples.std() / n ** 0.5
-    estimate = R * diffusion_loss(logits, x, masked, t, n_tokens=n * R)
+    estimate = R * diffusion_loss(logits, x, masked, weight, n_tokens=n * R)
     torch.testing.assert_close(estimate, samples.mean())
     assert abs(estimate - exact_bound(table)) < 4 * error
     assert error < 0.01 * exact_bound(table)  # or the line above would prove nothing
@@ -122,9 +122,9 @@ def test_exactly_k_masks_at_times_of_any_density_give_the_exact_bound(power, n_s
     t = times.repeat_interleave(len(orders))
     uniforms, n = orders.repeat(len(times), 1), torch.full((len(t),), R)
     x = X.expand(len(t), R)
-    noisy, masked, weighed = forward_exactly(x, t, uniforms, n, MASK, power)
+    noisy, masked, weight = forward_exactly(x, t, uniforms, n, MASK, power)
     logits = logits_at(table, noisy, masked)
-    estimate = R * diffusion_loss(logits, x, masked, weighed, n_tokens=R * len(t))
+    estimate = R * diffusion_loss(logits, x, masked, weight, n_tokens=R * len(t))
     torch.testing.assert_close(estimate, exact_bound(table))
 
 
@@ -132,9 +132,9 @@ def test_exactly_k_tokens_are_masked_and_none_of_the_padding():
     n_tokens, t = torch.tensor([3, 5, 5, 5]), torch.tensor([0.9, 0.0, 0.41, 1 - 1e-7])
     uniforms = torch.rand(4, 5)
     uniforms[0, 3:] = 2.0
-    _, masked, weighed = forward_exactly(torch.zeros(4, 5).long(), t, uniforms, n_tokens, MASK)
+    _, masked, weight = forward_exactly(torch.zeros(4, 5).long(), t, uniforms, n_tokens, MASK)
     assert masked.sum(1).tolist() == [3, 1, 3, 5] and not masked[0, 3:].any()
-    torch.testing.assert_close(weighed, torch.tensor([1, 1 / 5, 3 / 5, 1]))  # k / R
+    torch.testing.assert_close(weight, torch.tensor([1, 5, 5 / 3, 1]))  # R / k
 
 
 def test_the_bound_is_the_mean_over_orders_and_so_above_the_models_own_log_likelihood():
@@ -165,16 +165,17 @@ def test_a_wrong_model_has_a_bound_above_the_entropy_of_the_data():
 
 def test_time_one_masks_everything_and_time_zero_next_to_nothing():
     response, u = torch.zeros(2, 1000).long(), torch.rand(2, 1000).clamp(2 * EPSILON, 1 - 1e-7)
-    noisy, masked, t = forward_process(response, torch.tensor([1.0, 0.0]), u, MASK)
+    noisy, masked, weight = forward_process(response, torch.tensor([1.0, 0.0]), u, MASK)
     assert masked[0].all() and not masked[1].any()
     assert (noisy[0] == MASK).all() and torch.equal(noisy[1], response[1])
-    torch.testing.assert_close(t, torch.tensor([1.0, EPSILON]))
+    torch.testing.assert_close(weight, torch.tensor([1.0, 1 / EPSILON]))
 
 
 def test_the_share_of_masks_is_the_time():
     times = torch.tensor([0.05, 0.3, 0.5, 0.9])
-    _, masked, t = forward_process(
+    _, masked, weight = forward_process(
         torch.zeros(4, 50_000).long(), times, torch.rand(4, 50_000), MASK)
+    t = 1 / weight
     error = (t * (1 - t) / 50_000).sqrt()
     assert ((masked.float().mean(1) - t).abs() < 4 * error).all()
     torch.testing.assert_close(t, times, atol=EPSILON, rtol=0)
@@ -201,11 +202,11 @@ def test_eos_that_belongs_to_the_response_counts_and_row_padding_does_not():
 
 def test_the_losses_of_the_pieces_of_a_batch_add_up():
     response, u, t = torch.randint(V, (4, 8)), torch.rand(4, 8), torch.tensor([0.2, 0.5, 0.9, 1.0])
-    _, masked, t = forward_process(response, t, u, MASK)
+    _, masked, weight = forward_process(response, t, u, MASK)
     logits = torch.randn(4, 8, V)
 
     def loss(rows):
-        return diffusion_loss(logits[rows][masked[rows]], response[rows], masked[rows], t[rows],
-                              n_tokens=32)
+        return diffusion_loss(logits[rows][masked[rows]], response[rows], masked[rows],
+                              weight[rows], n_tokens=32)
 
     torch.testing.assert_close(sum(loss([i]) for i in range(4)), loss([0, 1, 2, 3]))

@@ -129,8 +129,8 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
                 batch = PreferenceBatch(masked=masks, **common)
             else:
                 noisy = response.masked_fill(masks[:, 0], 0)
-                batch = AnswerBatch(noisy=noisy, masked=masks[:, 0], t=torch.full((rows,), 0.5),
-                                    **common)
+                batch = AnswerBatch(noisy=noisy, masked=masks[:, 0],
+                                    weight=torch.full((rows,), 2.0), **common)
             with torch.autocast("cpu",
                                 torch.bfloat16) if dtype == torch.bfloat16 else nullcontext():
                 if stage.preference:

@@ -34,7 +34,7 @@ def test_the_diffusion_loss_is_the_same_from_states_as_from_logits():
     head = nn.Linear(5, 30).requires_grad_(False)
     hidden, response = torch.randn(4, 6, 5), torch.randint(30, (4, 6))
     masked = torch.rand(4, 6) < 0.5
-    t, states = torch.rand(4), hidden[masked]
-    plain = diffusion_loss(head(states), response, masked, t, 24)
-    ours = diffusion_loss(states, response, masked, t, 24, fast.token_losses(head))
+    weight, states = torch.rand(4), hidden[masked]
+    plain = diffusion_loss(head(states), response, masked, weight, 24)
+    ours = diffusion_loss(states, response, masked, weight, 24, fast.token_losses(head))
     torch.testing.assert_close(ours, plain)

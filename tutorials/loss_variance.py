@@ -36,7 +36,7 @@ Noise = Callable[[AnswerBatch, torch.Generator], tuple[Tensor, Tensor, Tensor]]
 
 def noise_of(exact: bool, spread: bool, power: float = 0.0) -> Noise:
     """The forward process: exactly k masks or each with probability t; times that are `spread` over
-    the batch or not; p(k) in proportion to k^power. Returns noisy, masked, and the times."""
+    the batch or not; p(k) in proportion to k^power. Returns noisy, masked, weight."""
     def draw(batch: AnswerBatch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         B, R = batch.response.shape
         t = torch.rand(B, generator=generator)
@@ -72,7 +72,7 @@ def variance(model: Diffa2Model, batch: AnswerBatch, noise: Noise, n_draws: int)
     generator = torch.Generator().manual_seed(seed_of("score", 0, STAGE.number))
     trained, total, squares = [p for p in model.parameters() if p.requires_grad], 0, 0.0
     for _ in range(n_draws):
-        batch.noisy, batch.masked, batch.t = noise(batch, generator)
+        batch.noisy, batch.masked, batch.weight = noise(batch, generator)
         g = gradient(model, batch, trained)
         total, squares = total + g, squares + float(g.square().sum())
     return (squares - float(total.square().sum()) / n_draws) / (n_draws - 1)

@@ -69,14 +69,15 @@ def answer_loss(model: Diffa2Model, audio: Tensor, response: Tensor, released: b
     """The loss of an answer [1, R] to a clip [A, D] at t = 0.5, as training computes it; or as
     `released`, from logits at all positions."""
     masked = torch.arange(response.shape[1], device=response.device)[None] % 2 == 0  # [1, R]
-    noisy, t = response.masked_fill(masked, MASK_ID), torch.full((1,), 0.5, device=response.device)
+    noisy = response.masked_fill(masked, MASK_ID)
+    weight = torch.full((1,), 2.0, device=response.device)
     if released:
         state = ReleasedDecoding(model, [audio], [PROMPT], [response.shape[1]], MASK_ID)
         found, losses_of = state.forward_all(noisy), diffusion.token_losses
     else:
         found = model.hidden_states([audio], [PROMPT], noisy, torch.ones_like(masked))
         losses_of = token_losses(model.llada.logits)
-    return diffusion.diffusion_loss(found[masked], response, masked, t, N_RESPONSE, losses_of)
+    return diffusion.diffusion_loss(found[masked], response, masked, weight, N_RESPONSE, losses_of)
 
 
 def training(runs: int, device: torch.device) -> list[Row]:

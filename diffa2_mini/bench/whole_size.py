@@ -49,7 +49,7 @@ def batch_of(diffa2: Diffa2, stage: StageConfig, n: int) -> Batch:
     if stage.preference:
         return PreferenceBatch(**batch, masked=masks)
     return AnswerBatch(**batch, noisy=response, masked=masks[:, 0],
-                       t=torch.full((rows,), 0.5, device=device))
+                       weight=torch.full((rows,), 2.0, device=device))
 
 
 def training_step(diffa2: Diffa2, stage: StageConfig, n: int) -> Callable:

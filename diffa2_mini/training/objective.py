@@ -54,7 +54,7 @@ def answer_loss(model: Diffa2Model, batch: AnswerBatch, stage: StageConfig,
     `n_tokens` tokens."""
     hidden = predictor(model, batch, stage)(batch.noisy, batch.valid, batch.masked)  # [K, D]
     losses_of = token_losses(model.llada.logits)
-    return diffusion_loss(hidden, batch.response, batch.masked, batch.t, n_tokens, losses_of)
+    return diffusion_loss(hidden, batch.response, batch.masked, batch.weight, n_tokens, losses_of)
 
 
 def piece_loss(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch, stage: StageConfig,

@@ -40,7 +40,7 @@ FLAGS = {
     "--batch-size": dict(type=int, help="examples per step"),
     "--grad-accum": dict(type=int, help="pieces of a process's part of a batch, to save memory"),
     "--lr": dict(type=float, help="peak learning rate"),
-    "--loss": dict(choices=["published", "low-variance"], help="of stages 1 to 3 (default: the "
+    "--masking": dict(choices=["published", "low-variance"], help="of stages 1 to 3 (default: the "
                    "size's, published): an estimate of the same bound with less variance"),
     "--warmup": dict(type=int, help="steps"),
     "--lora-dropout": dict(type=float, help="of LoRA's inputs in stage 3, from 0 to 0.99"),
@@ -111,7 +111,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def stage_config(args: argparse.Namespace, number: int) -> StageConfig:
     """The stage's row of the table, with what the command line changes. Raises UserError."""
     row = SIZES[args.size][1][number]
-    names = ("lr", "loss", "warmup", "batch_size", "steps", "epochs", *DROPOUTS)
+    names = ("lr", "masking", "warmup", "batch_size", "steps", "epochs", *DROPOUTS)
     changes = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     for name, part in DROPOUTS.items():
         if name in changes and (row.preference or part not in row.trains):
