@@ -75,7 +75,7 @@ class Diffa2:
 
         Args:
             name: a size; or a folder, whose last stage is taken.
-            sources: files, folders or hub names of `whisper`, `llada` and `diffa2`, if not its own.
+            sources: files, folders or hub names of `whisper`, `llada`, `diffa2`, if not its own.
             checkpoint: what train.py wrote, instead of `name`.
             device: auto, cpu, cuda or mps.
             dtype: of the frozen parts: auto, float32, bfloat16 or float64.

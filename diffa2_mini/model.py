@@ -48,7 +48,7 @@ class Audio:
 
 
 class Diffa2Model(nn.Module):
-    """The whole model, frozen until `train_only`. Encoder and backbone, of the class `llada`, are
+    """The whole model, frozen until `train_only`. Encoder and backbone (`llada` is its class) are
     made on the device `frozen_on`: on `meta`, they take no memory until they are filled."""
 
     def __init__(self, config: Config, frozen_on: str | None = None, llada: type[Llada] = Llada):

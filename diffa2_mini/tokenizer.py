@@ -59,9 +59,9 @@ class Tokenizer:
 
     Args:
         ranks: of the tokens, which are byte strings, in the order of merging.
-        ids: of the tokens, and of others that no text gives. Default: the ranks.
+        ids: of the tokens, and of others that merging never gives. Default: the ranks.
         special: ids of SPECIAL_TOKENS, at least. Default: they follow the ranks.
-        words: ids of tokens that are whole text, and are found before it is split.
+        words: ids of added tokens, which are found as they are before a text is split.
         splits: how a text is split into words, one after another. Default: at WORD_PATTERN.
     """
 
