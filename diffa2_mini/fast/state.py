@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..llada import Llada
 from ..model import Diffa2Model, lay_out
@@ -55,11 +56,10 @@ class DecodingState:
         self.lengths, self.mask_id = lengths, mask_id
         self.before, n_before = model.splice(audio_embeddings, prompts)  # [B, P, D], [B]
         self.n_before = self.before.shape[1]  # P
-        n_tokens = torch.tensor(lengths, device=self.before.device)[:, None]  # [B, 1]
-        columns = torch.arange(max(lengths), device=self.before.device)  # [R]
-        self.response = columns < n_tokens  # bool [B, R], False at padding
+        rows = [self.before.new_ones(n, dtype=torch.bool) for n in lengths]
+        self.response = pad_sequence(rows, batch_first=True)  # bool [B, R], False at padding
         self.positions, self.valid = lay_out(n_before, self.n_before, self.response)  # [B, P + R]
-        if len({*lengths}) == 1 and int(n_before.min()) == self.n_before:
+        if self.valid.all():
             self.valid = None  # attention without a mask is faster
         self.caches: list[KeyValueCache] = []
         self.run_slice: Callable = self.forward_slice  # or the same as a CUDA graph
