@@ -63,8 +63,7 @@ def _open(path: Path) -> soundfile.SoundFile:
     require(MIN_RATE <= sound.samplerate <= MAX_RATE and sound.channels <= MAX_CHANNELS,
             f"{path}: expected {MIN_RATE} to {MAX_RATE} Hz and at most {MAX_CHANNELS} channels, "
             f"got {sound.samplerate} Hz and {sound.channels} channels; export it again")
-    require(sound.frames > 0, f"{path}: expected sound, got a header and no samples; record it "
-                              "again, or try 'ffmpeg -i INPUT OUTPUT.wav'")
+    require(sound.frames > 0, f"{wanted}, got a header and no samples; record it again")
     return sound
 
 

@@ -57,9 +57,9 @@ def elbo(predict: Callable, response: Tensor, valid: Tensor, masks: Tensor, mask
 def reference_of(model: nn.Module, tensors: dict[str, Tensor]) -> Callable:
     """The model as it was when stage 4 began, without gradient. `tensors` are copies of its trained
     ones from that time, by name; the frozen ones are shared."""
+    @torch.no_grad()
     def call(*inputs):
-        with torch.no_grad():
-            return functional_call(model, tensors, inputs)
+        return functional_call(model, tensors, inputs)
     return call
 
 
