@@ -44,8 +44,8 @@ from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches, count_workers
 from diffa2_mini.training.log import finite
-from diffa2_mini.training.manifests import DataConfig, load_data
-from diffa2_mini.training.objective import adamw, learning_rate, names_of, set_dropout
+from diffa2_mini.training.manifests import load_data
+from diffa2_mini.training.objective import adamw, learning_rate, set_dropout
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks
 from diffa2_mini.training.random_weights import fill_at_random
@@ -89,8 +89,7 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     tokenizer = load_tokenizer(config, args.llada, args.random_weights)
     if not args.random_weights:
         paths |= locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
-    where = DataConfig(path, args.validation, args.test, args.skip_broken, not args.random_weights)
-    data = load_data(where, args.size, args.stages, folder.unfinished, tokenizer)
+    data = load_data(args, path, folder.unfinished, tokenizer)
     model = build_model(args, paths, device, dtype)
     folder.note_origins(checkpoint.fingerprints_of(paths), dtype, data.manifests)
     keep = args.size == "toy" and not args.no_cache_audio
@@ -123,7 +122,7 @@ def start_stage(args: argparse.Namespace, run: Run, stage: StageConfig, init: Ch
     optimizer = adamw(trained, stage.lr, stage.betas, stage.weight_decay)
     if resumed:
         weights.restore(model, resumed.model, "the checkpoint")
-        checkpoint.restore_optimizer(optimizer, names_of(optimizer), resumed.optimizer)
+        checkpoint.restore_optimizer(optimizer, model, resumed.optimizer)
     set_dropout(model.llada, stage.lora_dropout)
     set_dropout(model.acoustic_connector, stage.adapter_dropout)
     model.train()
@@ -137,7 +136,7 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     world, folder, stage = run.world, run.folder, stage_config(args, number)
     parameters = start_stage(args, run, stage, init, resumed)
     examples = run.cache_features(number, args.skip_broken)
-    folder.note(number, {"examples": len(examples)}, {})
+    folder.note(number, {"examples": len(examples)})
     first_step = resumed.step if resumed else 0
     n_steps = dry_run.number_of_steps(stage, len(examples))
     # a short run warms up in its first half

@@ -3,7 +3,6 @@ harms nothing."""
 
 import copy
 import dataclasses
-import json
 import random
 import sys
 from pathlib import Path
@@ -19,21 +18,18 @@ from diffa2_mini.model import Diffa2Model
 from diffa2_mini.training import files
 from diffa2_mini.training.checkpoint import (
     ORIGINS,
-    PREVIOUS_FORMAT,
     Checkpoint,
     begin,
-    digest,
     load_checkpoint,
     load_start,
     optimizer_tensors,
+    require_same,
     require_same_parts,
-    require_same_run,
     restore_optimizer,
     save_checkpoint,
 )
 from diffa2_mini.training.export import export
-from diffa2_mini.training.files import save_tensors
-from diffa2_mini.training.objective import adamw, names_of
+from diffa2_mini.training.objective import adamw
 from diffa2_mini.weights import restore, trained_tensors
 
 TRAINS = ("semantic", "acoustic", "lora")
@@ -53,7 +49,7 @@ def saved(path, model, **changes):
 
 
 def training(model):
-    """An optimiser of the model's trained parameters, and the function that does a step on
+    """The model's trained parameters, an optimiser of them, and the function that does a step on
     noise."""
     trained = model.train_only(TRAINS)
     optimizer = adamw(trained, 0.01, (0.9, 0.999), 0.05)
@@ -63,16 +59,16 @@ def training(model):
         sum((p * torch.randn(p.shape)).sum() for p in trained.values()).backward()
         optimizer.step()
 
-    return names_of(optimizer), optimizer, step
+    return trained, optimizer, step
 
 
 def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
     model.add_lora()
-    names, optimizer, step = training(model)
+    _, optimizer, step = training(model)
     for _ in range(2):
         step()
     state = saved(tmp_path / "new/a.safetensors", model, audio=("acoustic", "semantic"),
-                  optimizer=optimizer_tensors(optimizer, names),
+                  optimizer=optimizer_tensors(optimizer, model),
                   settings={"seed": 3, "betas": [0.9, 0.999]},
                   fingerprints={"whisper": "a"})
     at_save = copy.deepcopy(state)
@@ -87,10 +83,10 @@ def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
     torch.manual_seed(99)
     other = Diffa2Model(config)
     restore(other, found.model, "a file")
-    names, optimizer, step = training(other)
-    restore_optimizer(optimizer, names, found.optimizer)
-    assert same(optimizer_tensors(optimizer, names), found.optimizer)
-    assert len(found.optimizer) == 3 * len(names)
+    trained, optimizer, step = training(other)
+    restore_optimizer(optimizer, other, found.optimizer)
+    assert same(optimizer_tensors(optimizer, other), found.optimizer)
+    assert len(found.optimizer) == 3 * len(trained)
     torch.manual_seed(7)
     step()
     assert same(trained_tensors(other), trained_tensors(model))
@@ -145,9 +141,9 @@ def test_files_that_are_no_checkpoints(tmp_path):
     assert "cut off or damaged" in error_of(load_checkpoint, path)
     save_file({"x": torch.zeros(2)}, path)
     assert "another safetensors file" in error_of(load_checkpoint, path)
-    save_file({"x": torch.zeros(2)}, path, {"format": "diffa2_mini 0"})
-    assert "expected a checkpoint of 'diffa2_mini 3', got 'diffa2_mini 0'" in error_of(
-        load_checkpoint, path)
+    save_file({"x": torch.zeros(2)}, path, {"format": "diffa2_mini 2"})
+    assert ("expected a checkpoint of 'diffa2_mini 3', got 'diffa2_mini 2'; choose or train"
+            in error_of(load_checkpoint, path))
 
 
 @pytest.mark.parametrize("function", ["save_file", "replace", "fsync"])
@@ -234,29 +230,9 @@ def test_200_damaged_variants_never_load_as_something_else(tmp_path, model):
     assert refused == 200
 
 
-def as_before(path, done):
-    """Turn a file into what the earlier format would have been: no settings, no fingerprints."""
-    tensors, metadata = weights.read_tensors(path, "a checkpoint")
-    fields = json.loads(metadata["checkpoint"])
-    fields = {name: fields[name] for name in ("config", "stage", "step", "audio")}
-    fields |= {"done": done, "seed": 42, "batch_size": 3}
-    metadata = {"format": PREVIOUS_FORMAT, "checkpoint": json.dumps(fields)}
-    save_tensors(path, tensors, metadata | {"sha256": digest(tensors, metadata)})
-
-
-def test_a_checkpoint_of_the_earlier_format_is_adopted_if_it_is_done(tmp_path, config, model):
-    path, now = tmp_path / "a.safetensors", begin(config, SIZES["toy"][1][3], seed=7)
-    now.fingerprints = {"whisper": "a", "llada": "b", "start": "c", "manifest": "d"}
-    state = saved(path, model)
-    for done in (True, False):
-        as_before(path, done)
-        found = load_checkpoint(path)
-        assert same(found.model, state.model) and found.done == done and found.step == 7
-        assert found.settings == {} and found.fingerprints == {}
-        require_same_parts(path, found, now.fingerprints)
-        if done:
-            require_same_run(path, found, now)
-    assert "was begun by an earlier version, whose" in error_of(require_same_run, path, found, now)
+def require_same_run(path, found, now):
+    require_same(path, found, "choose another --out", config=now.config, settings=now.settings,
+                 fingerprints=now.fingerprints)
 
 
 def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
@@ -277,13 +253,14 @@ def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
                 other.settings[field.name] = "another"
                 name = field.name.replace("_", " ")
                 message = error_of(require_same_run, tmp_path, found, other)
-                assert f"was begun with {name} " in message
+                assert f"was trained with {name} " in message
         other = begin(config, stage, seed=8)
         assert "seed 7, got 8" in error_of(require_same_run, tmp_path, found, other)
         for name, what in ORIGINS.items():
             fingerprints = begun.fingerprints | {name: "e"}
             other = dataclasses.replace(begun, fingerprints=fingerprints)
-            assert f"was begun with {what}; " in error_of(require_same_run, tmp_path, found, other)
+            message = error_of(require_same_run, tmp_path, found, other)
+            assert f"was trained with {what}; " in message
     whisper = dataclasses.replace(config.whisper, taps=(1, 2, 3))
     narrow = dataclasses.replace(config, whisper=whisper)
     other = begin(narrow, dataclasses.replace(stage, lr=1.0), seed=7)
@@ -318,7 +295,7 @@ def test_other_parts_than_a_checkpoint_was_trained_on_are_named(tmp_path, config
                   fingerprints={"whisper": "a", "llada": "b", "start": "c"})
     require_same_parts(tmp_path, found, {"whisper": "a", "llada": "b"})
     message = error_of(require_same_parts, tmp_path, found, {"whisper": "a", "llada": "c"})
-    assert "on another backbone (--llada); " in message and "--other-parts" in message
+    assert "with another backbone (--llada); " in message and "--other-parts" in message
 
 
 def test_a_shared_copy_still_knows_what_it_belongs_to(tmp_path, model):
@@ -348,10 +325,9 @@ def test_the_state_of_an_optimiser_fits_by_name_whatever_its_groups(model):
     for i, p in enumerate(trained.values()):
         p.grad = torch.full_like(p, i + 1.0)
     plain.step()
-    tensors = optimizer_tensors(plain, list(trained))
+    tensors = optimizer_tensors(plain, model)
     grouped = adamw(trained, 0.01, (0.9, 0.999), 0.05)
-    assert names_of(grouped) != list(trained)
-    restore_optimizer(grouped, names_of(grouped), tensors)
-    assert same(optimizer_tensors(grouped, names_of(grouped)), tensors)
+    restore_optimizer(grouped, model, tensors)
+    assert same(optimizer_tensors(grouped, model), tensors)
     assert all(torch.equal(grouped.state[p]["exp_avg"], plain.state[p]["exp_avg"])
                for p in trained.values())

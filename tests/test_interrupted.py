@@ -244,16 +244,16 @@ def other_manifest(world, folder):
     return folder
 
 
-SETTINGS = [(["--seed", "7"], "was begun with seed 42, got 7"),
-            (["--batch-size", "4"], "was begun with batch size 3, got 4"),
-            (["--lr", "0.5"], "was begun with lr 0.003, got 0.5"),
-            (["--steps", "8"], "was begun with steps 4, got 8"),
-            (["--warmup", "2"], "was begun with warmup 1, got 2"),
-            (["--dtype", "bfloat16"], "was begun with dtype float32, got bfloat16"),
-            (["--whisper", "OTHER"], "was begun with another encoder (--whisper)"),
-            (["--llada", "OTHER"], "was begun with another backbone (--llada)"),
-            (["--data", "OTHER"], "was begun with another manifest (--data)"),
-            (["--init", "OTHER"], "was begun with another start (--init")]
+SETTINGS = [(["--seed", "7"], "was trained with seed 42, got 7"),
+            (["--batch-size", "4"], "was trained with batch size 3, got 4"),
+            (["--lr", "0.5"], "was trained with lr 0.003, got 0.5"),
+            (["--steps", "8"], "was trained with steps 4, got 8"),
+            (["--warmup", "2"], "was trained with warmup 1, got 2"),
+            (["--dtype", "bfloat16"], "was trained with dtype float32, got bfloat16"),
+            (["--whisper", "OTHER"], "was trained with another encoder (--whisper)"),
+            (["--llada", "OTHER"], "was trained with another backbone (--llada)"),
+            (["--data", "OTHER"], "was trained with another manifest (--data)"),
+            (["--init", "OTHER"], "was trained with another start (--init")]
 
 
 @pytest.mark.parametrize("done", [False, True])

@@ -355,7 +355,7 @@ def test_the_command_that_is_printed_works_as_pasted(world, tmp_path, monkeypatc
     assert found.fingerprints["whisper"] == fingerprint(weights.read_part(other, "whisper"))
     llada = other_part("llada", tmp_path / "llada.safetensors")
     assert run_script(sample.main, [*words[2:], "--llada", str(llada)]) == 2
-    assert "on another backbone (--llada); " in capsys.readouterr().err
+    assert "with another backbone (--llada); " in capsys.readouterr().err
     without = words[2:-2]
     (tmp_path / "few.json").write_text(json.dumps([{
         "id": "a", "audio_id": "three_one_four.wav", "question": "What?", "choices": ["one", "two"],
@@ -367,7 +367,7 @@ def test_the_command_that_is_printed_works_as_pasted(world, tmp_path, monkeypatc
     for main, arguments in ((sample.main, without), (evaluate.main, asked)):
         assert run_script(main, arguments) == 2
         error = capsys.readouterr().err
-        assert f"{path}: was trained on another encoder (--whisper); " in error
+        assert f"{path}: was trained with another encoder (--whisper); " in error
         assert error.count("\n") == 1
     assert not (tmp_path / "answers.jsonl").exists()
     assert run_script(sample.main, [*without, "--other-parts"]) == 0
@@ -391,7 +391,7 @@ def test_a_start_on_other_parts_needs_a_flag(world, whole, tmp_path, monkeypatch
     start = ["--stage", "2", "--init", str(whole[0] / "stage1.safetensors")]
     flags = command(world, tmp_path / "out", *start)[2:]
     for more, message in (([], "the stage begins"),
-                          (["--llada", other], "trained on another backbone (--llada)"),
+                          (["--llada", other], "trained with another backbone (--llada)"),
                           (["--llada", other, "--other-parts"], "the stage begins")):
         assert run_script(train.main, [*flags, *more]) == 2
         assert message in capsys.readouterr().err
@@ -409,7 +409,8 @@ def test_a_start_of_another_model_is_refused(part, change, world, whole, tmp_pat
     flags = ["--stage", "2", "--init", str(tmp_path / "init.safetensors")]
     assert run_script(train.main, command(world, tmp_path / "out", *flags)[2:]) == 2
     error = capsys.readouterr().err
-    assert f"was trained with {part}.{[*change][0]} " in error and error.count("\n") == 1
+    name = [*change][0].replace("_", " ")
+    assert f"was trained with {part}.{name} " in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -2,8 +2,8 @@
 
 Such a file holds named tensors and a few strings, and no code. Tensors of the model keep their
 names; those of the optimiser have a prefix. It knows what it belongs to: the settings that decide
-its run, and fingerprints of the weights and the manifest that it was trained on. What differs is
-refused by name (`require_same_run`, `require_same_parts`, `load_start`).
+its run, and fingerprints of the weights and the manifest that it was trained on. Where these differ
+from what it is used with, `require_same` names them.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Config, StageConfig, from_dict
 from ..errors import require
@@ -23,7 +23,6 @@ from ..weights import read_part, read_tensors
 from .files import save_tensors
 
 FORMAT = "diffa2_mini 3"  # of a checkpoint
-PREVIOUS_FORMAT = "diffa2_mini 2"  # had no settings and no fingerprints; other noise was drawn
 ENDS = 2**16  # bytes at each end of a tensor that its fingerprint reads
 ORIGINS = {  # what a checkpoint has fingerprints of, and what to say of others
     "whisper": "another encoder (--whisper)", "llada": "another backbone (--llada)",
@@ -34,7 +33,7 @@ ORIGINS = {  # what a checkpoint has fingerprints of, and what to say of others
 @dataclass
 class Checkpoint:
     """What a file holds. `stage` is the stage that it belongs to and `step` how many of its steps
-    are done. `settings` and `fingerprints` are empty where an earlier format had none."""
+    are done. `settings` and `fingerprints` are empty where nothing is known."""
 
     config: Config
     stage: int
@@ -94,8 +93,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
                             f"{moved(path) or '; python train.py makes one'}")
     tensors, metadata = read_tensors(path, "a checkpoint")
     found = metadata.get("format", "another safetensors file")
-    require(found in (FORMAT, PREVIOUS_FORMAT),
-            f"{path}: expected a checkpoint of '{FORMAT}', got {found!r}")
+    require(found == FORMAT, f"{path}: expected a checkpoint of '{FORMAT}', got {found!r}; choose "
+                             "or train another")
     require(metadata.pop("sha256", None) == digest(tensors, metadata),
             f"{path}: expected a whole checkpoint, got one that is damaged (its checksum differs); "
             "copy or train it anew")
@@ -103,52 +102,36 @@ def load_checkpoint(path: Path) -> Checkpoint:
     optimizer = {name.removeprefix("optimizer."): model.pop(name)
                  for name in tensors if name.startswith("optimizer.")}
     fields = json.loads(metadata["checkpoint"])
-    if found == PREVIOUS_FORMAT:
-        fields = {name: fields[name] for name in ("config", "stage", "step", "done", "audio")}
     config, audio = from_dict(fields.pop("config")), tuple(fields.pop("audio"))
     return Checkpoint(config, **fields, model=model, audio=audio, optimizer=optimizer)
 
 
-def differences(was: dict, now: dict) -> list[str]:
-    """What differs of the names that both have, in words; in dictionaries likewise."""
+def differences(was, now) -> list[str]:
+    """What differs, in words, of the names that two dataclasses or dictionaries both have. How a
+    model decodes decides nothing of its training."""
+    was, now = (each if isinstance(each, dict) else vars(each) for each in (was, now))
     found = []
-    for name in sorted(was.keys() & now.keys()):
-        if isinstance(was[name], dict):
+    for name in sorted(was.keys() & now.keys() - {"decode"}):
+        if dataclasses.is_dataclass(was[name]):
             found += [f"{name}.{line}" for line in differences(was[name], now[name])]
         elif was[name] != now[name]:
-            found.append(f"{name} {was[name]}, got {now[name]}")
+            words = f"{name.replace('_', ' ')} {was[name]}, got {now[name]}"
+            found.append(ORIGINS.get(name, words))
     return found
 
 
-def config_differences(was: Config, now: Config) -> list[str]:
-    """What differs of two models that train; how they decode decides nothing of it."""
-    return differences(*(dataclasses.asdict(each) | {"decode": None} for each in (was, now)))
-
-
-def other_origins(was: dict[str, str], now: dict[str, str]) -> list[str]:
-    """What differs of two sets of fingerprints, of the names that both have, in words."""
-    return [ORIGINS[name] for name in sorted(was.keys() & now.keys()) if was[name] != now[name]]
+def require_same(path: Path, found: Checkpoint, advice: str, **now) -> None:
+    """Raise UserError unless a checkpoint agrees with `now`, which has a config, settings or
+    fingerprints, in all that both know."""
+    wrong = [line for name, values in now.items()
+             for line in differences(getattr(found, name), values)]
+    require(not wrong, f"{path}: was trained with {'; '.join(wrong)}; {advice}")
 
 
 def require_same_parts(path: Path, found: Checkpoint, fingerprints: dict[str, str]) -> None:
     """Raise UserError unless a checkpoint was trained on the frozen parts of `fingerprints`."""
-    wrong = other_origins(found.fingerprints,
-                          {part: fingerprints[part] for part in ("whisper", "llada")})
-    require(not wrong, f"{path}: was trained on {' and '.join(wrong)}; name those that it was "
-                       "trained on, or take these all the same: --other-parts")
-
-
-def require_same_run(path: Path, found: Checkpoint, now: Checkpoint) -> None:
-    """Raise UserError unless the stage that was begun in `path` is that of `now`, as far as both
-    know: a stage goes on with what it was begun with, and one that is done is not another."""
-    require(found.done or found.settings,
-            f"{path}: was begun by an earlier version, whose noise was another; finish it with "
-            "that one, or choose another --out")
-    wrong = [*config_differences(found.config, now.config),
-             *(line.replace("_", " ") for line in differences(found.settings, now.settings)),
-             *other_origins(found.fingerprints, now.fingerprints)]
-    require(not wrong, f"{path}: was begun with {'; '.join(wrong)}; give it what it was begun "
-                       "with, or choose another --out")
+    require_same(path, found, "name those that it was trained on, or take these all the same: "
+                 "--other-parts", fingerprints=fingerprints)
 
 
 def begin(config: Config, stage: StageConfig, seed: int) -> Checkpoint:
@@ -165,27 +148,24 @@ def load_start(path: Path, config: Config, is_named: bool) -> Checkpoint:
     """Read what a stage starts from. Raises UserError unless it is of a model that computes as one
     of `config` does, and done; one that the user named need not be done."""
     found = load_checkpoint(path)
-    wrong = config_differences(found.config, config)
-    require(not wrong, f"{path}: was trained with {'; '.join(wrong)}; start from a checkpoint of "
-                       "this model")
+    require_same(path, found, "start from a checkpoint of this model", config=config)
     require(found.done or is_named,
             f"{path}: expected a stage that is done, got {found.step} steps of one; finish it "
             "with --resume, or name it with --init")
     return found
 
 
-def optimizer_tensors(optimizer: torch.optim.AdamW, names: list[str]) -> dict[str, Tensor]:
-    """The optimiser's state as tensors by name; `names` are those of its parameters, in order."""
-    return {f"{key}.{names[i]}": torch.as_tensor(value)
-            for i, values in optimizer.state_dict()["state"].items()
-            for key, value in values.items()}
+def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state, as tensors by their own name and that of the model's parameter."""
+    return {f"{key}.{name}": tensor for name, parameter in model.named_parameters()
+            for key, tensor in optimizer.state.get(parameter, {}).items()}
 
 
-def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str],
+def restore_optimizer(optimizer: torch.optim.AdamW, model: nn.Module,
                       tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
-    state = {}
+    """The inverse of `optimizer_tensors`. AdamW counts its steps on the CPU."""
     for full_name, tensor in tensors.items():
         key, name = full_name.split(".", 1)
-        state.setdefault(names.index(name), {})[key] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        parameter = model.get_parameter(name)
+        device = "cpu" if key == "step" else parameter.device
+        optimizer.state[parameter][key] = tensor.to(device)

@@ -19,7 +19,7 @@ from ..data import load_clip
 from ..errors import UserError, require
 from ..model import Audio, Diffa2Model
 from .files import save_tensors
-from .processes import ALONE, World
+from .processes import World
 
 NAMES = ("final", "taps", "n_frames")  # fields of Audio
 
@@ -34,7 +34,6 @@ class FeatureCache:
         self.folder = folder and folder / self.fingerprint()
         self.memory: dict[Path, Audio] = {}
         self.incomplete: dict[Path, str] = {}  # what is missing of clips that end early
-        self.files: dict[Path, Path] = {}
         self.waited = 0.0  # total seconds of waiting for the disk
 
     @property
@@ -53,12 +52,9 @@ class FeatureCache:
     def file_of(self, path: Path) -> Path:
         """Where the hidden states of a clip are kept. A clip that has changed since an earlier run
         has another file."""
-        if path not in self.files:
-            status = path.stat()
-            key = repr((str(path.resolve()), status.st_size, status.st_mtime_ns))
-            name = hashlib.sha256(key.encode()).hexdigest()[:32]
-            self.files[path] = self.folder / f"{name}.safetensors"
-        return self.files[path]
+        status = path.stat()
+        key = repr((str(path.resolve()), status.st_size, status.st_mtime_ns))
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
     def encode(self, mel: Tensor, n_frames: int) -> Audio:
         """Hidden states of one clip, log-mel [n_mels, M], without a batch dimension."""
@@ -96,12 +92,13 @@ class FeatureCache:
             self.waited += time.perf_counter() - began
 
     def prepare(self, paths: list[Path], progress: Callable, skip_broken: bool = False,
-                world: World = ALONE) -> dict[Path, str]:
+                world: World | None = None) -> dict[Path, str]:
         """Encode the clips that are to be kept and are not yet; with a folder, each process encodes
         a part of them. `progress` wraps the list of paths. Returns what is wrong with clips that
         cannot be read. Raises UserError if there is one and `skip_broken` is off, or if the
         folder's disk has too little space."""
         paths, broken = list(dict.fromkeys(paths)) if self.keeps_features else [], []
+        world = world or World()
         if self.folder:
             # dealt out before looking which are there, as other processes change that
             paths = paths[world.rank::world.size]

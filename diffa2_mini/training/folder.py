@@ -10,16 +10,8 @@ import torch
 from ..errors import require
 from ..model import Diffa2Model
 from ..weights import trained_tensors
-from . import files
-from .checkpoint import (
-    Checkpoint,
-    fingerprint,
-    load_checkpoint,
-    optimizer_tensors,
-    require_same_run,
-    save_checkpoint,
-)
-from .objective import names_of
+from . import checkpoint, files
+from .checkpoint import Checkpoint
 from .processes import World
 
 
@@ -37,18 +29,17 @@ class RunFolder:
         self.saved: dict[int, Checkpoint] = {}
         self.is_new = not out.exists()
         with world.main_first():
-            if world.is_main:
-                if not self.is_new:
-                    stack.enter_context(files.lock(out))
-                self.require_unused()
+            if not self.is_new:
+                self.lock()
             for number in begun:
                 if resume and self.path(number).exists():
-                    self.saved[number] = files.load_last(self.path(number), load_checkpoint)
+                    self.saved[number] = files.load_last(self.path(number),
+                                                         checkpoint.load_checkpoint)
         states = [(number, state.step, state.done) for number, state in self.saved.items()]
         world.require_equal(states, f"{out}: the processes see different checkpoints; give an "
                                     "--out that all machines share")
         for number in self.saved:
-            self.note(number, {}, {})
+            self.note(number, {})
 
     def path(self, number: int) -> Path:
         """Where the checkpoint of a stage is."""
@@ -60,19 +51,26 @@ class RunFolder:
         return [number for number in self.begun
                 if number not in self.saved or not self.saved[number].done]
 
-    def require_unused(self) -> None:
-        """Raise UserError if there are checkpoints and the run is not to resume."""
-        require(self.resume or not any(self.path(number).exists() for number in self.begun),
-                f"{self.out}: holds a run already; go on with --resume, or choose another --out")
+    def lock(self) -> None:
+        """Keep other runs out. Raises UserError if one is here, or was and this one does not
+        resume."""
+        if self.world.is_main:
+            self.stack.enter_context(files.lock(self.out))
+            require(self.resume or not any(self.path(number).exists() for number in self.begun),
+                    f"{self.out}: holds a run already; go on with --resume, or choose another "
+                    "--out")
 
-    def note(self, number: int, settings: dict, fingerprints: dict[str, str]) -> None:
+    def note(self, number: int, settings: dict, **fingerprints: str) -> None:
         """Note what else a stage is begun with. Raises UserError if the saved stage was begun with
         another, as far as is known by now."""
         begun = self.begun[number]
         begun.settings |= settings
         begun.fingerprints |= fingerprints
         if number in self.saved:
-            require_same_run(self.path(number), self.saved[number], begun)
+            checkpoint.require_same(
+                self.path(number), self.saved[number], "give it what it was begun with, or choose "
+                "another --out", config=begun.config, settings=begun.settings,
+                fingerprints=begun.fingerprints)
 
     def note_origins(self, fingerprints: dict[str, str], dtype: torch.dtype,
                      manifests: dict[int, Path]) -> None:
@@ -83,21 +81,18 @@ class RunFolder:
             origins = {part: self.fingerprints[part] for part in ("whisper", "llada")}
             if path.is_file():  # that of a finished stage may be gone
                 origins["manifest"] = files.digest_of(path)
-            self.note(number, {"dtype": str(dtype).removeprefix("torch.")}, origins)
+            self.note(number, {"dtype": str(dtype).removeprefix("torch.")}, **origins)
 
     def note_start(self, number: int, init: Checkpoint | None) -> None:
         """Note the weights that a stage starts from: of `init`, or else of the model's parts."""
-        start = fingerprint(init.model) if init else self.fingerprints["diffa2"]
-        self.note(number, {}, {"start": start})
+        start = checkpoint.fingerprint(init.model) if init else self.fingerprints["diffa2"]
+        self.note(number, {}, start=start)
 
     def claim(self, about: dict) -> None:
         """Make the folder, if it is new, and lock it; write `about` the run to config.json."""
-        if not self.world.is_main:
-            return
         if self.is_new:
-            self.stack.enter_context(files.lock(self.out))
-        self.require_unused()
-        if self.unfinished:
+            self.lock()
+        if self.world.is_main and self.unfinished:
             text = json.dumps(about, indent=2) + "\n"
             files.write_whole(self.out / "config.json", lambda path: path.write_text(text))
 
@@ -106,8 +101,8 @@ class RunFolder:
         """Save a stage after `step` steps: with the `optimizer`, to go on; without, as done."""
         state = dataclasses.replace(
             self.begun[number], step=step, done=optimizer is None, model=trained_tensors(model),
-            optimizer=optimizer_tensors(optimizer, names_of(optimizer)) if optimizer else {})
+            optimizer=checkpoint.optimizer_tensors(optimizer, model) if optimizer else {})
         if self.world.is_main:
-            save_checkpoint(self.path(number), state, keep=files.keep_previous)
+            checkpoint.save_checkpoint(self.path(number), state, keep=files.keep_previous)
         self.world.wait()
         return state

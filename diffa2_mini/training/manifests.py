@@ -1,5 +1,6 @@
 """The data of a run: which manifests, their examples, and which of these are too long."""
 
+import argparse
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -7,17 +8,6 @@ from pathlib import Path
 from ..config import SIZES, Config, StageConfig
 from ..data import Example, load_examples
 from ..tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What the user says about data. `path` is a manifest, or a folder of them."""
-
-    path: Path
-    validation: Path | None  # a manifest; None: validation.json beside the data, if it is there
-    tests: list[Path]
-    skip_broken: bool
-    validates: bool = True
 
 
 @dataclass
@@ -31,34 +21,34 @@ class RunData:
     tests: dict[Path, list[Example]]
 
 
-def load_data(data: DataConfig, size: str, numbers: list[int], unfinished: list[int],
+def load_data(args: argparse.Namespace, path: Path, unfinished: list[int],
               tokenizer: Tokenizer) -> RunData:
-    """All that stages `numbers` of a size need, of which the `unfinished` are to be trained. A
-    manifest that two stages read alike is read once. Raises UserError."""
-    config, stages = SIZES[size]
-    is_folder = data.path.is_dir()
-    manifests = {number: data.path / f"{stages[number].data}.json" if is_folder else data.path
-                 for number in numbers}
-    loaded = {}
+    """All that a run needs of `path`, a manifest or a folder of them, and of the user's others.
+    `unfinished` are the stages to be trained. A manifest that two read alike is read once. Raises
+    UserError."""
+    config, stages = SIZES[args.size]
+    folder = path if path.is_dir() else path.parent
+    manifests = {number: path / f"{stages[number].data}.json" if path.is_dir() else path
+                 for number in args.stages}
+    loaded = {}  # by the name of a stage's data
     for number in unfinished:
         stage = stages[number]
         if stage.data not in loaded:
-            loaded[stage.data] = load_examples(manifests[number], stage, config, data.skip_broken,
+            loaded[stage.data] = load_examples(manifests[number], stage, config, args.skip_broken,
                                                tokenizer)
     examples = {number: loaded[stages[number].data] for number in unfinished}
 
     def load_held_out(path: Path) -> list[Example]:
-        return load_examples(path, stages[2], config, data.skip_broken)
+        return load_examples(path, stages[2], config, args.skip_broken)
 
-    validation = []
-    if data.validates:
-        beside = (data.path if is_folder else data.path.parent) / "validation.json"
-        if data.validation or beside.exists():
-            validation = load_held_out(data.validation or beside)
+    validation, held_out = [], args.validation or folder / "validation.json"
+    if not args.random_weights:
+        if args.validation or held_out.exists():
+            validation = load_held_out(held_out)
         else:
-            print(f"no {beside}: nothing will be measured")
+            print(f"no {held_out}: nothing will be measured")
     return RunData(manifests, examples, validation,
-                   {path: load_held_out(path) for path in data.tests})
+                   {path: load_held_out(path) for path in args.test})
 
 
 def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokenizer: Tokenizer

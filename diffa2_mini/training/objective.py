@@ -26,16 +26,11 @@ def adamw(trained: dict[str, Tensor], lr: float, betas: tuple[float, float], wei
           ) -> torch.optim.AdamW:
     """AdamW on parameters by name. Matrices decay; vectors do not: they are biases and the scales
     of norms, which have no reason to be near 0. The release's trainer does the same."""
-    matrices = [(name, tensor) for name, tensor in trained.items() if tensor.dim() > 1]
-    vectors = [(name, tensor) for name, tensor in trained.items() if tensor.dim() <= 1]
+    matrices = [tensor for tensor in trained.values() if tensor.dim() > 1]
+    vectors = [tensor for tensor in trained.values() if tensor.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay},
               {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
-
-
-def names_of(optimizer: torch.optim.Optimizer) -> list[str]:
-    """The names of the optimiser's parameters, in its order."""
-    return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
 def learning_rate(step: int, n_steps: int, stage: StageConfig) -> float:

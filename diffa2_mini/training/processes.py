@@ -5,7 +5,6 @@ the gradients of the trained parameters are summed over the processes, and all m
 Frozen parameters need no exchange, and can be sharded over the GPUs.
 """
 
-import dataclasses
 import inspect
 import itertools
 import os
@@ -117,12 +116,8 @@ class World:
         vector_to_parameters(flat, gradients)
 
 
-ALONE = World()
-
-
 def has_lost_another(error: RuntimeError) -> bool:
-    """Whether an error comes from gloo or NCCL because another process is gone. NCCL also reports
-    a lack of memory."""
+    """Whether gloo or NCCL says that another process is gone; NCCL tells of full memory too."""
     words = ("Connection closed", "Connection reset", "gloo", "NCCL", "Broken pipe")
     return not out_of_memory(error) and any(word in str(error) for word in words)
 
@@ -138,15 +133,14 @@ def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
     missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
     require(not missing, f"expected processes of torchrun, got WORLD_SIZE={size} without "
             f"{', '.join(missing)}; start them with: torchrun --nproc_per_node={size} train.py")
-    world = World(*(int(os.environ[name]) for name in TORCHRUN_VARIABLES))
-    if not world.is_main:
+    places = [int(os.environ[name]) for name in TORCHRUN_VARIABLES]
+    if places[0] > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")
     timeout = COMPILED_GRADIENT_TIMEOUT if compiles else GRADIENT_TIMEOUT
     try:
         distributed.init_process_group("gloo", timeout=BARRIER_TIMEOUT)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        step_group = distributed.new_group(backend=backend, timeout=timeout)
-        world = dataclasses.replace(world, step_group=step_group)
+        world = World(*places, distributed.new_group(backend=backend, timeout=timeout))
         yield world
         world.wait()  # before any of them closes its connections
         distributed.destroy_process_group()
@@ -157,7 +151,7 @@ def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
         if not has_lost_another(error):
             raise
         reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"process {world.rank} of {world.size} has lost another, which has ended "
+        raise UserError(f"process {places[0]} of {size} has lost another, which has ended "
                         f"or hangs ({reason}); go on with --resume") from None
 
 
