@@ -78,7 +78,7 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name()
     elif cpuinfo.exists():
-        told = re.findall(r"^(?:cpu family|model|model name)\s*: (.*)", cpuinfo.read_text(), re.M)
-        name = " / ".join(told[:3]) or name  # family, model and its name
+        told = re.findall(r"^(cpu family|model|model name)\s*: (.*)", cpuinfo.read_text(), re.M)
+        name = " ".join(map(" ".join, told[:3])) or name
     return {"device": name, "dtype": str(dtype), "threads": str(torch.get_num_threads()),
             "system": platform.system(), "torch": torch.__version__}

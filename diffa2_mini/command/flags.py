@@ -1,5 +1,4 @@
-"""What the commands that ask a model share: flags that name it and say how it decodes, and the way
-from them to a model."""
+"""What the commands that ask a model share: the flags that name it and tell how it decodes."""
 
 import argparse
 import dataclasses
@@ -15,11 +14,11 @@ from ..fast.device import DTYPES, choose_device
 from ..fast.measure import keep_freed_memory
 from ..listen import Source, decode_settings, find_source
 from ..published.sources import tokenizer_file
+from ..training.files import digest_of
 
 
 def add_model_flags(add: Callable) -> None:
-    """Add the flags that `model_source` and `device_and_dtype` read; `add` is a parser's
-    `add_argument`."""
+    """Add the flags that `model_source` and `device_and_dtype` read."""
     add("--checkpoint", type=Path, help="what train.py wrote (default: the size's own)")
     add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
     add("--whisper",
@@ -58,9 +57,9 @@ def add_decode_flags(add: Callable) -> None:
 
 def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConfig:
     """The size's way to decode, with what the command line changes (`decode_settings`)."""
-    asked = {field.name: getattr(args, field.name) for field in dataclasses.fields(DecodeConfig)}
-    return decode_settings(default, **{name: value for name, value in asked.items()
-                                       if value is not None})
+    names = {field.name for field in dataclasses.fields(DecodeConfig)}
+    return decode_settings(default, **{name: value for name, value in vars(args).items()
+                                       if name in names and value is not None})
 
 
 def model_source(args: argparse.Namespace) -> Source:
@@ -79,15 +78,14 @@ def device_and_dtype(args: argparse.Namespace, config: Config) -> tuple[torch.de
 
 def identify_model(source: Source, decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
     """Which model answers, and how, in one line: answers that differ in it are not to be mixed.
-    Weights, tokenizer and config count by what they hold, not by where they are."""
+    Files count by what they hold, not by where they are."""
     config, trained, paths, prints = source
     about = dataclasses.asdict(config) | {"decode": None}  # how to decode is told below
     if trained:
         about["audio of the prompt"] = trained.audio
-    hashed = {"tokenizer": tokenizer_file(config, paths["llada"]).read_bytes(),
-              "config": json.dumps(about, sort_keys=True).encode()}
-    prints = prints | {name: hashlib.sha256(held).hexdigest() for name, held in hashed.items()}
-    settings = [f"{name} {value}" for name, value in dataclasses.asdict(decode).items()]
+    described = json.dumps(about, sort_keys=True).encode()
+    prints = prints | {"tokenizer": digest_of(tokenizer_file(config, paths["llada"])),
+                       "config": hashlib.sha256(described).hexdigest()}
     return ", ".join([config.size, *(f"{part} {prints[part][:16]}" for part in sorted(prints)),
-                      "LoRA merged" if merge else "LoRA apart",
-                      str(dtype).removeprefix("torch."), *settings])
+                      "LoRA merged" if merge else "LoRA apart", str(dtype).removeprefix("torch."),
+                      *(f"{name} {value}" for name, value in dataclasses.asdict(decode).items())])

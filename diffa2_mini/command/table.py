@@ -1,5 +1,4 @@
-"""Rows of text in columns, and long lists cut short: what several commands print. Both by hand: no
-package that the library needs has them."""
+"""Rows of text in columns, and long lists cut short: what several commands print."""
 
 N_LISTED = 10  # entries of a list that are printed
 
@@ -7,11 +6,9 @@ N_LISTED = 10  # entries of a list that are printed
 def columns(rows: list[tuple[str, ...]]) -> str:
     """Rows of text in columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:])]
-        lines.append("  " + "  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join(lines)
+    lines = [[first.ljust(widths[0]), *map(str.rjust, others, widths[1:])]
+             for first, *others in rows]
+    return "\n".join("  " + "  ".join(line) for line in lines)
 
 
 def listed(what: str, entries: list[str]) -> list[str]:

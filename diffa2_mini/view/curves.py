@@ -8,15 +8,9 @@ from ..training.log import read_row
 COLOURS = {"loss": "tab:blue", "open": "tab:green", "lettered": "tab:olive", "wer": "tab:red"}
 
 
-def points(rows: list[dict], name: str) -> list[tuple[int, float]]:
-    """Steps and values of a figure, where a row has it and it is a number that can be drawn."""
-    return [(row["step"], float(row[name])) for row in rows
-            if type(row.get(name)) in (int, float) and not abs(row[name]) > 1e300]
-
-
 def draw_curves(log: Path, picture: Path) -> bool:
     """Draw a run's log.jsonl: of each stage the loss on the left axis, and on the right one what
-    was measured. False where there is nothing, or where matplotlib is not installed."""
+    was measured. False where there is nothing, or no matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -32,7 +26,8 @@ def draw_curves(log: Path, picture: Path) -> bool:
         right = left.twinx()
         right.set_ylim(0, 1)
         for name, colour in COLOURS.items():
-            drawn = points([row for row in rows if row["stage"] == stage], name)
+            drawn = [(row["step"], float(row[name])) for row in rows if row["stage"] == stage
+                     and type(row.get(name)) in (int, float) and not abs(row[name]) > 1e300]
             axis, line = (left, "-") if name == "loss" else (right, "o-")
             if drawn:
                 (legend[name],) = axis.plot(*zip(*drawn), line, color=colour)

@@ -1,9 +1,8 @@
 """A page that shows answers forming: the clip, and every step of every answer with the alternatives
 to each token.
 
-It is one file that fetches nothing: `assets/page.html`, with the clips, their pictures and the
-steps written into it as JSON. All text of the user and of the model is in that JSON alone, and the
-page shows it as text, so none of it is read as HTML.
+It is one file that fetches nothing: `assets/page.html` with all of that written into it as JSON.
+The page shows what users and models wrote as text, never as HTML.
 """
 
 import json
@@ -39,8 +38,7 @@ def check(path: Path) -> None:
 
 
 def predictions(history: list[Step], tokenizer: Tokenizer) -> list[list]:
-    """What each step of decoding one response, with TOP likely tokens, predicted. A list for each
-    step has:
+    """What each step of decoding one response predicted, as a list with, for each token:
 
         [position, token, confidence, [[alternative, probability], ... TOP of them]]
 
@@ -50,16 +48,15 @@ def predictions(history: list[Step], tokenizer: Tokenizer) -> list[list]:
     special = {tokenizer.mask_id: None, tokenizer.eot_id: "", tokenizer.eos_id: ""}
     found = []
     for step in history:
-        (tokens,), (confidence,) = step.tokens.tolist(), step.confidence.tolist()  # [R] each
-        likely, probabilities = (x[0] for x in step.likely)  # [R, TOP]
         found.append([])
-        # elsewhere the probabilities are 0
-        for at in probabilities[:, 0].nonzero().flatten().tolist():
-            alternatives = zip(likely[at].tolist(), probabilities[at].tolist())
-            top = [[tokenizer.spell([token]), round(p, 4)] for token, p in alternatives if p > 0]
-            spelled = tokenizer.tokens.get(tokens[at], b"\xff").decode("latin-1")
-            token = special.get(tokens[at], spelled)
-            found[-1].append([at, token, round(confidence[at], 4), top])
+        columns = (step.tokens, step.confidence, *step.likely)  # [1, R], and [1, R, TOP] each
+        rows = zip(*(column[0].tolist() for column in columns))
+        for at, (token, confidence, likely, probabilities) in enumerate(rows):
+            if probabilities[0] > 0:  # it was predicted
+                top = [[tokenizer.spell([each]), round(p, 4)]
+                       for each, p in zip(likely, probabilities) if p > 0]
+                spelled = tokenizer.tokens.get(token, b"\xff").decode("latin-1")
+                found[-1].append([at, special.get(token, spelled), round(confidence, 4), top])
     return found
 
 
@@ -71,19 +68,17 @@ def picture(mel: np.ndarray) -> np.ndarray:
 
 
 def png(values: np.ndarray) -> bytes:
-    """uint8 [height, width] as a PNG file, coloured from dark (0) to bright (255). By hand: none of
-    the packages that the library needs writes pictures."""
+    """uint8 [height, width] as a PNG file, coloured from dark (0) to bright (255)."""
     def chunk(kind: bytes, data: bytes) -> bytes:
         length, checksum = len(data), zlib.crc32(kind + data)
         return struct.pack(">I", length) + kind + data + struct.pack(">I", checksum)
 
-    height, width = values.shape
     stops = np.linspace(0, 255, len(COLOURS))
-    palette = np.stack([np.interp(np.arange(256), stops, channel) for channel in zip(*COLOURS)],
-                       axis=1).round().astype(np.uint8)  # [256, 3]
+    channels = [np.interp(np.arange(256), stops, channel) for channel in zip(*COLOURS)]
+    palette = np.stack(channels, axis=1).round().astype(np.uint8)  # [256, 3]
     rows = np.pad(values, ((0, 0), (1, 0)))  # a row begins with the number of its filter: 0 is none
     # 8 bits a pixel, each an index into the palette
-    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *values.shape[::-1], 8, 3, 0, 0, 0)
     return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"PLTE", palette.tobytes())
             + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b""))
 
@@ -94,13 +89,10 @@ def data_url(kind: str, data: bytes) -> str:
 
 def section(diffa2: Diffa2, name: str, samples: np.ndarray, prompt: str, answer: Answer,
             decode: DecodeConfig) -> dict:
-    """What the page shows of an answer: the clip [samples] with its name, the question, the steps,
-    which have TOP likely tokens."""
-    audio = diffa2.config.audio
-    # without the silence behind the clip
-    n_frames = min(audio.max_frames, -(-len(samples) // audio.hop_length))
-    mel = log_mel(samples, audio)[:, :n_frames].numpy()
-    wav = BytesIO()
+    """What the page shows of an answer about a clip [samples]; its steps have TOP likely tokens."""
+    audio, wav = diffa2.config.audio, BytesIO()
+    n_frames = -(-len(samples) // audio.hop_length)
+    mel = log_mel(samples, audio)[:, :n_frames].numpy()  # without the silence behind the clip
     soundfile.write(wav, samples, audio.sample_rate, format="WAV", subtype="PCM_16")
     return {
         "clip": name, "prompt": prompt, "text": answer.text, "length": len(answer.tokens),
@@ -114,8 +106,8 @@ def section(diffa2: Diffa2, name: str, samples: np.ndarray, prompt: str, answer:
 
 
 def save(path: Path, sections: list[dict]) -> None:
-    """Write the page, or nothing. In the JSON no `<` is left, so that nothing in it can end the
-    script that holds it. Raises UserError if the page cannot be written."""
+    """Write the page, or raise UserError. No `<` is left in the JSON, which could end the script
+    that holds it."""
     before, after = TEMPLATE.read_text(encoding="utf-8").split("SECTIONS")
     text = before + json.dumps(sections).replace("<", "\\u003c") + after
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

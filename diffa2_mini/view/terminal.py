@@ -18,9 +18,8 @@ Cell = tuple[str, float | None]  # a character, and the confidence of the token 
 
 
 def characters(tokens: list[int], confidence: list[float], tokenizer: Tokenizer) -> list[Cell]:
-    """A response as far as it is known, up to its end; ░ is a mask. A token may hold a part of a
-    character: it is decoded with its neighbours, and beside a mask it is left out until they
-    come."""
+    """A response up to its end; ░ is a mask. A token may hold a part of a character: it is decoded
+    with its neighbours, and left out where one of them is still a mask."""
     decoder, found, after_mask = codecs.getincrementaldecoder("utf-8")("replace"), [], False
     for token, c in zip(tokens, confidence):
         if token in (tokenizer.eot_id, tokenizer.eos_id):
@@ -42,25 +41,24 @@ def characters(tokens: list[int], confidence: list[float], tokenizer: Tokenizer)
 def lay_out(cells: list[Cell], columns: int) -> list[list[Cell]]:
     """The rows that cells take, each of so many columns at most."""
     rows, used = [[]], 0
-    for cell in cells:
-        wide = east_asian_width(cell[0]) in ("W", "F")
-        taken = 0 if category(cell[0]) in ("Mn", "Me", "Cf") else 1 + wide
-        if cell[0] == "\n" or used + taken > columns:
+    for character, c in cells:
+        wide = east_asian_width(character) in ("W", "F")
+        taken = 0 if category(character) in ("Mn", "Me", "Cf") else 1 + wide
+        if character == "\n" or used + taken > columns:
             rows.append([])
             used = 0
-        if cell[0] != "\n":
-            rows[-1].append(cell)
+        if character != "\n":
+            rows[-1].append((character, c))
             used += taken
     return rows
 
 
 def paint(row: list[Cell]) -> str:
     """A row of text, in a grey that is the brighter the more confident a character is."""
-    text = ""
-    for character, c in row:
-        grey = round(DARKEST + (BRIGHTEST - DARKEST) * (c or 0))
-        text += character if c is None else f"\x1b[38;5;{grey}m{character}\x1b[0m"
-    return text
+    return "".join(
+        character if c is None else
+        f"\x1b[38;5;{round(DARKEST + (BRIGHTEST - DARKEST) * c)}m{character}\x1b[0m"
+        for character, c in row)
 
 
 def watch(steps: Iterator[Step], tokenizer: Tokenizer, stream: TextIO,
