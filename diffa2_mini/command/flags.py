@@ -14,7 +14,6 @@ from ..fast.device import DTYPES, choose_device
 from ..fast.measure import keep_freed_memory
 from ..listen import Source, decode_settings, find_source
 from ..published.sources import tokenizer_file
-from ..training.files import digest_of
 
 
 def add_model_flags(add: Callable) -> None:
@@ -83,9 +82,9 @@ def identify_model(source: Source, decode: DecodeConfig, dtype: torch.dtype, mer
     about = dataclasses.asdict(config) | {"decode": None}  # how to decode is told below
     if trained:
         about["audio of the prompt"] = trained.audio
-    described = json.dumps(about, sort_keys=True).encode()
-    prints = prints | {"tokenizer": digest_of(tokenizer_file(config, paths["llada"])),
-                       "config": hashlib.sha256(described).hexdigest()}
+    hashed = {"tokenizer": tokenizer_file(config, paths["llada"]).read_bytes(),
+              "config": json.dumps(about, sort_keys=True).encode()}
+    prints = prints | {name: hashlib.sha256(held).hexdigest() for name, held in hashed.items()}
     return ", ".join([config.size, *(f"{part} {prints[part][:16]}" for part in sorted(prints)),
                       "LoRA merged" if merge else "LoRA apart", str(dtype).removeprefix("torch."),
                       *(f"{name} {value}" for name, value in dataclasses.asdict(decode).items())])

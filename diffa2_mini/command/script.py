@@ -24,8 +24,8 @@ EVERY = 60  # seconds between the lines of a progress bar that does not go to a 
 
 
 class Parser(argparse.ArgumentParser):
-    """A command line whose mistakes are UserErrors, and which shows the script's docstring as its
-    help. Each of its numbers is in the range that ranges.py has for its name."""
+    """A command line whose mistakes are UserErrors, with the script's docstring as its help. Each
+    number is in the range that ranges.py has for its name."""
 
     def __init__(self, doc: str):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,9 +56,8 @@ def shown(text: str, encoding: str | None) -> str:
 
 
 class Console:
-    """A stream that takes all text and never fails. What it cannot show it escapes; what it is
-    given is there at once; and once nothing more can be written, nothing more is. `unread` tells
-    that its reader has gone."""
+    """A stream that never fails and shows text at once, with what it cannot show escaped; once
+    nothing more can be written, nothing more is. `unread` tells that its reader has gone."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.unread = stream, False
@@ -86,7 +85,7 @@ def unread() -> bool:
 
 
 class NowAndThen:
-    """A stream for a progress bar that does not go to a terminal: of all that it writes, a line a
+    """A stream for a progress bar where there is no terminal: of all that it writes, a line a
     minute."""
 
     def __init__(self, stream: TextIO):
@@ -95,16 +94,14 @@ class NowAndThen:
     def write(self, text: str) -> None:
         if text.strip() and time.monotonic() >= self.due:
             self.due = time.monotonic() + EVERY
-            self.stream.write(text.strip() + "\n")
-            self.stream.flush()
+            print(text.strip(), file=self.stream, flush=True)
 
     def flush(self) -> None:
         """`write` has done it."""
 
 
 def progress(*args, **options):
-    """A progress bar on stderr, as `tqdm` makes it; where that is no terminal, a line now and
-    then."""
+    """A progress bar of `tqdm` on stderr; where that is no terminal, a line now and then."""
     from tqdm import tqdm  # here, as `begin` is to come before it
 
     file = sys.stderr if sys.stderr.isatty() else NowAndThen(sys.stderr)
@@ -112,16 +109,15 @@ def progress(*args, **options):
 
 
 def end_at_once(number: int, frame) -> None:
-    """What Ctrl-C does while there is nothing to save or to clean up."""
+    """What Ctrl-C does while there is nothing to save."""
     with suppress(OSError):
         os.write(2, b"stopped\n")
     os._exit(INTERRUPTED)
 
 
 def begin(name: str) -> None:
-    """Have Ctrl-C end this process with one line from here on, if the file whose `__name__` this is
-    runs as a script. It calls this before it imports what takes a second: an exception would break
-    an import in the middle, anywhere."""
+    """Have Ctrl-C end this process with one line, if the file whose `__name__` this is runs as a
+    script. It calls this before its slow imports: an exception could break one in the middle."""
     if name == "__main__":
         signal.signal(signal.SIGINT, end_at_once)
 
@@ -130,9 +126,8 @@ def explain(error: Exception) -> str | None:
     """One line on an error that a user can mend; None for any other."""
     if out_of_memory(error):
         said = (str(error).strip() or "MemoryError").splitlines()[0][:200]
-        return (f"error: expected memory enough, got '{said}'; take less: in training a larger "
-                "--grad-accum, --recompute blocks or shorter clips and texts, else a smaller "
-                "--batch-size or --gen-length")
+        return (f"error: expected memory enough, got '{said}'; in training take a larger "
+                "--grad-accum or --recompute blocks, else a smaller --batch-size or --gen-length")
     if isinstance(error, OSError) and error.filename is not None:
         name = repr(os.fsdecode(error.filename))[:200]
         return f"error: {name}: expected a file that can be used, got '{error.strerror}'; check it"
@@ -140,9 +135,7 @@ def explain(error: Exception) -> str | None:
 
 
 def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
-    """Run a script's `main`, and return the exit code: 0; or, after one line on stderr, 2 where it
-    raises what the user can mend, and 130 after Ctrl-C; or 141 where nobody reads the output any
-    more."""
+    """Run a script's `main`; returns the exit code, 0 or one that this file begins with."""
     is_script = signal.getsignal(signal.SIGINT) is end_at_once  # else inside another program
     out, err = (Console(stream or open(os.devnull, "w", encoding="utf-8"))
                 for stream in (sys.stdout, sys.stderr))
@@ -158,7 +151,7 @@ def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
             code, last = 2, explain(error)
             if last is None:
                 raise
-        if is_script:  # all is done; while Python ends, it would be told as a failure
+        if is_script:  # all is done, and not to be told as a failure
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if last:
             print(last, file=sys.stderr)
