@@ -8,7 +8,7 @@ import torch
 
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
 from diffa2_mini.data import Example
-from diffa2_mini.evaluate.answers import answer
+from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.features import FeatureCache
@@ -36,8 +36,8 @@ def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):
 
     def answers(batch_size, n_skipped=0, **changes):
         how = dataclasses.replace(decode, **changes)
-        return answer(model, tokenizer, features, examples[n_skipped:], ("acoustic", "semantic"),
-                      how, batch_size, numbers=range(n_skipped, len(examples)))
+        respondent = Respondent(features, tokenizer, ("acoustic", "semantic"), how)
+        return respondent.answer(examples[n_skipped:], batch_size, range(n_skipped, len(examples)))
 
     texts, n_steps = answers(1)
     assert len(set(texts)) > 2 and 5 <= n_steps <= 20

@@ -15,7 +15,7 @@ from data.pretraining.texts import draw_batch
 from diffa2_mini import weights
 from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC, SIZES, DecodeConfig
 from diffa2_mini.data import Batch, Example
-from diffa2_mini.evaluate.answers import answer
+from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.model import Audio
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.tokenizer import Prompt
@@ -159,14 +159,13 @@ def test_answers_come_in_order_whatever_the_batch(audio_embeddings):
                                   for a in audio])
                        for name in ("final", "taps", "n_frames")))
 
-    features.device, features.dtype = torch.device("cpu"), torch.float32
+    features.model, features.device, features.dtype = model, torch.device("cpu"), torch.float32
     examples = [
         Example(str(i), question, "", "", "", "")
         for i, question in enumerate(["What is said?", "Who speaks?", "How many?"])]
-    alone, passes = answer(model, tokenizer, features, examples, ACOUSTIC_AND_SEMANTIC,
-                           config.decode, 1, generate_greedily)
-    together, fewer = answer(model, tokenizer, features, examples, ACOUSTIC_AND_SEMANTIC,
-                             config.decode, respond=generate_greedily)
+    respondent = Respondent(features, tokenizer, ACOUSTIC_AND_SEMANTIC, config.decode,
+                            generate_greedily)
+    (alone, passes), (together, fewer) = respondent.answer(examples, 1), respondent.answer(examples)
     assert alone == together and len(alone) == 3 and fewer <= passes <= 3 * 16
 
 

@@ -88,15 +88,15 @@ def test_the_shipped_model_answers_a_benchmark_with_a_clip_that_is_gone(folder, 
 def test_a_stopped_run_goes_on_where_it_was(folder, capfd, monkeypatch):
     run(capfd, *flags(folder))
     whole, figures = (folder / "answers.jsonl").read_text(), result_of(folder)
-    asked, ask = [], answers.answer
+    asked, ask = [], answers.Respondent.answer
 
-    def stopping(model, tokenizer, features, examples, *rest, **named):
+    def stopping(respondent, examples, *rest, **named):
         asked.extend(example.path.stem for example in examples)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return ask(model, tokenizer, features, examples, *rest, **named)
+        return ask(respondent, examples, *rest, **named)
 
-    monkeypatch.setattr(answers, "answer", stopping)
+    monkeypatch.setattr(answers.Respondent, "answer", stopping)
     assert "goes on from" in run(capfd, *flags(folder, "stopped.jsonl"), "--batch-size", 1,
                                  code=130)
     path = folder / "stopped.jsonl"

@@ -10,7 +10,8 @@ from data.pretraining.backbone import accuracy_by_type, open_and_lettered
 from diffa2_mini import weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import Example
-from diffa2_mini.evaluate import answers, scoreboard
+from diffa2_mini.evaluate import scoreboard
+from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.training.features import FeatureCache
@@ -37,8 +38,9 @@ def test_the_shipped_model_reaches_its_accuracy_on_100_clips(examples):
     weights.restore(model, trained.model, "the shipped checkpoint")
     tokenizer = load_tokenizer(trained.config)
     features = FeatureCache(model, torch.device("cpu"), torch.float32, keep=True)
-    replies, _ = answers.answer(model.eval(), tokenizer, features, examples, trained.audio,
-                                trained.config.decode)
+    model.eval()
+    respondent = Respondent(features, tokenizer, trained.audio, trained.config.decode)
+    replies, _ = respondent.answer(examples)
     figures = scoreboard.report(examples, replies).figures
     assert figures["open"] >= SHARE_RIGHT, figures
 

@@ -8,7 +8,7 @@ import torch
 from test_data import MICRO, STAGES, examples, features_of, model  # noqa: F401  (fixtures)
 from test_features import front_end  # noqa: F401
 
-from diffa2_mini.evaluate import answers
+from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.evaluate.validation import Validator
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.features import FeatureCache
@@ -70,8 +70,9 @@ def test_answers_are_those_of_all_questions_at_once_and_may_be_ended_after_any_b
     validator = validator_of(model.train(), after_batch=after_batch)
     texts = validator.answers(STAGES[2], many)
     assert len(done) == 2 and len(texts) == len(many) and model.training
-    at_once, _ = answers.answer(model.eval(), validator.tokenizer, validator.features, many,
-                                STAGES[2].audio, MICRO.decode, len(many))
+    model.eval()
+    respondent = Respondent(validator.features, validator.tokenizer, STAGES[2].audio, MICRO.decode)
+    at_once, _ = respondent.answer(many, len(many))
     assert texts == at_once
     limit = 3
     with pytest.raises(Ended):

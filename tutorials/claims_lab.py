@@ -1,6 +1,7 @@
 """What the experiments of claims.py share: how much is done, the variants that are trained, and the
 lab that trains and keeps them."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.pretraining.backbone import pretrain_backbone
+from data.pretraining.backbone import Paradigm, pretrain_backbone
 from data.pretraining.config import PretrainConfig
 from data.pretraining.stage0 import save_part
 from diffa2_mini import weights
@@ -28,7 +29,8 @@ from diffa2_mini.config import (
 )
 from diffa2_mini.data import BatchDataset, Entry, Example, PreferenceBatch, load_examples
 from diffa2_mini.errors import require
-from diffa2_mini.evaluate import answers, scoreboard
+from diffa2_mini.evaluate import scoreboard
+from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.evaluate.validation import Validator
 from diffa2_mini.fast.generate import generate_responses
 from diffa2_mini.fast.llada import FastLlada
@@ -212,8 +214,8 @@ class Lab:
             model = Diffa2Model(CONFIG, llada=FastLlada)
             pretrain_backbone(
                 model, self.tokenizer, self.scale.pretrain, 1,
-                text_loss=autoregressive.text_loss, recall_loss=autoregressive.recall_loss,
-                generate=autoregressive.generate_greedily)
+                paradigm=Paradigm(autoregressive.text_loss, autoregressive.recall_loss,
+                                  autoregressive.generate_greedily))
             save_part(model.llada, "llada", path, "python tutorials/claims.py")
         return path
 
@@ -314,9 +316,11 @@ class Lab:
         """Share of right answers, by type too; and what an answer took, if they are given one at a
         time."""
         began = time.perf_counter()
-        texts, n_steps = answers.answer(model.eval(), self.tokenizer, self.features, questions,
-                                        stage.audio, decode, batch_size,
-                                        generator_of(variant.causal))
+        features = copy.copy(self.features)  # of the encoder, which all variants share
+        features.model = model.eval()
+        respondent = Respondent(features, self.tokenizer, stage.audio, decode,
+                                generator_of(variant.causal))
+        texts, n_steps = respondent.answer(questions, batch_size)
         seconds, result = time.perf_counter() - began, scoreboard.report(questions, texts)
         figures = dict(result.figures)
         if batch_size == 1:

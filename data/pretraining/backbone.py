@@ -7,6 +7,7 @@ where the audio will be, and the answer is to be found in it.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -81,6 +82,18 @@ def text_loss(model: Diffa2Model, tokenizer: Tokenizer, batch: TextBatch, config
     return (losses * weight).sum() / weight.sum()
 
 
+@dataclass(frozen=True)
+class Paradigm:
+    """How a backbone learns from texts, learns to recall, and generates an answer."""
+
+    text_loss: Callable[..., Tensor]
+    recall_loss: Callable[..., Tensor]
+    generate: Callable[..., tuple[Tensor, int]]
+
+
+MASKED_DIFFUSION = Paradigm(text_loss, recall_loss, generate_responses)
+
+
 @torch.no_grad()
 def accuracy_by_type(model: Diffa2Model, tokenizer: Tokenizer, examples: list[TextExample],
                      max_silences: int | None = None,
@@ -131,9 +144,8 @@ def phase_at(step: int, config: PretrainConfig) -> tuple[int, float]:
 
 
 def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, config: PretrainConfig, seed: int,
-                      say: Callable = tqdm.write, *, goes_on: bool = False,
-                      text_loss: Callable = text_loss, recall_loss: Callable = recall_loss,
-                      generate: Callable = generate_responses) -> float:
+                      say: Callable = tqdm.write, goes_on: bool = False,
+                      paradigm: Paradigm = MASKED_DIFFUSION) -> float:
     """Train the backbone in place, from its start; or, if it `goes_on`, the last part alone, with
     silences. Says now and then how many held-out texts it answers right; of these no more are asked
     than it learns from. Returns the mean loss at the end."""
@@ -147,8 +159,8 @@ def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, config: Pretrain
     named = dict(llada.requires_grad_(True).named_parameters())
     parameters = named.values()
     optimizer = adamw(named, config.backbone_lr, (0.9, 0.98), weight_decay=0.01)
-    exercise = partial(recall_loss, llada, words_to_recall(evaluation, tokenizer).to(device),
-                       tokenizer, config,
+    words = words_to_recall(evaluation, tokenizer).to(device)
+    exercise = partial(paradigm.recall_loss, llada, words, tokenizer, config,
                        torch.Generator().manual_seed(seed_of("backbone", seed, "recall")))
     mean, recall = 0.0, math.log(config.recall_pairs)
     if not goes_on:
@@ -158,7 +170,7 @@ def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, config: Pretrain
     for step in progress(range(config.backbone_steps if goes_on else 0, n_steps), desc="backbone"):
         max_silences, lr = phase_at(step, config)
         batch = draw_batch(model, tokenizer, max_silences, config, rng)
-        loss = text_loss(model, tokenizer, batch, config, rng)
+        loss = paradigm.text_loss(model, tokenizer, batch, config, rng)
         recalled = exercise()
         update(optimizer, parameters, loss + recalled, lr)
         mean, recall = running_mean(mean, loss.item()), running_mean(recall, recalled.item())
@@ -166,6 +178,6 @@ def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, config: Pretrain
         if step % REPORT_EVERY == REPORT_EVERY - 1 or is_last:
             say(f"backbone step {step + 1}: loss {mean:.3f}, recall {recall:.3f}")
             asked = evaluation[:n_asked] if is_last else evaluation[:max(1, n_asked // 5)]
-            say(report(model, tokenizer, asked, config.silences, generate))
+            say(report(model, tokenizer, asked, config.silences, paradigm.generate))
     llada.requires_grad_(False)
     return mean

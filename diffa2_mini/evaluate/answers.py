@@ -22,7 +22,6 @@ from ..errors import UserError, require
 from ..fast.device import autocast
 from ..fast.generate import generate_responses
 from ..listen import Diffa2
-from ..model import Diffa2Model
 from ..tokenizer import Tokenizer
 from ..training.features import FeatureCache
 from ..training.files import append, digest_of, write_whole
@@ -45,26 +44,35 @@ class Answer:
     incomplete: str = ""
 
 
-@torch.no_grad()
-def answer(model: Diffa2Model, tokenizer: Tokenizer, features: FeatureCache,
-           examples: list[Example], parts: tuple[str, ...], decode: DecodeConfig,
-           batch_size: int = 64, respond: Callable = generate_responses,
-           numbers: Sequence[int] | None = None) -> tuple[list[str], int]:
-    """The model's answers, in the order of the examples, and the number of forward passes for all.
-    `respond` decodes them, in the precision of `features`. `numbers`: which of all that are asked
-    each example is (default: its place in the list)."""
-    answers, n_passes, numbers = [], 0, numbers or range(len(examples))
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start:start + batch_size]
-        audio = features([example.path for example in batch])
-        prompts = [tokenizer.prompt(model.config.text.system, example.instruction)
-                   for example in batch]
-        with autocast(features.device, features.dtype):
-            tokens, n = respond(model, tokenizer, model.embed_audio(audio, parts), prompts, decode,
-                                numbers[start:start + batch_size])
-        answers += [tokenizer.decode(row) for row in tokens.tolist()]
-        n_passes += n
-    return answers, n_passes
+@dataclass(frozen=True)
+class Respondent:
+    """The model of `features`, and how it answers, in their precision."""
+
+    features: FeatureCache
+    tokenizer: Tokenizer
+    parts: tuple[str, ...]  # what it splices into the prompt
+    decode: DecodeConfig
+    generate: Callable = generate_responses
+
+    @torch.no_grad()
+    def answer(self, examples: list[Example], batch_size: int = 64,
+               numbers: Sequence[int] | None = None) -> tuple[list[str], int]:
+        """Answers, in the order of the examples, and the number of forward passes for all.
+        `numbers`: which of all that are asked each example is (default: its place in the list)."""
+        answers, n_passes, numbers = [], 0, numbers or range(len(examples))
+        features, model, tokenizer = self.features, self.features.model, self.tokenizer
+        for start in range(0, len(examples), batch_size):
+            batch = examples[start:start + batch_size]
+            audio = features([example.path for example in batch])
+            prompts = [tokenizer.prompt(model.config.text.system, example.instruction)
+                       for example in batch]
+            with autocast(features.device, features.dtype):
+                embeddings = model.embed_audio(audio, self.parts)
+                tokens, n = self.generate(model, tokenizer, embeddings, prompts, self.decode,
+                                          numbers[start:start + batch_size])
+            answers += [tokenizer.decode(row) for row in tokens.tolist()]
+            n_passes += n
+        return answers, n_passes
 
 
 def seconds_of(question: BenchmarkQuestion) -> float:
@@ -99,8 +107,8 @@ def answer_questions(diffa2: Diffa2, decode: DecodeConfig,
             examples[number] = Example(path, question.prompt, question.answer, "", "", "")
         except UserError as error:
             answers[number] = Answer("", str(error))
-    texts, _ = answer(diffa2.model, diffa2.tokenizer, features, [*examples.values()], diffa2.parts,
-                      decode, len(questions), numbers=[*examples])
+    respondent = Respondent(features, diffa2.tokenizer, diffa2.parts, decode)
+    texts, _ = respondent.answer([*examples.values()], len(questions), numbers=[*examples])
     for number, text in zip(examples, texts):
         answers[number].reply = text
     return [*answers.values()]

@@ -18,7 +18,8 @@ from ..training.features import FeatureCache
 from ..training.objective import preference_bounds
 from ..training.processes import World
 from ..vrpo import preference_margin
-from . import answers, scoreboard
+from . import scoreboard
+from .answers import Respondent
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,12 @@ class Validator:
     def answers(self, stage: StageConfig, examples: list[Example]) -> list[str]:
         """What the model answers, decoded with the default settings."""
         texts, config = [], self.model.config
+        respondent = Respondent(self.features, self.tokenizer, stage.audio, config.decode)
         size = 64 if config.from_scratch else stage.micro_batch
         with self.evaluating():
             for start in range(0, len(examples), size):
-                texts += answers.answer(
-                    self.model, self.tokenizer, self.features, examples[start:start + size],
-                    stage.audio, config.decode, size, numbers=range(start, start + size))[0]
+                numbers = range(start, start + size)
+                texts += respondent.answer(examples[start:start + size], size, numbers)[0]
                 self.after_batch()
         return texts
 
