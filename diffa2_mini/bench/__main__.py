@@ -17,6 +17,7 @@ begin(__name__)  # Ctrl-C while the rest is imported
 import argparse
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -58,17 +59,17 @@ def main(argv: list[str]) -> None:
     large = bool(args.size) and not SIZES[args.size][0].from_scratch
     device, dtype, _ = choose_device(args.device, args.dtype, large)
     torch.manual_seed(0)
-    name, found = "bench", {"arguments": argv, "machine": machine(device, dtype), "rows": []}
+    found = {"arguments": argv, "machine": machine(device, dtype), "rows": []}
+    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    what = "bench_toy" if args.toy else f"bench_{args.size}" if args.size else "bench"
+    out = args.out or Path("runs", f"{what}.json")
     if args.size:
-        name = f"bench_{args.size}"
         rows = whole_size(args.size, args.runs, device, dtype, args.compile, args.random_weights)
     elif args.toy:
-        name, rows = "bench_toy", toy(args.data, args.runs, device)
+        rows = toy(args.data, args.runs, device)
     else:
-        chosen = [case for name, case in CASES.items() if name in (args.only or CASES)]
-        rows = (row for case in chosen for row in case(args.runs, device))
-    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
-    out = args.out or Path("runs", f"{name}.json")
+        rows = chain.from_iterable(CASES[name](args.runs, device) for name in CASES
+                                   if name in (args.only or CASES))
     for row in rows:
         print(row)
         found["rows"].append(vars(row) | {"median": row.median})

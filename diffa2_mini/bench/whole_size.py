@@ -1,11 +1,9 @@
-"""How fast a whole size trains and decodes, against what the device could do at best; for a GPU.
-
-The two ceilings, the speed of a large matrix product and of copying memory, are measured in the
-same run.
-"""
+"""How fast a whole size trains and decodes on a GPU, against a large matrix product and a copy of
+memory there, which are measured in the same run."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import torch
@@ -45,7 +43,7 @@ def batch_of(diffa2: Diffa2, stage: StageConfig, n: int) -> Batch:
     response = torch.randint(10, diffa2.config.llada.vocab_size - 10, (rows, R), device=device)
     masks = torch.arange(R, device=device).expand(rows, stage.vrpo_samples, R) % 2 == 0
     batch = dict(examples=[None] * n, prompts=[Prompt([7] * dry_run.PROMPT, 20)] * n,
-                 response=response, valid=torch.ones_like(response, dtype=torch.bool))
+                 response=response, valid=response >= 0)
     if stage.preference:
         return PreferenceBatch(**batch, masked=masks)
     return AnswerBatch(**batch, noisy=response, masked=masks[:, 0],
@@ -63,9 +61,9 @@ def training_step(diffa2: Diffa2, stage: StageConfig, n: int) -> Callable:
     batch, stage = batch_of(diffa2, stage, n), replace(stage, batch_size=n)
 
     def step() -> None:
-        encoded = replace(batch, audio=encode_clips(diffa2, n))
+        batch.audio = encode_clips(diffa2, n)
         with autocast(diffa2.device, diffa2.dtype):
-            figures = piece_loss(model, reference, encoded, stage, diffa2.tokenizer,
+            figures = piece_loss(model, reference, batch, stage, diffa2.tokenizer,
                                  batch.response.numel())
         figures["loss"].backward()
         optimizer.step()
@@ -76,22 +74,22 @@ def training_step(diffa2: Diffa2, stage: StageConfig, n: int) -> Callable:
 def training(diffa2: Diffa2, stage: StageConfig, runs: int) -> Iterator[Row]:
     """Training steps without recomputing, on batches that double until memory ends or a step makes
     no better use of the device: the best of them counts."""
-    diffa2.model.llada.recompute, n, best = "nothing", 1, 0.0
-    while True:
-        row = Row(f"stage {stage.number}, training", f"{n} at once: out of memory")
+    diffa2.model.llada.recompute, config, best = "nothing", diffa2.config, 0.0
+    case = f"stage {stage.number}, training"
+    for n in (2**i for i in count()):
         try:
             ways = {f"{n} at once": training_step(diffa2, stage, n)}
-            (row,), _ = take_turns(row.case, ways, runs, diffa2.device)
-            flops = dry_run.step_flops(diffa2.config, stage,
-                                       dry_run.shape_of(diffa2.config, stage, n))
-            row.ratio = flops / row.median / matmul_ceiling(diffa2.device, diffa2.dtype)
-            row.of, row.target = "of the matmul ceiling (MFU)", ">= 0.5"
+            (row,), _ = take_turns(case, ways, runs, diffa2.device)
         except torch.OutOfMemoryError:
-            pass
-        yield row
-        if (row.ratio or 0) <= best:
+            yield Row(case, f"{n} at once do not fit")
             return
-        best, n = row.ratio, 2 * n
+        flops = dry_run.step_flops(config, stage, dry_run.shape_of(config, stage, n))
+        row.ratio = flops / row.median / matmul_ceiling(diffa2.device, diffa2.dtype)
+        row.of, row.target = "of the matmul ceiling (MFU)", ">= 0.5"
+        yield row
+        if row.ratio <= best:
+            return
+        best = row.ratio
 
 
 def decoding(diffa2: Diffa2, runs: int) -> Iterator[Row]:
@@ -124,8 +122,8 @@ def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, c
     model = weights.build(config, paths, device, dtype, FastLlada).eval()
     if random:
         fill_at_random(device, dtype, model.whisper, model.llada)
-    tokenizer = load_tokenizer(config, None, random)
-    diffa2 = Diffa2(model, ("acoustic", "semantic"), tokenizer, device, dtype)
+    diffa2 = Diffa2(model, ("acoustic", "semantic"), load_tokenizer(config, None, random), device,
+                    dtype)
     model.llada.recompute = "blocks"
     for stage in stages.values():
         used = memory_above(training_step(diffa2, stage, 1), device, all_of_it=True)
