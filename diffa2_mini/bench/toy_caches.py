@@ -11,7 +11,7 @@ import torch
 from ..config import SIZES
 from ..data import load_examples
 from ..errors import require
-from ..evaluate.answers import answer
+from ..evaluate.answers import Respondent
 from ..evaluate.scoreboard import report
 from ..fast.state import CACHES
 from ..listen import Diffa2
@@ -33,10 +33,11 @@ def toy(data: Path, runs: int, device: torch.device) -> Iterator[Row]:
     settings = [(block, factor, examples, 64)
                 for block, factor in product((8, 16), (0.25, 0.5, 1.0, 2.0))]
     for block, factor, asked, at_once in [*settings, (16, config.decode.factor, examples[::10], 1)]:
-        ask = partial(answer, diffa2.model, diffa2.tokenizer, features, asked, diffa2.parts,
-                      batch_size=at_once)
-        decode = replace(config.decode, block_length=block, factor=factor)
-        ways = {cache: partial(ask, decode=replace(decode, cache=cache)) for cache in CACHES}
+        ways = {}
+        for cache in CACHES:
+            decode = replace(config.decode, block_length=block, factor=factor, cache=cache)
+            respondent = Respondent(features, diffa2.tokenizer, diffa2.parts, decode)
+            ways[cache] = partial(respondent.answer, asked, at_once)
         case = f"toy, blocks of {block}, f = {factor:g}, {len(asked)} questions, {at_once} at once"
         for row, (replies, n_passes) in zip(*take_turns(case, ways, runs, device)):
             row.ratio = report(asked, replies).figures["overall"]
