@@ -19,7 +19,7 @@ class SemanticAdapter(nn.Module):
     """Final hidden state [B, T, E] -> embeddings [B, A, D], A = T // 4 (`semantic_stride`).
 
     A clip with sound in n frames has n // 4 valid embeddings. Embedding j depends on the frames
-    4j - 2 to 4j + 2, so valid ones never depend on padding, and are the same in every batch.
+    4j - 2 to 4j + 2, so valid ones read no frame of padding, and are the same in every batch.
     """
 
     def __init__(self, config: AdapterConfig, width: int, out_width: int):
@@ -44,7 +44,7 @@ class SemanticAdapter(nn.Module):
         return self.layernorm(self.linear_connector(x)), n_valid
 
 
-class CrossAttention(nn.Module):
+class Attention(nn.Module):
     """Attention from x [B, Q, E] to `memory` [B, T, E], added to x and then normalised (post-norm,
     as in BERT); self-attention if memory is x. Dropout is where BERT has it: on the attention
     weights, and on what is added to x."""
@@ -75,8 +75,8 @@ class QFormerLayer(nn.Module):
 
     def __init__(self, config: AdapterConfig, width: int, n_heads: int):
         super().__init__()
-        self.attention = CrossAttention(width, n_heads)
-        self.crossattention = CrossAttention(width, n_heads)
+        self.attention = Attention(width, n_heads)
+        self.crossattention = Attention(width, n_heads)
         self.intermediate = nn.Linear(width, config.qformer_hidden)
         self.output = nn.Linear(config.qformer_hidden, width)
         self.dropout = nn.Dropout(0.0)

@@ -26,7 +26,7 @@ from .errors import UserError, require, require_contents
 # Limits for what a header may claim, beyond which it is damaged or not a recording.
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 MAX_CHANNELS = 64
-MAX_FRAMES = 2**27  # samples per channel, half a GiB of float32: 2.3 hours at 16 kHz
+MAX_SAMPLES = 2**27  # samples per channel, half a GiB of float32: 2.3 hours at 16 kHz
 MAX_PEAK = 1e6  # full scale is 1; float files may exceed it, but not that much
 BLOCK = 2**20  # samples decoded at a time, all channels together: 4 MiB
 
@@ -100,7 +100,7 @@ def load_audio(path: str | Path, sample_rate: int = 16_000, max_seconds: float |
     Returns float32 [samples]: the mean of the channels, full scale at -1 ... 1.
     Raises UserError if there is no sound in the file or the decoder meets damage.
     """
-    wanted = MAX_FRAMES + 1
+    wanted = MAX_SAMPLES + 1
     with _open(Path(path)) as sound:
         rate, promised = sound.samplerate, _promised(sound, path)
         if max_seconds is not None:
@@ -136,8 +136,8 @@ def _decode(sound: soundfile.SoundFile, wanted: int, path: str | Path) -> np.nda
         blocks.append(block.mean(axis=1))  # [samples, channels] -> [samples]
         n_read += len(block)
     require(n_read > 0, f"{path}: expected sound, got a header and no samples; record it again")
-    require(n_read <= MAX_FRAMES,  # before the blocks become one, which doubles their memory
-            f"{path}: expected at most {MAX_FRAMES / rate / 3600:.1f} hours at {rate} Hz, got "
+    require(n_read <= MAX_SAMPLES,  # before the blocks become one, which doubles their memory
+            f"{path}: expected at most {MAX_SAMPLES / rate / 3600:.1f} hours at {rate} Hz, got "
             "more; cut it into shorter files")
     return np.concatenate(blocks)
 

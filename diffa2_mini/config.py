@@ -2,7 +2,7 @@
 
 Sources are sections of the paper (arXiv 2601.23161) unless another is named. "The release", in this
 file and wherever a file says what differs, is the authors' code (github.com/NKU-HLT/DIFFA, folder
-DIFFA-2). `toy` has the architecture of `full` with smaller numbers, and nothing else.
+DIFFA-2). `toy` has the architecture of `full` with smaller numbers.
 
 Letters used in shape comments everywhere:
     B batch                 M mel frames         T encoder frames     E encoder width
@@ -93,7 +93,7 @@ class TextConfig(Ranged):
     """The words around the audio, and how long a response is."""
 
     tokenizer: str = "tokenizer.json"  # beside the backbone's weights; or a rank file in data/
-    train_system: str = (
+    train_system: str = (  # as released: other words than at inference
         "You are a helpful voice assistant. Imagine you can hear the audio clips. "
         "Focus on the audios and respond directly to the prompts.")
     system: str = "You are a helpful voice assistant."  # at inference
@@ -226,13 +226,17 @@ def from_dict(values: dict, cls: type = Config) -> Config:
 
 
 FULL_STAGES = {
+    # what was said: transcripts, with prompt embeddings in the acoustic adapter's place
     1: StageConfig("semantic alignment", 1, trains=PROMPTS_AND_SEMANTIC, data="stage1",
                    audio=PROMPTS_AND_SEMANTIC, lr=1e-4, schedule="linear", batch_size=1280,
                    micro_batch=8, epochs=20),
+    # how it sounded, too: questions about speech, sound and music
     2: StageConfig("joint alignment", 2, trains=ACOUSTIC_AND_SEMANTIC, data="sft", batch_size=192,
                    micro_batch=8, adapter_dropout=0.1),
+    # the backbone as well, by LoRA, on the same questions
     3: StageConfig("backbone fine-tuning", 3, trains=(*ACOUSTIC_AND_SEMANTIC, "lora"), data="sft",
                    batch_size=192, micro_batch=4, lora_dropout=0.05, adapter_dropout=0.1),
+    # which of two answers is right
     4: StageConfig("preference optimisation", 4, trains=(*ACOUSTIC_AND_SEMANTIC, "lora"),
                    data="preference", batch_size=16, micro_batch=1, preference=True),
 }
@@ -256,7 +260,7 @@ TOY_STAGES = scaled(
     dict(lr=1e-3, batch_size=16, micro_batch=None, steps=560, warmup=30, adapter_dropout=0.0),
     dict(lr=2e-4, batch_size=16, micro_batch=None, steps=60, warmup=5, vrpo_samples=2),
 )
-TOY = Config(
+TOY = Config(  # its last tap is the final state, which is normalised
     size="toy",
     audio=AudioConfig(max_seconds=4),
     whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4, taps=(1, 2, 3, 4)),

@@ -46,8 +46,8 @@ def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int
 
 def stratified(t: Tensor, places: Tensor, n: int) -> Tensor:
     """Times [B] that are spread over a step: each of n equal parts of 0 ... 1 has one. `places` [B]
-    are those of the examples among the step's n, which are in random order, so that the time of
-    each is still uniform; `t` [B], from 0 to 1, says where in its part it is."""
+    are those of the examples among the step's n (training/loader.py), which are in random order, so
+    that the time of each is still uniform; `t` [B], from 0 to 1, says where in its part it is."""
     return (places + t) / n
 
 

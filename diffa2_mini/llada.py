@@ -39,7 +39,7 @@ def rotary(positions: Tensor, head_width: int, theta: float) -> tuple[Tensor, Te
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate each pair (x_i, x_{i + width/2}) by its angle, in float32 or wider. x is [B, H, S,
-    D/H]; cosine and sine are [B or 1, 1, S, D/2H]."""
+    D/H]; cosine and sine are [B or 1, 1, S, D/(2H)]."""
     cos, sin = rotation
     left, right = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
@@ -123,7 +123,8 @@ class Llada(nn.Module):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
         head_width = self.config.width // self.config.n_heads
-        rotation = rotary(positions[:, None], head_width, self.config.rope_theta)  # [B, 1, S, D/2H]
+        # [B, 1, S, D/(2H)] each
+        rotation = rotary(positions[:, None], head_width, self.config.rope_theta)
         if valid is not None:
             valid = valid.reshape(len(valid), 1, -1, valid.shape[-1])  # [B, 1, 1 or S, S]
         return rotation, valid

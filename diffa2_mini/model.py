@@ -4,7 +4,13 @@
     prompt --embedding--> [L, D]      the audio is spliced in: [P, D], P = L + A
     response --embedding--> [R, D]    the backbone gives its hidden states [R, D]
 
-listen.py joins this with decoding, training/objective.py with the losses.
+Training (training/objective.py) and answering (listen.py) are, at their plainest,
+
+    hidden = model.hidden_states(audio_embeddings, prompts, noisy, valid)  # [B, R, D]
+    loss = diffusion_loss(model.llada.logits(hidden[masked]), response, masked, weight, n_tokens)
+
+    answer = decode(lambda tokens: model.llada.logits(
+        model.hidden_states(audio_embeddings, prompts, tokens, valid)), masks, ...)
 
 The audio goes right after `This is the audio:`. A row of a batch is: prompt with audio, padding,
 response, padding. Positions count on as if there were no padding, and nothing attends to it, so a
@@ -104,27 +110,27 @@ class Diffa2Model(nn.Module):
         lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
         return pad_sequence(rows, batch_first=True), lengths
 
-    def hidden_states(self, audio_embeddings: list[Tensor], prompts: list[Prompt], response: Tensor,
+    def hidden_states(self, audio_embeddings: list[Tensor], prompts: list[Prompt], noisy: Tensor,
                       valid: Tensor) -> Tensor:
-        """Final hidden states [B, R, D] of the responses [B, R] behind their prompts; `valid`, bool
-        [B, R], is False at padding. The head turns them into logits: `llada.logits`."""
+        """Final hidden states [B, R, D] of the responses `noisy` [B, R], some of whose tokens are
+        masks, behind their prompts; `valid`, bool [B, R], is False at padding."""
         before, lengths = self.splice(audio_embeddings, prompts)  # [B, P, D], [B]
         P = before.shape[1]
         positions, valid = lay_out(lengths, P, valid)  # [B, P + R] each
-        x = torch.cat([before, self.llada.wte(response)], dim=1)  # [B, P + R, D]
+        x = torch.cat([before, self.llada.wte(noisy)], dim=1)  # [B, P + R, D]
         return self.llada(x, valid, positions, first=P)
 
-    def forward(self, audio: Audio, parts: tuple[str, ...], prompts: list[Prompt], response: Tensor,
+    def forward(self, audio: Audio, parts: tuple[str, ...], prompts: list[Prompt], noisy: Tensor,
                 valid: Tensor, select: Tensor) -> Tensor:
         """Hidden states [K, D] of the K response tokens where `select` is True, in row order.
 
-        `response`, `valid` and `select` are [B * n, R]: n responses to each of B clips, those to
+        `noisy`, `valid` and `select` are [B * n, R]: n responses to each of B clips, those to
         the same clip one after another. `parts` are as for `embed_audio`.
         """
-        n = len(response) // len(prompts)
+        n = len(noisy) // len(prompts)
         embeddings = [row for row in self.embed_audio(audio, parts) for _ in range(n)]  # B -> B * n
         prompts = [prompt for prompt in prompts for _ in range(n)]
-        return self.hidden_states(embeddings, prompts, response, valid)[select]
+        return self.hidden_states(embeddings, prompts, noisy, valid)[select]
 
 
 def lay_out(lengths: Tensor, n_before: int, valid: Tensor) -> tuple[Tensor, Tensor]:

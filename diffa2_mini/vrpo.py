@@ -2,10 +2,10 @@
 
 For a chosen answer w, a rejected answer l, the policy and a frozen reference ref,
 
-    loss = -log sigmoid(beta * ((B(w) - B_ref(w)) - (B(l) - B_ref(l))))
+    loss = -log sigmoid(beta * ((ELBO(w) - ELBO_ref(w)) - (ELBO(l) - ELBO_ref(l))))
 
-DPO has log p(answer) for B; a diffusion model cannot compute that, so B is a Monte Carlo estimate
-of its evidence lower bound (ELBO). The sigmoid turns the estimate's variance into *bias* of the
+DPO has log p(answer) there; a diffusion model cannot compute that, so this takes a Monte Carlo
+estimate of its evidence lower bound. The sigmoid turns the estimate's variance into *bias* of the
 loss. Three things keep the variance small: several samples; a freshly drawn number of masks k for
 each of them; and the *same* masks for policy and reference (antithetic sampling, in the paper).
 

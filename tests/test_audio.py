@@ -484,7 +484,7 @@ def test_long_files_and_headers_that_claim_too_much_or_nothing_take_no_more_memo
     (tmp_path / "clip.flac").write_bytes(flac(n_claimed=0))  # a stream, which can be read
     assert "tells the length" in message_of(duration, tmp_path / "clip.flac")
     assert len(load_audio(tmp_path / "clip.flac", max_seconds=0.5)) == 8000
-    monkeypatch.setattr(audio, "MAX_FRAMES", 1000)
+    monkeypatch.setattr(audio, "MAX_SAMPLES", 1000)
     assert "shorter files" in message_of(load_audio, tmp_path / "clip.wav")
     assert len(load_audio(tmp_path / "clip.wav", max_seconds=0.02)) == 320
 
@@ -493,8 +493,8 @@ def test_long_files_and_headers_that_claim_too_much_or_nothing_take_no_more_memo
 def test_a_small_file_that_unpacks_to_hours_is_refused(tmp_path):
     path, silence = tmp_path / "bomb.flac", np.zeros(2**22, np.int16)
     with soundfile.SoundFile(path, "w", 16_000, 1, format="FLAC") as file:
-        for _ in range(audio.MAX_FRAMES // len(silence) + 1):
+        for _ in range(audio.MAX_SAMPLES // len(silence) + 1):
             file.write(silence)
     assert path.stat().st_size < 2**20
     message, peak = peak_memory(message_of, load_audio, path)
-    assert "expected at most 2.3 hours" in message and peak < 4 * audio.MAX_FRAMES + 2**26
+    assert "expected at most 2.3 hours" in message and peak < 4 * audio.MAX_SAMPLES + 2**26
