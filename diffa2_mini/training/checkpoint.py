@@ -48,8 +48,7 @@ class Checkpoint:
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
     """Tells weights apart by their contents: SHA-256 in hexadecimal over each tensor's name, shape,
-    and first and last 64 KiB, in the order of names. Of 16 GB in memory-mapped files little is
-    read, and a copied or renamed file has the fingerprint of the first."""
+    and first and last 64 KiB, in the order of names. Of 16 GB in mapped files little is read."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(json.dumps([name, list(tensor.shape)]).encode())
@@ -77,9 +76,8 @@ def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, keep: Callable | None = None) -> None:
     """Write a checkpoint, or nothing, as `write_whole` does."""
-    names = ("stage", "step", "done", "audio", "settings", "fingerprints")
-    fields = {"config": dataclasses.asdict(checkpoint.config)}
-    fields |= {name: getattr(checkpoint, name) for name in names}
+    fields = dataclasses.asdict(dataclasses.replace(checkpoint, model={}, optimizer={}))
+    del fields["model"], fields["optimizer"]  # which are tensors of the file
     tensors = checkpoint.model | {f"optimizer.{name}": tensor
                                   for name, tensor in checkpoint.optimizer.items()}
     metadata = {"format": FORMAT, "checkpoint": json.dumps(fields)}
@@ -135,8 +133,8 @@ def require_same_parts(path: Path, found: Checkpoint, fingerprints: dict[str, st
 
 
 def begin(config: Config, stage: StageConfig, seed: int) -> Checkpoint:
-    """A checkpoint of a stage before its first step: no tensors, and the settings that its flags
-    decide. In which pieces a batch is computed is none of them, nor are epochs beside steps."""
+    """A checkpoint of a stage before its first step: no tensors, and the settings that decide its
+    run. In which pieces a batch is computed is none of them, nor are epochs beside steps."""
     settings = {"seed": seed} | dataclasses.asdict(stage)
     for name in ("title", "data", "micro_batch", *(["epochs"] if stage.steps else [])):
         del settings[name]

@@ -1,9 +1,8 @@
-"""The dry run: the memory, the floating-point operations and the hours that a stage would take,
-counted and not tried.
+"""The dry run: the memory, the operations and the hours that a stage would take, not tried.
 
 The model is built on torch's `meta` device, where tensors have shapes and no values, so the counts
-of weights are exact. Memory and operations follow from the shapes by the formulas below, for the
-longest clips that the model takes.
+of weights are exact. Memory and floating-point operations follow from the shapes by the formulas
+below, for the longest clips that the model takes.
 """
 
 import math
@@ -55,8 +54,7 @@ def shape_of(config: Config, stage: StageConfig, clips: int) -> Shape:
 
 
 def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int, int]]:
-    """Numbers in each part, Whisper's table of positions among them, and how many of them the stage
-    trains; LoRA is there once a stage trains it."""
+    """How many numbers each part has, and how many of them the stage trains."""
     with torch.device("meta"):
         model = Diffa2Model(config)
     if "lora" in stage.trains:
@@ -71,8 +69,8 @@ def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int,
 
 def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int,
                      recompute: str) -> int:
-    """Peak of what the forward pass keeps and the backward pass adds, with `width` bytes per number
-    of the frozen parts (2 for bfloat16, 4 for float32)."""
+    """The most bytes that the forward pass keeps and the backward pass adds, with `width` bytes to
+    a number of the frozen parts."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     tokens, lora = shape.tokens, width * D * ("lora" in stage.trains)
     # A block keeps the float32 input of its norm, q, k, v and what attention gives; then that of
@@ -87,8 +85,7 @@ def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: in
         "blocks": (tokens * layers * width * D, tokens * (attention + feed_forward)),
     }[recompute]
     inner = tokens * 3 * width * H  # gradients of SwiGLU, the widest place of the backward pass
-    # Logits and, in float32, their logarithmic softmax, which becomes their gradient; in bfloat16
-    # that also in their dtype.
+    # Logits and, in float32, their logarithmic softmax, which becomes their gradient.
     head = min(CHUNK, shape.masked) * config.llada.vocab_size * 8
     E, T, taps = config.whisper.width, config.audio.max_frames // 2, len(config.whisper.taps)
     read = taps * ("acoustic" in stage.audio)  # by the acoustic adapter
@@ -123,9 +120,7 @@ def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
     count."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     E, T = config.whisper.width, config.audio.max_frames // 2
-    # The last block answers for responses alone: it needs keys and values of all tokens, and the
-    # rest of theirs.
-    rest = 2 * D**2 + 3 * D * H
+    rest = 2 * D**2 + 3 * D * H  # all but keys and values, which the last block skips for prompts
     pairs = sum((before + own) * ((layers - 1) * (before + own) + own)
                 for before, own in shape.lengths)  # that attend
     weights = shape.tokens * (layers * 2 * D**2 + (layers - 1) * rest) + shape.answers * rest
@@ -153,8 +148,7 @@ def gpu() -> tuple[str, float]:
 
 
 def number_of_examples(config: Config, stage: StageConfig, data: Path | None) -> tuple[int, str]:
-    """How many examples an epoch has, and the source of that number. Raises UserError if `data` has
-    none."""
+    """How many examples an epoch has, and who says so. Raises UserError if `data` has none."""
     folder = data or DATA / ("toy" if config.from_scratch else "librispeech")
     manifest = folder if folder.is_file() else folder / f"{stage.data}.json"
     if data or manifest.is_file():
@@ -180,8 +174,7 @@ def hours_of(config: Config, stage: StageConfig, n_examples: int, plan: Plan) ->
 
 
 def plan_of_stage(config: Config, stage: StageConfig, examples: tuple[int, str], plan: Plan) -> str:
-    """The plan of one stage, as text, with the memory of each process. `examples` are how many an
-    epoch has, and the source of that number."""
+    """The plan of one stage, as text, with the memory of each process and `number_of_examples`."""
     counts = count_parameters(config, stage)
     parts = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
     auto = "float32" if config.from_scratch and not torch.cuda.is_available() else "bfloat16"
@@ -210,8 +203,7 @@ def plan_of_stage(config: Config, stage: StageConfig, examples: tuple[int, str],
 
 
 def show(size: str, stages: list[StageConfig], data: Path | None, plan: Plan) -> None:
-    """`train.py --dry-run`: print the plan of each of the `stages`, on `data` or by default on that
-    of the authors. Raises UserError if `data` has no examples."""
+    """`train.py --dry-run`: print the plan of each stage, on `data` or by default the authors'."""
     config, hours = SIZES[size][0], 0.0
     for stage in stages:
         examples = number_of_examples(config, stage, data)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..data import load_clip
 from ..errors import UserError, require
 from ..model import Audio, Diffa2Model
+from .checkpoint import fingerprint
 from .files import save_tensors
 from .processes import World
 
@@ -42,12 +43,9 @@ class FeatureCache:
 
     def fingerprint(self) -> str:
         """Identifies the encoder: its weights, its configs, its dtype and its device."""
-        config = self.model.config
-        about = (config.audio, config.whisper, self.dtype, self.device.type)
-        digest = hashlib.sha256(repr(about).encode())
-        for tensor in self.model.whisper.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
+        config, weights = self.model.config, fingerprint(self.model.whisper.state_dict())
+        about = (config.audio, config.whisper, self.dtype, self.device.type, weights)
+        return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
     def file_of(self, path: Path) -> Path:
         """Where the hidden states of a clip are kept. A clip that has changed since an earlier run
@@ -93,10 +91,9 @@ class FeatureCache:
 
     def prepare(self, paths: list[Path], progress: Callable, skip_broken: bool = False,
                 world: World | None = None) -> dict[Path, str]:
-        """Encode the clips that are to be kept and are not yet; with a folder, each process encodes
-        a part of them. `progress` wraps the list of paths. Returns what is wrong with clips that
-        cannot be read. Raises UserError if there is one and `skip_broken` is off, or if the
-        folder's disk has too little space."""
+        """Encode the clips that are to be kept and are not yet; with a folder, each process a part
+        of them. `progress` wraps the list of paths. Returns what is wrong with clips that cannot be
+        read. Raises UserError if one is and `skip_broken` is off, or if the disk is too small."""
         paths, broken = list(dict.fromkeys(paths)) if self.keeps_features else [], []
         world = world or World()
         if self.folder:
@@ -125,7 +122,7 @@ class FeatureCache:
                 f"free for {n_clips:,} clips, got {free / 2**30:.1f} GiB; choose another folder")
 
     def __call__(self, paths: list[Path], clips: list[tuple[Tensor, int]] | None = None) -> Audio:
-        """Hidden states of a batch of clips: from `clips`, log-mels [n_mels, M] with their numbers
-        of frames, if given; else from what is kept or the files."""
+        """Hidden states of a batch: of `clips`, log-mels [n_mels, M] with their numbers of frames,
+        if given; else from what is kept or the files."""
         audios = [self.encode(*clip) for clip in clips] if clips else list(map(self.get, paths))
         return Audio(*(torch.stack([getattr(audio, name) for audio in audios]) for name in NAMES))

@@ -3,10 +3,11 @@
 import itertools
 import multiprocessing
 import os
+import re
 import signal
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import resource_tracker
 
 import torch
@@ -39,9 +40,8 @@ def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, see
 def count_workers(asked: int | None, loads: bool, n_beside: int) -> int:
     """How many processes load audio: `asked`, or by default, if any is to be loaded, the cores that
     each of the `n_beside` training processes on this machine has, and 8 at most."""
-    if asked is not None:
-        return asked
-    return min(8, (os.cpu_count() or 1) // n_beside) if loads else 0
+    default = min(8, (os.cpu_count() or 1) // n_beside) if loads else 0
+    return default if asked is None else asked
 
 
 @contextmanager
@@ -62,8 +62,8 @@ def signals_blocked() -> Iterator[None]:
 
 def leave_process_group(worker: int) -> None:
     """Protect a loading process from signals to the whole process group, as torchrun and a terminal
-    send them: the training process that it works for still has to finish its step and save. It can
-    still be terminated alone: it ends when that process does, however that ends."""
+    send them: the training process still has to finish its step and save. One to it alone, or the
+    end of the training process, still ends it."""
     if hasattr(os, "setpgrp"):  # Windows has no such groups
         os.setpgrp()
         while signal.sigpending() & STOP_SIGNALS:  # discard what has been delayed
@@ -72,19 +72,17 @@ def leave_process_group(worker: int) -> None:
 
 
 def worker_has_died(error: BaseException | None) -> bool:
-    """Whether an error says that a loading process has ended: a broken connection to it, or torch's
-    own message."""
-    said = ("DataLoader worker (pid", "received 0 items of ancdata",
-            "got end of file during message")
+    """Whether an error says that a loading process has ended: a broken connection, or torch's own
+    message."""
+    said = "DataLoader worker .pid|received 0 items of ancdata|got end of file during message"
     return isinstance(error, (ConnectionError, EOFError)) or (
-        isinstance(error, (RuntimeError, OSError)) and any(words in str(error) for words in said))
+        isinstance(error, (RuntimeError, OSError)) and bool(re.search(said, str(error))))
 
 
-class StageLoader:
-    """The steps of a stage, each with this process's batches for it, loaded ahead of time by
-    `n_workers` processes, which the end of `with loader` ends. `order` gives the steps as `batches`
-    does; each is divided by `BatchDataset.micro_batches`. Raises UserError at the end of the block
-    if one of its processes was killed."""
+class StageLoader(AbstractContextManager):
+    """The steps that `order` gives as `batches` does, each with this process's micro-batches of
+    `size`, loaded ahead of time by `n_workers` processes, which end with the block `with loader`.
+    Raises UserError there if one of them was killed."""
 
     def __init__(self, dataset: BatchDataset, order: Iterable[tuple[int, list]], size: int,
                  world: World, n_workers: int):
@@ -98,9 +96,6 @@ class StageLoader:
             self.batches = iter(loader)
         self.waited = 0.0  # total seconds of waiting for batches
 
-    def __enter__(self) -> "StageLoader":
-        return self
-
     def __exit__(self, kind, error, trace) -> None:
         self.batches = None  # ends them
         if worker_has_died(error):
@@ -112,14 +107,12 @@ class StageLoader:
     def __iter__(self) -> Iterator[tuple[int, list, Iterator[Batch]]]:
         """Each step: its number, its entries, and this process's batches."""
         for step, entries, pieces in self.steps:
-            yield step, entries, self.take(len(pieces))
+            yield step, entries, (self.next_batch() for _ in pieces)
 
-    def take(self, n: int) -> Iterator[Batch]:
-        """The next n batches."""
-        for _ in range(n):
-            start = time.perf_counter()
-            batch = next(self.batches)
-            self.waited += time.perf_counter() - start
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+    def next_batch(self) -> Batch:
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.waited += time.perf_counter() - start
+        if isinstance(batch, UserError):
+            raise batch
+        return batch

@@ -7,13 +7,8 @@ from typing import NamedTuple
 from ..config import SIZES, Config
 from ..errors import require
 from ..published.sources import locate, locate_all
-from .checkpoint import (
-    Checkpoint,
-    fingerprint,
-    fingerprints_of,
-    load_checkpoint,
-    require_same_parts,
-)
+from . import checkpoint as checkpoints
+from .checkpoint import Checkpoint, fingerprints_of
 
 
 class Source(NamedTuple):
@@ -40,13 +35,13 @@ def find_source(size: str | None = None, checkpoint: str | Path | None = None,
         paths = locate_all(given | {"diffa2": published}, size)
         return Source(SIZES[size][0], None, paths, fingerprints_of(paths))
     path = Path(checkpoint or locate(None, "diffa2", size or "toy"))
-    trained = load_checkpoint(path)
+    trained = checkpoints.load_checkpoint(path)
     found = trained.config.size
     require(size in (None, found), f"{path}: is of size {found}, not {size}; leave --size out")
     paths = locate_all(given, found)
-    fingerprints = fingerprints_of(paths) | {"diffa2": fingerprint(trained.model)}
+    fingerprints = fingerprints_of(paths) | {"diffa2": checkpoints.fingerprint(trained.model)}
     if not other_parts:
-        require_same_parts(path, trained, fingerprints)
+        checkpoints.require_same_parts(path, trained, fingerprints)
     if not trained.fingerprints and any(given.values()):
         print(f"note: {path} does not tell which encoder and backbone it was trained on",
               file=sys.stderr)

@@ -19,8 +19,7 @@ FLAGS = {
     "--data": dict(type=Path, help="a manifest, or a folder of them (default: the toy world)"),
     "--validation": dict(type=Path, help="to measure on (default: validation.json beside --data)"),
     "--test": dict(type=Path, nargs="+", default=[], metavar="MANIFEST", help="to measure on last"),
-    "--parts": dict(default="both", choices=["whisper", "llada", "both"],
-                    help="what stage 0 pretrains"),
+    "--parts": dict(default="both", choices=["whisper", "llada", "both"], help="of stage 0"),
     "--skip-broken": dict(action="store_true", help="leave out what is broken, and name it"),
     "--skip-nonfinite": dict(action="store_true", help="leave out steps without a finite loss"),
     "--out": dict(type=Path, help="where checkpoints and logs go (default: runs/SIZE)"),
@@ -28,8 +27,7 @@ FLAGS = {
     "--init": dict(type=Path, metavar="CHECKPOINT", help="default: the stage before, in --out"),
     "--other-parts": dict(action="store_true", help="--init may be of other frozen parts"),
     "--resume": dict(action="store_true", help="go on where the run in --out was stopped"),
-    "--whisper": dict(help="weights of the encoder: a file, a folder or a hub name (default: the "
-                           "size's; in stage 0: none)"),
+    "--whisper": dict(help="weights of the encoder: a file, a folder or a hub name"),
     "--llada": dict(help="of the backbone, likewise; with them, stage 0 goes on to its last part"),
     "--diffa2": dict(help="published adapters and LoRA, likewise, instead of --init"),
     "--random-weights": dict(action="store_true", help="instead of downloads: to try a machine"),
@@ -40,8 +38,7 @@ FLAGS = {
     "--batch-size": dict(type=int, help="examples per step"),
     "--grad-accum": dict(type=int, help="pieces of a process's part of a batch, to save memory"),
     "--lr": dict(type=float, help="peak learning rate"),
-    "--masking": dict(choices=["published", "low-variance"], help="of stages 1 to 3 (default: the "
-                   "size's, published): an estimate of the same bound with less variance"),
+    "--masking": dict(choices=["published", "low-variance"], help="of stages 1 to 3"),
     "--warmup": dict(type=int, help="steps"),
     "--lora-dropout": dict(type=float, help="of LoRA's inputs in stage 3, from 0 to 0.99"),
     "--adapter-dropout": dict(type=float, help="of the acoustic adapter in stages 2 and 3"),
@@ -50,10 +47,8 @@ FLAGS = {
     "--sample-every": dict(type=int, default=200, help="steps between decoded samples"),
     # on which machine, and how its memory and time are used
     "--device": dict(default="auto", choices=["auto", "cpu", "cuda", "mps"]),
-    "--dtype": dict(default="auto", choices=["auto", *DTYPES],
-                    help="of the frozen parts (auto: bfloat16 on CUDA)"),
-    "--recompute": dict(choices=["nothing", "feed-forward", "blocks"],
-                        help="to save memory (default: blocks, for downloaded weights)"),
+    "--dtype": dict(default="auto", choices=["auto", *DTYPES], help="of the frozen parts"),
+    "--recompute": dict(choices=["nothing", "feed-forward", "blocks"], help="to save memory"),
     "--threads": dict(type=int, help="CPU threads (default: one per core)"),
     "--seed": dict(type=int, default=42),
     "--workers": dict(type=int, help="processes that load audio (default: 0 to 8, as needed)"),
@@ -96,10 +91,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     contradictions = {
         "--init and --diffa2 exclude each other; choose one": args.init and args.diffa2,
         "--shard and --compile exclude each other; choose one": args.shard and args.compile,
-        "--shard splits among processes; start them with: torchrun --nproc_per_node=N":
-            args.shard and args.processes == 1,
-        "--shard takes one of stages 1 to 4 at a time; name it: --stage 1":
-            args.shard and len(args.stages) != 1 and not args.dry_run,
+        "--shard splits one stage among processes: torchrun --nproc_per_node=N train.py --stage 1":
+            args.shard and (args.processes == 1 or len(args.stages) != 1 and not args.dry_run),
         "--dry-run plans stages 1 to 4; leave out --stage 0": args.dry_run and args.stage == "0",
         f"--size {args.size} has stages {', '.join(map(str, stages))}":
             not set(args.stages) <= set(stages),
@@ -128,12 +121,10 @@ def micro_batch(args: argparse.Namespace, stage: StageConfig) -> int:
     """How many examples a process computes at once. Raises UserError if the batch cannot be divided
     as the flags want it."""
     size, n, n_pieces = stage.batch_size, args.processes, args.grad_accum
-    require(size >= n, f"--batch-size {size}: expected an example for each of {n} processes; raise "
-                       "it")
+    require(size >= n, f"--batch-size {size}: expected one for each of {n} processes; raise it")
     for flag, divisor in {"--shard": n * args.shard, "--grad-accum": n * (n_pieces or 0)}.items():
-        require(not divisor or size % divisor == 0,
-                f"--batch-size: expected a multiple of {divisor}, for {n} processes and {flag}, "
-                f"got {size}")
+        require(not divisor or size % divisor == 0, f"--batch-size: expected a multiple of "
+                f"{divisor}, for {n} processes and {flag}, got {size}")
     per_process = math.ceil(size / n)
     n_pieces = n_pieces or math.ceil(per_process / (stage.micro_batch or per_process))
     return math.ceil(per_process / n_pieces)

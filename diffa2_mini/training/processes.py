@@ -21,13 +21,10 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from ..errors import UserError, out_of_memory, require
 
-# Between steps one process may download weights, encode clips or save while the others wait for it.
-BARRIER_TIMEOUT = timedelta(days=7)
-# Within a step all do the same work: a process that is a minute late with its gradient is lost,
-GRADIENT_TIMEOUT = timedelta(minutes=1)
-COMPILED_GRADIENT_TIMEOUT = timedelta(hours=1)  # unless torch.compile may be at work
-# what torchrun sets for each process
-TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+BARRIER_TIMEOUT = timedelta(days=7)  # between steps, when one may download, encode or save
+GRADIENT_TIMEOUT = timedelta(minutes=1)  # within a step, when all do the same work
+COMPILED_GRADIENT_TIMEOUT = timedelta(hours=1)  # likewise, with torch.compile
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # of each process
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,7 @@ class World:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this process: with CUDA a GPU of its own. Raises UserError if there are too
-        few."""
+        """The device of this process: of GPUs its own. Raises UserError if there are too few."""
         if device.type != "cuda" or self.size == 1:
             return device
         n_cards = torch.cuda.device_count()
@@ -64,8 +60,8 @@ class World:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process runs the block first, then the first process of every other machine,
-        then the rest: each finds the files that those before it have made."""
+        """Run the block in the main process first, then in the first process of each other machine,
+        then in the rest: each finds the files that those before it have made."""
         mine = 0 if self.is_main else min(self.local_rank, 1) + 1
         for turn in range(3):
             if turn == mine:
@@ -95,16 +91,14 @@ class World:
 
     @torch.no_grad()
     def broadcast_parameters(self, parameters: list[nn.Parameter]) -> None:
-        """Give all processes the main process's values: random initialisation may differ between
-        machines."""
+        """Give all the main process's values: random initialisation may differ between machines."""
         self.wait()
         for parameter in parameters if self.size > 1 else []:
             distributed.broadcast(parameter, 0, group=self.step_group)
 
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the processes. A missing gradient counts as zero: a
-        batch of clips too short for a semantic embedding does not reach the semantic adapter. A
-        single process sets it to zero too, so that its optimiser makes the same step."""
+        """Replace each gradient by its sum over the processes. A missing one becomes zero, of one
+        process too: clips too short for a semantic embedding do not reach that adapter."""
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -124,9 +118,9 @@ def has_lost_another(error: RuntimeError) -> bool:
 
 @contextmanager
 def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
-    """This process's place among the `size` processes that torchrun has started; a World of one if
-    it has not. All but the main process print nothing, and each exits at the end of the block.
-    Raises UserError when another process is lost."""
+    """This process's place among the `size` that torchrun has started. If there are several, all
+    but the main one print nothing, and each exits at the end of the block. Raises UserError when
+    another is lost."""
     if size == 1:
         yield World()
         return
@@ -156,8 +150,8 @@ def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
 
 
 def shard_blocks(blocks: nn.ModuleList, world: World, device: torch.device) -> None:
-    """Shard the frozen weights of each block over the processes (FSDP). A block's weights are
-    gathered on the device when it runs, and freed again. Its trainable weights stay whole."""
+    """Shard the frozen weights of each block over the processes (FSDP): they are gathered on the
+    device when it runs, and freed again. Its trainable weights stay whole."""
     from torch.distributed.fsdp import fully_shard  # here, as it takes a second or two
 
     require("ignored_params" in inspect.signature(fully_shard).parameters,

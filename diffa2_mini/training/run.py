@@ -4,6 +4,7 @@ import itertools
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -109,8 +110,8 @@ class Run:
                     first_step: int) -> None:
         """Print what a stage trains, how much of the model that is, on which data; what of it is
         too long; and after which step a resumed one goes on."""
-        n_all = sum(p.numel() for p in self.model.parameters())
-        n_trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        n_all, n_trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
         print(f"\nstage {stage.number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
               f"  trainable parameters: {n_trained:,} of {n_all:,} ({n_trained / n_all:.2%})\n"
               f"  {len(examples):,} examples of {self.data.manifests[stage.number]}, {n_steps:,} "
@@ -131,7 +132,7 @@ class StageProgress:
         self.bar: tqdm = progress(total=n_steps, initial=first_step, unit="step",
                                   desc=f"  stage {stage.number}", disable=not run.world.is_main)
         self.start = time.perf_counter()
-        self.n_nonfinite, self.n_broken = 0, 0  # steps, clips
+        self.skipped = Counter()
 
     @property
     def seconds(self) -> float:
@@ -148,9 +149,9 @@ class StageProgress:
 
     def end_step(self, row: dict, lengths: list[tuple[int, int]], n_masked: int, n_broken: int
                  ) -> dict[str, float]:
-        """How fast a step was, on answers of these `lengths`, for the log: `mfu` is its share of
-        the operations that the device can do in that time (model FLOPs utilisation). `row` is what
-        else the log has of it; the bar shows some of both."""
+        """How fast a step was, on answers of these `lengths`, for the log: `mfu` (model FLOPs
+        utilisation) is its share of the operations that the device can do in that time. `row` is
+        what else the log has of it."""
         run, stage, seconds = self.run, self.stage, time.perf_counter() - self.step_start
         n_clips = 0 if run.features.keeps_features else stage.batch_size  # to be encoded
         shape = Shape(n_clips, lengths * (stage.vrpo_samples if stage.preference else 1), n_masked)
@@ -165,17 +166,15 @@ class StageProgress:
                              tokens_s=f"{speed['tokens_per_second']:.0f}",
                              mfu=f"{speed['mfu']:.0%}", refresh=False)
         self.bar.update()
-        self.n_broken += n_broken
-        if not finite(row):
-            self.n_nonfinite += 1
-            speed["skipped"] = 1
-        return speed
+        is_skipped = not finite(row)
+        self.skipped["steps whose loss or gradient was not finite"] += is_skipped
+        self.skipped["clips that were broken"] += n_broken
+        return speed | ({"skipped": 1} if is_skipped else {})
 
     def print_skipped(self) -> None:
-        if self.n_nonfinite:
-            print(f"  skipped {self.n_nonfinite} steps whose loss or gradient was not finite")
-        if self.n_broken:
-            print(f"  skipped {self.n_broken} clips that were broken")
+        for what, n in self.skipped.items():
+            if n:
+                print(f"  skipped {n} {what}")
 
 
 @dataclass
