@@ -32,14 +32,11 @@ class FeatureCache:
     def __init__(self, model: Diffa2Model, device: torch.device, dtype: torch.dtype,
                  keep: bool = False, folder: Path | None = None):
         self.model, self.device, self.dtype, self.keep = model, device, dtype, keep
+        self.keeps_features = keep or folder is not None
         self.folder = folder and folder / self.fingerprint()
         self.memory: dict[Path, Audio] = {}
         self.incomplete: dict[Path, str] = {}  # what is missing of clips that end early
         self.waited = 0.0  # total seconds of waiting for the disk
-
-    @property
-    def keeps_features(self) -> bool:
-        return self.keep or self.folder is not None
 
     def fingerprint(self) -> str:
         """Identifies the encoder: its weights, its configs, its dtype and its device."""
@@ -106,8 +103,7 @@ class FeatureCache:
             try:
                 self.get(path)
             except UserError as error:
-                if not skip_broken:
-                    raise
+                require(skip_broken, str(error))
                 broken.append((path, str(error)))
         return dict(world.gather(broken))
 

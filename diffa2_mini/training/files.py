@@ -32,8 +32,7 @@ def previous(path: Path) -> Path:
 
 
 def keep_previous(path: Path) -> None:
-    """Give a save a second name, under which it stays when the next one takes its place; on a disk
-    without second names, copy it."""
+    """Give a save a second name, or on a disk without these a copy, before the next replaces it."""
     previous(path).unlink(missing_ok=True)
     try:
         os.link(path, previous(path))
@@ -89,8 +88,7 @@ def append(path: Path, text: str) -> None:
 
 
 def load_last(path: Path, load: Callable):
-    """`load` the last save; if it is damaged, say so, put the one before in its place and load
-    that."""
+    """`load` the last save; or if it is damaged the one before, which then takes its place."""
     try:
         return load(path)
     except UserError as error:
@@ -104,8 +102,7 @@ def load_last(path: Path, load: Callable):
 
 def lock(out: Path, name: str = ""):
     """Hold a run's folder, or the file of this name in it, until the returned file is closed or
-    this process ends, whatever becomes of those that load audio for it. Raises UserError if another
-    run holds it."""
+    this process ends. Raises UserError if another run holds it."""
     path = out / (f".{name}.lock" if name else ".lock")
     with writing(path):
         file = open(path, "w")

@@ -20,8 +20,8 @@ class RunFolder:
     their first step, which tell what a saved stage must agree with. `saved` has those that are
     there, if the run is to `resume`. Raises UserError if the folder is another run's.
 
-    The lock is kept until `stack` closes. A new folder is made when the run `claim`s it: a run that
-    is refused before leaves none behind."""
+    It is locked until `stack` closes, and if it is new made by `claim`, to which no run that is
+    refused comes."""
 
     def __init__(self, out: Path, begun: dict[int, Checkpoint], resume: bool, world: World,
                  stack: ExitStack):
@@ -52,8 +52,7 @@ class RunFolder:
                 if number not in self.saved or not self.saved[number].done]
 
     def lock(self) -> None:
-        """Keep other runs out. Raises UserError if one is here, or was and this one does not
-        resume."""
+        """Keep other runs out. Raises UserError if one is here, or was and is not resumed."""
         if self.world.is_main:
             self.stack.enter_context(files.lock(self.out))
             require(self.resume or not any(self.path(number).exists() for number in self.begun),
@@ -61,8 +60,7 @@ class RunFolder:
                     "--out")
 
     def note(self, number: int, settings: dict, **fingerprints: str) -> None:
-        """Note what else a stage is begun with. Raises UserError if the saved stage was begun with
-        another, as far as is known by now."""
+        """Note what else a stage is begun with. Raises UserError if the saved one had another."""
         begun = self.begun[number]
         begun.settings |= settings
         begun.fingerprints |= fingerprints
@@ -74,8 +72,8 @@ class RunFolder:
 
     def note_origins(self, fingerprints: dict[str, str], dtype: torch.dtype,
                      manifests: dict[int, Path]) -> None:
-        """Note what the stages are trained on: the files of the model's parts, random where there
-        are none, the dtype of those that are frozen, and the manifests."""
+        """Note what the stages are trained on: the files of the model's parts (without, these are
+        random), the dtype of those that are frozen, and the manifests."""
         self.fingerprints = dict.fromkeys(("whisper", "llada", "diffa2"), "random") | fingerprints
         for number, path in manifests.items():
             origins = {part: self.fingerprints[part] for part in ("whisper", "llada")}

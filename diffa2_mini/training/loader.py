@@ -8,8 +8,10 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from multiprocessing import resource_tracker
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -26,15 +28,14 @@ def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, see
             ) -> Iterator[tuple[int, list]]:
     """For each step from `first_step` on: the step, and its entries. Epochs follow each other
     without a gap: each example comes exactly once per epoch, whatever the batch size."""
-    order, order_of = None, None  # of the examples, in this epoch
+    @lru_cache(maxsize=1)
+    def order_of(epoch: int) -> np.ndarray:
+        return stream("order", seed, stage, epoch).permutation(n_examples)
+
     for step in range(first_step, n_steps):
-        entries = []
-        for position in range(step * batch_size, (step + 1) * batch_size):
-            epoch, at = divmod(position, n_examples)
-            if epoch != order_of:
-                order_of, order = epoch, stream("order", seed, stage, epoch).permutation(n_examples)
-            entries.append(Entry(epoch, int(order[at]), len(entries)))
-        yield step, entries
+        positions = [divmod(step * batch_size + place, n_examples) for place in range(batch_size)]
+        yield step, [Entry(epoch, int(order_of(epoch)[at]), place)
+                     for place, (epoch, at) in enumerate(positions)]
 
 
 def count_workers(asked: int | None, loads: bool, n_beside: int) -> int:

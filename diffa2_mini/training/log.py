@@ -24,8 +24,7 @@ def read_row(line: bytes) -> dict | None:
 
 
 class Log:
-    """A run's log.jsonl: a line of JSON for each step, and for each measurement. Of several
-    processes one `writes` it."""
+    """A run's log.jsonl: a line of JSON for each step and measurement. One process `writes` it."""
 
     def __init__(self, path: Path, writes: bool = True):
         self.path, self.writes = path, writes

@@ -6,7 +6,6 @@ Frozen parameters need no exchange, and can be sharded over the GPUs.
 """
 
 import inspect
-import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -75,7 +74,7 @@ class World:
             return items
         by_rank = [None] * self.size
         distributed.all_gather_object(by_rank, items)
-        return list(itertools.chain(*by_rank))
+        return [item for items in by_rank for item in items]
 
     def require_equal(self, value, message: str) -> None:
         """Raise UserError in all processes unless they have the same value."""
