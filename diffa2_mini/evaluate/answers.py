@@ -53,6 +53,7 @@ class Respondent:
     parts: tuple[str, ...]  # what it splices into the prompt
     decode: DecodeConfig
     generate: Callable = generate_responses
+    after_batch: Callable[[], None] = lambda: None  # may raise, to end early
 
     @torch.no_grad()
     def answer(self, examples: list[Example], batch_size: int = 64,
@@ -72,6 +73,7 @@ class Respondent:
                                           numbers[start:start + batch_size])
             answers += [tokenizer.decode(row) for row in tokens.tolist()]
             n_passes += n
+            self.after_batch()
         return answers, n_passes
 
 

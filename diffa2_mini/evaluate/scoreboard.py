@@ -15,7 +15,7 @@ from ..errors import require
 from ..training.files import write_whole
 from . import scoring
 from .answers import Answer
-from .benchmarks import BENCHMARKS, BenchmarkQuestion, rows_of
+from .benchmarks import BenchmarkQuestion, rows_of
 from .scoring import WordErrors, normalise, word_errors
 
 INCOMPLETE = "clips that end early or are damaged, used as far as they go"
@@ -55,7 +55,8 @@ class Report(NamedTuple):
 def report(examples: list[Example], answers: list[str]) -> Report:
     """Score answers. `open`, `lettered` and `caption` are means over types, `overall` over
     questions; `wer` is the word error rate of transcripts."""
-    right, errors, groups = defaultdict(list), [], defaultdict(list)
+    right, errors = defaultdict(list), []
+    groups = {"open": [], "lettered": [], "caption": []}
     for example, text in zip(examples, answers, strict=True):
         right[example.domain, example.type].append(scoring.is_right(example, text))
         if example.type == "asr":
@@ -65,19 +66,17 @@ def report(examples: list[Example], answers: list[str]) -> Report:
         groups["lettered" if type.endswith("+abcd") else "open"].append(value)
         if type == "caption":
             groups["caption"].append(value)
-    figures = {name: float(np.mean(groups[name])) for name in ("open", "lettered", "caption")
-               if groups[name]}
+    figures = {name: float(np.mean(values)) for name, values in groups.items() if values}
     figures["overall"] = float(np.mean(sum(right.values(), [])))
     figures["worst_open"] = min(groups["open"], default=math.nan)
     if errors:
         figures["wer"] = word_error_rate(errors)
-    domains = sorted({domain for domain, _ in accuracy})
+    domains, types = (sorted({*names}) for names in zip(*accuracy))
+    cells = {key: f"{value:.2f}" for key, value in accuracy.items()}
     lines = [f"{'question':14}" + "".join(f"{domain:>10}" for domain in domains)]
-    types = {type for _, type in accuracy}
-    for type in sorted(types, key=lambda type: (type.endswith("+abcd"), type)):
-        cells = [f"{accuracy[domain, type]:.2f}" if (domain, type) in accuracy else ""
-                 for domain in domains]
-        lines.append(f"{type:14}" + "".join(f"{cell:>10}" for cell in cells))
+    for type in sorted(types, key=lambda type: type.endswith("+abcd")):
+        row = (cells.get((domain, type), "") for domain in domains)
+        lines.append(f"{type:14}" + "".join(f"{cell:>10}" for cell in row))
     summary = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
     return Report(accuracy, figures, "\n".join([*lines, f"{len(examples)} questions: {summary}"]))
 
@@ -91,16 +90,15 @@ def so_far(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> st
     return f"accuracy {np.mean(verdicts):.3f}" if verdicts else ""
 
 
-def percent(*values: float) -> str:
-    return " to ".join(f"{100 * value:.1f}" for value in values)
-
-
 def accuracy_of(verdicts: list[tuple[bool, bool]]) -> dict:
     """Counts and shares of (right by the benchmark's rule, right with bare letters mended)."""
-    right, mended = map(sum, zip(*verdicts))
-    n = len(verdicts)
+    n, (right, mended) = len(verdicts), map(sum, zip(*verdicts))
     return {"count": n, "right": right, "accuracy": right / n, "interval": wilson(right, n),
             "mended": mended / n}
+
+
+def percent(*values: float) -> str:
+    return " to ".join(f"{100 * value:.1f}" for value in values)
 
 
 def as_cells(accuracy: dict) -> tuple[str, ...]:
@@ -117,11 +115,11 @@ def score_choices(name: str, questions: list[BenchmarkQuestion], replies: dict[s
         reply = replies.get(question.id, "")
         mended = scoring.score_mended(reply, question.answer, question.choices)
         verdicts.append((question.judge(reply), mended))
-        for title in BENCHMARKS[name].tables:
+        for title in question.benchmark.tables:
             for row in rows_of(title, question.row):
                 rows[title][row].append(verdicts[-1])
-    tables = {title: {row: accuracy_of(found) for row, found in sorted(rows[title].items())}
-              for title in rows}
+    tables = {title: {row: accuracy_of(found) for row, found in sorted(table.items())}
+              for title, table in rows.items()}
     result = {
         "overall": accuracy_of(verdicts) if verdicts else None,
         "bare_letters": sum(map(scoring.is_bare_letter, replies.values())),

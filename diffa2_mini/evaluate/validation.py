@@ -44,15 +44,11 @@ class Validator:
 
     def answers(self, stage: StageConfig, examples: list[Example]) -> list[str]:
         """What the model answers, decoded with the default settings."""
-        texts, config = [], self.model.config
-        respondent = Respondent(self.features, self.tokenizer, stage.audio, config.decode)
-        size = 64 if config.from_scratch else stage.micro_batch
+        config = self.model.config
+        respondent = Respondent(self.features, self.tokenizer, stage.audio, config.decode,
+                                after_batch=self.after_batch)
         with self.evaluating():
-            for start in range(0, len(examples), size):
-                numbers = range(start, start + size)
-                texts += respondent.answer(examples[start:start + size], size, numbers)[0]
-                self.after_batch()
-        return texts
+            return respondent.answer(examples, 64 if config.from_scratch else stage.micro_batch)[0]
 
     def report(self, stage: StageConfig, examples: list[Example]) -> scoreboard.Report:
         """How good the answers are."""
@@ -68,16 +64,15 @@ class Validator:
         """Held-out pairs in batches of `stage.micro_batch`, on the device."""
         dataset = BatchDataset(pairs, self.seed, stage, self.model.config, self.tokenizer,
                                noise="held-out answers")
-        entries = [Entry(0, i) for i in range(len(pairs))]
-        for start in range(0, len(pairs), stage.micro_batch):
-            batch = dataset[entries[start:start + stage.micro_batch]]
+        for numbers in torch.arange(len(pairs)).split(stage.micro_batch):
+            batch = dataset[[Entry(0, number) for number in numbers.tolist()]]
             yield batch.encoded(self.features, self.features.device)
 
     @torch.no_grad()
     def rank_pairs(self, stage: StageConfig, reference: dict[str, Tensor],
                    examples: list[Example]) -> dict[str, float]:
-        """How often the implicit reward ranks the chosen answer first, and the mean margin, over
-        every sixth pair among the examples; both are printed. Nothing if there are no pairs."""
+        """Print how often the implicit reward ranks the chosen answer first, and the mean margin,
+        over every sixth pair among the examples. Nothing if there are no pairs."""
         pairs, margins = [example for example in examples if example.rejected][::6], []  # [B] each
         if not pairs:
             tqdm.write("  no held-out example has a rejected answer: how pairs are ranked is not "

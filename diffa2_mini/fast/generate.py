@@ -19,7 +19,7 @@ from ..decode import commit, finished, tokens_in_step
 from ..model import Diffa2Model
 from ..noise import stream
 from ..tokenizer import Prompt, Tokenizer
-from .state import DecodingState, block_states
+from .state import DecodingState
 
 
 @dataclass
@@ -48,10 +48,15 @@ class ActiveBlock:
 def predict(block: ActiveBlock, config: DecodeConfig, tokens: Tensor, positions: Tensor,
             fresh: bool) -> Tensor:
     """Logits [b, n, V] at `positions` [b, n] of the block, from all `tokens` [b, R]. `fresh` renews
-    a cache. With guidance: uncond + (s + 1)(cond - uncond)."""
-    logits = []
+    a cache; else only the block is computed, and with a prefix cache all after it. With guidance:
+    uncond + (s + 1)(cond - uncond)."""
+    logits, has_cache = [], config.cache != "none"
+    end = tokens.shape[1] if config.cache == "prefix" else block.stop
     for state in block.states:
-        hidden = block_states(state, tokens, block.start, block.stop, config.cache, fresh)
+        if fresh or not has_cache:
+            hidden = state.forward_all(tokens, keep=has_cache)[:, block.start:block.stop]
+        else:
+            hidden = state.forward_block(tokens, block.start, end, config.capture)
         logits.append(state.logits(hidden.take_along_dim(positions[..., None], 1)))  # [b, n, V]
     if config.cfg > 0:
         conditional, unconditional = logits
@@ -157,9 +162,6 @@ def generate(state: DecodingState, config: DecodeConfig, eos_id: int, top: int =
         kept = active.tolist()  # waits for the device
         rows, numbers = rows[active], [numbers[i] for i in kept]
         states = [each.rows(kept) for each in states]
-        if config.capture and tokens.is_cuda:
-            for each in states:
-                each.capture()
         stop = min(start + config.block_length, states[0].response.shape[1])
         block = ActiveBlock(start, stop, rows, numbers, states)
         for step in fill_block(block, tokens, config, top):

@@ -14,12 +14,12 @@ from torch import nn
 
 def shortest(function: Callable, device: torch.device, n_runs: int) -> float:
     """Seconds that a function takes on a device: the shortest of several runs."""
-    def seconds() -> float:
+    seconds = []
+    for _ in range(n_runs):
         start = now(device)
         function()
-        return now(device) - start
-
-    return min(seconds() for _ in range(n_runs))
+        seconds.append(now(device) - start)
+    return min(seconds)
 
 
 @lru_cache
@@ -78,8 +78,7 @@ def memory_above(function: Callable, device: torch.device, all_of_it: bool = Fal
 
 def bytes_of(field: str) -> int:
     """A figure of this process, from what Linux tells of it."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def glibc() -> ctypes.CDLL | None:

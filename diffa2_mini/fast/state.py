@@ -6,7 +6,6 @@ of everything before the block, and with a *dual cache* of everything after it t
 whenever another token does. Kept ones are an approximation, which a `fresh` step renews.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,9 +35,9 @@ class KeyValueCache:
 
 def empty_caches(llada: Llada, n_rows: int, n_positions: int) -> list[KeyValueCache]:
     """A cache for each block, for B = `n_rows` and S = `n_positions`, in the dtype of its keys."""
-    key = llada.blocks[0].k_proj(llada.wte.weight[:1])
-    n_heads, width = llada.config.n_heads, llada.config.width
-    shape = (n_rows, n_heads, n_positions, width // n_heads)  # [B, H, S, D/H]
+    block = llada.blocks[0]
+    key = block.heads(block.k_proj(llada.wte.weight[None, :1]))  # [1, H, 1, D/H]
+    shape = (n_rows, key.shape[1], n_positions, key.shape[3])
     return [KeyValueCache(key.new_zeros(shape), key.new_zeros(shape)) for _ in llada.blocks]
 
 
@@ -62,19 +61,14 @@ class DecodingState:
         if self.valid.all():
             self.valid = None  # attention without a mask is faster
         self.caches: list[KeyValueCache] = []
-        self.run_slice: Callable = self.forward_slice  # or the same as a CUDA graph
-
-    def capture(self) -> None:
-        """Run `forward_slice` as a CUDA graph from now on."""
-        if not isinstance(self.run_slice, Captured):
-            self.run_slice = Captured(self.forward_slice)
+        self.captured: Captured | None = None  # `forward_slice` as a CUDA graph
 
     def rows(self, keep: list[int]) -> "DecodingState":
         """The state of these rows alone, with an empty cache; with all rows, the state itself."""
         if len(keep) == len(self.lengths):
             return self
-        kept = ([values[i] for i in keep] for values in
-                (self.audio_embeddings, self.prompts, self.lengths))
+        batch = (self.audio_embeddings, self.prompts, self.lengths)
+        kept = ([values[i] for i in keep] for values in batch)
         return DecodingState(self.model, *kept, self.mask_id)
 
     def unconditional(self) -> "DecodingState":
@@ -93,11 +87,15 @@ class DecodingState:
             caches = place(self.caches, torch.arange(x.shape[1], device=x.device))
         return self.model.llada(x, self.valid, self.positions, caches, self.n_before)
 
-    def forward_block(self, tokens: Tensor, start: int, stop: int) -> Tensor:
-        """Hidden states [B, n, D] of the n tokens from `start` to `stop`, with the cache."""
+    def forward_block(self, tokens: Tensor, start: int, stop: int, capture: bool = False) -> Tensor:
+        """Hidden states [B, n, D] of the n tokens from `start` to `stop`, with the cache; on CUDA
+        as a CUDA graph, if it is to `capture` one."""
         at = torch.arange(self.n_before + start, self.n_before + stop, device=tokens.device)  # [n]
         x = self.model.llada.wte(tokens[:, start:stop])  # [B, n, D]
-        return self.run_slice(x, self.positions[:, at], at)
+        run = self.forward_slice
+        if capture and x.is_cuda:
+            run = self.captured = self.captured or Captured(run)
+        return run(x, self.positions[:, at], at)
 
     def forward_slice(self, x: Tensor, positions: Tensor, at: Tensor) -> Tensor:
         """Hidden states of the embeddings x [B, n, D] at the cache positions `at` [n], whose keys
@@ -106,14 +104,3 @@ class DecodingState:
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.llada.logits(hidden)
-
-
-def block_states(state: DecodingState, tokens: Tensor, start: int, stop: int, cache: str,
-                 fresh: bool) -> Tensor:
-    """Hidden states [B, n, D] of the n tokens from `start` to `stop`. Without a cache each step
-    computes everything, with one a `fresh` step does; the others compute the block, and with a
-    prefix cache all after it too. `cache` is one of CACHES."""
-    if fresh or cache == "none":
-        return state.forward_all(tokens, keep=cache != "none")[:, start:stop]
-    end = tokens.shape[1] if cache == "prefix" else stop
-    return state.forward_block(tokens, start, end)[:, :stop - start]
