@@ -42,7 +42,7 @@ from diffa2_mini.training import checkpoint, dry_run, options
 from diffa2_mini.training.checkpoint import Checkpoint
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder
-from diffa2_mini.training.loader import StageLoader, batches, count_workers
+from diffa2_mini.training.loader import StageLoader, batches
 from diffa2_mini.training.log import finite
 from diffa2_mini.training.manifests import load_data
 from diffa2_mini.training.objective import adamw, learning_rate, set_dropout
@@ -146,8 +146,7 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     dataset = BatchDataset(examples, args.seed, stage, run.model.config, run.tokenizer,
                            not run.features.keeps_features, args.skip_broken)
     order = batches(len(examples), stage.batch_size, n_steps, first_step, args.seed, number)
-    loader = StageLoader(dataset, order, stage.micro_batch, world,
-                         count_workers(args.workers, dataset.load, world.local_size))
+    loader = StageLoader(dataset, order, stage.micro_batch, world, args.workers)
     progress = StageProgress(run, stage, loader, n_steps, first_step)
     with loader, progress.bar:
         for step, entries, pieces in loader:
@@ -232,8 +231,7 @@ def train_stages(args: argparse.Namespace, run: Run, init: Checkpoint | None) ->
 def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
     """Stages 1 to 4, or one of them. `stack` closes the lock of the run's folder."""
     config, stages = SIZES[args.size][0], {n: stage_config(args, n) for n in args.stages}
-    begun = {number: checkpoint.begin(config, stage, args.seed)
-             for number, stage in stages.items()}
+    begun = {n: checkpoint.begin(config, stage, args.seed) for n, stage in stages.items()}
     folder = RunFolder(args.out, begun, args.resume, world, stack)
     start = args.init
     if args.stages[0] > 1 and not (args.init or args.diffa2 or args.random_weights):

@@ -38,13 +38,6 @@ def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, see
                      for place, (epoch, at) in enumerate(positions)]
 
 
-def count_workers(asked: int | None, loads: bool, n_beside: int) -> int:
-    """How many processes load audio: `asked`, or by default, if any is to be loaded, the cores that
-    each of the `n_beside` training processes on this machine has, and 8 at most."""
-    default = min(8, (os.cpu_count() or 1) // n_beside) if loads else 0
-    return default if asked is None else asked
-
-
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """Delay the signals until the block ends. Processes started within it do not get them before
@@ -83,10 +76,13 @@ def worker_has_died(error: BaseException | None) -> bool:
 class StageLoader(AbstractContextManager):
     """The steps that `order` gives as `batches` does, each with this process's micro-batches of
     `size`, loaded ahead of time by `n_workers` processes, which end with the block `with loader`.
-    Raises UserError there if one of them was killed."""
+    Raises UserError there if one of them was killed. By default there is one for each core of this
+    training process, and 8 at most; none if no audio is to be loaded."""
 
     def __init__(self, dataset: BatchDataset, order: Iterable[tuple[int, list]], size: int,
-                 world: World, n_workers: int):
+                 world: World, n_workers: int | None):
+        if n_workers is None:
+            n_workers = min(8, (os.cpu_count() or 1) // world.local_size) if dataset.load else 0
         steps = ((step, entries, dataset.micro_batches(entries, size, world.rank, world.size))
                  for step, entries in order)
         self.steps, ahead = itertools.tee(steps)
