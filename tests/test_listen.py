@@ -159,7 +159,7 @@ def test_the_files_of_a_model_are_fingerprinted_once(monkeypatch):
     source = find_source("toy")
     identify_model(source, DECODE, torch.float32, merge=False)
     Diffa2.load(source, torch.device("cpu"), torch.float32)
-    assert len(made) == 2  # encoder and backbone; the checkpoint is in memory
+    assert len(made) == 3  # encoder, backbone, and what the checkpoint has
 
 
 # --------------------------------------------------------------------------------------- packaging

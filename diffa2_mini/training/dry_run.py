@@ -120,7 +120,7 @@ def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
     count."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     E, T = config.whisper.width, config.audio.max_frames // 2
-    rest = 2 * D**2 + 3 * D * H  # all but keys and values, which the last block skips for prompts
+    rest = 2 * D**2 + 3 * D * H  # all but keys and values; in the last block for answers alone
     pairs = sum((before + own) * ((layers - 1) * (before + own) + own)
                 for before, own in shape.lengths)  # that attend
     weights = shape.tokens * (layers * 2 * D**2 + (layers - 1) * rest) + shape.answers * rest
