@@ -23,7 +23,7 @@ from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.listen import Diffa2
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.published.sources import load_tokenizer, locate
+from diffa2_mini.published.sources import load_tokenizer, locate_all
 from diffa2_mini.training.export import save_diffa2
 from diffa2_mini.training.model_source import find_source
 from diffa2_mini.weights import load_diffa2, load_part, trained_tensors
@@ -354,6 +354,10 @@ def test_damaged_and_incomplete_downloads_are_one_clear_line(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "model.safetensors" in error_of(
         load_part, WhisperEncoder(WHISPER), "whisper", tmp_path / "empty")
+
+
+def locate(source, part, size):
+    return locate_all({part: source}, size)[part]
 
 
 def test_a_hub_name_is_looked_up_here_and_in_the_cache(tmp_path, monkeypatch):

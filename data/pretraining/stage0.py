@@ -25,7 +25,7 @@ from diffa2_mini.fast.device import choose_device
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of
-from diffa2_mini.published.sources import load_tokenizer, locate
+from diffa2_mini.published.sources import load_tokenizer, locate_all
 from diffa2_mini.training.files import save_tensors
 from diffa2_mini.training.processes import World
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, world: World) -> None:
     model = Diffa2Model(SIZES[args.size][0], llada=FastLlada).to(device)
     for part, start in (("whisper", args.whisper), ("llada", args.llada)):
         if start:
-            path = locate(start, part, args.size)
+            path = locate_all({part: start}, args.size)[part]
             weights.load_part(getattr(model, part), part, path, device)
 
     def save(part: str) -> None:

@@ -35,13 +35,12 @@ FOUND = ("error", "cut", "incomplete")  # what is wrong with a clip, as an Answe
 
 @dataclass
 class Answer:
-    """A reply to a question, or why there is none. `cut`: the clip was longer than the model takes.
-    `incomplete`: what the clip lacks, if it ends early or is damaged and was used nevertheless."""
+    """A reply to a question, or why there is none."""
 
     reply: str
     error: str = ""
-    cut: bool = False
-    incomplete: str = ""
+    cut: bool = False  # the clip was longer than the model takes
+    incomplete: str = ""  # what a clip lacks that ends early or is damaged, and was used
 
 
 @dataclass(frozen=True)
@@ -173,10 +172,8 @@ def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, be
         try:
             id = id_of(row, seen)
             theirs = row.get("benchmark", benchmark)
-            require(theirs == benchmark, f"answers a question of {theirs}, not of {benchmark}; "
-                                         "check --benchmark")
-            require(id in known, f"{id} is not asked (id#2 is the second answer to id); check "
-                                 "--benchmark and --file")
+            require(theirs == benchmark, f"answers a question of {theirs}, not of {benchmark}")
+            require(id in known, f"{id} is not asked (id#2: the second answer to id); check --file")
             expect_same(row, known[id], by)
             if found := answer_in(row):
                 answers[id] = found
@@ -193,8 +190,7 @@ def questions_in(rows: list[dict], source: Path, benchmark: str) -> list[Benchma
     keys = Counter((id_of(row, Counter()), question.audio, str(row.get("question")))
                    for row, question in zip(rows, questions))
     twice = [id for (id, *_), n in keys.items() if n > 1]
-    require(not twice, f"{source}: a question of {', '.join(twice[:5])} is answered twice; delete "
-                       "an answer")
+    require(not twice, f"{source}: a question of {', '.join(twice[:5])} is answered twice")
     return questions
 
 

@@ -31,8 +31,6 @@ from .scoring import WordErrors
 
 FREE = "free"  # in ToyBench the "difficulty" of a question that is asked without its choices
 MMSU_CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
-
-
 MMAU_PROMPT = (
     "You are given the audio and a multiple-choice question. Choose the best answer based only on "
     "the speech content and style.\n\nQuestion: {question}\n\nChoices:\n{choices}\nAnswer:")
@@ -78,21 +76,20 @@ TOY_FREE = replace(  # a reply that is none of the choices names itself, unless 
 
 @dataclass(frozen=True)
 class BenchmarkQuestion:
-    """A question, its choices in the order in which they are shown; of a transcript there are none.
-    The answer is one of them, or what the file has in its place."""
+    """A question to a model, and what is needed to judge the reply."""
 
     id: str
     audio: Path | None
     prompt: str
-    answer: str
+    answer: str  # one of the choices, or what the file has in its place
     row: dict  # the published fields
     benchmark: Benchmark
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()  # in the order in which they are shown; none of a transcript
 
     @property
     def can_be_scored(self) -> bool:
-        """Whether the answer is one of the choices, and not blank, as those of test sets are; nor
-        without a word, which MMAU's rule would find in any reply."""
+        """Whether the answer is one of the choices and not blank, as those of test sets are; nor
+        without a word, which MMAU's rule finds in any reply."""
         if self.benchmark.choice_of is None:
             return True
         says = scoring.words(self.answer) if self.benchmark.by_words else self.answer.strip()
@@ -130,8 +127,7 @@ def choices_of(row: dict) -> list[str]:
 
 
 def rows_of(title: str, row: dict) -> list[str]:
-    """The rows of a table in which a question counts: one for each combination of the values of its
-    fields."""
+    """The rows of a table in which a question counts: each combination of its fields' values."""
     columns = []
     for name in title.split(" / "):
         values = row.get(name) if isinstance(row.get(name), list) else [row.get(name)]
@@ -147,15 +143,14 @@ def read_question(name: str, row: dict, id: str, root: Path,
     benchmark = BENCHMARKS[name]
     audio = root / text_in(row, benchmark.audio) if row.get(benchmark.audio) else None
     if benchmark.choice_of is None:
-        transcript = text_in(row, *benchmark.answer)
-        return BenchmarkQuestion(id, audio, benchmark.prompt, transcript, row, benchmark)
+        return BenchmarkQuestion(id, audio, benchmark.prompt, text_in(row, *benchmark.answer), row,
+                                 benchmark)
     choices = choices_of(row)
     require(1 <= len(choices) <= 26, f"expected 1 to 26 choices, got {len(choices)}")
     if shuffle is not None:
         rng = np.random.default_rng([shuffle, zlib.crc32(id.encode())])
         choices = rng.permutation(np.array(choices, object)).tolist()
-    # blank in a test set; a row without either field is another benchmark's
-    is_ours = row.keys() & {benchmark.audio, *benchmark.answer}
+    is_ours = row.keys() & {benchmark.audio, *benchmark.answer}  # a test set has no answers
     answer = text_in(row, *benchmark.answer, default="" if is_ours else None)
     answer = next((each for each in choices if each.strip() == answer.strip()), answer)
     if name == "toy" and row.get("difficulty") == FREE:

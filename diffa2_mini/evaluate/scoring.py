@@ -1,10 +1,8 @@
-"""Whether one reply is right, as each benchmark released the rule; and what is wrong with one
-transcript.
+"""Whether a reply is right, by each benchmark's released rule; what is wrong with a transcript.
 
 The rules are kept as they are, with what they get wrong. MMSU's reads "A dog barks" as option A.
-MMAU's, which MMAR shares, compares words alone, so that a bare letter says nothing: it scores 2 of
-MMAU's 1,000 questions when it is always right. Hence a second score: a reply that is only a letter
-stands for its choice's text, and then the words decide.
+MMAU's, which MMAR shares, compares words alone: a bare letter, always the right one, scores 2 of
+its 1,000 questions. Hence a second score, for which a bare letter stands for its choice's text.
 """
 
 import re
@@ -49,8 +47,8 @@ def is_bare_letter(reply: str) -> bool:
 
 
 def mend_letter(reply: str, choices: tuple[str, ...]) -> str:
-    """The reply, or the choice's text where the reply is only its letter. Where the choices are
-    letters themselves, as keys of music are, it is a text already."""
+    """The reply, or the choice's text where the reply is only its letter, and no choice itself, as
+    keys of music are."""
     text = reply.strip()
     if text in map(str.strip, choices) or not is_bare_letter(text):
         return reply

@@ -1,5 +1,5 @@
-"""Where the weights of each size are, and its tokenizer: with us, at a path, or in what was
-downloaded from the Hugging Face hub."""
+"""Where the weights and the tokenizer of each size are: shipped, at a path, or downloaded from the
+Hugging Face hub."""
 
 import os
 import re
@@ -28,8 +28,7 @@ def hub_folders(name: str) -> list[Path]:
     variable = os.environ.get
     home = variable("HF_HOME") or Path(variable("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     hub = variable("HF_HUB_CACHE") or variable("HUGGINGFACE_HUB_CACHE") or Path(home, "hub")
-    hub = Path(os.path.expandvars(Path(hub).expanduser()))
-    cache = hub / f"models--{name.replace('/', '--')}"
+    cache = Path(os.path.expandvars(Path(hub).expanduser()), f"models--{name.replace('/', '--')}")
     main = cache / "refs" / "main"  # names the snapshot to prefer
     preferred = cache / "snapshots" / (main.read_text().strip() if main.is_file() else "")
     return [Path("weights", name), preferred, *sorted(cache.glob("snapshots/*"))]
@@ -77,16 +76,11 @@ def locate_all(sources: dict[str, str | Path | None], size: str) -> dict[str, Pa
     return found
 
 
-def locate(source: str | Path | None, part: str, size: str) -> Path:
-    """The file or folder of one part, as `locate_all` finds it."""
-    return locate_all({part: source}, size)[part]
-
-
 def tokenizer_file(config: Config, llada: str | Path | None = None) -> Path:
     """Where the tokenizer of a size is: with us, or beside the backbone's weights."""
     if config.text.tokenizer.endswith(".bpe"):
         return ASSETS / config.text.tokenizer
-    path = locate(llada, "llada", config.size)
+    path = locate_all({"llada": llada}, config.size)["llada"]
     return (path if path.is_dir() else path.parent) / config.text.tokenizer
 
 

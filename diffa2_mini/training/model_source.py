@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ..config import SIZES, Config
 from ..errors import require
-from ..published.sources import locate, locate_all
+from ..published.sources import locate_all
 from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint, fingerprints_of
 
@@ -34,7 +34,7 @@ def find_source(size: str | None = None, checkpoint: str | Path | None = None,
         size = size or "full"
         paths = locate_all(given | {"diffa2": published}, size)
         return Source(SIZES[size][0], None, paths, fingerprints_of(paths))
-    path = Path(checkpoint or locate(None, "diffa2", size or "toy"))
+    path = Path(checkpoint or locate_all({"diffa2": None}, size or "toy")["diffa2"])
     trained = checkpoints.load_checkpoint(path)
     found = trained.config.size
     require(size in (None, found), f"{path}: is of size {found}, not {size}; leave --size out")
