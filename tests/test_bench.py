@@ -15,7 +15,7 @@ from mini import ROOT
 from diffa2_mini import config as configs
 from diffa2_mini.audio import log_mel
 from diffa2_mini.bench import __main__ as bench
-from diffa2_mini.bench import cases, toy_caches, whole_size
+from diffa2_mini.bench import cases, whole_size
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import AudioConfig, LladaConfig
 from diffa2_mini.data import Example
@@ -87,7 +87,7 @@ def test_the_figures_are_medians_and_are_printed_and_written(
 def test_the_caches_are_measured_on_the_toys_questions(monkeypatch, tmp_path, capsys):
     clip = configs.DATA / "clips" / "three_one_four.wav"
     few = [Example(clip, "How many digits are there?", "3", "", "n", "speech")] * 11
-    monkeypatch.setattr(toy_caches, "load_examples", lambda *about: few)
+    monkeypatch.setattr(cases, "load_examples", lambda *about: few)
     command = ["--toy", "--data", str(tmp_path), "--runs", "1", "--out", str(tmp_path / "toy.json"),
                "--device", "cpu"]
     assert run_script(bench.main, command) == 2

@@ -1,13 +1,12 @@
-"""How fast it is, measured: each case beside what it is to be compared with, on the same random
-weights.
+"""How fast it is: each case beside what it is compared with, on the same random weights.
 
     python -m diffa2_mini.bench                                # the cases for a CPU
     python -m diffa2_mini.bench --toy                          # the caches (after data/toy.py)
     python -m diffa2_mini.bench --size full --random-weights   # at full size, for a GPU
 
-The confidences of random weights mean nothing, so that decoding follows a fixed schedule. A figure
-is the median over `--runs`, in which the variants take turns; behind it stand the fastest and the
-slowest run. It is printed and written as soon as it is there.
+Random weights are never confident, so decoding follows a fixed schedule. A figure is the median
+over `--runs`, in which the variants take turns, with the fastest and the slowest run behind it. It
+is printed and written as soon as it is there.
 """
 
 from ..command.script import begin, run_script
@@ -26,9 +25,8 @@ from ..command.script import Parser
 from ..config import DATA, SIZES
 from ..fast.device import DTYPES, choose_device
 from ..training.files import write_whole
-from .cases import CASES
+from .cases import CASES, toy
 from .timing import machine
-from .toy_caches import toy
 from .whole_size import whole_size
 
 
@@ -37,15 +35,13 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add, choose = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     choose("--toy", action="store_true", help="measure the caches on the toy's questions")
     choose("--size", choices=list(SIZES), help="measure training and decoding of a whole size")
-    add("--data", type=Path, default=DATA / "toy",
-        help="of --toy: the toy world (default: data/toy in a clone)")
+    add("--data", type=Path, default=DATA / "toy", help="of --toy: the toy world")
     add("--random-weights", action="store_true", help="with --size: instead of downloads")
     add("--compile", action="store_true", help="with --size: have torch.compile fuse operations")
-    add("--only", action="append", choices=list(CASES),
-        help="of the cases for a CPU; may be given again")
+    add("--only", action="append", choices=list(CASES), help="of the cases for a CPU; repeatable")
     add("--runs", type=int, default=5)
-    add("--out", type=Path, help="a file for the same as JSON "
-        "(default: runs/bench.json, bench_toy.json or bench_SIZE.json)")
+    add("--out", type=Path, help="the same as JSON (default: runs/bench.json, bench_toy.json or "
+        "bench_SIZE.json)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES])
     add("--threads", type=int, help="CPU threads (default: one per core)")
@@ -59,17 +55,16 @@ def main(argv: list[str]) -> None:
     large = bool(args.size) and not SIZES[args.size][0].from_scratch
     device, dtype, _ = choose_device(args.device, args.dtype, large)
     torch.manual_seed(0)
-    found = {"arguments": argv, "machine": machine(device, dtype), "rows": []}
-    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
-    what = "bench_toy" if args.toy else f"bench_{args.size}" if args.size else "bench"
-    out = args.out or Path("runs", f"{what}.json")
     if args.size:
-        rows = whole_size(args.size, args.runs, device, dtype, args.compile, args.random_weights)
+        name, rows = f"bench_{args.size}", whole_size(args, device, dtype)
     elif args.toy:
-        rows = toy(args.data, args.runs, device)
+        name, rows = "bench_toy", toy(args.data, args.runs, device)
     else:
-        rows = chain.from_iterable(CASES[name](args.runs, device) for name in CASES
-                                   if name in (args.only or CASES))
+        asked = [CASES[case] for case in CASES if case in (args.only or CASES)]
+        name, rows = "bench", chain.from_iterable(case(args.runs, device) for case in asked)
+    out = args.out or Path("runs", f"{name}.json")
+    found = {"arguments": argv, "machine": machine(device, dtype), "rows": []}
+    print(", ".join(f"{what} {value}" for what, value in found["machine"].items()))
     for row in rows:
         print(row)
         found["rows"].append(vars(row) | {"median": row.median})

@@ -23,8 +23,8 @@ MASK_ID, EOS_ID = 5, -1  # no token is EOS: answers have all their tokens
 
 @dataclass
 class Row:
-    """One variant of a case. `ratio` is how many times faster it is than the first variant, or what
-    `of` says. `target` is what the ratio should be."""
+    """One variant of a case. `ratio` is how many times as fast as the first variant it is, or what
+    `of` says; `target` is what it should be."""
 
     case: str
     variant: str
@@ -46,18 +46,17 @@ class Row:
         return text + (f" (target: {self.target})" if self.target else "")
 
 
-def take_turns(case: str, variants: dict[str, Callable], runs: int, device: torch.device
-               ) -> tuple[list[Row], list]:
+def take_turns(case: str, variants: dict[str, Callable], runs: int, device: torch.device,
+               targets: dict[str, str] | None = None) -> tuple[list[Row], list]:
     """Time the variants in turn, so that a change of the machine's speed meets all of them. A first
     run of each does not count. Returns a row for each, and what each returned last."""
-    rows = [Row(case, name) for name in variants]
+    rows = [Row(case, name, target=(targets or {}).get(name, "")) for name in variants]
     for run in range(runs + 1):
         results = []
         for row, variant in zip(rows, variants.values()):
             start = now(device)
             results.append(variant())
-            if run > 0:
-                row.seconds.append(now(device) - start)
+            row.seconds += [now(device) - start] if run > 0 else []
     for row in rows:
         row.ratio = rows[0].median / row.median
     return rows, results
@@ -65,8 +64,7 @@ def take_turns(case: str, variants: dict[str, Callable], runs: int, device: torc
 
 def decode(model: Diffa2Model, clips: list[Tensor], config: DecodeConfig,
            state: type[DecodingState] = DecodingState) -> list[float]:
-    """Answer a prompt about each of the clips [A, D], as a batch; returns the time at the end of
-    each step."""
+    """Answer about the clips [A, D], as a batch; returns the time at the end of each step."""
     n = len(clips)
     batch = state(model, clips, [PROMPT] * n, [config.gen_length] * n, MASK_ID)
     return [now(clips[0].device) for _ in generate(batch, config, EOS_ID)]
@@ -74,10 +72,10 @@ def decode(model: Diffa2Model, clips: list[Tensor], config: DecodeConfig,
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """What the figures depend on. Only Linux tells the model of a CPU."""
-    cpuinfo, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    name = platform.processor() or platform.machine()
     if device.type == "cuda":
         name = torch.cuda.get_device_name()
-    elif cpuinfo.exists():
+    elif (cpuinfo := Path("/proc/cpuinfo")).exists():
         told = re.findall(r"^(cpu family|model|model name)\s*: (.*)", cpuinfo.read_text(), re.M)
         name = " ".join(map(" ".join, told[:3])) or name
     return {"device": name, "dtype": str(dtype), "threads": str(torch.get_num_threads()),

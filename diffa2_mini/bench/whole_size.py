@@ -1,6 +1,7 @@
 """How fast a whole size trains and decodes on a GPU, against a large matrix product and a copy of
 memory there, which are measured in the same run."""
 
+import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from .. import weights
-from ..config import SIZES, DecodeConfig, StageConfig
+from ..config import ACOUSTIC_AND_SEMANTIC, SIZES, DecodeConfig, StageConfig
 from ..data import AnswerBatch, Batch, PreferenceBatch
 from ..fast.compiling import compile_blocks
 from ..fast.device import autocast
@@ -52,12 +53,12 @@ def batch_of(diffa2: Diffa2, stage: StageConfig, n: int) -> Batch:
 
 def training_step(diffa2: Diffa2, stage: StageConfig, n: int) -> Callable:
     """A step on n of the longest clips, or pairs, the encoder's work included."""
-    model, reference = diffa2.model, {}
+    model = diffa2.model
     if "lora" in stage.trains:
         model.add_lora()
     optimizer = torch.optim.AdamW(model.train_only(stage.trains).values(), lr=1e-5)
-    if stage.preference:
-        reference = {name: p.clone() for name, p in weights.trained_tensors(model).items()}
+    reference = {name: p.clone() for name, p in weights.trained_tensors(model).items()
+                 if stage.preference}
     batch, stage = batch_of(diffa2, stage, n), replace(stage, batch_size=n)
 
     def step() -> None:
@@ -113,25 +114,24 @@ def decoding(diffa2: Diffa2, runs: int) -> Iterator[Row]:
     yield step
 
 
-def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, compiled: bool,
-               random: bool) -> Iterator[Row]:
+def whole_size(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Row]:
     """Memory of a training step of each stage on one clip, or pair, with blocks recomputed; then
     decoding, and the speed of stages 1 and 3."""
-    config, stages = SIZES[size]
-    paths = None if random else locate_all({"whisper": None, "llada": None}, size)
+    (config, stages), random = SIZES[args.size], args.random_weights
+    paths = None if random else locate_all({"whisper": None, "llada": None}, args.size)
     model = weights.build(config, paths, device, dtype, FastLlada).eval()
     if random:
         fill_at_random(device, dtype, model.whisper, model.llada)
-    diffa2 = Diffa2(model, ("acoustic", "semantic"), load_tokenizer(config, None, random), device,
-                    dtype)
+    tokenizer = load_tokenizer(config, None, random)
+    diffa2 = Diffa2(model, ACOUSTIC_AND_SEMANTIC, tokenizer, device, dtype)
     model.llada.recompute = "blocks"
     for stage in stages.values():
         used = memory_above(training_step(diffa2, stage, 1), device, all_of_it=True)
         yield Row(f"stage {stage.number}, 1 at once, recomputed", "peak memory",
                   ratio=used and used / dry_run.GIB, of="GiB", target="<= 22")
     merge_lora(model.llada)  # decoding and stage 1 have none beside the weights
-    if compiled:
+    if args.compile:
         compile_blocks(model.whisper.blocks, model.llada.blocks)
-    yield from decoding(diffa2, runs)
+    yield from decoding(diffa2, args.runs)
     for number in {1, 3} & stages.keys():
-        yield from training(diffa2, stages[number], runs)
+        yield from training(diffa2, stages[number], args.runs)
