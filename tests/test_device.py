@@ -12,10 +12,9 @@ from mini import ROOT, SECONDS
 
 from diffa2_mini.config import DecodeConfig
 from diffa2_mini.errors import UserError
-from diffa2_mini.fast.compiling import compile_blocks
+from diffa2_mini.fast.compiling import Captured, compile_blocks
 from diffa2_mini.fast.device import choose_device
 from diffa2_mini.fast.generate import generate
-from diffa2_mini.fast.graphs import Captured
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.tokenizer import Prompt
 

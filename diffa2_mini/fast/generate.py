@@ -2,7 +2,7 @@
 
 `generate` goes through the blocks and `fill_block` through the steps of one. They add
 
-* logits at masks only, a cache (state.py, graphs.py) and classifier-free guidance: `predict`;
+* logits at masks only, a cache (state.py) and classifier-free guidance: `predict`;
 * sampling with a temperature, and random remasking: `uniform`, `gumbel`, `pick`, `sample`;
 * leaving out the rows that are finished: `ActiveBlock`;
 * a record of each step: `Step`, `record`.

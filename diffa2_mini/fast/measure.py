@@ -59,6 +59,10 @@ def peak_memory(device: torch.device) -> str:
 def memory_above(function: Callable, device: torch.device, all_of_it: bool = False) -> int | None:
     """The most bytes in use while `function` runs, less those before it unless `all_of_it`: on CUDA
     of tensors, on Linux of the process. None on other systems."""
+    def bytes_of(field: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
+
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -74,11 +78,6 @@ def memory_above(function: Callable, device: torch.device, all_of_it: bool = Fal
     else:
         return None
     return peak - (0 if all_of_it else before)
-
-
-def bytes_of(field: str) -> int:
-    """A figure of this process, from what Linux tells of it."""
-    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def glibc() -> ctypes.CDLL | None:

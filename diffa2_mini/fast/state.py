@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..llada import Llada
 from ..model import Diffa2Model, lay_out
 from ..tokenizer import Prompt
-from .graphs import Captured
+from .compiling import Captured
 
 CACHES = ("none", "prefix", "dual")
 
