@@ -51,12 +51,11 @@ def _open(path: Path) -> soundfile.SoundFile:
     try:
         require_contents(path, "an audio file")
         require(path.stat().st_size > 0, f"{wanted}, got 0 bytes; copy or download it again")
-    except OSError as error:
-        raise UserError(f"{wanted}, got '{error.strerror}'; check its permissions") from error
-    try:
         sound = soundfile.SoundFile(str(path))
         if sound.format == "WAV" and sound.frames == 0:
             sound = soundfile.SoundFile(_with_size(path))
+    except OSError as error:
+        raise UserError(f"{wanted}, got '{error.strerror}'; check its permissions") from error
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: a .raw file
         raise UserError(f"{wanted} (wav, flac, ogg, mp3), got another format or a damaged header; "
                         "convert it with 'ffmpeg -i INPUT OUTPUT.wav'") from error
@@ -121,16 +120,14 @@ def load_audio(path: str | Path, sample_rate: int = 16_000, max_seconds: float |
 
 def _decode(sound: soundfile.SoundFile, wanted: int, path: str | Path) -> np.ndarray:
     """Up to `wanted` samples, the mean of the channels, float32 [samples]."""
-    rate, n_channels, n_read, blocks = sound.samplerate, sound.channels, 0, []
+    rate, n_read, blocks = sound.samplerate, 0, []
     while n_read < wanted:  # in blocks: a header may claim more than memory holds
-        n = min(BLOCK // n_channels, wanted - n_read)
-        block = np.full((n, n_channels), np.nan, np.float32)
+        n = min(BLOCK // sound.channels, wanted - n_read)
         try:
-            block = sound.read(out=block)
+            block = sound.read(n, "float32", always_2d=True)
         except soundfile.SoundFileError as error:
-            n_read += (~np.isnan(block[:, 0])).sum()  # those before the damage
             raise UserError(f"{path}: expected intact audio, got data that is cut off or damaged "
-                            f"after {n_read / rate:.1f} s; copy it again") from error
+                            f"after {sound.tell() / rate:.1f} s; copy it again") from error
         if len(block) == 0:
             break
         blocks.append(block.mean(axis=1))  # [samples, channels] -> [samples]

@@ -131,11 +131,6 @@ class DecodeConfig(Ranged):
             return self.block_length
         return min(self.steps * self.block_length // self.gen_length, self.block_length)
 
-    @property
-    def passes_per_step(self) -> int:
-        """Forward passes per step: guidance needs a second, unconditional one."""
-        return 2 if self.cfg > 0 else 1
-
     def __post_init__(self):
         super().__post_init__()
         n_blocks, left_over = divmod(self.gen_length, self.block_length)

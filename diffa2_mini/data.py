@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .audio import duration, encoder_frames, load_audio, log_mel
 from .config import AdapterConfig, AudioConfig, Config, StageConfig
-from .diffusion import draw_noise, forward_exactly, forward_process, stratified
+from .diffusion import forward_exactly, forward_process, stratified
 from .errors import UserError, read_text, require
 from .model import Audio
 from .noise import stream
@@ -243,10 +243,10 @@ class BatchDataset:
     def mask_answers(self, rngs: list[np.random.Generator], lengths: list[int], response: Tensor,
                      entries: list[Entry]) -> tuple[Tensor, Tensor, Tensor]:
         """The forward process on `response` [B, R], as the stage's `masking` says."""
-        times, numbers = zip(*map(draw_noise, rngs, lengths), strict=True)
-        uniforms = pad_sequence([torch.from_numpy(row).float() for row in numbers],
+        t, mask_id = torch.tensor([rng.random() for rng in rngs]), self.tokenizer.mask_id  # t: [B]
+        uniforms = pad_sequence([torch.from_numpy(rng.random(length)).float()
+                                 for rng, length in zip(rngs, lengths, strict=True)],
                                 batch_first=True, padding_value=NEVER)  # [B, R]
-        t, mask_id = torch.tensor(times, dtype=torch.float32), self.tokenizer.mask_id  # t: [B]
         if self.stage.masking == "published":
             return forward_process(response, t, uniforms, mask_id)
         t = stratified(t, torch.tensor([entry.place for entry in entries]), self.stage.batch_size)

@@ -19,17 +19,11 @@ What differs: the release divides by the tokens on each device, this by those of
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 EPSILON = 1e-3  # the smallest time
-
-
-def draw_noise(rng: np.random.Generator, n_response: int) -> tuple[float, np.ndarray]:
-    """A time t in [0, 1) and a uniform number per response token [R], float64."""
-    return rng.random(), rng.random(n_response)
 
 
 def forward_process(response: Tensor, t: Tensor, uniforms: Tensor, mask_id: int

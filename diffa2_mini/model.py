@@ -32,16 +32,14 @@ from .lora import add_lora
 from .tokenizer import Prompt
 from .whisper import WhisperEncoder
 
-PREFIXES = {  # part of the model: how the names of its tensors begin
-    "semantic": "semantic_connector.", "acoustic": "acoustic_connector.",
-    "prompts": "trainable_prompts.", "whisper": "whisper.", "llada": "llada."}
+PARTS = {  # the modules of the model, and what we call each as a part
+    "semantic_connector": "semantic", "acoustic_connector": "acoustic",
+    "trainable_prompts": "prompts", "whisper": "whisper", "llada": "llada"}
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a tensor belongs to: a key of PREFIXES, or `lora`."""
-    if "lora_" in name:
-        return "lora"
-    return next(part for part, prefix in PREFIXES.items() if name.startswith(prefix))
+    """The part of the model that a tensor belongs to: one of PARTS, or `lora`."""
+    return "lora" if "lora_" in name else PARTS[name.split(".")[0]]
 
 
 @dataclass
@@ -75,7 +73,7 @@ class Diffa2Model(nn.Module):
         add_lora(self.llada, self.config.lora)
 
     def train_only(self, parts: tuple[str, ...]) -> dict[str, nn.Parameter]:
-        """Freeze all but `parts`, keys of PREFIXES or `lora`; returns the parameters of these."""
+        """Freeze all but `parts`, some of PARTS or `lora`; returns the parameters of these."""
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(part_of(name) in parts)
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -87,7 +85,7 @@ class Diffa2Model(nn.Module):
         return Audio(final, taps, n_frames)
 
     def embed_audio(self, audio: Audio, parts: tuple[str, ...]) -> list[Tensor]:
-        """The embeddings [A, D] of each clip: those of `parts`, keys of PREFIXES, in this order."""
+        """The embeddings [A, D] of each clip: those of `parts`, some of PARTS, in this order."""
         found = {}  # part: its embeddings [.., D] of each clip
         if "semantic" in parts:
             embeddings, n_valid = self.semantic_connector(audio.final, audio.n_frames)

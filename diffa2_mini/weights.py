@@ -14,13 +14,17 @@ training/checkpoint.py, and given away by training/export.py:
 """
 
 if __name__ == "__main__":
-    from .command.script import begin
+    import sys
+
+    from .command.script import begin, run_script
 
     begin(__name__)  # Ctrl-C while the rest is imported
+    from .training.export import main
+
+    sys.exit(run_script(main, sys.argv[1:]))
 
 import json
 import re
-import sys
 import zipfile
 from pathlib import Path
 
@@ -33,11 +37,9 @@ from .errors import UserError, out_of_memory, read_text, require, require_conten
 from .llada import Llada
 from .model import Diffa2Model, part_of
 
-CPU = torch.device("cpu")
 SHIPPED = {part: ASSETS / f"toy_{part}.safetensors" for part in ("whisper", "llada", "diffa2")}
-WHAT = {
-    "whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA",
-    "diffa2": "weights of DIFFA-2"}
+WHAT = {"whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA",
+        "diffa2": "weights of DIFFA-2"}
 LAYOUTS = {  # patterns of the names that we do not need, and of those to be replaced by ours
     "whisper": (r"(model\.)?decoder\.|proj_out\.", [  # OpenAI's has our names, the rest is for
         (r"^(model\.)?encoder\.", ""), (r"^layers\.", "blocks."),  # Hugging Face's
@@ -65,9 +67,8 @@ def files_in(path: Path) -> list[Path]:
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = path / f"{name}.index.json"
         if index.is_file():
-            text = read_text(index, "an index of shards")
             try:
-                shards = json.loads(text)["weight_map"].values()
+                shards = json.loads(read_text(index, "an index of shards"))["weight_map"].values()
                 return [path / shard for shard in sorted(set(shards))]
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{index}: expected a weight_map of shards, got {error!r}; "
@@ -149,7 +150,7 @@ def check_fit(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: st
     require(not wrong, f"{source}: the weights do not fit this model: {listed}")
 
 
-def load_part(module: nn.Module, part: str, path: Path, device: torch.device = CPU,
+def load_part(module: nn.Module, part: str, path: Path, device: torch.device | str = "cpu",
               dtype: torch.dtype = torch.float32) -> None:
     """Fill the encoder (`whisper`) or the backbone (`llada`) of a file or folder in any layout, to
     be on `device` and in `dtype`. Raises UserError."""
@@ -159,8 +160,9 @@ def load_part(module: nn.Module, part: str, path: Path, device: torch.device = C
                             for name, tensor in tensors.items()}, assign=True)
 
 
-def build(config: Config, paths: dict[str, Path] | None = SHIPPED, device: torch.device = CPU,
-          dtype: torch.dtype = torch.float32, llada: type[Llada] = Llada) -> Diffa2Model:
+def build(config: Config, paths: dict[str, Path] | None = SHIPPED,
+          device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+          llada: type[Llada] = Llada) -> Diffa2Model:
     """The model with its frozen parts from `paths`, in `dtype`, or without contents where that is
     None. Its adapters and prompts are new, and in float32 at least. `llada` is the backbone's
     class. Raises UserError if a file does not fit."""
@@ -202,10 +204,3 @@ def load_diffa2(model: Diffa2Model, path: Path) -> tuple[str, ...]:
     restore(model, tensors, str(path), optional=("prompts", "acoustic", "lora"))
     is_joint = bool(model.acoustic_connector.layer_weights.any())
     return ACOUSTIC_AND_SEMANTIC if is_joint else PROMPTS_AND_SEMANTIC
-
-
-if __name__ == "__main__":
-    from .command.script import run_script
-    from .training.export import main
-
-    sys.exit(run_script(main, sys.argv[1:]))

@@ -177,4 +177,4 @@ def generate_responses(model: Diffa2Model, tokenizer: Tokenizer, audio_embedding
     lengths = [decode.gen_length] * len(prompts)
     state = DecodingState(model, audio_embeddings, prompts, lengths, tokenizer.mask_id)
     steps = list(generate(state, decode, tokenizer.eos_id, numbers=numbers))
-    return steps[-1].tokens, len(steps) * decode.passes_per_step
+    return steps[-1].tokens, len(steps) * (2 if decode.cfg > 0 else 1)

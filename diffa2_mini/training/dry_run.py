@@ -16,7 +16,7 @@ from ..config import DATA, SIZES, Config, StageConfig
 from ..data import n_embeddings, read_manifest
 from ..fast.device import DTYPES
 from ..fast.token_losses import CHUNK
-from ..model import PREFIXES, Diffa2Model, part_of
+from ..model import PARTS, Diffa2Model, part_of
 
 GIB = 2**30
 PROMPT, RESPONSE = 64, 128  # tokens of an example, beside its audio
@@ -60,7 +60,7 @@ def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int,
     if "lora" in stage.trains:
         model.add_lora()
     model.train_only(stage.trains)
-    counts = {part: [0, 0] for part in (*PREFIXES, "lora")}
+    counts = {part: [0, 0] for part in (*PARTS.values(), "lora")}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         counts[part_of(name)][0] += tensor.numel()
         counts[part_of(name)][1] += tensor.numel() * tensor.requires_grad

@@ -97,7 +97,7 @@ def section(diffa2: Diffa2, name: str, samples: np.ndarray, prompt: str, answer:
     return {
         "clip": name, "prompt": prompt, "text": answer.text, "length": len(answer.tokens),
         "steps": predictions(answer.history, diffa2.tokenizer),
-        "passes": answer.steps * decode.passes_per_step, "seconds": answer.seconds,
+        "passes": answer.steps * (2 if decode.cfg > 0 else 1), "seconds": answer.seconds,
         "duration": len(samples) / audio.sample_rate,  # s
         "highest": audio.sample_rate / 2,  # Hz
         "bands": audio.n_mels,
