@@ -183,8 +183,7 @@ def read_table(path: Path) -> dict[str, str]:
 
 
 def read_kaldi(file: Path) -> list[dict]:
-    """Kaldi's wav.scp (id, path) and the `text` (id, words) beside it, as a manifest. An utterance
-    without a clip stays in."""
+    """A manifest of Kaldi's `text` (id, words) and wav.scp (id, path), which may have fewer ids."""
     clips, texts = read_table(file), read_table(file.with_name("text"))
     wrong = [id for id, clip in clips.items() if id not in texts or clip.endswith("|")]
     require(not wrong, f"{file}: expected paths of clips with a transcript in 'text', got none, or "

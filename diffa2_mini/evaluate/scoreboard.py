@@ -1,5 +1,4 @@
-"""From answers to figures: accuracy on a manifest, as training prints it, and the result of a
-benchmark as text and as JSON."""
+"""From answers to figures: accuracy on a manifest, and a benchmark's result as text and as JSON."""
 
 import json
 import math
@@ -165,8 +164,7 @@ def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str
 
 def publish(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer],
             file: Path) -> None:
-    """Print the result of a benchmark, and write it as JSON beside the file of answers. Raises
-    UserError if not one question has a reply."""
+    """Print a benchmark's result and write it as JSON beside the answers; UserError without any."""
     answered = {q.id: answers[q.id] for q in questions if q.id in answers}
     broken = {id: each.error for id, each in answered.items() if each.error}
     replies = {id: each.reply for id, each in answered.items() if not each.error}

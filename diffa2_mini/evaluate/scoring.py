@@ -34,8 +34,7 @@ def words(text: str) -> set[str]:
 
 
 def score_by_words(reply: str, answer: str, choices: tuple[str, ...]) -> bool:
-    """MMAU's and MMAR's rule: the reply has every word of the answer, and none that occurs in wrong
-    choices alone."""
+    """MMAU's and MMAR's rule: all words of the answer are said, and none of wrong choices alone."""
     said, right = words(reply), words(answer)
     wrong = set().union(*map(words, choices)) - right
     return bool(said) and right <= said and not said & wrong
@@ -47,10 +46,9 @@ def is_bare_letter(reply: str) -> bool:
 
 
 def mend_letter(reply: str, choices: tuple[str, ...]) -> str:
-    """The reply, or the choice's text where the reply is only its letter, and no choice itself, as
-    keys of music are."""
+    """The reply, or the choice's text where the reply is only its letter."""
     text = reply.strip()
-    if text in map(str.strip, choices) or not is_bare_letter(text):
+    if text in map(str.strip, choices) or not is_bare_letter(text):  # keys of music are letters too
         return reply
     return dict(zip(ascii_uppercase, choices)).get(text.strip("()."), reply)
 

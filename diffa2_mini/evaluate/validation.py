@@ -24,21 +24,19 @@ from .answers import Respondent
 
 @dataclass(frozen=True)
 class Validator:
-    """Measures a model on held-out examples, in evaluation mode, and restores its mode.
-    `after_batch` is called after each batch and may raise, to end a long measurement."""
+    """Measures a model on held-out examples, in evaluation mode, and restores its mode."""
 
     model: Diffa2Model
     tokenizer: Tokenizer
     features: FeatureCache
     seed: int  # of the masks of held-out pairs
-    after_batch: Callable[[], None] = lambda: None
+    after_batch: Callable[[], None] = lambda: None  # may raise, to end a long measurement
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[Diffa2Model]:
         was_training = self.model.training
-        self.model.eval()
         try:
-            yield
+            yield self.model.eval()
         finally:
             self.model.train(was_training)
 
@@ -75,8 +73,7 @@ class Validator:
         over every sixth pair among the examples. Nothing if there are no pairs."""
         pairs, margins = [example for example in examples if example.rejected][::6], []  # [B] each
         if not pairs:
-            tqdm.write("  no held-out example has a rejected answer: how pairs are ranked is not "
-                       "measured")
+            tqdm.write("  no held-out example has a rejected answer: no ranking is measured")
             return {}
         with self.evaluating():
             for batch in self.pair_batches(stage, pairs):
