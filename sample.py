@@ -32,7 +32,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("clips", nargs="+", type=Path, metavar="CLIP", help="wav, flac, ogg or mp3, of any rate")
     add("--prompt", help="the question (default: transcribe)")
-    flags.add_model_flags(add)
     add("--chunk", action="store_true", help="answer on each part of a clip that is longer than "
         "the model takes: as few parts as there can be, all of one length")
     add("--json", action="store_true", help="print a line of JSON for each clip, or each part of "
@@ -41,7 +40,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         help="show the answer forming; ░ is a mask, bright is confident")
     add("--html", type=Path, metavar="PAGE",
         help="write a page that shows and plays the clips, and each step of the answers")
-    flags.add_decode_flags(add)
+    flags.add_model_flags(add)
     return parser.parse_args(argv)
 
 

@@ -12,42 +12,31 @@ import torch
 from ..config import SIZES, Config, DecodeConfig
 from ..fast.device import DTYPES, choose_device
 from ..fast.measure import keep_freed_memory
+from ..fast.state import CACHES
 from ..listen import Source, decode_settings, find_source
 from ..published.sources import tokenizer_file
 
 
 def add_model_flags(add: Callable) -> None:
-    """Add the flags that `model_source` and `device_and_dtype` read."""
+    """Add the flags that `model_source`, `device_and_dtype` and `decode_config` read."""
     add("--checkpoint", type=Path, help="what train.py wrote (default: the size's own)")
     add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
-    add("--whisper",
-        help="weights of the encoder: a file, a folder, or a hub name (default: the size's own)")
-    add("--llada", help="weights of the backbone, likewise")
-    add("--other-parts", action="store_true",
-        help="take --whisper and --llada although the checkpoint was trained on others")
+    add("--whisper", help="weights of the encoder: a file, a folder or a hub name")
+    add("--llada", help="weights of the backbone, likewise (default of both: the size's own)")
+    add("--other-parts", action="store_true", help="--checkpoint may be of other frozen parts")
     add("--diffa2", help="published adapters and LoRA, likewise, instead of --checkpoint")
-    add("--merge-lora", action="store_true",
-        help="fold LoRA into the backbone's weights: faster, and in bfloat16 rounded once more")
+    add("--merge-lora", action="store_true", help="fold LoRA into the backbone: faster, rounded again")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    add("--dtype", default="auto", choices=["auto", *DTYPES])
-
-
-def add_decode_flags(add: Callable) -> None:
-    """Add the flags that `decode_config` reads."""
+    add("--dtype", default="auto", choices=["auto", *DTYPES], help="of the frozen parts")
     add("--gen-length", type=int, help="response tokens")
     add("--block-length", type=int, help="tokens per block")
-    add("--steps", type=int,
-        help="a fixed schedule of so many steps, instead of factor-based decoding")
-    add("--factor", type=float, help="of factor-based parallel decoding: larger is faster "
-        "(default: the size's own, full 1, toy 0.5)")
-    add("--threshold", type=float,
-        help="commit what is more confident than this, instead of factor-based decoding")
-    add("--cache", choices=["none", "prefix", "dual"],
-        help="which keys and values outside the block to keep from step to step")
+    add("--steps", type=int, help="of a fixed schedule, instead of factor-based decoding")
+    add("--factor", type=float, help="of factor-based decoding: larger is faster (full 1, toy 0.5)")
+    add("--threshold", type=float, help="instead of --factor: commit what is more confident")
+    add("--cache", choices=CACHES, help="which keys and values outside the block to keep")
     add("--capture", action="store_true", default=None,
         help="on CUDA: record the cached step as a graph, and replay it (needs --cache)")
-    add("--refresh", type=int,
-        help="steps between readings of the whole sequence (needs --cache; default: once a block)")
+    add("--refresh", type=int, help="steps between renewals of a cache (default: once a block)")
     add("--temperature", type=float, help="0 takes the most probable tokens")
     add("--cfg", type=float, help="scale of classifier-free guidance, 0 is none")
     add("--remasking", choices=["confidence", "random"], help="what a fixed schedule commits first")
@@ -56,9 +45,9 @@ def add_decode_flags(add: Callable) -> None:
 
 def decode_config(args: argparse.Namespace, default: DecodeConfig) -> DecodeConfig:
     """The size's way to decode, with what the command line changes (`decode_settings`)."""
-    names = {field.name for field in dataclasses.fields(DecodeConfig)}
-    return decode_settings(default, **{name: value for name, value in vars(args).items()
-                                       if name in names and value is not None})
+    flags = {field.name: getattr(args, field.name) for field in dataclasses.fields(DecodeConfig)}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return decode_settings(default, **given)
 
 
 def model_source(args: argparse.Namespace) -> Source:

@@ -78,7 +78,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--shuffle-options", type=int, metavar="SEED",
         help="show the choices in an order that SEED and the question's id decide")
     flags.add_model_flags(add)
-    flags.add_decode_flags(add)
     args = parser.parse_args(argv)
     require(args.file or args.score or args.benchmark == "toy",
             f"--benchmark {args.benchmark} needs its --file")

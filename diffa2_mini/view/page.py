@@ -51,10 +51,9 @@ def predictions(history: list[Step], tokenizer: Tokenizer) -> list[list]:
         found.append([])
         columns = (step.tokens, step.confidence, *step.likely)  # [1, R], and [1, R, TOP] each
         rows = zip(*(column[0].tolist() for column in columns))
-        for at, (token, confidence, likely, probabilities) in enumerate(rows):
-            if probabilities[0] > 0:  # it was predicted
-                top = [[tokenizer.spell([each]), round(p, 4)]
-                       for each, p in zip(likely, probabilities) if p > 0]
+        for at, (token, confidence, *likely) in enumerate(rows):
+            top = [[tokenizer.spell([each]), round(p, 4)] for each, p in zip(*likely) if p > 0]
+            if top:  # it was predicted
                 spelled = tokenizer.tokens.get(token, b"\xff").decode("latin-1")
                 found[-1].append([at, special.get(token, spelled), round(confidence, 4), top])
     return found
@@ -70,8 +69,8 @@ def picture(mel: np.ndarray) -> np.ndarray:
 def png(values: np.ndarray) -> bytes:
     """uint8 [height, width] as a PNG file, coloured from dark (0) to bright (255)."""
     def chunk(kind: bytes, data: bytes) -> bytes:
-        length, checksum = len(data), zlib.crc32(kind + data)
-        return struct.pack(">I", length) + kind + data + struct.pack(">I", checksum)
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
     stops = np.linspace(0, 255, len(COLOURS))
     channels = [np.interp(np.arange(256), stops, channel) for channel in zip(*COLOURS)]
@@ -81,10 +80,6 @@ def png(values: np.ndarray) -> bytes:
     header = struct.pack(">IIBBBBB", *values.shape[::-1], 8, 3, 0, 0, 0)
     return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"PLTE", palette.tobytes())
             + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b""))
-
-
-def data_url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(data).decode()}"
 
 
 def section(diffa2: Diffa2, name: str, samples: np.ndarray, prompt: str, answer: Answer,
@@ -101,13 +96,13 @@ def section(diffa2: Diffa2, name: str, samples: np.ndarray, prompt: str, answer:
         "duration": len(samples) / audio.sample_rate,  # s
         "highest": audio.sample_rate / 2,  # Hz
         "bands": audio.n_mels,
-        "picture": data_url("image/png", png(picture(mel))),
-        "sound": data_url("audio/wav", wav.getvalue())}
+        "picture": f"data:image/png;base64,{b64encode(png(picture(mel))).decode()}",
+        "sound": f"data:audio/wav;base64,{b64encode(wav.getvalue()).decode()}"}
 
 
 def save(path: Path, sections: list[dict]) -> None:
     """Write the page, or raise UserError. No `<` is left in the JSON, which could end the script
     that holds it."""
-    before, after = TEMPLATE.read_text(encoding="utf-8").split("SECTIONS")
-    text = before + json.dumps(sections).replace("<", "\\u003c") + after
+    data = json.dumps(sections).replace("<", "\\u003c")
+    text = TEMPLATE.read_text(encoding="utf-8").replace("SECTIONS", data)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
