@@ -25,7 +25,7 @@ def add_model_flags(add: Callable) -> None:
     add("--llada", help="weights of the backbone, likewise (default of both: the size's own)")
     add("--other-parts", action="store_true", help="--checkpoint may be of other frozen parts")
     add("--diffa2", help="published adapters and LoRA, likewise, instead of --checkpoint")
-    add("--merge-lora", action="store_true", help="fold LoRA into the weights: faster, rounded again")
+    add("--merge-lora", action="store_true", help="fold LoRA into the weights: faster, less exact")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES], help="of the frozen parts")
     add("--gen-length", type=int, help="response tokens")
