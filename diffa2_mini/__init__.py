@@ -1,5 +1,4 @@
-"""diffa2_mini: DIFFA-2 (arXiv 2601.23161), a diffusion language model that listens, rebuilt small
-in plain PyTorch.
+"""DIFFA-2 (arXiv 2601.23161), a diffusion language model that listens, rebuilt in plain PyTorch.
 
     from diffa2_mini import Diffa2
     print(Diffa2.from_pretrained("toy").ask("clip.wav", "What is said?").text)

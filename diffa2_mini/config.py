@@ -243,25 +243,12 @@ def scaled(*changes: dict) -> dict[int, StageConfig]:
             for number, changed in enumerate(changes, start=1)}
 
 
-SMALL_STAGES = scaled(  # for one small GPU; not measured
-    dict(lr=1e-3, batch_size=64, steps=2000, warmup=200),
-    dict(lr=5e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
-    dict(lr=3e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
-    dict(lr=1e-4, batch_size=16, steps=400, warmup=50),
-)
-TOY_STAGES = scaled(
-    dict(lr=3e-3, batch_size=32, micro_batch=None, steps=200, warmup=30),
-    dict(lr=2e-3, batch_size=16, micro_batch=None, steps=800, warmup=30, adapter_dropout=0.0),
-    dict(lr=1e-3, batch_size=16, micro_batch=None, steps=560, warmup=30, adapter_dropout=0.0),
-    dict(lr=2e-4, batch_size=16, micro_batch=None, steps=60, warmup=5, vrpo_samples=2),
-)
 TOY = Config(  # its last tap is the final state, which is normalised
     size="toy",
     audio=AudioConfig(max_seconds=4),
     whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4, taps=(1, 2, 3, 4)),
     adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
-    llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384,
-                      rope_theta=10_000.0),
+    llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=1e4),
     text=TextConfig(tokenizer="toy.bpe", response_multiple=16),
     decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5))
 SMALL = Config(  # an encoder as large as Whisper-tiny's
@@ -270,14 +257,23 @@ SMALL = Config(  # an encoder as large as Whisper-tiny's
     whisper=WhisperConfig(n_mels=80, width=384, n_layers=4, n_heads=6, taps=(1, 2, 3, 4)),
     adapter=AdapterConfig(n_queries=32, qformer_hidden=1024),
     llada=LladaConfig(vocab_size=4096, width=512, n_layers=10, n_heads=8, hidden=1536,
-                      rope_theta=10_000.0),
+                      rope_theta=1e4),
     text=TextConfig(tokenizer="small.bpe"),
     decode=DecodeConfig(gen_length=64, steps=64))
 DIFFA1 = Config(  # arXiv 2507.18452, on Whisper-small
     size="diffa1",
     audio=AudioConfig(n_mels=80),
     whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12, taps=(2, 5, 8, 11)))
-SIZES = {  # a config and the stages by number; diffa1 has no LoRA
-    "toy": (TOY, TOY_STAGES), "small": (SMALL, SMALL_STAGES),
-    "diffa1": (DIFFA1, {number: FULL_STAGES[number] for number in (1, 2)}),
+SIZES = {  # a config and the stages by number
+    "toy": (TOY, scaled(
+        dict(lr=3e-3, batch_size=32, micro_batch=None, steps=200, warmup=30),
+        dict(lr=2e-3, batch_size=16, micro_batch=None, steps=800, warmup=30, adapter_dropout=0.0),
+        dict(lr=1e-3, batch_size=16, micro_batch=None, steps=560, warmup=30, adapter_dropout=0.0),
+        dict(lr=2e-4, batch_size=16, micro_batch=None, steps=60, warmup=5, vrpo_samples=2))),
+    "small": (SMALL, scaled(  # for one small GPU; not measured
+        dict(lr=1e-3, batch_size=64, steps=2000, warmup=200),
+        dict(lr=5e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
+        dict(lr=3e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
+        dict(lr=1e-4, batch_size=16, steps=400, warmup=50))),
+    "diffa1": (DIFFA1, {number: FULL_STAGES[number] for number in (1, 2)}),  # it has no LoRA
     "full": (Config(), FULL_STAGES)}

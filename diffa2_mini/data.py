@@ -70,8 +70,8 @@ def read_manifest(path: Path) -> list[dict]:
             rows += [json.loads(piece)] if piece.strip() else []
         except (ValueError, RecursionError) as error:  # ValueError also of a number too long
             line += getattr(error, "lineno", 1) - 1
-            raise UserError(f"{path}: line {line} is not JSON ({getattr(error, 'msg', error)}); "
-                            "mend it") from None
+            message = getattr(error, "msg", error)
+            raise UserError(f"{path}: line {line} is not JSON ({message}); mend it") from None
     rows = rows[0] if is_list else rows
     require(len(rows) > 0, f"{path}: expected entries, got an empty manifest")
     return rows
@@ -235,7 +235,9 @@ class BatchDataset:
                      response=response, valid=valid, **loaded)
         broken = [*loaded.get("broken", {})]  # in whose responses nothing is masked
         if self.stage.preference:
-            return PreferenceBatch(**batch, masked=self.mask_pairs(rngs, lengths, broken))
+            masked = self.mask_pairs(rngs, lengths)  # [2B, n, R]
+            masked.unflatten(0, (-1, 2))[broken] = False  # a view [B, 2, n, R]
+            return PreferenceBatch(**batch, masked=masked)
         noisy, masked, weight = self.mask_answers(rngs, lengths, response, entries)
         noisy[broken], masked[broken] = response[broken], False
         return AnswerBatch(**batch, noisy=noisy, masked=masked, weight=weight)
@@ -252,14 +254,11 @@ class BatchDataset:
         t = stratified(t, torch.tensor([entry.place for entry in entries]), self.stage.batch_size)
         return forward_exactly(response, t, uniforms, torch.tensor(lengths), mask_id)
 
-    def mask_pairs(self, rngs: list[np.random.Generator], lengths: list[int],
-                   broken: list[int]) -> Tensor:
+    def mask_pairs(self, rngs: list[np.random.Generator], lengths: list[int]) -> Tensor:
         """What n samples mask of the responses of B pairs, bool [2B, n, R]."""
         drawn = [torch.from_numpy(draw_masks(rng, length, self.stage.vrpo_samples).T)  # [R, n]
                  for rng, length in zip(rngs, lengths, strict=True)]
-        masked = pad_sequence(drawn, batch_first=True).transpose(1, 2)  # [2B, n, R]
-        masked.unflatten(0, (-1, 2))[broken] = False  # a view [B, 2, n, R]
-        return masked
+        return pad_sequence(drawn, batch_first=True).transpose(1, 2)
 
     def load_clips(self, examples: list[Example]) -> dict:
         """What a Batch has of its clips. Raises UserError if one is broken and not skipped."""

@@ -25,8 +25,7 @@ from .config import DecodeConfig
 
 
 def most_confident(confidence: Tensor, candidates: Tensor, k: int) -> Tensor:
-    """Fixed schedule: the k candidates [B, R] of highest confidence [B, R], or all if there are
-    fewer. bool [B, R]."""
+    """Fixed schedule: the k most confident candidates, or all if there are fewer. bool [B, R]."""
     ranked = confidence.masked_fill(~candidates, -1).argsort(dim=-1, descending=True, stable=True)
     chosen = torch.zeros_like(candidates).scatter(-1, ranked[:, :k], True)  # [B, k] -> [B, R]
     return chosen & candidates
@@ -44,8 +43,7 @@ def factor_based(confidence: Tensor, candidates: Tensor, factor: float) -> Tenso
 
 
 def above_threshold(confidence: Tensor, candidates: Tensor, threshold: float) -> Tensor:
-    """Threshold: all candidates with a higher confidence, or else the most confident. bool
-    [B, R]."""
+    """Threshold: all candidates of a higher confidence, or else the most confident. bool [B, R]."""
     return candidates & (confidence > threshold) | most_confident(confidence, candidates, 1)
 
 

@@ -98,8 +98,7 @@ class Diffa2Model(nn.Module):
 
     def splice(self, audio_embeddings: list[Tensor],
                prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, P, D] of the prompts with the audio in them, padded on the right, and
-        their lengths [B]."""
+        """Prompts with their audio as embeddings [B, P, D], padded on the right; lengths [B]."""
         rows = []
         for audio, prompt in zip(audio_embeddings, prompts, strict=True):
             text = self.llada.wte(torch.tensor(prompt.ids, device=audio.device))  # [L, D]

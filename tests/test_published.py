@@ -138,10 +138,6 @@ def published(tmp_path_factory, trained) -> dict[str, Path]:
     return {part: folder / part for part in ("whisper", "llada", "diffa2")}
 
 
-def locate(source: str | None, part: str, size: str) -> Path:
-    return locate_all({part: source}, size)[part]
-
-
 def error_of(function, *args, **kwargs) -> str:
     with pytest.raises(UserError) as caught:
         function(*args, **kwargs)
