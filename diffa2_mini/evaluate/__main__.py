@@ -81,8 +81,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     require(args.file or args.score or args.benchmark == "toy",
             f"--benchmark {args.benchmark} needs its --file")
-    require(not (args.score and args.out),
-            "--score writes its result beside ANSWERS; leave --out out")
+    require(not (args.score and args.out), "--score writes beside ANSWERS; leave --out out")
     args.out = args.out or Path("runs", "evaluate", f"{args.benchmark}.jsonl")
     return args
 

@@ -29,8 +29,7 @@ from .benchmarks import BenchmarkQuestion, choices_of, id_of, read_questions
 
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
 START = '{"benchmark": '  # of a line that we wrote
-OURS = ("benchmark", "by", "id", "prompt_sha256", "clip_sha256")  # not published
-FOUND = ("error", "cut", "incomplete")  # what is wrong with a clip, as an Answer has it
+OURS = ("benchmark", "by", "id", "prompt_sha256", "clip_sha256", "error", "cut", "incomplete")
 
 
 @dataclass
@@ -117,20 +116,19 @@ def answer_questions(diffa2: Diffa2, decode: DecodeConfig,
 
 def asked(question: BenchmarkQuestion) -> dict[str, str | None]:
     """What is asked, by its contents: prompt and clip, None if that is not there."""
-    row = {"prompt_sha256": hashlib.sha256(question.prompt.encode()).hexdigest(),
-           "clip_sha256": None}
+    prompt, clip = hashlib.sha256(question.prompt.encode()).hexdigest(), None
     with suppress(OSError):
         if question.audio and question.audio.is_file():
-            row["clip_sha256"] = digest_of(question.audio)
-    return row
+            clip = digest_of(question.audio)
+    return {"prompt_sha256": prompt, "clip_sha256": clip}
 
 
 def to_line(benchmark: str, by: str, question: BenchmarkQuestion, answer: Answer) -> str:
     """A line of the file. `by` tells which model answered, and how."""
-    published = {name: value for name, value in question.row.items() if name not in OURS + FOUND}
+    published = {name: value for name, value in question.row.items() if name not in OURS}
     row = {"benchmark": benchmark, "by": by, "id": question.id} | published
     row |= {"response": answer.reply} | asked(question)
-    row |= {name: getattr(answer, name) for name in FOUND if getattr(answer, name)}
+    row |= {name: value for name, value in vars(answer).items() if value and name in OURS}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
@@ -165,8 +163,7 @@ def expect_same(row: dict, question: BenchmarkQuestion, by: str | None) -> None:
 
 def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, benchmark: str,
           by: str | None = None) -> dict[str, Answer]:
-    """The answers in `rows` by the id of their question. Raises UserError if one answers no
-    question, one that is answered already, or another (`expect_same`)."""
+    """The answers in `rows`, by id. Raises UserError for one to no question, or not to the same."""
     known, answers, seen = {question.id: question for question in questions}, {}, Counter()
     for i, row in enumerate(rows, start=1):
         try:
@@ -197,8 +194,8 @@ def questions_in(rows: list[dict], source: Path, benchmark: str) -> list[Benchma
 def resume(path: Path, benchmark: str, by: str,
            questions: list[BenchmarkQuestion]) -> dict[str, Answer]:
     """The answers that a stopped run has left in `path`. An unfinished line is taken out of the
-    file, and so are clips that could not be read: they are tried again. Raises UserError if the
-    file is another run's, and leaves it; or if it cannot be written."""
+    file, and so are clips that could not be read, to be tried again. Raises UserError if the file
+    is another run's, which stays, or cannot be written."""
     append(path, "")
     *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
     try:

@@ -152,9 +152,8 @@ def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str
                         for question, found in worst if found.total]}
     rate = f"{percent(result['wer'])} % (95 % interval {percent(*result['interval'])})"
     lines = ["word error rate {rate}: {substitutions} substitutions, {deletions} deletions, "
-             "{insertions} insertions in {words} words of {clips} clips\n"
-             "compared in {normalisation}\n"
-             "transcripts that are empty or missing: {empty}\n"
+             "{insertions} insertions in {words} words of {clips} clips\ncompared in "
+             "{normalisation}\ntranscripts that are empty or missing: {empty}\n"
              "worst clips:".format(rate=rate, **result)]
     lines += ["  {id}: {n} errors in {words} words\n    reference:  {reference}\n"
               "    hypothesis: {hypothesis}".format(n=found.total, **clip)

@@ -88,8 +88,8 @@ class DecodingState:
         return self.model.llada(x, self.valid, self.positions, caches, self.n_before)
 
     def forward_block(self, tokens: Tensor, start: int, stop: int, capture: bool = False) -> Tensor:
-        """Hidden states [B, n, D] of the n tokens from `start` to `stop`, with the cache; on CUDA
-        as a CUDA graph, if it is to `capture` one."""
+        """Hidden states [B, n, D] of the n tokens from `start` to `stop`, with the cache. `capture`
+        computes them as a CUDA graph, on CUDA."""
         at = torch.arange(self.n_before + start, self.n_before + stop, device=tokens.device)  # [n]
         x = self.model.llada.wte(tokens[:, start:stop])  # [B, n, D]
         run = self.forward_slice
@@ -98,8 +98,8 @@ class DecodingState:
         return run(x, self.positions[:, at], at)
 
     def forward_slice(self, x: Tensor, positions: Tensor, at: Tensor) -> Tensor:
-        """Hidden states of the embeddings x [B, n, D] at the cache positions `at` [n], whose keys
-        and values are renewed. `positions` [B, n] are those of the rotary embedding."""
+        """Hidden states of x [B, n, D], at `at` [n] in the cache, which is renewed there, and at
+        `positions` [B, n] for the rotary embedding."""
         return self.model.llada(x, self.valid, positions, place(self.caches, at))
 
     def logits(self, hidden: Tensor) -> Tensor:

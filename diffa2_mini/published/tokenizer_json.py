@@ -28,8 +28,7 @@ def read_tokenizer_json(path: str | Path) -> Tokenizer:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, RecursionError,
             regex.error) as error:
-        raise UserError(f"{path}: expected the tokenizer.json of a byte-level BPE, got a "
-                        f"broken one ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path}: expected a byte-level BPE, got none ({error!r})") from None
 
 
 def to_bytes(letters: str) -> bytes:
