@@ -20,19 +20,31 @@ from ..data import load_examples
 from ..errors import require
 from ..evaluate.answers import Respondent
 from ..evaluate.scoreboard import report
+from ..fast.generate import generate
 from ..fast.llada import FastLlada
-from ..fast.measure import keep_freed_memory, memory_above
+from ..fast.measure import keep_freed_memory, memory_above, now
 from ..fast.state import CACHES, DecodingState
 from ..fast.token_losses import token_losses
 from ..listen import Diffa2
 from ..model import Diffa2Model
+from ..tokenizer import Prompt
 from ..training.features import FeatureCache
-from .timing import MASK_ID, PROMPT, Row, decode, take_turns
+from .timing import Row, take_turns
 
+PROMPT = Prompt([7] * 60, audio_at=20)  # any 60 tokens, with the audio behind the first 20
+MASK_ID, EOS_ID = 5, -1  # no token is EOS: answers have all their tokens
 BACKBONE = LladaConfig(width=512, n_layers=8, n_heads=8, hidden=1536)
 N_AUDIO, N_RESPONSE = 439, 128  # audio embeddings and response tokens
 # 8 steps a block; random weights are never confident, so the schedule is fixed
 SCHEDULE = DecodeConfig(gen_length=N_RESPONSE, block_length=32, steps=32, factor=None)
+
+
+def decode(model: Diffa2Model, clips: list[Tensor], config: DecodeConfig,
+           state: type[DecodingState] = DecodingState) -> list[float]:
+    """Answer about the clips [A, D], as a batch; returns the time at the end of each step."""
+    n = len(clips)
+    batch = state(model, clips, [PROMPT] * n, [config.gen_length] * n, MASK_ID)
+    return [now(clips[0].device) for _ in generate(batch, config, EOS_ID)]
 
 
 def random_backbone(device: torch.device) -> Diffa2Model:
@@ -120,10 +132,9 @@ def naive_log_mel(x: np.ndarray, config: AudioConfig) -> np.ndarray:
     window = 0.5 - 0.5 * np.cos(2 * np.pi * n / config.n_fft)
     fourier = np.exp(-2j * np.pi * np.outer(np.arange(config.n_fft // 2 + 1), n) / config.n_fft)
     filters, padded = mel_filterbank(config).numpy(), np.pad(x, config.n_fft // 2, mode="reflect")
-    bands = []
-    for start in range(0, config.max_samples, config.hop_length):
-        frame = window * padded[start:start + config.n_fft]
-        bands.append(filters @ np.abs(fourier @ frame)**2)
+    frames = (window * padded[start:start + config.n_fft]
+              for start in range(0, config.max_samples, config.hop_length))
+    bands = [filters @ np.abs(fourier @ frame)**2 for frame in frames]
     log = np.log10(np.maximum(np.stack(bands, axis=1), 1e-10))
     return (np.maximum(log, log.max() - 8) + 4) / 4
 

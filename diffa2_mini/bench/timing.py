@@ -1,4 +1,4 @@
-"""What all measurements share: a row of figures, variants in turn, decoding, the machine."""
+"""What all measurements share: a row of figures, variants in turn, the machine."""
 
 import platform
 import re
@@ -8,17 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..config import DecodeConfig
-from ..fast.generate import generate
 from ..fast.measure import now
-from ..fast.state import DecodingState
-from ..model import Diffa2Model
-from ..tokenizer import Prompt
-
-PROMPT = Prompt([7] * 60, audio_at=20)  # any 60 tokens, with the audio behind the first 20
-MASK_ID, EOS_ID = 5, -1  # no token is EOS: answers have all their tokens
 
 
 @dataclass
@@ -60,14 +51,6 @@ def take_turns(case: str, variants: dict[str, Callable], runs: int, device: torc
     for row in rows:
         row.ratio = rows[0].median / row.median
     return rows, results
-
-
-def decode(model: Diffa2Model, clips: list[Tensor], config: DecodeConfig,
-           state: type[DecodingState] = DecodingState) -> list[float]:
-    """Answer about the clips [A, D], as a batch; returns the time at the end of each step."""
-    n = len(clips)
-    batch = state(model, clips, [PROMPT] * n, [config.gen_length] * n, MASK_ID)
-    return [now(clips[0].device) for _ in generate(batch, config, EOS_ID)]
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, str]:

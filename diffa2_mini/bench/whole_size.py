@@ -24,7 +24,8 @@ from ..tokenizer import Prompt
 from ..training import dry_run
 from ..training.objective import piece_loss
 from ..training.random_weights import fill_at_random
-from .timing import Row, decode, take_turns
+from .cases import decode
+from .timing import Row, take_turns
 
 DECODE = DecodeConfig(gen_length=64, block_length=32, steps=60, factor=None, cache="dual",
                       capture=True)

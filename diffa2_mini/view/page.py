@@ -25,16 +25,14 @@ from ..training.files import write_whole
 
 TEMPLATE = ASSETS / "page.html"
 TOP = 5  # alternatives to each token
-# from quiet to loud
 COLOURS = [(8, 10, 30), (60, 30, 110), (150, 45, 110), (225, 90, 70), (250, 175, 70),
-           (252, 250, 200)]
+           (252, 250, 200)]  # from quiet to loud
 
 
 def check(path: Path) -> None:
     """Raise UserError unless a page can have this name."""
     require(path.suffix.lower() in (".html", ".htm") and path.parent.is_dir() and not path.is_dir(),
-            f"--html {path}: expected the name of a file, one that ends in .html, in a folder that "
-            "exists; choose another")
+            f"--html {path}: expected the name of a file ending in .html, in a folder that exists")
 
 
 def predictions(history: list[Step], tokenizer: Tokenizer) -> list[list]:

@@ -63,10 +63,8 @@ def watch(steps: Iterator[Step], tokenizer: Tokenizer, stream: TextIO,
             cells += [(character, c) for character in shown(text, stream.encoding)]
         if stream.isatty():
             columns, lines = shutil.get_terminal_size()
-            # no more than it can take back
-            rows = lay_out(cells, max(2, columns - 1))[-max(1, lines - 1):]
-            stream.write(f"{back}\x1b[J" + "\n".join(rows))
-            stream.flush()
+            rows = lay_out(cells, max(2, columns - 1))[-max(1, lines - 1):]  # what it can take back
+            print(f"{back}\x1b[J" + "\n".join(rows), end="", file=stream, flush=True)
             back = f"\r\x1b[{len(rows) - 1}A" if len(rows) > 1 else "\r"
             time.sleep(pause)
         else:
