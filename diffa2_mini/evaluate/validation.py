@@ -73,7 +73,8 @@ class Validator:
         over every sixth pair among the examples. Nothing if there are no pairs."""
         pairs, margins = [example for example in examples if example.rejected][::6], []  # [B] each
         if not pairs:
-            tqdm.write("  no held-out example has a rejected answer: no ranking is measured")
+            tqdm.write("  no held-out example has a rejected answer: how pairs are ranked is not "
+                       "measured")
             return {}
         with self.evaluating():
             for batch in self.pair_batches(stage, pairs):
