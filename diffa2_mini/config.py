@@ -238,9 +238,9 @@ FULL_STAGES = {
 
 
 def scaled(*changes: dict) -> dict[int, StageConfig]:
-    """The curriculum of `full` with some numbers changed: `changes` for each stage."""
+    """The curriculum of `full` with `changes` for each stage; as many stages as there are."""
     return {number: dataclasses.replace(FULL_STAGES[number], **changed)
-            for number, changed in enumerate(changes, start=1)}
+            for number, changed in zip(FULL_STAGES, changes)}
 
 
 TOY = Config(  # its last tap is the final state, which is normalised
@@ -275,5 +275,5 @@ SIZES = {  # a config and the stages by number
         dict(lr=5e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
         dict(lr=3e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
         dict(lr=1e-4, batch_size=16, steps=400, warmup=50))),
-    "diffa1": (DIFFA1, {number: FULL_STAGES[number] for number in (1, 2)}),  # it has no LoRA
+    "diffa1": (DIFFA1, scaled({}, {})),  # it has no LoRA
     "full": (Config(), FULL_STAGES)}

@@ -81,8 +81,7 @@ class Diffa2Model(nn.Module):
     @torch.no_grad()
     def encode(self, mel: Tensor, n_frames: Tensor) -> Audio:
         """Hidden states of log-mels [B, n_mels, M] with sound in `n_frames` [B] encoder frames."""
-        final, taps = self.whisper(mel)
-        return Audio(final, taps, n_frames)
+        return Audio(*self.whisper(mel), n_frames)
 
     def embed_audio(self, audio: Audio, parts: tuple[str, ...]) -> list[Tensor]:
         """The embeddings [A, D] of each clip: those of `parts`, some of PARTS, in this order."""

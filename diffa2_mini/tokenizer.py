@@ -88,8 +88,7 @@ class Tokenizer:
             rows = [line.split() for line in read_text(path, "a rank file").splitlines()]
             ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
         except ValueError as error:
-            raise UserError(
-                f"{path}: expected a rank file, base64 and rank in a line, got {error}") from None
+            raise UserError(f"{path}: expected base64 and rank in a line, got {error}") from None
         is_complete = all(bytes([b]) in ranks for b in range(256))
         require(is_complete and [*ranks.values()] == [*range(len(rows))],
                 f"{path}: expected the 256 bytes and what is merged of them, ranked from 0")

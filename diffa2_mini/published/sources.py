@@ -78,7 +78,7 @@ def locate_all(sources: dict[str, str | Path | None], size: str) -> dict[str, Pa
 
 def tokenizer_file(config: Config, llada: str | Path | None = None) -> Path:
     """Where the tokenizer of a size is: with us, or beside the backbone's weights."""
-    if config.text.tokenizer.endswith(".bpe"):
+    if config.from_scratch:
         return ASSETS / config.text.tokenizer
     path = locate_all({"llada": llada}, config.size)["llada"]
     return (path if path.is_dir() else path.parent) / config.text.tokenizer
@@ -89,9 +89,7 @@ def load_tokenizer(config: Config, llada: str | Path | None = None,
     """The tokenizer of a size; with random weights, the toy's in place of one to be downloaded."""
     is_toy = random_weights and not config.from_scratch
     file = ASSETS / "toy.bpe" if is_toy else tokenizer_file(config, llada)
-    if file.suffix == ".bpe":
-        return Tokenizer.from_ranks(file)
-    tokenizer = read_tokenizer_json(file)
+    tokenizer = (Tokenizer.from_ranks if file.suffix == ".bpe" else read_tokenizer_json)(file)
     n_ids, most = tokenizer.vocab_size, config.llada.vocab_size
     require(n_ids <= most,
             f"{file}: expected {most:,} ids at most, got {n_ids:,}; take the backbone's own")
