@@ -134,7 +134,8 @@ def _decode(sound: soundfile.SoundFile, wanted: int, path: str | Path) -> np.nda
         n_read += len(block)
     require(n_read > 0, f"{path}: expected sound, got a header and no samples; record it again")
     require(n_read <= MAX_SAMPLES,  # before the blocks become one, which doubles their memory
-            f"{path}: expected at most {MAX_SAMPLES / rate / 3600:.1f} hours, got more; make shorter files")
+            f"{path}: expected at most {MAX_SAMPLES / rate / 3600:.1f} hours at {rate} Hz, got "
+            "more; cut it into shorter files")
     return np.concatenate(blocks)
 
 
