@@ -22,7 +22,7 @@ from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
-from diffa2_mini.evaluate import answers
+from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.training import files
 from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
 from diffa2_mini.training.export import export
@@ -168,8 +168,8 @@ def test_a_signal_while_no_step_is_made_is_heeded_and_resuming_is_right(
         during, world, whole, tmp_path, monkeypatch, handlers):
     flags = ["--stage", "1", "--data", str(world), "--out", str(tmp_path), *MINI]
     on, name, n = {
-        "encoding": (FeatureCache, "get", 2), "a sample": (answers, "answer", 1)
-    }.get(during, (answers, "answer", 2))
+        "encoding": (FeatureCache, "get", 2), "a sample": (Respondent, "answer", 1)
+    }.get(during, (Respondent, "answer", 2))
     function, calls = getattr(on, name), []
 
     def signalled(*args, **options):
