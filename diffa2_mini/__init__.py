@@ -8,8 +8,7 @@ __all__ = ["Answer", "Diffa2"]
 
 
 def __getattr__(name: str):
-    """Import what is public when it is asked for (PEP 562): a command that needs none of it starts
-    fast, and minds Ctrl-C from its first moment."""
+    """Import the public names when asked for (PEP 562): commands start fast and mind Ctrl-C."""
     if name in __all__:
         from . import listen
         return getattr(listen, name)

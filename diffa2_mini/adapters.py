@@ -46,8 +46,7 @@ class SemanticAdapter(nn.Module):
 
 class Attention(nn.Module):
     """Attention from x [B, Q, E] to `memory` [B, T, E], added to x and then normalised (post-norm,
-    as in BERT); self-attention if memory is x. Dropout is where BERT has it: on the attention
-    weights, and on what is added to x."""
+    as in BERT); self-attention if memory is x. Weights and what is added have BERT's dropout."""
 
     def __init__(self, width: int, n_heads: int):
         super().__init__()

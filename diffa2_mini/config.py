@@ -103,9 +103,8 @@ class TextConfig(Ranged):
 
 @dataclass(frozen=True)
 class DecodeConfig(Ranged):
-    """The reverse process. With a `factor` (factor-based parallel decoding, arXiv 2505.22618) or a
-    `threshold`, confident steps commit many tokens; with neither, the schedule is fixed: `steps`
-    steps. decode.py says what committing is."""
+    """The reverse process, see decode.py. With a `factor` (arXiv 2505.22618) or a `threshold`,
+    confident steps commit many tokens; with neither, the schedule is fixed: `steps` steps."""
 
     gen_length: int = 128  # response tokens
     block_length: int = 32  # tokens per block, filled in from left to right

@@ -32,8 +32,7 @@ def most_confident(confidence: Tensor, candidates: Tensor, k: int) -> Tensor:
 
 
 def factor_based(confidence: Tensor, candidates: Tensor, factor: float) -> Tensor:
-    """Factor-based parallel decoding: from the most confident candidate on, all until the first
-    that fails its test. bool [B, R]."""
+    """Factor-based parallel decoding: from the most confident on, until one fails. bool [B, R]."""
     c, ranked = confidence.masked_fill(~candidates, -1).sort(dim=-1, descending=True, stable=True)
     n = torch.arange(1, c.shape[1] + 1, device=c.device)  # [R]
     passes = (n + 1) * (1 - c) <= factor  # [B, R], in order of confidence

@@ -106,8 +106,7 @@ class Diffa2:
         return cls(model.eval().requires_grad_(False), parts, tokenizer, device, dtype)
 
     def load_clip(self, clip: Clip) -> np.ndarray:
-        """A clip as float32 [samples], at the model's rate and no longer than its `max_seconds`. A
-        file that ends early gives a warning."""
+        """A clip [samples] at the model's rate, cut to `max_seconds`; warns if it ends early."""
         audio = self.config.audio
         if not isinstance(clip, tuple):
             return load_audio(clip, audio.sample_rate, audio.max_seconds, warnings.warn)

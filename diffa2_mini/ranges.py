@@ -34,8 +34,7 @@ RANGES = {  # name of the flag or field: (least, most)
 
 
 def out_of_range(name: str, value, whole: bool) -> str:
-    """Empty if `value` is in the range of `name`; else what it should be and is: `from 1 to 1024,
-    got 0`. `whole` says that it may have no fraction."""
+    """Empty if `value` is in the range of `name` (and `whole`), else as `from 1 to 8, got 0`."""
     least, most = RANGES[name]
     is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if is_number and least <= value <= most:
@@ -45,8 +44,7 @@ def out_of_range(name: str, value, whole: bool) -> str:
 
 
 class Ranged:
-    """What a dataclass inherits to have its numbers checked: they have their declared types and lie
-    in the ranges of RANGES. Raises UserError otherwise."""
+    """The base of dataclasses whose numbers have their types and RANGES. Raises UserError."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

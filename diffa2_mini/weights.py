@@ -152,8 +152,7 @@ def check_fit(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: st
 
 def load_part(module: nn.Module, part: str, path: Path, device: torch.device | str = "cpu",
               dtype: torch.dtype = torch.float32) -> None:
-    """Fill the encoder (`whisper`) or the backbone (`llada`) of a file or folder in any layout, to
-    be on `device` and in `dtype`. Raises UserError."""
+    """Fill the encoder (`whisper`) or the backbone (`llada`), from any layout. Raises UserError."""
     tensors = read_part(path, part)
     check_fit(module.state_dict(), tensors, str(path))
     module.load_state_dict({name: tensor.to(device, dtype, copy=True)
@@ -163,9 +162,8 @@ def load_part(module: nn.Module, part: str, path: Path, device: torch.device | s
 def build(config: Config, paths: dict[str, Path] | None = SHIPPED,
           device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
           llada: type[Llada] = Llada) -> Diffa2Model:
-    """The model with its frozen parts from `paths`, in `dtype`, or without contents where that is
-    None. Its adapters and prompts are new, and in float32 at least. `llada` is the backbone's
-    class. Raises UserError if a file does not fit."""
+    """The model with its frozen parts from `paths`, in `dtype`, or without contents if None.
+    Adapters and prompts are new, in float32 at least. `llada`: its class. Raises UserError."""
     model = Diffa2Model(config, "cpu" if config.size == "toy" else "meta", llada)
     for part in ("whisper", "llada") if paths else ():
         load_part(getattr(model, part), part, paths[part], device, dtype)
@@ -198,8 +196,7 @@ def restore(model: Diffa2Model, tensors: dict[str, Tensor], source: str,
 
 def load_diffa2(model: Diffa2Model, path: Path) -> tuple[str, ...]:
     """Fill adapters, prompts and LoRA with what the authors published; their stage 1 has no LoRA,
-    and no acoustic adapter or an untrained one, whose `layer_weights` are zero. Returns what the
-    file's stage splices into the prompt."""
+    and no or an untrained acoustic adapter, of zero `layer_weights`. Returns what it splices in."""
     tensors = read_part(path, "diffa2")
     restore(model, tensors, str(path), optional=("prompts", "acoustic", "lora"))
     is_joint = bool(model.acoustic_connector.layer_weights.any())
