@@ -75,9 +75,6 @@ class Console:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         return len(text)
 
-    def flush(self) -> None:
-        """`write` has done it."""
-
 
 def unread() -> bool:
     """Whether what reads our output has gone: a run may save, and end."""
