@@ -12,7 +12,7 @@ noise on seed, stage, epoch and example alone.
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -143,7 +143,7 @@ class Batch:
     responses: chosen, rejected, chosen, ..."""
 
     examples: list[Example]
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]
     response: Tensor  # [B, R] token ids, padded with EOS
     valid: Tensor  # bool [B, R], False at that padding
     clips: list[LogMel] = field(default_factory=list)  # empty if hidden states are kept
@@ -224,15 +224,14 @@ class BatchDataset:
             loaded = self.load_clips(examples) if self.load else {}
         except UserError as error:
             return error
-        tokenized = [self.tokenize(entry.number) for entry in entries]
-        responses = [torch.tensor(ids) for _, answers in tokenized for ids in answers]
+        prompts, answers = zip(*(self.tokenize(entry.number) for entry in entries))
+        responses = [torch.tensor(ids) for each in answers for ids in each]
         rngs = [stream(self.noise, self.seed, self.stage.number, entry.epoch, entry.number, which)
                 for entry in entries for which in range(1 + self.stage.preference)]
         response = pad_sequence(responses, batch_first=True, padding_value=self.tokenizer.eos_id)
         lengths = [len(ids) for ids in responses]
         valid = torch.arange(response.shape[1]) < torch.tensor(lengths)[:, None]  # [B or 2B, R]
-        batch = dict(examples=examples, prompts=[prompt for prompt, _ in tokenized],
-                     response=response, valid=valid, **loaded)
+        batch = dict(examples=examples, prompts=prompts, response=response, valid=valid, **loaded)
         broken = [*loaded.get("broken", {})]  # in whose responses nothing is masked
         if self.stage.preference:
             masked = self.mask_pairs(rngs, lengths)  # [2B, n, R]
