@@ -98,6 +98,7 @@ def rank_tokens(ids: dict[bytes, int], merges: list[tuple[bytes, bytes]],
     are a pair of the list, and the tokens are ranked as these pairs are.
     """
     order = {pair: at for at, pair in enumerate(merges)}
+    require(len(order) == len(merges), "expected each merge once, got one twice")
     ranks = {bytes([b]): b for b in range(256)}
     for left, right in merges:
         ranks.setdefault(left + right, len(ranks))
