@@ -145,7 +145,7 @@ def first_merges_swapped(data):
     (lambda data: data["model"]["vocab"].pop("A"), "A"),
     (first_merges_swapped, "merged otherwise"),
     (lambda data: data["model"]["merges"].append(["A", "never"]), "never"),
-    (lambda data: data["model"]["merges"].append(data["model"]["merges"][0]), "merged otherwise"),
+    (lambda data: data["model"]["merges"].append(data["model"]["merges"][0]), "one twice"),
     (lambda data: data.pop("model"), "model"),
 ])
 def test_a_tokenizer_of_another_kind_is_an_error_that_names_it(tmp_path, change, message):
