@@ -102,7 +102,7 @@ def progress(*args, **options):
     from tqdm import tqdm  # here, as `begin` is to come before it
 
     file = sys.stderr if sys.stderr.isatty() else NowAndThen(sys.stderr)
-    return tqdm(*args, **{"file": file, "dynamic_ncols": True} | options)
+    return tqdm(*args, file=file, dynamic_ncols=True, **options)
 
 
 def end_at_once(number: int, frame) -> None:
