@@ -14,6 +14,7 @@ Letters used in shape comments everywhere:
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .errors import require
 from .ranges import Ranged
@@ -113,8 +114,8 @@ class DecodeConfig(Ranged):
     threshold: float | None = None  # commit what is more confident than this
     temperature: float = 0.0
     cfg: float = 0.0  # classifier-free guidance scale s: uncond + (s + 1)(cond - uncond)
-    remasking: str = "confidence"  # what to commit first, or "random" (fixed schedule)
-    cache: str = "none"  # of keys and values: "none", "prefix" or "dual"
+    remasking: Literal["confidence", "random"] = "confidence"  # what to commit first
+    cache: Literal["none", "prefix", "dual"] = "none"  # of keys and values
     refresh: int | None = None  # steps after which the cache is renewed; None: once a block
     capture: bool = False  # record the cached step as a CUDA graph; no effect on other devices
     seed: int = 0
@@ -139,11 +140,8 @@ class DecodeConfig(Ranged):
                 f"--steps must be a multiple of the {n_blocks} blocks, got {self.steps}")
         require(self.factor is None or self.threshold is None,
                 "--factor and --threshold exclude each other; choose one")
-        require(self.remasking == "confidence" or self.remasking == "random" and self.is_scheduled,
-                "--remasking must be confidence, or random with a fixed schedule (without --factor "
-                f"and --threshold), got {self.remasking!r}")
-        require(self.cache in ("none", "prefix", "dual"),
-                f"--cache must be none, prefix or dual, got {self.cache!r}")
+        require(self.remasking == "confidence" or self.is_scheduled,
+                "--remasking random needs a fixed schedule, without --factor and --threshold")
         require(self.cache != "none" or not (self.refresh or self.capture),
                 "--refresh and --capture need --cache prefix or dual")
 
@@ -163,12 +161,12 @@ class StageConfig(Ranged):
     batch_size: int  # examples per step, over all processes and accumulated gradients
     audio: tuple[str, ...] = ACOUSTIC_AND_SEMANTIC  # what is spliced into the prompt, in order
     lr: float = 5e-5
-    schedule: str = "cosine"  # or "linear", to zero, after the warm-up
+    schedule: Literal["cosine", "linear"] = "cosine"  # to zero, after the warm-up
     micro_batch: int | None = None  # examples per forward pass; None: all of them
     steps: int | None = None  # None: `epochs` decides
     epochs: int = 10
     preference: bool = False  # VRPO instead of the masked diffusion loss
-    masking: str = "published"  # or "low-variance": exactly k, and times spread over the batch
+    masking: Literal["published", "low-variance"] = "published"  # diffusion.py has both
     lora_dropout: float = 0.0  # of LoRA's inputs
     adapter_dropout: float = 0.0  # in the Q-Former; the release has BERT's default, 0.1
     warmup: int = 1000  # steps
@@ -181,8 +179,6 @@ class StageConfig(Ranged):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.masking in ("published", "low-variance"),
-                f"--masking must be published or low-variance, got {self.masking!r}")
         require(not self.preference or self.lora_dropout == self.adapter_dropout == 0,
                 "preference optimisation has no dropout: the reference would not share it")
 

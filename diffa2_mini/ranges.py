@@ -2,7 +2,7 @@
 are finite, so neither inf nor nan is in any."""
 
 import dataclasses
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 from .errors import require
 
@@ -44,15 +44,18 @@ def out_of_range(name: str, value, whole: bool) -> str:
 
 
 class Ranged:
-    """The base of dataclasses whose numbers have their types and RANGES. Raises UserError."""
+    """The base of dataclasses whose numbers and choices are checked. Raises UserError."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             types = get_args(field.type) or (field.type,)  # of int | None: (int, NoneType)
             value = getattr(self, field.name)
+            name = field.name.replace("_", " ")
+            if get_origin(field.type) is Literal:
+                require(value in types, f"{name} must be {' or '.join(types)}, got {value!r}")
             is_absent = value is None and type(None) in types
             if is_absent or not {int, float} & {*types}:
                 continue
             for number in value if isinstance(value, tuple) else (value,):
                 wrong = out_of_range(field.name, number, whole=float not in types)
-                require(not wrong, f"{field.name.replace('_', ' ')} must be {wrong}")
+                require(not wrong, f"{name} must be {wrong}")
