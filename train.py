@@ -265,8 +265,7 @@ def main(argv: list[str]) -> None:
         with join_processes(args.processes) as world:
             stage0.run(args, world)
     elif args.dry_run:
-        plan = dry_run.Plan(args.dtype, args.recompute, args.processes, args.shard)
-        dry_run.show(args.size, [stage_config(args, n) for n in args.stages], args.data, plan)
+        dry_run.show(args, [stage_config(args, n) for n in args.stages])
     else:
         with join_processes(args.processes, args.compile) as world, ExitStack() as stack:
             train(args, world, stack)

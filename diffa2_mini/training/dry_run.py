@@ -6,6 +6,7 @@ below, for the longest clips that the model takes.
 """
 
 import math
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,22 +132,6 @@ def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
     return 2 * forward + attention_gradients + encoder + reference
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How the stages would be run."""
-
-    dtype: str  # of the frozen parts, or "auto"
-    recompute: str
-    processes: int = 1
-    shard: bool = False
-
-
-def gpu() -> tuple[str, float]:
-    """The name of the GPU that is there, or of an H200, and its peak."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "H200"
-    return name, next((peak for key, peak in PEAK_FLOPS.items() if key in name), PEAK_FLOPS["A100"])
-
-
 def number_of_examples(config: Config, stage: StageConfig, data: Path | None) -> tuple[int, str]:
     """How many examples an epoch has, and who says so. Raises UserError if `data` has none."""
     folder = data or DATA / ("toy" if config.from_scratch else "librispeech")
@@ -166,48 +151,50 @@ def number_of_steps(stage: StageConfig, n_examples: int) -> int:
     return stage.steps or math.ceil(stage.epochs * n_examples / stage.batch_size)
 
 
-def hours_of(config: Config, stage: StageConfig, n_examples: int, plan: Plan) -> float:
-    """How long a stage takes, if each process reaches UTILISATION of a GPU's peak."""
-    flops = step_flops(config, stage, shape_of(config, stage, stage.batch_size))
-    n_steps = number_of_steps(stage, n_examples)
-    return n_steps * flops / (UTILISATION * gpu()[1] * plan.processes) / 3600
-
-
-def plan_of_stage(config: Config, stage: StageConfig, examples: tuple[int, str], plan: Plan) -> str:
-    """The plan of one stage, as text, with the memory of each process and `number_of_examples`."""
-    counts = count_parameters(config, stage)
-    parts = [(part, f"{total:,}", f"{trained:,}") for part, (total, trained) in counts.items()]
+def memory_of(args: Namespace, stage: StageConfig, counts: dict[str, tuple[int, int]]
+              ) -> dict[str, int]:
+    """Bytes in each process, by what they hold, with `count_parameters`."""
+    config = SIZES[args.size][0]
     auto = "float32" if config.from_scratch and not torch.cuda.is_available() else "bfloat16"
-    width = DTYPES[auto if plan.dtype == "auto" else plan.dtype].itemsize
-    away = split_away(config, plan.processes) if plan.shard else 0
+    width = DTYPES[auto if args.dtype == "auto" else args.dtype].itemsize
+    away = split_away(config, args.processes) if args.shard else 0
     memory = resident_bytes(counts, stage, width, away)
-    again = "" if plan.recompute == "nothing" else f", {plan.recompute} recomputed"
+    again = "" if args.recompute == "nothing" else f", {args.recompute} recomputed"
     memory[f"activations, {stage.micro_batch} at once{again}"] = activation_bytes(
-        config, stage, shape_of(config, stage, stage.micro_batch), width, plan.recompute)
-    memory["estimated peak memory"] = sum(memory.values())
-    step, (n_examples, source) = shape_of(config, stage, stage.batch_size), examples
-    cards, (name, peak) = "one" if plan.processes == 1 else plan.processes, gpu()
-    work = [("tokens per step", f"{step.tokens:,}"),
-            ("operations per step", f"{step_flops(config, stage, step):.3g}"),
-            ("examples per epoch", f"{n_examples:,} ({source})"),
-            ("steps", f"{number_of_steps(stage, n_examples):,} of {stage.batch_size} examples"),
-            (f"hours on {cards} {name}, at {UTILISATION:.0%} of {peak / 1e12:.0f} TFLOP/s",
-             f"{hours_of(config, stage, n_examples, plan):,.2f}")]
-    return "\n".join([
-        f"\nstage {stage.number}, {stage.title}; clips of {config.audio.max_seconds} s, "
-        f"{RESPONSE} response tokens",
-        columns([("part", "parameters", "trained"), *parts]),
-        f"trainable parameters: {sum(trained for _, trained in counts.values()):,}",
-        columns([(what, f"{size / GIB:.2f} GiB") for what, size in memory.items() if size]),
-        columns(work)])
+        config, stage, shape_of(config, stage, stage.micro_batch), width, args.recompute)
+    return memory | {"estimated peak memory": sum(memory.values())}
 
 
-def show(size: str, stages: list[StageConfig], data: Path | None, plan: Plan) -> None:
-    """`train.py --dry-run`: print the plan of each stage, on `data` or by default the authors'."""
-    config, hours = SIZES[size][0], 0.0
+def work_of(args: Namespace, stage: StageConfig) -> tuple[dict[str, str], float]:
+    """The work of a stage, as text, and its hours if each GPU reaches UTILISATION of its peak."""
+    config, n_cards = SIZES[args.size][0], args.processes
+    n_examples, source = number_of_examples(config, stage, args.data)
+    n_steps, step = number_of_steps(stage, n_examples), shape_of(config, stage, stage.batch_size)
+    flops = step_flops(config, stage, step)
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "H200"
+    peak = next((peak for key, peak in PEAK_FLOPS.items() if key in card), PEAK_FLOPS["A100"])
+    hours = n_steps * flops / (UTILISATION * peak * n_cards) / 3600
+    return {"tokens per step": f"{step.tokens:,}",
+            "operations per step": f"{flops:.3g}",
+            "examples per epoch": f"{n_examples:,} ({source})",
+            "steps": f"{n_steps:,} of {stage.batch_size} examples",
+            f"hours on {'one' if n_cards == 1 else n_cards} {card}, at {UTILISATION:.0%} of "
+            f"{peak / 1e12:.0f} TFLOP/s": f"{hours:,.2f}"}, hours
+
+
+def show(args: Namespace, stages: list[StageConfig]) -> None:
+    """`train.py --dry-run`: print what each stage would take, on --data or else the authors'."""
+    config, total = SIZES[args.size][0], 0.0
     for stage in stages:
-        examples = number_of_examples(config, stage, data)
-        print(plan_of_stage(config, stage, examples, plan))
-        hours += hours_of(config, stage, examples[0], plan)
+        counts, (work, hours) = count_parameters(config, stage), work_of(args, stage)
+        total += hours
+        parts = [(part, f"{n:,}", f"{trained:,}") for part, (n, trained) in counts.items()]
+        memory = memory_of(args, stage, counts)
+        print(f"\nstage {stage.number}, {stage.title}; clips of {config.audio.max_seconds} s, "
+              f"{RESPONSE} response tokens",
+              columns([("part", "parameters", "trained"), *parts]),
+              f"trainable parameters: {sum(trained for _, trained in counts.values()):,}",
+              columns([(what, f"{n / GIB:.2f} GiB") for what, n in memory.items() if n]),
+              columns(list(work.items())), sep="\n")
     if len(stages) > 1:
-        print(f"\nhours of all stages: {hours:,.2f}")
+        print(f"\nhours of all stages: {total:,.2f}")

@@ -6,16 +6,14 @@ from torch import nn
 
 def fill_at_random(device: torch.device, dtype: torch.dtype, *modules: nn.Module) -> None:
     """Norms become the identity, biases zero, and the rest has a deviation of 0.02. The same few
-    million numbers serve all of a module: drawing billions would take minutes."""
+    million numbers serve everywhere: drawing billions would take minutes."""
+    pool = torch.empty(4_194_301, device=device, dtype=dtype)  # a prime, so that rows differ
+    pool.normal_(0, 0.02)
     for module in modules:
-        pool = torch.empty(4_194_301, device=device, dtype=dtype)  # a prime, so that rows differ
-        pool.normal_(0, 0.02)
-        filled = {}
+        module.to(dtype).to_empty(device=device)
         for name, tensor in module.state_dict().items():
             if tensor.dim() == 1:
-                value = 0.0 if name.endswith("bias") else 1.0
-                filled[name] = torch.full(tensor.shape, value, device=device, dtype=dtype)
+                tensor.fill_(0 if name.endswith("bias") else 1)
             else:
-                n, times = tensor.numel(), tensor.numel() // len(pool) + 1
-                filled[name] = pool.repeat(times)[:n].clone().view(tensor.shape)
-        module.load_state_dict(filled, assign=True)
+                for piece in tensor.view(-1).split(len(pool)):
+                    piece.copy_(pool[:len(piece)])
