@@ -11,7 +11,7 @@ from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate.answers import (
     PREDICTIONS,
-    Answer,
+    Reply,
     append,
     match,
     questions_in,
@@ -27,10 +27,10 @@ ROWS = [{
 QUESTIONS = read_questions("mmau", ROWS, Path("file"))
 SHORT = "3.wav: expected 2.00 s, got 1.00 s, cut off or damaged"
 REPLIES = [
-    Answer("a cat"),
-    Answer("ein\n„Häßliches“ \u2028 Entlein", cut=True),
-    Answer("", "2.wav: no such file"),
-    Answer("", incomplete=SHORT)]
+    Reply("a cat"),
+    Reply("ein\n„Häßliches“ \u2028 Entlein", cut=True),
+    Reply("", "2.wav: no such file"),
+    Reply("", incomplete=SHORT)]
 TEXT = "".join(to_line("mmau", "a model", *pair) for pair in zip(QUESTIONS, REPLIES))
 ANSWERED = {"q0": REPLIES[0], "q1": REPLIES[1], "q3": REPLIES[3]}  # the others are asked again
 
@@ -115,16 +115,16 @@ def test_a_place_that_cannot_be_written_is_an_error_at_once(tmp_path):
 def test_predictions_from_elsewhere_go_by_four_names(name):
     rows = [{"id": "q1", name: "a dog"}, {"id": "q0", name: "a cat", "more": 1},
             {"id": "q3", name: None}, {"id": "q2"}]
-    assert matched(rows) == {"q1": Answer("a dog"), "q0": Answer("a cat")}
-    assert matched([{"id": "q0", name: 0}]) == {"q0": Answer("0")}
+    assert matched(rows) == {"q1": Reply("a dog"), "q0": Reply("a cat")}
+    assert matched([{"id": "q0", name: 0}]) == {"q0": Reply("0")}
     asked = [{"id": "q0", name: "x", "question": f"Listen.\n{ROWS[0]['question']} A. a dog"}]
-    assert matched(asked) == {"q0": Answer("x")}  # within their own words
+    assert matched(asked) == {"q0": Reply("x")}  # within their own words
 
 
 def test_an_error_beside_a_reply_is_another_programs_and_does_not_make_it_none():
     rows = [{"id": "q0", "response": "a dog", "error": "slow"},
             {"id": "q1", "response": "", "error": "gone"}]
-    assert matched(rows) == {"q0": Answer("a dog"), "q1": Answer("", "gone")}
+    assert matched(rows) == {"q0": Reply("a dog"), "q1": Reply("", "gone")}
 
 
 @pytest.mark.parametrize("rows, message", [

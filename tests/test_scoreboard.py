@@ -10,7 +10,7 @@ import pytest
 from diffa2_mini.data import Example
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import scoreboard
-from diffa2_mini.evaluate.answers import Answer
+from diffa2_mini.evaluate.answers import Reply
 from diffa2_mini.evaluate.benchmarks import read_questions
 from diffa2_mini.evaluate.scoreboard import report, wilson, word_error_rate
 from diffa2_mini.evaluate.scoring import WordErrors
@@ -72,9 +72,9 @@ ROWS = [{
     "category": ["Reasoning", "Perception"] if i == 0 else "Reasoning", "sub-category": None,
     "difficulty": "easy"
 } for i in range(6)]
-ANSWERS = {"q0": Answer("a cat"), "q1": Answer("B"), "q2": Answer("a dog", cut=True),
-           "q3": Answer("I hear nothing", incomplete="3.wav: expected 2.00 s, got 1.00 s"),
-           "q4": Answer("", "4.wav: not there")}  # and q5 has none
+ANSWERS = {"q0": Reply("a cat"), "q1": Reply("B"), "q2": Reply("a dog", cut=True),
+           "q3": Reply("I hear nothing", incomplete="3.wav: expected 2.00 s, got 1.00 s"),
+           "q4": Reply("", "4.wav: not there")}  # and q5 has none
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_word_errors_of_a_corpus(publish):
     rows = [{"id": id, "transcription": text} for id, text in texts.items()]
     questions = read_questions("asr", rows, Path("file"))
     answers = {
-        "a": Answer("one two"), "b": Answer("three for for"), "c": Answer("", "no such file")}
+        "a": Reply("one two"), "b": Reply("three for for"), "c": Reply("", "no such file")}
     result, text = publish("asr", questions, answers)
     names = ("substitutions", "deletions", "insertions", "words", "clips", "empty")
     assert [result[name] for name in names] == [1, 2, 1, 6, 4, 2]
@@ -143,7 +143,7 @@ def test_word_errors_of_a_corpus(publish):
 
 def test_at_most_ten_clips_are_the_worst(publish):
     rows = [{"id": str(i), "transcription": "a " * (i + 1)} for i in range(12)]
-    result, _ = publish("asr", read_questions("asr", rows, Path("file")), {"0": Answer("a")})
+    result, _ = publish("asr", read_questions("asr", rows, Path("file")), {"0": Reply("a")})
     assert [clip["id"] for clip in result["worst"]] == [str(i) for i in range(11, 1, -1)]
 
 
@@ -151,7 +151,7 @@ def test_no_words_are_no_rate(publish):
     rows = [{"id": "a", "transcription": "..."}]
     questions = read_questions("asr", rows, Path("f"))
     with pytest.raises(UserError, match="no word error rate"):
-        publish("asr", questions, {"a": Answer("one")})
+        publish("asr", questions, {"a": Reply("one")})
     assert math.isnan(word_error_rate([WordErrors()]))
 
 
@@ -173,7 +173,7 @@ def test_what_cannot_be_scored_is_counted_and_named(publish):
     blank = [ROWS[0] | {"id": "q6", "answer": ""}, ROWS[0] | {"id": "q7", "answer": "a bird"},
              ROWS[0] | {"id": "q8", "answer": "?", "choices": ["?", "!"]}]
     questions = read_questions("mmau", ROWS[:2] + blank, Path("file"))
-    answers = ANSWERS | {f"q{i}": Answer("I hear nothing") for i in (6, 7, 8)}
+    answers = ANSWERS | {f"q{i}": Reply("I hear nothing") for i in (6, 7, 8)}
     assert scoreboard.so_far(questions, answers) == "accuracy 0.500"
     assert scoreboard.so_far(questions[2:], answers) == ""
     result, text = publish("mmau", questions, answers)

@@ -33,10 +33,10 @@ OURS = ("benchmark", "by", "id", "prompt_sha256", "clip_sha256", "error", "cut",
 
 
 @dataclass
-class Answer:
-    """A reply to a question, or why there is none."""
+class Reply:
+    """A model's answer to a question, or why there is none."""
 
-    reply: str
+    text: str
     error: str = ""
     cut: bool = False  # the clip was longer than the model takes
     incomplete: str = ""  # what a clip lacks that ends early or is damaged, and was used
@@ -94,7 +94,7 @@ def expect_clips(questions: list[BenchmarkQuestion]) -> None:
 
 
 def answer_questions(diffa2: Diffa2, decode: DecodeConfig,
-                     questions: list[tuple[int, BenchmarkQuestion]]) -> list[Answer]:
+                     questions: list[tuple[int, BenchmarkQuestion]]) -> list[Reply]:
     """Answers to questions, each with its number among all of the benchmark, as one batch."""
     features = FeatureCache(diffa2.model, diffa2.device, diffa2.dtype, keep=True)
     answers, examples = {}, {}  # by number
@@ -103,14 +103,14 @@ def answer_questions(diffa2: Diffa2, decode: DecodeConfig,
         try:
             cut = seconds_of(question) > diffa2.config.audio.max_seconds
             features.get(path)
-            answers[number] = Answer("", "", cut, features.incomplete.get(path, ""))
+            answers[number] = Reply("", "", cut, features.incomplete.get(path, ""))
             examples[number] = Example(path, question.prompt, question.answer, "", "", "")
         except UserError as error:
-            answers[number] = Answer("", str(error))
+            answers[number] = Reply("", str(error))
     respondent = Respondent(features, diffa2.tokenizer, diffa2.parts, decode)
     texts, _ = respondent.answer([*examples.values()], len(questions), numbers=[*examples])
     for number, text in zip(examples, texts):
-        answers[number].reply = text
+        answers[number].text = text
     return [*answers.values()]
 
 
@@ -123,24 +123,24 @@ def asked(question: BenchmarkQuestion) -> dict[str, str | None]:
     return {"prompt_sha256": prompt, "clip_sha256": clip}
 
 
-def to_line(benchmark: str, by: str, question: BenchmarkQuestion, answer: Answer) -> str:
+def to_line(benchmark: str, by: str, question: BenchmarkQuestion, reply: Reply) -> str:
     """A line of the file. `by` tells which model answered, and how."""
     published = {name: value for name, value in question.row.items() if name not in OURS}
     row = {"benchmark": benchmark, "by": by, "id": question.id} | published
-    row |= {"response": answer.reply} | asked(question)
-    row |= {name: value for name, value in vars(answer).items() if value and name in OURS}
+    row |= {"response": reply.text} | asked(question)
+    row |= {name: value for name, value in vars(reply).items() if value and name in OURS}
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def answer_in(row: dict) -> Answer | None:
+def answer_in(row: dict) -> Reply | None:
     """The answer in a line, under any of the PREDICTIONS; None if there is none."""
     for name in PREDICTIONS:
         if row.get(name) is not None:
             require(isinstance(row[name], (str, int, float)),
                     f"expected text under {name}, got {type(row[name]).__name__}")
             reply, error = str(row[name]), str(row.get("error") or "")
-            return Answer(reply, "" if reply else error, bool(row.get("cut")),
-                          str(row.get("incomplete") or ""))
+            return Reply(reply, "" if reply else error, bool(row.get("cut")),
+                         str(row.get("incomplete") or ""))
     return None
 
 
@@ -162,7 +162,7 @@ def expect_same(row: dict, question: BenchmarkQuestion, by: str | None) -> None:
 
 
 def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, benchmark: str,
-          by: str | None = None) -> dict[str, Answer]:
+          by: str | None = None) -> dict[str, Reply]:
     """The answers in `rows`, by id. Raises UserError for one to no question, or not to the same."""
     known, answers, seen = {question.id: question for question in questions}, {}, Counter()
     for i, row in enumerate(rows, start=1):
@@ -192,7 +192,7 @@ def questions_in(rows: list[dict], source: Path, benchmark: str) -> list[Benchma
 
 
 def resume(path: Path, benchmark: str, by: str,
-           questions: list[BenchmarkQuestion]) -> dict[str, Answer]:
+           questions: list[BenchmarkQuestion]) -> dict[str, Reply]:
     """The answers that a stopped run has left in `path`. An unfinished line is taken out of the
     file, and so are clips that could not be read, to be tried again. Raises UserError if the file
     is another run's, which stays, or cannot be written."""

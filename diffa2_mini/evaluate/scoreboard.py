@@ -13,7 +13,7 @@ from ..data import Example
 from ..errors import require
 from ..training.files import write_whole
 from . import scoring
-from .answers import Answer
+from .answers import Reply
 from .benchmarks import BenchmarkQuestion, rows_of
 from .scoring import WordErrors, normalise, word_errors
 
@@ -80,9 +80,9 @@ def report(examples: list[Example], answers: list[str]) -> Report:
     return Report(accuracy, figures, "\n".join([*lines, f"{len(examples)} questions: {summary}"]))
 
 
-def so_far(questions: list[BenchmarkQuestion], answers: dict[str, Answer]) -> str:
+def so_far(questions: list[BenchmarkQuestion], answers: dict[str, Reply]) -> str:
     """The figure of the questions that are answered up to now, if there is one."""
-    verdicts = [each.judge(answers[each.id].reply) for each in questions
+    verdicts = [each.judge(answers[each.id].text) for each in questions
                 if each.id in answers and each.can_be_scored]
     if verdicts and questions[0].benchmark.choice_of is None:
         return f"word error rate {word_error_rate(verdicts):.3f}"
@@ -161,12 +161,12 @@ def score_transcripts(questions: list[BenchmarkQuestion], replies: dict[str, str
     return result, lines
 
 
-def publish(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Answer],
+def publish(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Reply],
             file: Path) -> None:
     """Print a benchmark's result and write it as JSON beside the answers; UserError without any."""
     answered = {q.id: answers[q.id] for q in questions if q.id in answers}
     broken = {id: each.error for id, each in answered.items() if each.error}
-    replies = {id: each.reply for id, each in answered.items() if not each.error}
+    replies = {id: each.text for id, each in answered.items() if not each.error}
     reason = " ".join([*broken.values(), "not one is answered"][0].split())
     require(replies, f"expected replies to {len(questions)} questions, got none ({reason})")
     result = {
