@@ -55,7 +55,7 @@ def shape_of(config: Config, stage: StageConfig, clips: int) -> Shape:
 
 
 def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int, int]]:
-    """How many numbers each part has, and how many of them the stage trains."""
+    """How many numbers each part has, and how many of them a stage trains."""
     with torch.device("meta"):
         model = Diffa2Model(config)
     if "lora" in stage.trains:
@@ -95,8 +95,8 @@ def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: in
 
 
 def split_away(config: Config, processes: int) -> int:
-    """Numbers of the frozen backbone that are not on a device if its blocks are split among
-    `processes`, one of which is whole while it runs."""
+    """Numbers of the frozen backbone that a device does not hold if `processes` share its blocks,
+    of which the one that runs is whole."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     block = 4 * D**2 + 3 * D * H + 2 * D
     return (layers - 1) * (block - block // processes)
@@ -116,9 +116,8 @@ def resident_bytes(counts: dict[str, tuple[int, int]], stage: StageConfig, width
 
 
 def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
-    """Floating-point operations that a forward and backward pass need: two per weight and token
-    each way, as a frozen weight has no gradient of its own. What recomputation repeats does not
-    count."""
+    """Floating-point operations of a forward and backward pass: two per weight and token each way,
+    as a frozen weight has no gradient of its own. What recomputation repeats does not count."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     E, T = config.whisper.width, config.audio.max_frames // 2
     rest = 2 * D**2 + 3 * D * H  # all but keys and values; in the last block for answers alone

@@ -26,8 +26,8 @@ STOP_SIGNALS = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 def batches(n_examples: int, batch_size: int, n_steps: int, first_step: int, seed: int, stage: int
             ) -> Iterator[tuple[int, list]]:
-    """For each step from `first_step` on: the step, and its entries. Epochs follow each other
-    without a gap: each example comes exactly once per epoch, whatever the batch size."""
+    """Each step from `first_step` on, with its entries. Epochs follow each other without a gap:
+    each example comes exactly once per epoch, whatever the batch size."""
     @lru_cache(maxsize=1)
     def order_of(epoch: int) -> np.ndarray:
         return stream("order", seed, stage, epoch).permutation(n_examples)
@@ -56,8 +56,7 @@ def signals_blocked() -> Iterator[None]:
 
 def leave_process_group(worker: int) -> None:
     """Protect a loading process from signals to the whole process group, as torchrun and a terminal
-    send them: the training process still has to finish its step and save. One to it alone, or the
-    end of the training process, still ends it."""
+    send them: the training process needs it to finish its step. One to it alone still ends it."""
     if hasattr(os, "setpgrp"):  # Windows has no such groups
         os.setpgrp()
         while signal.sigpending() & STOP_SIGNALS:  # discard what has been delayed
@@ -66,18 +65,15 @@ def leave_process_group(worker: int) -> None:
 
 
 def worker_has_died(error: BaseException | None) -> bool:
-    """Whether an error says that a loading process has ended: a broken connection, or torch's own
-    message."""
+    """Whether it is a broken connection to a loading process, or torch's message of its end."""
     said = "DataLoader worker .pid|received 0 items of ancdata|got end of file during message"
-    return isinstance(error, (ConnectionError, EOFError)) or (
-        isinstance(error, (RuntimeError, OSError)) and bool(re.search(said, str(error))))
+    return isinstance(error, (ConnectionError, EOFError)) or bool(re.search(said, str(error)))
 
 
 class StageLoader(AbstractContextManager):
-    """The steps that `order` gives as `batches` does, each with this process's micro-batches of
-    `size`, loaded ahead of time by `n_workers` processes, which end with the block `with loader`.
-    Raises UserError there if one of them was killed. By default there is one for each core of this
-    training process, and 8 at most; none if no audio is to be loaded."""
+    """The steps of `order`, from `batches`, each with this process's micro-batches of `size`, which
+    `n_workers` processes load ahead of time: by default one for each core, 8 at most, or none
+    without audio. They end with the block `with loader`, which raises UserError if one died."""
 
     def __init__(self, dataset: BatchDataset, order: Iterable[tuple[int, list]], size: int,
                  world: World, n_workers: int | None):

@@ -28,9 +28,8 @@ def adamw(trained: dict[str, Tensor], lr: float, betas: tuple[float, float], wei
     of norms, which have no reason to be near 0. The release's trainer does the same."""
     matrices = [tensor for tensor in trained.values() if tensor.dim() > 1]
     vectors = [tensor for tensor in trained.values() if tensor.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay},
-              {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr, betas, weight_decay=weight_decay)
 
 
 def learning_rate(step: int, n_steps: int, stage: StageConfig) -> float:
@@ -54,8 +53,8 @@ def answer_loss(model: Diffa2Model, batch: AnswerBatch, stage: StageConfig,
 
 def piece_loss(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch, stage: StageConfig,
                tokenizer: Tokenizer, n_tokens: int) -> dict[str, Tensor]:
-    """The part of a step's loss, and of its other figures, that comes from one of its batches. The
-    whole step has `stage.batch_size` examples, with `n_tokens` tokens in their answers."""
+    """What one of a step's batches adds to its loss and other figures. The whole step has
+    `stage.batch_size` examples, with `n_tokens` tokens in their answers."""
     if not stage.preference:
         return {"loss": answer_loss(model, batch, stage, n_tokens)}
     policy, old = preference_bounds(model, reference, batch, stage, tokenizer)
@@ -67,19 +66,16 @@ def piece_loss(model: Diffa2Model, reference: dict[str, Tensor], batch: Batch, s
 
 
 def predictor(call: Callable, batch: Batch, stage: StageConfig) -> Callable:
-    """`call`, a model, as a function of the noisy responses alone: clips and prompts are those of
-    the batch."""
+    """The model `call` as a function of noisy responses to the clips and prompts of a batch."""
     return lambda *noisy: call(batch.audio, stage.audio, batch.prompts, *noisy)
 
 
 def preference_bounds(model: Diffa2Model, reference: dict[str, Tensor], batch: PreferenceBatch,
                       stage: StageConfig, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """Stage 4: the bounds [B, 2] by the policy and by the reference, which see the same masks.
-    `reference` has the trained tensors of the reference."""
+    `reference` has the trained tensors of the latter."""
     losses_of = token_losses(model.llada.logits)  # the head is frozen, and so the same for both
-
-    def bounds(call: Callable) -> Tensor:
-        return elbo(predictor(call, batch, stage), batch.response, batch.valid, batch.masked,
-                    tokenizer.mask_id, losses_of).view(-1, 2)  # [2B] -> [B, 2]
-
-    return bounds(model), bounds(reference_of(model, reference))
+    policy, old = (elbo(predictor(call, batch, stage), batch.response, batch.valid, batch.masked,
+                        tokenizer.mask_id, losses_of)
+                   for call in (model, reference_of(model, reference)))
+    return policy.view(-1, 2), old.view(-1, 2)  # [2B] -> [B, 2]

@@ -19,7 +19,7 @@ FLAGS = {
     "--data": dict(type=Path, help="a manifest, or a folder of them (default: the toy world)"),
     "--validation": dict(type=Path, help="to measure on (default: validation.json beside --data)"),
     "--test": dict(type=Path, nargs="+", default=[], metavar="MANIFEST", help="to measure on last"),
-    "--parts": dict(default="both", choices=["whisper", "llada", "both"], help="of stage 0"),
+    "--parts": dict(default="both", choices=["whisper", "llada", "both"], help="for stage 0"),
     "--skip-broken": dict(action="store_true", help="leave out what is broken, and name it"),
     "--skip-nonfinite": dict(action="store_true", help="leave out steps without a finite loss"),
     "--out": dict(type=Path, help="where checkpoints and logs go (default: runs/SIZE)"),
@@ -38,7 +38,8 @@ FLAGS = {
     "--batch-size": dict(type=int, help="examples per step"),
     "--grad-accum": dict(type=int, help="pieces of a process's part of a batch, to save memory"),
     "--lr": dict(type=float, help="peak learning rate"),
-    "--masking": dict(choices=["published", "low-variance"], help="of stages 1 to 3"),
+    "--masking": dict(choices=["published", "low-variance"],
+                      help="how stages 1 to 3 draw masks (default: published)"),
     "--warmup": dict(type=int, help="steps"),
     "--lora-dropout": dict(type=float, help="of LoRA's inputs in stage 3, from 0 to 0.99"),
     "--adapter-dropout": dict(type=float, help="of the acoustic adapter in stages 2 and 3"),
@@ -47,8 +48,10 @@ FLAGS = {
     "--sample-every": dict(type=int, default=200, help="steps between decoded samples"),
     # on which machine, and how its memory and time are used
     "--device": dict(default="auto", choices=["auto", "cpu", "cuda", "mps"]),
-    "--dtype": dict(default="auto", choices=["auto", *DTYPES], help="of the frozen parts"),
-    "--recompute": dict(choices=["nothing", "feed-forward", "blocks"], help="to save memory"),
+    "--dtype": dict(default="auto", choices=["auto", *DTYPES],
+                    help="of the frozen parts (auto: bfloat16 on CUDA and for diffa1 and full)"),
+    "--recompute": dict(choices=["nothing", "feed-forward", "blocks"],
+                        help="to save memory (default: blocks for diffa1 and full)"),
     "--threads": dict(type=int, help="CPU threads (default: one per core)"),
     "--seed": dict(type=int, default=42),
     "--workers": dict(type=int, help="processes that load audio (default: 0 to 8, as needed)"),
@@ -62,8 +65,8 @@ DROPOUTS = {"lora_dropout": "lora", "adapter_dropout": "acoustic"}  # the part e
 
 
 def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
-    """The flags of train.py, with `stages`, the numbers of the stages to train, and as `processes`
-    how many there are. Raises UserError where they contradict each other."""
+    """The flags of train.py, with the numbers of the `stages` to train and of all `processes`.
+    Raises UserError where they contradict each other."""
     parser = Parser(description)
     for flag, settings in FLAGS.items():
         parser.add_argument(flag, **settings)
@@ -118,8 +121,7 @@ def stage_config(args: argparse.Namespace, number: int) -> StageConfig:
 
 
 def micro_batch(args: argparse.Namespace, stage: StageConfig) -> int:
-    """How many examples a process computes at once. Raises UserError if the batch cannot be divided
-    as the flags want it."""
+    """How many examples a process computes at once. Raises UserError if no batch divides so."""
     size, n, n_pieces = stage.batch_size, args.processes, args.grad_accum
     require(size >= n, f"--batch-size {size}: expected one for each of {n} processes; raise it")
     for flag, divisor in {"--shard": n * args.shard, "--grad-accum": n * (n_pieces or 0)}.items():

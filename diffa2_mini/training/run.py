@@ -34,9 +34,8 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Remembers a signal that is to end the run: Ctrl-C, SIGTERM, SIGHUP (the terminal was closed),
-    or that nobody reads the output any more (SIGPIPE, which Python leaves to whoever prints). A
-    second one ends the run at once, unless `ignore_second`."""
+    """Remembers what is to end the run: Ctrl-C, SIGTERM, SIGHUP (the terminal was closed), or that
+    nobody reads the output any more. A second signal ends it at once, unless `ignore_second`."""
 
     def __init__(self, ignore_second: bool):
         self.ignore_second, self.number = ignore_second, None
@@ -44,8 +43,8 @@ class Signals:
     def catch(self) -> None:
         """From now on signals are remembered; but not SIGHUP under `nohup`, which ignores it."""
         for number in STOP_SIGNALS:
-            is_asked_for = number in (signal.SIGINT, signal.SIGTERM)
-            if is_asked_for or signal.getsignal(number) is not signal.SIG_IGN:
+            always = number in (signal.SIGINT, signal.SIGTERM)
+            if always or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self.handle)
 
     def handle(self, number: int, frame) -> None:
@@ -55,7 +54,7 @@ class Signals:
 
     @property
     def received(self) -> int | None:
-        """The number of the signal that is to end the run; None if there is none."""
+        """The number of the signal that is to end the run, or None (SIGPIPE: output unread)."""
         return self.number or (UNREAD - 128 if unread() else None)
 
 
@@ -85,8 +84,8 @@ class Run:
             raise Stopped
 
     def cache_features(self, number: int, skip_broken: bool) -> list[Example]:
-        """Encode the clips of a stage ahead of time, if they are to be cached. Returns the stage's
-        examples whose clips can be read. Raises UserError if there are none, or Stopped."""
+        """Encode the clips of a stage that are to be cached. Returns its examples whose clips can
+        be read. Raises UserError if there are none, or Stopped."""
         data, manifest = self.data, self.data.manifests[number]
 
         def until_stopped(paths: list) -> Iterator:
@@ -108,8 +107,7 @@ class Run:
 
     def print_stage(self, stage: StageConfig, examples: list[Example], n_steps: int,
                     first_step: int) -> None:
-        """Print what a stage trains, how much of the model that is, on which data; what of it is
-        too long; and after which step a resumed one goes on."""
+        """Print what a stage trains, on which data, and after which step a resumed one goes on."""
         sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
         n_all, n_trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
         print(f"\nstage {stage.number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
@@ -149,9 +147,8 @@ class StageProgress:
 
     def end_step(self, row: dict, lengths: list[tuple[int, int]], n_masked: int, n_broken: int
                  ) -> dict[str, float]:
-        """How fast a step was, on answers of these `lengths`, for the log: `mfu` (model FLOPs
-        utilisation) is its share of the operations that the device can do in that time. `row` is
-        what else the log has of it."""
+        """How fast a step was, for the log that has its `row`: on responses of `lengths` (tokens
+        before, own). `mfu`, model FLOPs utilisation, is of what the device can do in that time."""
         run, stage, seconds = self.run, self.stage, time.perf_counter() - self.step_start
         n_clips = 0 if run.features.keeps_features else stage.batch_size  # to be encoded
         shape = Shape(n_clips, lengths * (stage.vrpo_samples if stage.preference else 1), n_masked)
@@ -166,10 +163,9 @@ class StageProgress:
                              tokens_s=f"{speed['tokens_per_second']:.0f}",
                              mfu=f"{speed['mfu']:.0%}", refresh=False)
         self.bar.update()
-        is_skipped = not finite(row)
-        self.skipped["steps whose loss or gradient was not finite"] += is_skipped
+        self.skipped["steps whose loss or gradient was not finite"] += not finite(row)
         self.skipped["clips that were broken"] += n_broken
-        return speed | ({"skipped": 1} if is_skipped else {})
+        return speed if finite(row) else speed | {"skipped": 1}
 
     def print_skipped(self) -> None:
         for what, n in self.skipped.items():
@@ -179,21 +175,20 @@ class StageProgress:
 
 @dataclass
 class StageParameters:
-    """What a stage trains, and with what: `trained` by name; their `reference` values from before
-    the first step, if it is a preference stage; the optimiser."""
+    """What a stage trains, and with what."""
 
     stage: StageConfig
-    trained: dict[str, nn.Parameter]
-    reference: dict[str, Tensor]
+    trained: dict[str, nn.Parameter]  # by name
+    reference: dict[str, Tensor]  # their values before the first step, in a preference stage
     optimizer: torch.optim.AdamW
 
 
 def optimizer_step(run: Run, parameters: StageParameters, n_tokens: int, batches: Iterator[Batch]
                    ) -> dict[str, float]:
-    """One step of the optimiser. `batches` are this process's part of the step's batch, which has
-    `n_tokens` tokens in its answers. Returns figures of the whole batch: loss and others to log,
-    and `masked` (tokens predicted), `broken` (clips), `signals` (processes that received one)."""
-    figures = {"masked": 0, "broken": 0, "signals": run.signals.received is not None}
+    """One step of the optimiser, on a batch with `n_tokens` tokens in its answers; `batches` are
+    this process's part. Returns figures of the whole batch: loss and others to log, and `masked`
+    (tokens predicted), `broken` (clips), `signals` (processes that received one)."""
+    figures = Counter(masked=0, broken=0, signals=run.signals.received is not None)
     for batch in batches:
         batch = batch.encoded(run.features, run.device)
         with autocast(run.device, run.dtype):
@@ -201,7 +196,7 @@ def optimizer_step(run: Run, parameters: StageParameters, n_tokens: int, batches
                                run.tokenizer, n_tokens)
         piece["loss"].backward()
         for name, value in piece.items():
-            figures[name] = figures.get(name, 0) + value.detach()
+            figures[name] += value.detach()
         figures["masked"] += int(batch.masked.sum())
         figures["broken"] += len(batch.broken)
         run.features.incomplete |= batch.incomplete
@@ -210,9 +205,8 @@ def optimizer_step(run: Run, parameters: StageParameters, n_tokens: int, batches
     figures = run.world.sum_figures({name: float(value) for name, value in figures.items()})
     trained = list(parameters.trained.values())
     run.world.sum_gradients(trained)
-    grad_norm = nn.utils.clip_grad_norm_(trained, parameters.stage.grad_clip)
-    figures["grad_norm"] = float(grad_norm)
+    figures["grad_norm"] = float(nn.utils.clip_grad_norm_(trained, parameters.stage.grad_clip))
     if finite(figures):
         parameters.optimizer.step()
-    parameters.optimizer.zero_grad(set_to_none=True)
+    parameters.optimizer.zero_grad()
     return figures
