@@ -174,11 +174,11 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
                 if stage.preference and step + 1 == 5 and run.data.validation:
                     ranking = validator.rank_pairs(stage, parameters.reference, run.data.validation)
                     run.log.add(stage=number, step=5, **ranking)
-            if n_signals or run.is_stopping:
+            stops = n_signals or run.is_stopping
+            if stops or (step + 1) % args.save_every == 0 and step + 1 < n_steps:
                 folder.save(number, step + 1, run.model, parameters.optimizer)
+            if stops:
                 raise Stopped
-            if (step + 1) % args.save_every == 0 and step + 1 < n_steps:
-                folder.save(number, step + 1, run.model, parameters.optimizer)
     progress.print_skipped()
     validate_stage(run, validator, parameters, n_steps)
     print_incomplete(run.features, examples + run.data.validation, world)
@@ -187,8 +187,8 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
 
 
 def validate_stage(run: Run, validator: Validator, parameters: StageParameters, step: int) -> None:
-    """Measure how good the model is at the end of a stage. Raises Stopped if a signal cuts that
-    short: what is saved then is not done, and resuming measures anew."""
+    """Measure the model at the end of a stage. Raises Stopped if a signal cuts that short: what is
+    saved then is not done, and resuming measures anew."""
     stage, examples = parameters.stage, run.data.validation
     if not examples:
         return

@@ -108,8 +108,8 @@ class Run:
     def print_stage(self, stage: StageConfig, examples: list[Example], n_steps: int,
                     first_step: int) -> None:
         """Print what a stage trains, on which data, and after which step a resumed one goes on."""
-        sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
-        n_all, n_trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
+        n_all = sum(p.numel() for p in self.model.parameters())
+        n_trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         print(f"\nstage {stage.number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
               f"  trainable parameters: {n_trained:,} of {n_all:,} ({n_trained / n_all:.2%})\n"
               f"  {len(examples):,} examples of {self.data.manifests[stage.number]}, {n_steps:,} "
