@@ -1,4 +1,4 @@
-"""The dry run: the memory, the operations and the hours that a stage would take, not tried.
+"""The dry run: the memory, the operations and the hours that a stage would take.
 
 The model is built on torch's `meta` device, where tensors have shapes and no values, so the counts
 of weights are exact. Memory and floating-point operations follow from the shapes by the formulas

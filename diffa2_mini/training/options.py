@@ -82,26 +82,17 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     args.recompute = args.recompute or ("nothing" if config.from_scratch else "blocks")
     numbers = {"all": list(stages), "0": []}
     args.stages = numbers[args.stage] if args.stage in numbers else [int(args.stage)]
-    check_arguments(args)
+    require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
+    require(not (args.shard and args.compile),
+            "--shard and --compile exclude each other; choose one")
+    require(not args.shard or args.processes > 1 and (len(args.stages) == 1 or args.dry_run),
+            "--shard splits a stage over processes: torchrun --nproc_per_node=N train.py --stage 1")
+    require(not args.dry_run or args.stages, "--dry-run plans stages 1 to 4; leave out --stage 0")
+    require(set(args.stages) <= set(stages),
+            f"--size {args.size} has stages {', '.join(map(str, stages))}")
     for number in args.stages:
         stage_config(args, number)  # which refuses what cannot be
     return args
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raise UserError where flags contradict each other."""
-    stages = SIZES[args.size][1]
-    contradictions = {
-        "--init and --diffa2 exclude each other; choose one": args.init and args.diffa2,
-        "--shard and --compile exclude each other; choose one": args.shard and args.compile,
-        "--shard splits one stage among processes: torchrun --nproc_per_node=N train.py --stage 1":
-            args.shard and (args.processes == 1 or len(args.stages) != 1 and not args.dry_run),
-        "--dry-run plans stages 1 to 4; leave out --stage 0": args.dry_run and args.stage == "0",
-        f"--size {args.size} has stages {', '.join(map(str, stages))}":
-            not set(args.stages) <= set(stages),
-    }
-    for message, is_wrong in contradictions.items():
-        require(not is_wrong, message)
 
 
 def stage_config(args: argparse.Namespace, number: int) -> StageConfig:
