@@ -37,10 +37,8 @@ class Log:
         """Write the clips of a step whose loss or gradient is not finite to nonfinite.jsonl. `row`
         is the log's, before it has it. Raises UserError unless `skip`."""
         path, loss, norm = self.path.with_name("nonfinite.jsonl"), row["loss"], row["grad_norm"]
-        note = {"stage": row["stage"], "step": row["step"], "loss": str(loss),
-                "grad_norm": str(norm), "clips": clips}
-        if self.writes:
-            append(path, json.dumps(note) + "\n")
+        Log(path, self.writes).add(stage=row["stage"], step=row["step"], loss=str(loss),
+                                   grad_norm=str(norm), clips=clips)
         require(skip, f"stage {row['stage']}, step {row['step']}: expected a finite loss and "
                 f"gradient, got {loss} and {norm}; {path} names the clips. Begin again with a "
                 "lower --lr, or go on without such steps: --resume --skip-nonfinite")
@@ -50,7 +48,6 @@ class Log:
         of later stages stay, which may be done although this one goes back to an earlier save."""
         *lines, half = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
         lines += [half] if read_row(half) else []  # or what a killed run wrote half of
-        rows = [(line + b"\n", read_row(line)) for line in lines]
-        kept = [line for line, row in rows
-                if not row or row["stage"] != stage or row["step"] <= step]
+        kept = [line + b"\n" for line in lines if not (row := read_row(line))
+                or row["stage"] != stage or row["step"] <= step]
         write_whole(self.path, lambda temporary: temporary.write_bytes(b"".join(kept)))

@@ -63,11 +63,11 @@ def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokeniz
         n_tokens = count_prompt(example.instruction) + max(map(count, answers))
         return n_tokens + 1 > limit  # 1 for `<|eot_id|>`
 
-    found = {f"with text beyond {limit:,} tokens, which is cut": filter(is_cut, data),
+    tests = {f"with text beyond {limit:,} tokens, which is cut": is_cut,
              f"with a clip beyond the {seconds} s that the model takes":
-                 (each for each in data if each.seconds > seconds),
+                 lambda each: each.seconds > seconds,
              f"with an answer beyond the {length:,} tokens that it writes":
-                 (each for each in data if count(each.answer) > length)}
-    named = {what: [each.path.name for each in examples] for what, examples in found.items()}
+                 lambda each: count(each.answer) > length}
+    named = {what: [each.path.name for each in filter(test, data)] for what, test in tests.items()}
     return "; ".join(f"{len(names):,} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
                      for what, names in named.items() if names)
