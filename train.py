@@ -44,7 +44,7 @@ from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches
 from diffa2_mini.training.log import finite
-from diffa2_mini.training.manifests import load_data
+from diffa2_mini.training.manifests import DataConfig, load_data
 from diffa2_mini.training.objective import adamw, learning_rate, set_dropout
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks
@@ -89,7 +89,8 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     tokenizer = load_tokenizer(config, args.llada, args.random_weights)
     if not args.random_weights:
         paths |= locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
-    data = load_data(args, path, folder.unfinished, tokenizer)
+    where = DataConfig(path, args.validation, args.test, args.skip_broken, not args.random_weights)
+    data = load_data(where, args.size, args.stages, folder.unfinished, tokenizer)
     model = build_model(args, paths, device, dtype)
     folder.note_origins(checkpoint.fingerprints_of(paths), dtype, data.manifests)
     keep = args.size == "toy" and not args.no_cache_audio
@@ -265,7 +266,9 @@ def main(argv: list[str]) -> None:
         with join_processes(args.processes) as world:
             stage0.run(args, world)
     elif args.dry_run:
-        dry_run.show(args, [stage_config(args, n) for n in args.stages])
+        plan = dry_run.Plan(args.size, args.dtype, args.recompute, args.processes, args.shard,
+                            args.data)
+        dry_run.show(plan, [stage_config(args, n) for n in args.stages])
     else:
         with join_processes(args.processes, args.compile) as world, ExitStack() as stack:
             train(args, world, stack)

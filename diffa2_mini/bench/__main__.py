@@ -56,7 +56,8 @@ def main(argv: list[str]) -> None:
     device, dtype, _ = choose_device(args.device, args.dtype, large)
     torch.manual_seed(0)
     if args.size:
-        name, rows = f"bench_{args.size}", whole_size(args, device, dtype)
+        name, rows = f"bench_{args.size}", whole_size(
+            args.size, args.runs, device, dtype, args.compile, args.random_weights)
     elif args.toy:
         name, rows = "bench_toy", toy(args.data, args.runs, device)
     else:

@@ -1,7 +1,6 @@
 """How fast a whole size trains and decodes on a GPU, against a large matrix product and a copy of
 memory there, which are measured in the same run."""
 
-import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -115,11 +114,12 @@ def decoding(diffa2: Diffa2, runs: int) -> Iterator[Row]:
     yield step
 
 
-def whole_size(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Row]:
+def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, compiled: bool,
+               random: bool) -> Iterator[Row]:
     """Memory of a training step of each stage on one clip, or pair, with blocks recomputed; then
     decoding, and the speed of stages 1 and 3."""
-    (config, stages), random = SIZES[args.size], args.random_weights
-    paths = None if random else locate_all({"whisper": None, "llada": None}, args.size)
+    config, stages = SIZES[size]
+    paths = None if random else locate_all({"whisper": None, "llada": None}, size)
     model = weights.build(config, paths, device, dtype, FastLlada).eval()
     if random:
         fill_at_random(device, dtype, model.whisper, model.llada)
@@ -131,8 +131,8 @@ def whole_size(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
         yield Row(f"stage {stage.number}, 1 at once, recomputed", "peak memory",
                   ratio=used and used / dry_run.GIB, of="GiB", target="<= 22")
     merge_lora(model.llada)  # decoding and stage 1 have none beside the weights
-    if args.compile:
+    if compiled:
         compile_blocks(model.whisper.blocks, model.llada.blocks)
-    yield from decoding(diffa2, args.runs)
+    yield from decoding(diffa2, runs)
     for number in {1, 3} & stages.keys():
-        yield from training(diffa2, stages[number], args.runs)
+        yield from training(diffa2, stages[number], runs)

@@ -6,7 +6,6 @@ below, for the longest clips that the model takes.
 """
 
 import math
-from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +130,18 @@ def step_flops(config: Config, stage: StageConfig, shape: Shape) -> float:
     return 2 * forward + attention_gradients + encoder + reference
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How the stages of a size would be run."""
+
+    size: str
+    dtype: str  # of the frozen parts, or "auto"
+    recompute: str
+    processes: int = 1
+    shard: bool = False
+    data: Path | None = None  # None: the authors'
+
+
 def number_of_examples(config: Config, stage: StageConfig, data: Path | None) -> tuple[int, str]:
     """How many examples an epoch has, and who says so. Raises UserError if `data` has none."""
     folder = data or DATA / ("toy" if config.from_scratch else "librispeech")
@@ -150,24 +161,24 @@ def number_of_steps(stage: StageConfig, n_examples: int) -> int:
     return stage.steps or math.ceil(stage.epochs * n_examples / stage.batch_size)
 
 
-def memory_of(args: Namespace, stage: StageConfig, counts: dict[str, tuple[int, int]]
+def memory_of(plan: Plan, stage: StageConfig, counts: dict[str, tuple[int, int]]
               ) -> dict[str, int]:
     """Bytes in each process, by what they hold, with `count_parameters`."""
-    config = SIZES[args.size][0]
+    config = SIZES[plan.size][0]
     auto = "float32" if config.from_scratch and not torch.cuda.is_available() else "bfloat16"
-    width = DTYPES[auto if args.dtype == "auto" else args.dtype].itemsize
-    away = split_away(config, args.processes) if args.shard else 0
+    width = DTYPES[auto if plan.dtype == "auto" else plan.dtype].itemsize
+    away = split_away(config, plan.processes) if plan.shard else 0
     memory = resident_bytes(counts, stage, width, away)
-    again = "" if args.recompute == "nothing" else f", {args.recompute} recomputed"
+    again = "" if plan.recompute == "nothing" else f", {plan.recompute} recomputed"
     memory[f"activations, {stage.micro_batch} at once{again}"] = activation_bytes(
-        config, stage, shape_of(config, stage, stage.micro_batch), width, args.recompute)
+        config, stage, shape_of(config, stage, stage.micro_batch), width, plan.recompute)
     return memory | {"estimated peak memory": sum(memory.values())}
 
 
-def work_of(args: Namespace, stage: StageConfig) -> tuple[dict[str, str], float]:
+def work_of(plan: Plan, stage: StageConfig) -> tuple[dict[str, str], float]:
     """The work of a stage, as text, and its hours if each GPU reaches UTILISATION of its peak."""
-    config, n_cards = SIZES[args.size][0], args.processes
-    n_examples, source = number_of_examples(config, stage, args.data)
+    config, n_cards = SIZES[plan.size][0], plan.processes
+    n_examples, source = number_of_examples(config, stage, plan.data)
     n_steps, step = number_of_steps(stage, n_examples), shape_of(config, stage, stage.batch_size)
     flops = step_flops(config, stage, step)
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "H200"
@@ -181,14 +192,14 @@ def work_of(args: Namespace, stage: StageConfig) -> tuple[dict[str, str], float]
             f"{peak / 1e12:.0f} TFLOP/s": f"{hours:,.2f}"}, hours
 
 
-def show(args: Namespace, stages: list[StageConfig]) -> None:
-    """`train.py --dry-run`: print what each stage would take, on --data or else the authors'."""
-    config, total = SIZES[args.size][0], 0.0
+def show(plan: Plan, stages: list[StageConfig]) -> None:
+    """`train.py --dry-run`: print what each stage would take, on its data."""
+    config, total = SIZES[plan.size][0], 0.0
     for stage in stages:
-        counts, (work, hours) = count_parameters(config, stage), work_of(args, stage)
+        counts, (work, hours) = count_parameters(config, stage), work_of(plan, stage)
         total += hours
         parts = [(part, f"{n:,}", f"{trained:,}") for part, (n, trained) in counts.items()]
-        memory = memory_of(args, stage, counts)
+        memory = memory_of(plan, stage, counts)
         print(f"\nstage {stage.number}, {stage.title}; clips of {config.audio.max_seconds} s, "
               f"{RESPONSE} response tokens",
               columns([("part", "parameters", "trained"), *parts]),

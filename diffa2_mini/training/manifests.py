@@ -1,6 +1,5 @@
 """The data of a run: which manifests, their examples, and which of these are too long."""
 
-import argparse
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,6 +7,17 @@ from pathlib import Path
 from ..config import SIZES, Config, StageConfig
 from ..data import Example, load_examples
 from ..tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the user says about data."""
+
+    path: Path  # a manifest, or a folder of them
+    validation: Path | None  # None: validation.json beside the data, if it is there
+    tests: list[Path]
+    skip_broken: bool
+    validates: bool
 
 
 @dataclass
@@ -21,34 +31,33 @@ class RunData:
     tests: dict[Path, list[Example]]
 
 
-def load_data(args: argparse.Namespace, path: Path, unfinished: list[int],
+def load_data(data: DataConfig, size: str, numbers: list[int], unfinished: list[int],
               tokenizer: Tokenizer) -> RunData:
-    """All that a run needs of `path`, a manifest or a folder of them, and of the user's others.
-    `unfinished` are the stages to be trained. A manifest that two read alike is read once. Raises
-    UserError."""
-    config, stages = SIZES[args.size]
+    """All that the stages `numbers` of a size need, of which the `unfinished` are to be trained. A
+    manifest that two read alike is read once. Raises UserError."""
+    (config, stages), path = SIZES[size], data.path
     folder = path if path.is_dir() else path.parent
     manifests = {number: path / f"{stages[number].data}.json" if path.is_dir() else path
-                 for number in args.stages}
+                 for number in numbers}
     loaded = {}  # by the name of a stage's data
     for number in unfinished:
         stage = stages[number]
         if stage.data not in loaded:
-            loaded[stage.data] = load_examples(manifests[number], stage, config, args.skip_broken,
+            loaded[stage.data] = load_examples(manifests[number], stage, config, data.skip_broken,
                                                tokenizer)
     examples = {number: loaded[stages[number].data] for number in unfinished}
 
     def load_held_out(path: Path) -> list[Example]:
-        return load_examples(path, stages[2], config, args.skip_broken)
+        return load_examples(path, stages[2], config, data.skip_broken)
 
-    validation, held_out = [], args.validation or folder / "validation.json"
-    if not args.random_weights:
-        if args.validation or held_out.exists():
+    validation, held_out = [], data.validation or folder / "validation.json"
+    if data.validates:
+        if data.validation or held_out.exists():
             validation = load_held_out(held_out)
         else:
             print(f"no {held_out}: nothing will be measured")
     return RunData(manifests, examples, validation,
-                   {path: load_held_out(path) for path in args.test})
+                   {path: load_held_out(path) for path in data.tests})
 
 
 def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokenizer: Tokenizer
