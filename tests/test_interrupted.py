@@ -60,7 +60,7 @@ def started(arguments, out):
                                start_new_session=True)
     log = out / "log.jsonl"
     assert until(lambda: process.poll() is not None or log.exists() and log.stat().st_size, SECONDS)
-    assert process.poll() is None
+    assert process.poll() is None, process.communicate()[1][-2000:]
     return process
 
 
