@@ -63,8 +63,7 @@ class Example:
 def read_manifest(path: Path) -> list[dict]:
     """The entries of a manifest. Raises UserError that names the line where it is broken."""
     text = read_text(path, "a manifest (JSON list or JSON lines)")
-    is_list = text.lstrip().startswith("[")
-    rows = []
+    is_list, rows = text.lstrip().startswith("["), []
     for line, piece in enumerate([text] if is_list else text.split("\n"), start=1):
         try:
             rows += [json.loads(piece)] if piece.strip() else []
@@ -90,13 +89,12 @@ def text_of(row: dict, *names: str, default: str | None = None) -> str:
 def read_example(row: dict, folder: Path, stage: StageConfig, instruction: str) -> Example:
     """A manifest's entry as an example of `stage`; `instruction` is for those without one."""
     require(isinstance(row, dict), f"expected an object, got {type(row).__name__}")
-    path = folder / text_of(row, "audio_filepath")
-    return Example(path, instruction=text_of(row, "input", default=instruction),
+    return Example(folder / text_of(row, "audio_filepath"),
+                   instruction=text_of(row, "input", default=instruction),
                    answer=text_of(row, *ANSWER_FIELDS[stage.data]),
                    rejected=text_of(row, "rejected", default=None if stage.preference else ""),
                    type=text_of(row, "type", "dataset", default="all"),
-                   domain=text_of(row, "domain", "dataset", default="all"),
-                   seconds=duration(path))
+                   domain=text_of(row, "domain", "dataset", default="all"))
 
 
 def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: bool = False,
@@ -104,11 +102,12 @@ def load_examples(path: Path, stage: StageConfig, config: Config, skip_broken: b
     """The examples of a manifest. The header of every clip is read, and with a `tokenizer` the
     length of every prompt is checked. Raises UserError that names the first broken entries; with
     `skip_broken` they are left out, and named in a line that is printed."""
-    examples, broken = [], []
+    examples, broken, seconds_of = [], [], cache(duration)  # many questions may ask about a clip
     length_of = cache(lambda text: len(tokenizer.prompt(config.text.train_system, text).ids))
     for i, row in enumerate(read_manifest(path), start=1):
         try:
             example = read_example(row, Path(path).parent, stage, config.text.instruction)
+            example = dataclasses.replace(example, seconds=seconds_of(example.path))
             n = length_of(example.instruction) if tokenizer else 0
             require(n < stage.max_tokens,
                     f"its prompt of {n:,} tokens leaves no room within {stage.max_tokens:,}")

@@ -163,9 +163,10 @@ def test_the_rate_is_of_the_corpus_and_its_interval_narrows():
 
 def test_the_figure_so_far_is_what_the_result_will_be():
     questions = read_questions("mmau", ROWS[:5], Path("file"))
-    assert scoreboard.so_far(questions, {"q0": ANSWERS["q0"]}) == "accuracy 1.000"
-    assert scoreboard.so_far(questions, ANSWERS) == "accuracy 0.200"
-    assert scoreboard.so_far(questions, {}) == ""
+    first = scoreboard.judged(questions, {"q0": ANSWERS["q0"]})
+    assert scoreboard.so_far(first) == "accuracy 1.000"
+    assert scoreboard.so_far(scoreboard.judged(questions, ANSWERS)) == "accuracy 0.200"
+    assert scoreboard.so_far(scoreboard.judged(questions, {})) == ""
 
 
 def test_what_cannot_be_scored_is_counted_and_named(publish):
@@ -174,8 +175,8 @@ def test_what_cannot_be_scored_is_counted_and_named(publish):
              ROWS[0] | {"id": "q8", "answer": "?", "choices": ["?", "!"]}]
     questions = read_questions("mmau", ROWS[:2] + blank, Path("file"))
     answers = ANSWERS | {f"q{i}": Reply("I hear nothing") for i in (6, 7, 8)}
-    assert scoreboard.so_far(questions, answers) == "accuracy 0.500"
-    assert scoreboard.so_far(questions[2:], answers) == ""
+    assert scoreboard.so_far(scoreboard.judged(questions, answers)) == "accuracy 0.500"
+    assert scoreboard.so_far(scoreboard.judged(questions[2:], answers)) == ""
     result, text = publish("mmau", questions, answers)
     assert (result["overall"]["right"], result["overall"]["count"]) == (1, 2)
     assert result["unscored"] == ["q6", "q7", "q8"]

@@ -51,13 +51,15 @@ def ask_all(args: argparse.Namespace, every: list[BenchmarkQuestion]) -> None:
         n_known = len(questions) - len(left)
         print(f"{len(questions):,} questions, of which {n_known:,} are answered in {args.out}")
         diffa2 = Diffa2.load(source, device, dtype, args.merge_lora) if left else None
+        verdicts = scoreboard.judged(questions, answers)
         with progress(total=len(questions), initial=n_known, unit="question") as bar:
             for start in range(0, len(left), size):
                 batch = left[start:start + size]
                 for (_, question), reply in zip(batch, answer_questions(diffa2, decode, batch)):
                     files.append(args.out, to_line(args.benchmark, by, question, reply))
                     answers[question.id] = reply
-                bar.set_postfix_str(scoreboard.so_far(questions, answers), refresh=False)
+                verdicts += scoreboard.judged([question for _, question in batch], answers)
+                bar.set_postfix_str(scoreboard.so_far(verdicts), refresh=False)
                 bar.update(len(batch))
         scoreboard.publish(args.benchmark, questions, answers, args.out)
 

@@ -80,11 +80,15 @@ def report(examples: list[Example], answers: list[str]) -> Report:
     return Report(accuracy, figures, "\n".join([*lines, f"{len(examples)} questions: {summary}"]))
 
 
-def so_far(questions: list[BenchmarkQuestion], answers: dict[str, Reply]) -> str:
-    """The figure of the questions that are answered up to now, if there is one."""
-    verdicts = [each.judge(answers[each.id].text) for each in questions
-                if each.id in answers and each.can_be_scored]
-    if verdicts and questions[0].benchmark.choice_of is None:
+def judged(questions: list[BenchmarkQuestion], answers: dict[str, Reply]) -> list:
+    """What `judge` says of each question that is answered and can be scored."""
+    return [each.judge(answers[each.id].text) for each in questions
+            if each.id in answers and each.can_be_scored]
+
+
+def so_far(verdicts: list) -> str:
+    """The figure of the questions that are `judged` up to now, if there is one."""
+    if verdicts and isinstance(verdicts[0], WordErrors):
         return f"word error rate {word_error_rate(verdicts):.3f}"
     return f"accuracy {np.mean(verdicts):.3f}" if verdicts else ""
 

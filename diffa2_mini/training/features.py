@@ -8,7 +8,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ class FeatureCache:
         self.model, self.device, self.dtype, self.keep = model, device, dtype, keep
         self.keeps_features = keep or folder is not None
         self.folder = folder and folder / self.fingerprint()
+        self.file_of = cache(self.find_file)  # a run looks at each clip once
         self.memory: dict[Path, Audio] = {}
         self.incomplete: dict[Path, str] = {}  # what is missing of clips that end early
         self.waited = 0.0  # total seconds of waiting for the disk
@@ -44,7 +45,7 @@ class FeatureCache:
         about = (config.audio, config.whisper, self.dtype, self.device.type, weights)
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
-    def file_of(self, path: Path) -> Path:
+    def find_file(self, path: Path) -> Path:
         """Where the hidden states of a clip are kept. A clip that has changed since an earlier run
         has another file."""
         status = path.stat()
