@@ -16,9 +16,10 @@ from diffa2_mini.config import SIZES, Config, from_dict
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.ranges import RANGES, Ranged, out_of_range
-from tutorials import build, claims
+from tutorials import build, claims, speed
 
-COMMANDS = [train, sample, evaluate, bench, fsdd, librispeech, toy, toybench, build, claims]
+COMMANDS = [train, sample, evaluate, bench, fsdd, librispeech, toy, toybench, build, claims,
+            speed]
 
 
 def numeric(field) -> bool:

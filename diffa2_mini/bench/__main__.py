@@ -1,12 +1,11 @@
-"""How fast it is: each case beside what it is compared with, on the same random weights.
+"""How fast a whole size trains and decodes on a GPU, against a large matrix product and a copy of
+memory there, which are measured in the same run.
 
-    python -m diffa2_mini.bench                                # the cases for a CPU
-    python -m diffa2_mini.bench --toy                          # the caches (after data/toy.py)
-    python -m diffa2_mini.bench --size full --random-weights   # at full size, for a GPU
+    python -m diffa2_mini.bench --size full --random-weights
 
 Random weights are never confident, so decoding follows a fixed schedule. A figure is the median
-over `--runs`, in which the variants take turns, with the fastest and the slowest run behind it. It
-is printed and written as soon as it is there.
+over `--runs`, with the fastest and the slowest run behind it. It is printed and written as soon as
+it is there. In a clone, tutorials/speed.py measures the parts on a CPU, beside what others do.
 """
 
 from ..command.script import begin, run_script
@@ -14,62 +13,173 @@ from ..command.script import begin, run_script
 begin(__name__)  # Ctrl-C while the rest is imported
 
 import argparse
-import json
 import sys
-from itertools import chain
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from .. import weights
 from ..command.script import Parser
-from ..config import DATA, SIZES
-from ..fast.device import DTYPES, choose_device
-from ..training.files import write_whole
-from .cases import CASES, toy
-from .timing import machine
-from .whole_size import whole_size
+from ..config import ACOUSTIC_AND_SEMANTIC, SIZES, DecodeConfig, StageConfig
+from ..data import AnswerBatch, Batch, PreferenceBatch
+from ..errors import require
+from ..fast.compiling import compile_blocks
+from ..fast.device import DTYPES, autocast, choose_device
+from ..fast.llada import FastLlada
+from ..fast.measure import copy_bandwidth, matmul_ceiling, memory_above
+from ..listen import Diffa2
+from ..lora import merge_lora
+from ..model import Audio
+from ..published.sources import load_tokenizer, locate_all
+from ..tokenizer import Prompt
+from ..training import dry_run
+from ..training.objective import piece_loss
+from ..training.random_weights import fill_at_random
+from .timing import Row, decode, report, take_turns
+
+DECODE = DecodeConfig(gen_length=64, block_length=32, steps=60, factor=None, cache="dual",
+                      capture=True)
+
+
+def encode_clips(diffa2: Diffa2, n: int) -> Audio:
+    """n of the longest clips, encoded."""
+    config, device = diffa2.config.audio, diffa2.device
+    mel = torch.randn(n, config.n_mels, config.max_frames, device=device).to(diffa2.dtype)
+    return diffa2.model.encode(mel, torch.full((n,), config.max_frames // 2, device=device))
+
+
+def batch_of(diffa2: Diffa2, stage: StageConfig, n: int) -> Batch:
+    """A batch of n clips, still without their audio. Half of each response counts as masked; what
+    its tokens are changes no time."""
+    rows, R, device = n * (1 + stage.preference), dry_run.RESPONSE, diffa2.device
+    response = torch.randint(10, diffa2.config.llada.vocab_size - 10, (rows, R), device=device)
+    masks = torch.arange(R, device=device).expand(rows, stage.vrpo_samples, R) % 2 == 0
+    batch = dict(examples=[None] * n, prompts=[Prompt([7] * dry_run.PROMPT, 20)] * n,
+                 response=response, valid=response >= 0)
+    if stage.preference:
+        return PreferenceBatch(**batch, masked=masks)
+    return AnswerBatch(**batch, noisy=response, masked=masks[:, 0],
+                       weight=torch.full((rows,), 2.0, device=device))
+
+
+def training_step(diffa2: Diffa2, stage: StageConfig, n: int) -> Callable:
+    """A step on n of the longest clips, or pairs, the encoder's work included."""
+    model = diffa2.model
+    if "lora" in stage.trains:
+        model.add_lora()
+    optimizer = torch.optim.AdamW(model.train_only(stage.trains).values(), lr=1e-5)
+    reference = {name: p.clone() for name, p in weights.trained_tensors(model).items()
+                 if stage.preference}
+    batch, stage = batch_of(diffa2, stage, n), replace(stage, batch_size=n)
+
+    def step() -> None:
+        batch.audio = encode_clips(diffa2, n)
+        with autocast(diffa2.device, diffa2.dtype):
+            figures = piece_loss(model, reference, batch, stage, diffa2.tokenizer,
+                                 batch.response.numel())
+        figures["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return step
+
+
+def training(diffa2: Diffa2, stage: StageConfig, runs: int) -> Iterator[Row]:
+    """Training steps without recomputing, on batches that double until memory ends or a step makes
+    no better use of the device: the best of them counts."""
+    diffa2.model.llada.recompute, config, best = "nothing", diffa2.config, 0.0
+    case = f"stage {stage.number}, training"
+    for n in (2**i for i in count()):
+        try:
+            ways = {f"{n} at once": training_step(diffa2, stage, n)}
+            (row,), _ = take_turns(case, ways, runs, diffa2.device)
+        except torch.OutOfMemoryError:
+            yield Row(case, f"{n} at once do not fit")
+            return
+        flops = dry_run.step_flops(config, stage, dry_run.shape_of(config, stage, n))
+        row.ratio = flops / row.median / matmul_ceiling(diffa2.device, diffa2.dtype)
+        row.of, row.target = "of the matmul ceiling (MFU)", ">= 0.5"
+        yield row
+        if row.ratio <= best:
+            return
+        best = row.ratio
+
+
+def decoding(diffa2: Diffa2, runs: int) -> Iterator[Row]:
+    """A clip in 60 steps, encoder included; and one cached step against the time to read the
+    weights once."""
+    def decode_clip() -> list[float]:
+        clip = encode_clips(diffa2, 1)
+        with torch.no_grad(), autocast(diffa2.device, diffa2.dtype):
+            return decode(diffa2.model, diffa2.model.embed_audio(clip, diffa2.parts), DECODE)
+
+    seconds, llada = diffa2.config.audio.max_seconds, diffa2.model.llada
+    (row,), (ends,) = take_turns(f"{seconds} s of sound in {DECODE.steps} steps",
+                                 {"dual cache, captured": decode_clip}, runs, diffa2.device)
+    row.ratio, row.of, row.target = row.median / seconds, "real-time factor", "<= 0.012"
+    yield row
+    step = Row("one cached step", row.variant, np.diff(ends).tolist(),
+               of="times the reading of the weights", target="<= 1.4")
+    # of the embedding table a few rows are read
+    n_bytes = sum(p.nbytes for p in llada.parameters()) - llada.wte.weight.nbytes
+    step.ratio = step.median * copy_bandwidth(diffa2.device) / n_bytes
+    yield step
+
+
+def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, compiled: bool,
+               random: bool) -> Iterator[Row]:
+    """Memory of a training step of each stage on one clip, or pair, with blocks recomputed; then
+    decoding, and the speed of stages 1 and 3."""
+    config, stages = SIZES[size]
+    paths = None if random else locate_all({"whisper": None, "llada": None}, size)
+    model = weights.build(config, paths, device, dtype, FastLlada).eval()
+    if random:
+        fill_at_random(device, dtype, model.whisper, model.llada)
+    tokenizer = load_tokenizer(config, None, random)
+    diffa2 = Diffa2(model, ACOUSTIC_AND_SEMANTIC, tokenizer, device, dtype)
+    model.llada.recompute = "blocks"
+    for stage in stages.values():
+        used = memory_above(training_step(diffa2, stage, 1), device, all_of_it=True)
+        yield Row(f"stage {stage.number}, 1 at once, recomputed", "peak memory",
+                  ratio=used and used / dry_run.GIB, of="GiB", target="<= 22")
+    merge_lora(model.llada)  # decoding and stage 1 have none beside the weights
+    if compiled:
+        compile_blocks(model.whisper.blocks, model.llada.blocks)
+    yield from decoding(diffa2, runs)
+    for number in {1, 3} & stages.keys():
+        yield from training(diffa2, stages[number], runs)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
-    add, choose = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    choose("--toy", action="store_true", help="measure the caches on the toy's questions")
-    choose("--size", choices=list(SIZES), help="measure training and decoding of a whole size")
-    add("--data", type=Path, default=DATA / "toy", help="of --toy: the toy world")
-    add("--random-weights", action="store_true", help="with --size: instead of downloads")
-    add("--compile", action="store_true", help="with --size: have torch.compile fuse operations")
-    add("--only", action="append", choices=list(CASES), help="of the cases for a CPU; repeatable")
+    add = parser.add_argument
+    add("--size", choices=list(SIZES))
+    add("--random-weights", action="store_true", help="instead of downloads")
+    add("--compile", action="store_true", help="have torch.compile fuse operations")
     add("--runs", type=int, default=5)
-    add("--out", type=Path, help="the same as JSON (default: runs/bench.json, bench_toy.json or "
-        "bench_SIZE.json)")
+    add("--out", type=Path, help="the same as JSON (default: runs/bench_SIZE.json)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES])
     add("--threads", type=int, help="CPU threads (default: one per core)")
-    return parser.parse_args(argv)
+    add("--toy", "--only", "--data", dest="moved", nargs="?", const=True, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    require(args.size and not args.moved, "expected --size; the cases for a CPU and the toy's "
+            "caches (--only, --toy) are measured by 'python tutorials/speed.py', in a clone")
+    return args
 
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    large = bool(args.size) and not SIZES[args.size][0].from_scratch
+    large = not SIZES[args.size][0].from_scratch
     device, dtype, _ = choose_device(args.device, args.dtype, large)
     torch.manual_seed(0)
-    if args.size:
-        name, rows = f"bench_{args.size}", whole_size(
-            args.size, args.runs, device, dtype, args.compile, args.random_weights)
-    elif args.toy:
-        name, rows = "bench_toy", toy(args.data, args.runs, device)
-    else:
-        asked = [CASES[case] for case in CASES if case in (args.only or CASES)]
-        name, rows = "bench", chain.from_iterable(case(args.runs, device) for case in asked)
-    out = args.out or Path("runs", f"{name}.json")
-    found = {"arguments": argv, "machine": machine(device, dtype), "rows": []}
-    print(", ".join(f"{what} {value}" for what, value in found["machine"].items()))
-    for row in rows:
-        print(row)
-        found["rows"].append(vars(row) | {"median": row.median})
-        write_whole(out, lambda path: path.write_text(json.dumps(found, indent=2) + "\n"))
+    rows = whole_size(args.size, args.runs, device, dtype, args.compile, args.random_weights)
+    report(rows, args.out or Path("runs", f"bench_{args.size}.json"), argv, device, dtype)
 
 
 if __name__ == "__main__":

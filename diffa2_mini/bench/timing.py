@@ -1,15 +1,26 @@
-"""What all measurements share: a row of figures, variants in turn, the machine."""
+"""What all measurements share: a row of figures, variants in turn, the machine, the report."""
 
+import json
 import platform
 import re
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from ..config import DecodeConfig
+from ..fast.generate import generate
 from ..fast.measure import now
+from ..fast.state import DecodingState
+from ..model import Diffa2Model
+from ..tokenizer import Prompt
+from ..training.files import write_whole
+
+PROMPT = Prompt([7] * 60, audio_at=20)  # any 60 tokens, with the audio behind the first 20
+MASK_ID, EOS_ID = 5, -1  # no token is EOS: answers have all their tokens
 
 
 @dataclass
@@ -63,3 +74,22 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
         name = " ".join(map(" ".join, told[:3])) or name
     return {"device": name, "dtype": str(dtype), "threads": str(torch.get_num_threads()),
             "system": platform.system(), "torch": torch.__version__}
+
+
+def report(rows: Iterable[Row], out: Path, argv: list[str], device: torch.device,
+           dtype: torch.dtype) -> None:
+    """Print each row as soon as it is there, and write all to `out` as JSON."""
+    found = {"arguments": argv, "machine": machine(device, dtype), "rows": []}
+    print(", ".join(f"{what} {value}" for what, value in found["machine"].items()))
+    for row in rows:
+        print(row)
+        found["rows"].append(vars(row) | {"median": row.median})
+        write_whole(out, lambda path: path.write_text(json.dumps(found, indent=2) + "\n"))
+
+
+def decode(model: Diffa2Model, clips: list[Tensor], config: DecodeConfig,
+           state: type[DecodingState] = DecodingState) -> list[float]:
+    """Answer about the clips [A, D], as a batch; returns the time at the end of each step."""
+    n = len(clips)
+    batch = state(model, clips, [PROMPT] * n, [config.gen_length] * n, MASK_ID)
+    return [now(clips[0].device) for _ in generate(batch, config, EOS_ID)]

@@ -1,50 +1,59 @@
-"""The cases for a CPU, on random weights: decoding, a training step, the log-mel; and the caches on
-the shipped toy model."""
+"""How fast the parts are on a CPU, each beside what it is compared with: decoding and a training
+step beside the released way, the log-mel beside others; and what the caches cost the toy model.
 
+    python tutorials/speed.py                                # all cases
+    python tutorials/speed.py --only decoding --runs 1       # one of them
+    python data/toy.py && python tutorials/speed.py --toy    # the caches
+
+All but the caches are measured on the same random weights, which are never confident, so decoding
+follows a fixed schedule. A figure is the median over `--runs`, in which the variants take turns,
+with the fastest and the slowest run behind it. It is printed and written as soon as it is there.
+"""
+
+import sys
+from pathlib import Path
+
+# so that this file runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from diffa2_mini.command.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import product
-from pathlib import Path
+from itertools import chain, product
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import diffusion
-from ..audio import log_mel, mel_filterbank
-from ..config import SIZES, AudioConfig, DecodeConfig, LladaConfig
-from ..data import load_examples
-from ..errors import require
-from ..evaluate.answers import Respondent
-from ..evaluate.scoreboard import report
-from ..fast.generate import generate
-from ..fast.llada import FastLlada
-from ..fast.measure import keep_freed_memory, memory_above, now
-from ..fast.state import CACHES, DecodingState
-from ..fast.token_losses import token_losses
-from ..listen import Diffa2
-from ..model import Diffa2Model
-from ..tokenizer import Prompt
-from ..training.features import FeatureCache
-from .timing import Row, take_turns
+from diffa2_mini import diffusion
+from diffa2_mini.audio import log_mel, mel_filterbank
+from diffa2_mini.bench.timing import MASK_ID, PROMPT, Row, decode, report, take_turns
+from diffa2_mini.command.script import Parser
+from diffa2_mini.config import DATA, SIZES, AudioConfig, DecodeConfig, LladaConfig
+from diffa2_mini.data import load_examples
+from diffa2_mini.errors import require
+from diffa2_mini.evaluate import scoreboard
+from diffa2_mini.evaluate.answers import Respondent
+from diffa2_mini.fast.device import DTYPES, choose_device
+from diffa2_mini.fast.llada import FastLlada
+from diffa2_mini.fast.measure import keep_freed_memory, memory_above
+from diffa2_mini.fast.state import CACHES, DecodingState
+from diffa2_mini.fast.token_losses import token_losses
+from diffa2_mini.listen import Diffa2
+from diffa2_mini.model import Diffa2Model
+from diffa2_mini.training.features import FeatureCache
 
-PROMPT = Prompt([7] * 60, audio_at=20)  # any 60 tokens, with the audio behind the first 20
-MASK_ID, EOS_ID = 5, -1  # no token is EOS: answers have all their tokens
 BACKBONE = LladaConfig(width=512, n_layers=8, n_heads=8, hidden=1536)
 N_AUDIO, N_RESPONSE = 439, 128  # audio embeddings and response tokens
 # 8 steps a block; random weights are never confident, so the schedule is fixed
 SCHEDULE = DecodeConfig(gen_length=N_RESPONSE, block_length=32, steps=32, factor=None)
-
-
-def decode(model: Diffa2Model, clips: list[Tensor], config: DecodeConfig,
-           state: type[DecodingState] = DecodingState) -> list[float]:
-    """Answer about the clips [A, D], as a batch; returns the time at the end of each step."""
-    n = len(clips)
-    batch = state(model, clips, [PROMPT] * n, [config.gen_length] * n, MASK_ID)
-    return [now(clips[0].device) for _ in generate(batch, config, EOS_ID)]
 
 
 def random_backbone(device: torch.device) -> Diffa2Model:
@@ -173,10 +182,42 @@ def toy(data: Path, runs: int, device: torch.device) -> Iterator[Row]:
             ways[cache] = partial(respondent.answer, asked, at_once)
         case = f"toy, blocks of {block}, f = {factor:g}, {len(asked)} questions, {at_once} at once"
         for row, (replies, n_passes) in zip(*take_turns(case, ways, runs, device)):
-            row.ratio = report(asked, replies).figures["overall"]
+            row.ratio = scoreboard.report(asked, replies).figures["overall"]
             row.of = f"right, {n_passes} forward passes"
             yield row
 
 
 # in this order, as decoding keeps freed memory
 CASES = {"training": training, "decoding": decoding, "log-mel": front_end}
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--toy", action="store_true", help="measure the caches on the toy's questions")
+    add("--data", type=Path, default=DATA / "toy", help="of --toy: the toy world")
+    add("--only", action="append", choices=list(CASES), help="of the cases; repeatable")
+    add("--runs", type=int, default=5)
+    add("--out", type=Path, help="the same as JSON (default: runs/bench.json or bench_toy.json)")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
+    add("--dtype", default="auto", choices=["auto", *DTYPES])
+    add("--threads", type=int, help="CPU threads (default: one per core)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device, dtype, _ = choose_device(args.device, args.dtype)
+    torch.manual_seed(0)
+    if args.toy:
+        name, rows = "bench_toy", toy(args.data, args.runs, device)
+    else:
+        asked = [CASES[case] for case in CASES if case in (args.only or CASES)]
+        name, rows = "bench", chain.from_iterable(case(args.runs, device) for case in asked)
+    report(rows, args.out or Path("runs", f"{name}.json"), argv, device, dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))
