@@ -6,8 +6,6 @@ The page shows what users and models wrote as text, never as HTML.
 """
 
 import json
-import struct
-import zlib
 from base64 import b64encode
 from io import BytesIO
 from pathlib import Path
@@ -25,8 +23,6 @@ from ..training.files import write_whole
 
 TEMPLATE = ASSETS / "page.html"
 TOP = 5  # alternatives to each token
-COLOURS = [(8, 10, 30), (60, 30, 110), (150, 45, 110), (225, 90, 70), (250, 175, 70),
-           (252, 250, 200)]  # from quiet to loud
 
 
 def check(path: Path) -> None:
@@ -59,25 +55,9 @@ def predictions(history: list[Step], tokenizer: Tokenizer) -> list[list]:
 
 def picture(mel: np.ndarray) -> np.ndarray:
     """A log-mel [n_mels, M] as uint8 [n_mels, M], 0 where it is quietest; the highest band is the
-    first row."""
+    first row. The page colours it."""
     quiet, loud = mel.min(), mel.max()
     return np.round(255 * (mel[::-1] - quiet) / max(loud - quiet, 1e-6)).astype(np.uint8)
-
-
-def png(values: np.ndarray) -> bytes:
-    """uint8 [height, width] as a PNG file, coloured from dark (0) to bright (255)."""
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
-
-    stops = np.linspace(0, 255, len(COLOURS))
-    channels = [np.interp(np.arange(256), stops, channel) for channel in zip(*COLOURS)]
-    palette = np.stack(channels, axis=1).round().astype(np.uint8)  # [256, 3]
-    rows = np.pad(values, ((0, 0), (1, 0)))  # a row begins with the number of its filter: 0 is none
-    # 8 bits a pixel, each an index into the palette
-    header = struct.pack(">IIBBBBB", *values.shape[::-1], 8, 3, 0, 0, 0)
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"PLTE", palette.tobytes())
-            + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b""))
 
 
 def section(diffa2: Diffa2, name: str, samples: np.ndarray, prompt: str, answer: Answer,
@@ -94,7 +74,7 @@ def section(diffa2: Diffa2, name: str, samples: np.ndarray, prompt: str, answer:
         "duration": len(samples) / audio.sample_rate,  # s
         "highest": audio.sample_rate / 2,  # Hz
         "bands": audio.n_mels,
-        "picture": f"data:image/png;base64,{b64encode(png(picture(mel))).decode()}",
+        "picture": b64encode(picture(mel)).decode(),
         "sound": f"data:audio/wav;base64,{b64encode(wav.getvalue()).decode()}"}
 
 
