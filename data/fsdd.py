@@ -26,28 +26,23 @@ from diffa2_mini.command.script import begin, progress, run_script
 begin(__name__)  # Ctrl-C while the rest is imported
 
 import hashlib
-import http.client
 import re
-import shutil
-import tarfile
-import tempfile
-import urllib.request
-import zlib
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from pathlib import PurePosixPath
 
 import numpy as np
 import soundfile
 
-from data import toy_text
-from data.toy import ask_row, write_json
+from data import corpus, toy_text
+from data.corpus import Archive
+from data.toy import ask_row
 from data.toy_scene import DIGITS, MAX_SECONDS, SAMPLE_RATE, Scene, Segment, shaped_noise
 from diffa2_mini.audio import load_audio, resample
-from diffa2_mini.command.script import Parser
-from diffa2_mini.config import DATA
-from diffa2_mini.errors import UserError, require
+from diffa2_mini.errors import require
 
-URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz"
+ARCHIVE = Archive(
+    "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz")
 # all but theo, whose recordings are not in the checksum
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "yweweler")
 SHA256 = "579a37e1632d1b1a0892ab11f4d46311c1efa21032aff81bc00751740624664a"  # of their recordings
@@ -107,34 +102,17 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def download(folder: Path) -> Path:
-    """Fetch the public copy into `folder`, unless it is there; only the recordings of SPEAKERS, and
-    all of them or nothing. Raises UserError if it cannot be had, or if its checksum differs."""
-    if (folder / "recordings").is_dir():
-        return folder
-    print(f"downloading {URL}", flush=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            archive, unpacked = Path(temporary, "fsdd.tar.gz"), Path(temporary, "recordings")
-            unpacked.mkdir()
-            with urllib.request.urlopen(URL, timeout=30) as response, open(archive, "wb") as file:
-                shutil.copyfileobj(response, file)
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    path = Path(member.name)
-                    name = NAME.fullmatch(path.name)
-                    inside = member.isfile() and path.parent.name == "recordings"
-                    if inside and name and name[2] in SPEAKERS:
-                        (unpacked / path.name).write_bytes(tar.extractfile(member).read())
-            got = digest(unpacked)
-            require(got == SHA256,
-                    f"{URL}: expected recordings with the SHA-256 {SHA256}, got {got}; nothing was "
-                    "kept. Get a copy elsewhere and name it with --source DIR")
-            unpacked.rename(folder / "recordings")
-    except (OSError, http.client.HTTPException, tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"could not download {URL} ({' '.join(str(error).split())}); get a copy "
-                        "elsewhere and name it with --source DIR") from None
-    return folder
+def place(path: PurePosixPath) -> PurePosixPath | None:
+    """Where a file of the archive goes: only the recordings of SPEAKERS are wanted."""
+    name = NAME.fullmatch(path.name)
+    wanted = path.parent.name == "recordings" and name and name[2] in SPEAKERS
+    return PurePosixPath(path.name) if wanted else None
+
+
+def check(recordings: Path) -> None:
+    got = digest(recordings)
+    require(got == SHA256, f"{ARCHIVE.url}: expected recordings with the SHA-256 {SHA256}, got "
+            f"{got}; nothing was kept; {ARCHIVE.mend}")
 
 
 def tidy(x: np.ndarray) -> np.ndarray:
@@ -292,17 +270,11 @@ def manifests(clips: dict[str, list[tuple[Scene, dict]]], seed: int) -> dict[str
 
 
 def make_manifests(source: Path | None, out: Path, hold_out: str | None = None,
-                   seed: int = 0) -> dict[str, list[dict]]:
-    """Write all clips and manifests into `out`; returns the manifests by name."""
-    require(seed >= 0, f"--seed must not be negative, got {seed}")
-    require(source is None or source.is_dir(),
-            f"{source}: expected a folder with recordings, got none; check --source")
-    try:
-        (out / "clips").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{out}: expected a folder to write to, got '{error.strerror}'; check --out") from None
-    recordings = read_recordings(source or download(out))
+                   seed: int = 0) -> dict[str, int]:
+    """Write all clips and manifests into `out`; returns how many rows each manifest has."""
+    corpus.check_arguments(source, out, seed)
+    (out / "clips").mkdir(exist_ok=True)
+    recordings = read_recordings(source or corpus.obtain(ARCHIVE, out / "recordings", place, check))
     speakers = sorted({r.speaker for r in recordings})
     require(hold_out is None or hold_out in speakers, f"--hold-out {hold_out}: expected one of the "
             f"speakers here, which are {', '.join(speakers)}")
@@ -314,24 +286,14 @@ def make_manifests(source: Path | None, out: Path, hold_out: str | None = None,
 
     clips = {split: make_clips(out, other if split == "held_out" else known, split, seed)
              for split in SPLITS if split != "held_out" or hold_out}
-    rows_of = manifests(clips, seed)
-    for name, rows in rows_of.items():
-        write_json(out / f"{name}.json", rows)
-    return rows_of
+    return corpus.write_manifests(out, manifests(clips, seed))
 
 
 def main(argv: list[str]) -> None:
-    parser = Parser(__doc__)
-    parser.add_argument("--source", type=Path, metavar="DIR",
-                        help="a copy of the data set (default: download it)")
-    parser.add_argument("--out", type=Path, default=DATA / "fsdd",
-                        help="where the data goes (default: data/fsdd)")
+    parser = corpus.parser_of(__doc__, "fsdd")
     parser.add_argument("--hold-out", metavar="SPEAKER", help="a speaker to keep out of training")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    rows_of = make_manifests(args.source, args.out, args.hold_out, args.seed)
-    counts = ", ".join(f"{name} {len(rows)}" for name, rows in rows_of.items())
-    print(f"{args.out}: {counts} rows")
+    corpus.print_counts(args.out, make_manifests(args.source, args.out, args.hold_out, args.seed))
 
 
 if __name__ == "__main__":

@@ -18,19 +18,14 @@ from diffa2_mini.command.script import begin, progress, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
-import hashlib
 import http.client
-import shutil
-import tarfile
-import tempfile
-import time
-import urllib.error
-import urllib.request
-import zlib
+from collections.abc import Callable
+from pathlib import PurePosixPath
 
 import numpy as np
 
-from data.toy import write_json
+from data import corpus
+from data.corpus import Archive
 from diffa2_mini.audio import duration
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import DATA, SIZES, AudioConfig
@@ -48,7 +43,7 @@ ENTRIES = {  # one of each manifest that training needs
     "preference": '{"audio_filepath": "clip.wav", "input": "Who laughs?", "chosen": "a child", '
                   '"rejected": "a man"}',
 }
-TRIES = 5  # of a connection that breaks
+MEND = "check --url"  # what to do where a file cannot be had
 N_VALIDATION = 300
 INSTRUCTIONS = (
     "Please transcribe the audio to text.",
@@ -79,100 +74,21 @@ INSTRUCTIONS = (
 )
 
 
-def fetch(url: str, start: int = 0):
-    """Open a URL from byte `start` on; None if there is nothing from there on. Raises UserError if
-    the server does not have it, and OSError if it may have it later."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    try:
-        return urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if start and error.code == 416:
-            return None
-        if error.code == 429 or error.code >= 500:
-            raise  # an OSError: worth another try
-        raise UserError(
-            f"{url}: expected a file, got '{error.code} {error.reason}'; check --url") from None
-
-
-def receive(url: str, part: Path) -> None:
-    """Fetch a file, or the rest of it, into `part`. Raises as `fetch` does, and UserError if the
-    disk has no room for it."""
-    start = part.stat().st_size if part.exists() else 0
-    response = fetch(url, start)
-    if response is None:  # all of it is there
-        return
-    with response:
-        start = start if response.status == 206 else 0  # a server may not know ranges
-        size = start + int(response.headers.get("Content-Length") or 0)
-        free = shutil.disk_usage(part.parent).free
-        require(free > 2 * size - start,
-                f"{part.parent}: expected {(2 * size - start) / 1e9:.1f} GB of free space for "
-                f"{part.stem} and what is in it, got {free / 1e9:.1f}; free some")
-        shown = progress(total=size or None, initial=start, unit="B", unit_scale=True,
-                         desc=f"downloading {part.stem}")
-        with open(part, "ab" if start else "wb") as file, shown as bar:
-            while chunk := response.read(1 << 20):
-                file.write(chunk)
-                bar.update(len(chunk))
-    if part.stat().st_size < size:
-        raise OSError("the connection was closed")
-
-
-def download(url: str, path: Path, md5: str) -> None:
-    """Fetch a file, or the rest of it, and check its MD5. What has come so far is kept in
-    `path`.part. Raises UserError."""
-    part = path.with_name(f"{path.name}.part")
-    for attempt in range(TRIES):
-        try:
-            receive(url, part)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            problem = " ".join(str(error).split()) or type(error).__name__
-            require(attempt + 1 < TRIES, f"{url}: broke off {TRIES} times ({problem}); the same "
-                    "command goes on from here")
-            time.sleep(min(attempt, 3))
-    digest = hashlib.md5()
-    with open(part, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    if digest.hexdigest() != md5:
-        part.unlink()
-        raise UserError(f"{url}: expected the MD5 {md5}, got {digest.hexdigest()}; it was deleted, "
-                        "download it again")
-    part.rename(path)
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Put what is in `LibriSpeech/NAME` of the archive into `folder`: all of it or nothing. Files
-    and folders are all that is made, and below a folder of ours, whatever the archive says: the
-    filter that tarfile has for that is missing before Python 3.10.12 and 3.11.4."""
-    try:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            top = Path(temporary).resolve()
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    path = (top / member.name).resolve()
-                    if not path.is_relative_to(top):
-                        raise tarfile.TarError(f"{member.name} would be written elsewhere")
-                    (path if member.isdir() else path.parent).mkdir(parents=True, exist_ok=True)
-                    if member.isfile():
-                        with tar.extractfile(member) as inside, open(path, "wb") as file:
-                            shutil.copyfileobj(inside, file)
-            (top / "LibriSpeech" / folder.name).rename(folder)
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive}: could not be unpacked ({' '.join(str(error).split())}); "
-                        "delete it and start again") from None
-
-
 def checksums(url: str) -> dict[str, str]:
     """MD5 by file name, from the site."""
     try:
-        with fetch(f"{url}/md5sum.txt") as response:
+        with corpus.fetch(Archive(f"{url}/md5sum.txt", MEND)) as response:
             lines = response.read().decode("ascii", errors="replace").splitlines()
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"{url}: could not be reached ({' '.join(str(error).split())}); "
-                        "check the network or --url") from None
+        raise UserError(f"{url}: could not be reached ({corpus.one_line(error)}); check "
+                        "the network or --url") from None
     return {name: md5 for md5, name in (line.split() for line in lines if len(line.split()) == 2)}
+
+
+def below(name: str) -> Callable[[PurePosixPath], PurePosixPath | None]:
+    """Where a file of a set's archive goes, relative to the set's folder."""
+    top = PurePosixPath("LibriSpeech", name)
+    return lambda path: path.relative_to(top) if path.is_relative_to(top) else None
 
 
 def rows_of(folder: Path, rng: np.random.Generator) -> list[dict]:
@@ -200,30 +116,21 @@ def rows_of(folder: Path, rng: np.random.Generator) -> list[dict]:
 def prepare(sets: list[str], out: Path, url: str, seed: int = 0) -> dict[str, int]:
     """Download and unpack what is missing, and write the manifests; returns how many rows each
     has."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{out}: expected a folder to write to, got '{error.strerror}'; check --out") from None
+    corpus.make_folder(out)
     missing = [name for name in sets if not (out / name).is_dir()]
     known = checksums(url) if missing else {}
     for name in missing:
-        archive = out / f"{name}.tar.gz"
-        require(archive.name in known,
-                f"{url}/md5sum.txt: expected a checksum of {archive.name}, got none; check --url")
-        if not archive.exists():
-            download(f"{url}/{archive.name}", archive, known[archive.name])
-        unpack(archive, out / name)
-        archive.unlink()
+        file = f"{name}.tar.gz"
+        require(file in known,
+                f"{url}/md5sum.txt: expected a checksum of {file}, got none; {MEND}")
+        corpus.obtain(Archive(f"{url}/{file}", MEND, known[file]), out / name, below(name))
     rng, manifests = np.random.default_rng(seed), {}
     for folder in sorted(path for path in out.iterdir() if path.name in SETS):
         kind = {"train": "stage1", "dev": "validation", "test": "test"}[folder.name.split("-")[0]]
         manifests.setdefault(kind, []).extend(rows_of(folder, rng))
     if "validation" in manifests:
         manifests["validation"] = rng.permutation(manifests["validation"])[:N_VALIDATION].tolist()
-    for name, rows in manifests.items():
-        write_json(out / f"{name}.json", rows)
-    return {name: len(rows) for name, rows in manifests.items()}
+    return corpus.write_manifests(out, manifests)
 
 
 def prepared(size: str, numbers: list[int]) -> Path:
@@ -251,7 +158,7 @@ def main(argv: list[str]) -> None:
     unknown = [name for name in args.sets if name not in SETS]
     require(not unknown, f"expected sets of {', '.join(SETS)}, got {', '.join(unknown)}")
     counts = prepare(args.sets, args.out, args.url.rstrip("/"))
-    print(f"{args.out}: " + ", ".join(f"{name}.json {n:,}" for name, n in counts.items()) + " rows")
+    corpus.print_counts(args.out, counts)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """The manifests of real recordings: nothing leaks between splits, labels lie where the sound is,
 errors are a line."""
 
-import functools
-import http.server
 import io
 import json
 import tarfile
-import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 
-from data import fsdd, toy_text
+from data import corpus, fsdd, toy_text
 from data.toy_scene import DIGITS, Scene
 from diffa2_mini.command.script import run_script
 from diffa2_mini.errors import UserError
@@ -274,26 +271,6 @@ def before_python_3_10_12(monkeypatch):
         monkeypatch.delattr(tarfile.TarFile, name)
 
 
-@pytest.fixture
-def serve(tmp_path, monkeypatch):
-    """A function that puts bytes behind fsdd.URL, on this machine."""
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    root = tmp_path / "served"
-    root.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=root))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(fsdd, "URL", f"http://127.0.0.1:{server.server_port}/v1.tar.gz")
-    yield (root / "v1.tar.gz").write_bytes
-    server.shutdown()
-    server.server_close()
-
-
 def packed(source):
     """The archive as GitHub makes it: one folder on top, and more in it than recordings."""
     buffer = io.BytesIO()
@@ -308,12 +285,21 @@ def packed(source):
     return buffer.getvalue()
 
 
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """A function that puts bytes where the archive is fetched from."""
+    path = tmp_path / "v1.tar.gz"
+    monkeypatch.setattr(corpus.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(fsdd, "ARCHIVE", corpus.Archive(path.as_uri()))
+    return path.write_bytes
+
+
 def test_download(source, made, serve, tmp_path, monkeypatch):
     serve(packed(source))
     out = tmp_path / "data"
     monkeypatch.setattr(fsdd, "SPEAKERS", SPEAKERS)
     # they are not the real ones
-    with pytest.raises(UserError, match="expected recordings with the SHA-256"):
+    with pytest.raises(UserError, match="expected recordings with the SHA-256.*--source DIR"):
         fsdd.make_manifests(None, out, "theo")
     assert [path.name for path in out.iterdir()] == ["clips"]
     monkeypatch.setattr(fsdd, "SHA256", fsdd.digest(source / "recordings"))
@@ -323,25 +309,22 @@ def test_download(source, made, serve, tmp_path, monkeypatch):
         for path, data in files(source).items()}
     assert (out / "sft.json").read_bytes() == (made[0] / "sft.json").read_bytes()
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["clips", "recordings"]
-    monkeypatch.setattr(fsdd, "URL", "http://127.0.0.1:9/gone")
-    assert fsdd.download(out) == out  # nothing is fetched twice
+    monkeypatch.setattr(fsdd, "ARCHIVE", corpus.Archive("http://127.0.0.1:9/gone"))
+    fsdd.make_manifests(None, out, "theo")  # nothing is fetched twice
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "garbage", "refused"])
-def test_a_failed_download_leaves_nothing(source, serve, damage, tmp_path, monkeypatch, capsys):
-    if damage == "refused":
-        monkeypatch.setattr(fsdd, "URL", "http://127.0.0.1:9/v1.tar.gz")
-    elif damage != "missing":
-        archive = packed(source)
-        serve(archive[: len(archive) // 2] if damage == "cut" else b"garbage" * 99)
+def test_what_cannot_be_downloaded_is_one_line(serve, tmp_path, capsys):
+    assert "--source DIR" in one_line(capsys, "--out", tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["clips"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
+def test_a_damaged_archive_gives_nothing(source, serve, damage, tmp_path, capsys):
+    empty = io.BytesIO()
+    tarfile.open(fileobj=empty, mode="w:gz").close()
+    archive = packed(source)
+    serve({"cut": archive[: len(archive) // 2], "garbage": b"garbage" * 99,
+           "empty": empty.getvalue()}[damage])
     out = tmp_path / "data"
-    assert "--source DIR" in one_line(capsys, "--out", out)
-    assert [path.name for path in out.iterdir()] == ["clips"]
-
-
-def test_an_archive_without_recordings(serve, tmp_path):
-    buffer = io.BytesIO()
-    tarfile.open(fileobj=buffer, mode="w:gz").close()
-    serve(buffer.getvalue())
-    with pytest.raises(UserError, match="nothing was kept"):
-        fsdd.make_manifests(None, tmp_path / "data")
+    assert "recordings.tar.gz: could not be unpacked" in one_line(capsys, "--out", out)
+    assert {path.name for path in out.iterdir()} == {"clips", "recordings.tar.gz"}

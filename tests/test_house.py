@@ -17,8 +17,9 @@ FOLDERS = ["fast", "published", "command", "training", "evaluate", "view", "benc
 TOP_LINES, ALL_LINES = 2_300, 6_630  # at most; pytest -s prints them; the aim is 6,300
 FUNCTION_LINES, LOOP_LINES = 40, 70  # at most; the second in train.py
 TESTED_BY = {  # a folder or module without a test file of its name: the file that tests it
-    "bench": "bench", "command/flags": "sample", "data/pretraining/recall": "backbone",
-    "data/pretraining/stage0": "train", "data/toy_scene": "toy_sound",
+    "bench": "bench", "command/flags": "sample", "data/corpus": "librispeech",
+    "data/pretraining/recall": "backbone", "data/pretraining/stage0": "train",
+    "data/toy_scene": "toy_sound",
     "data/toy_speech": "toy_sound", "data/toy_text": "toy", "errors": "script",
     "evaluate/__main__": "evaluate", "fast/compiling": "device", "fast/measure": "bench",
     "fast/state": "model", "published": "published", "training/export": "checkpoint",

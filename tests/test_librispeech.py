@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from data import librispeech
+from data import corpus, librispeech
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import load_examples
+from diffa2_mini.errors import UserError
 
 TEXTS = {
     "1272-128104-0000": "MISTER QUILTER IS THE APOSTLE",
@@ -96,7 +97,7 @@ def site(monkeypatch):
             "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(librispeech.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(corpus.time, "sleep", lambda seconds: None)
     yield handler, f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -211,5 +212,5 @@ def test_clips_longer_than_the_model_hears_are_left_out(site, tmp_path):
     body = archive("dev-clean", {"1272-128104-0000": "TOO LONG"}, seconds=30.1)
     handler.files["dev-clean.tar.gz"] = body
     handler.files["md5sum.txt"] = f"{hashlib.md5(body).hexdigest()} dev-clean.tar.gz".encode()
-    with pytest.raises(librispeech.UserError, match="got none"):
+    with pytest.raises(UserError, match="got none"):
         librispeech.prepare(["dev-clean"], Path(tmp_path), url)

@@ -1,0 +1,207 @@
+"""Manifests from spoken coffee orders: people who say what they want, and what they leave out.
+
+    python data/orders.py                      # download the recordings, write data/orders
+    python data/orders.py --source ~/benchmark # use a copy: a clone of the repository
+
+619 recordings of more than 50 speakers, who are not named, by Picovoice
+(github.com/Picovoice/speech-to-intent-benchmark), under the Apache License 2.0. There is no text:
+the labels say which drink, size, roast, shots, milk and sugar a clip asks for. This repository
+contains none of it. A copy may also be a folder with `label.json` and the clips in `clean`, of any
+format. The number of recordings and the words of the labels are checked; nobody has told the hash
+of the archive yet.
+
+Labels lose their stray spaces, and one of two ways to say the same: `a bit of` becomes `a little
+bit of`, `a lot of` becomes `lots of`. A fifth of the clips are the test split; equal orders are in
+one split. A wrong answer to a slot that was said is another value, to one that was not said any
+value, and to the whole order the sentence with one slot changed, or one added that was not said.
+"""
+
+import sys
+from pathlib import Path
+
+# so that this file runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from diffa2_mini.command.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+import json
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from data import corpus, toy_text
+from data.toy import ask_row
+from data.toy_text import Question
+from diffa2_mini.audio import duration
+from diffa2_mini.errors import UserError, read_text, require
+
+ARCHIVE = corpus.Archive(
+    "https://github.com/Picovoice/speech-to-intent-benchmark/archive/refs/heads/master.tar.gz")
+N_CLIPS = 619
+LONGEST = 15  # seconds; the dozen clips above 13 are cut there by a model that hears no more
+NONE = "none"  # the answer about a slot that was not said
+SLOTS = {"drink": "coffeeDrink", "size": "size", "roast": "roast", "shots": "numberOfShots",
+         "milk": "milkAmount", "sugar": "sugarAmount"}  # our names, and those of the labels
+SAME = {"a bit of": "a little bit of", "a lot of": "lots of"}
+WORDINGS = {
+    "drink": ("Which drink is ordered?", "What does the customer want to drink?",
+              "What kind of coffee is it?"),
+    "size": ("What size?", "How large is the drink?", "Which size is ordered?"),
+    "roast": ("Which roast?", "What roast is ordered?", "How dark is the roast?"),
+    "shots": ("How many shots?", "Single, double or triple shot?", "How many shots are ordered?"),
+    "milk": ("How much milk?", "Which milk is ordered?", "What milk or cream goes in?"),
+    "sugar": ("How much sugar?", "What sweetens the drink?", "Which sugar is ordered?"),
+    "order": ("What is the order?", "Repeat the whole order.", "What does the customer order?"),
+}
+TEST, VALIDATION = 0.2, 0.08  # shares of the clips
+N_LETTERED = 2  # questions per training clip, beside one about each slot and the whole order
+N_PAIRS = 600  # for preference
+
+
+@dataclass(frozen=True)
+class Order:
+    """A clip, and what it asks for: a value for each slot that was said."""
+
+    path: Path
+    slots: dict[str, str]
+
+
+def cleaned(value: str) -> str:
+    """A value of a label without stray spaces, in one of two ways to say the same."""
+    value = " ".join(value.split())
+    for start, same in SAME.items():
+        if value.startswith(start + " "):
+            value = same + value.removeprefix(start)
+    return value
+
+
+def read_orders(source: Path) -> list[Order]:
+    """All orders of a clone of the repository, or of a folder with label.json and clean."""
+    folder = source / "data" if (source / "data").is_dir() else source
+    label = next((path for path in (folder / "label.json", folder / "label" / "label.json")
+                  if path.is_file()), None)
+    require(label, f"{source}: expected data/label/label.json or label.json, got neither; check "
+            "--source")
+    speech = next((path for path in (folder / "clean", folder / "speech" / "clean")
+                   if path.is_dir()), None)
+    require(speech, f"{source}: expected data/speech/clean or clean with recordings, got neither; "
+            "check --source")
+    clips = {path.stem: path for path in sorted(speech.iterdir())}
+    try:
+        labels = {Path(name).stem: [(slot, cleaned(said["slots"][key])) for slot, key
+                                    in SLOTS.items() if key in said["slots"]]
+                  for name, said in json.loads(read_text(label, "labels")).items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{label}: expected clips with their slots, got none ({error!r}); get it "
+                        "again") from None
+    missing = [name for name in labels if name not in clips]
+    require(not missing and len(labels) == N_CLIPS,
+            f"{source}: expected {N_CLIPS} recordings with their labels, got {len(labels)} labels "
+            f"and no recording for {len(missing)} of them; get it again")
+    return [Order(clips[name], dict(slots)) for name, slots in sorted(labels.items())]
+
+
+def place(path: PurePosixPath) -> PurePosixPath | None:
+    """Where a file of the archive goes: the labels, and the clips without noise."""
+    if path.parts[1:] == ("data", "label", "label.json"):
+        return PurePosixPath("label.json")
+    is_clip = path.parts[1:-1] == ("data", "speech", "clean") and path.suffix == ".wav"
+    return PurePosixPath("clean", path.name) if is_clip else None
+
+
+def check(recordings: Path) -> None:
+    read_orders(recordings)
+
+
+def split_of(orders: list[Order], rng: np.random.Generator) -> dict[str, list[Order]]:
+    """The orders of each split, with equal orders in one of them."""
+    groups: dict[str, list[Order]] = {}
+    for order in orders:
+        groups.setdefault(json.dumps(order.slots), []).append(order)
+    shuffled = [list(groups.values())[i] for i in rng.permutation(len(groups))]
+    splits = {"test": [], "validation": [], "train": []}
+    most = {"test": TEST * len(orders), "validation": VALIDATION * len(orders),
+            "train": len(orders)}
+    for group in shuffled:
+        name = next(name for name, found in splits.items() if len(found) < most[name])
+        splits[name] += group
+    return splits
+
+
+def sentence(slots: dict[str, str]) -> str:
+    """`a large dark roast mocha, double shot, with soy milk and some sugar`."""
+    what = " ".join(slots[name] for name in ("size", "roast", "drink") if name in slots)
+    shots = f", {slots['shots']}" if "shots" in slots else ""
+    extras = " and ".join(slots[name] for name in ("milk", "sugar") if name in slots)
+    article = "an" if what[0] in "aei" else "a"
+    return f"{article} {what}{shots}" + f", with {extras}" * bool(extras)
+
+
+def ask(slot: str, order: Order, values: dict[str, list[str]],
+        rng: np.random.Generator) -> Question:
+    """A question about a slot, or about the whole `order`, in a random wording. The type of one
+    about a slot that was not said is `none`."""
+    wording = str(rng.choice(WORDINGS[slot]))
+    if slot == "order":
+        changes = [(name, value) for name, known in values.items() for value in known
+                   if value != order.slots.get(name)]
+        wrong = tuple(sentence(order.slots | {name: value}) for name, value in changes)
+        return Question("order", wording, sentence(order.slots), wrong)
+    said = order.slots.get(slot, NONE)
+    wrong = tuple(value for value in values[slot] if value != said)
+    return Question(slot if slot in order.slots else NONE, wording, said, wrong)
+
+
+def ask_lettered(order: Order, values: dict[str, list[str]], rng: np.random.Generator) -> Question:
+    """A question about a random slot with lettered choices, `none` mostly among them."""
+    question = ask(str(rng.choice(list(SLOTS))), order, values, rng)
+    if question.type == NONE:
+        return toy_text.lettered(question, rng)
+    wrong = rng.choice(question.wrong, size=min(2, len(question.wrong)), replace=False)
+    more = Question(question.type, question.instruction, question.answer, (*wrong.tolist(), NONE))
+    return toy_text.lettered(more, rng)
+
+
+def manifests(splits: dict[str, list[Order]], out: Path, seed: int) -> dict[str, list[dict]]:
+    """Every manifest, by name. There is none for stage 1, which needs transcripts."""
+    rng = np.random.default_rng([seed, 99])
+    every = [order for orders in splits.values() for order in orders]
+    values = {slot: sorted({order.slots[slot] for order in every if slot in order.slots})
+              for slot in SLOTS}
+
+    def rows(order: Order, n_lettered: int) -> list[dict]:
+        seconds = duration(order.path)
+        require(seconds <= LONGEST, f"{order.path}: expected {LONGEST} s at most, got "
+                f"{seconds:.1f} s; get it again")
+        questions = [ask(slot, order, values, rng) for slot in (*SLOTS, "order")]
+        questions += [ask_lettered(order, values, rng) for _ in range(n_lettered)]
+        row = {"audio_id": order.path.stem, "audio_filepath": corpus.named_from(out, order.path),
+               "dataset": "orders", "domain": "speech", "duration": seconds}
+        return [ask_row(row, question, rng) for question in questions if question.wrong]
+
+    found = {"sft": [row for order in splits["train"] for row in rows(order, N_LETTERED)]}
+    pairs = [row | {"chosen": row["target"]} for row in found["sft"] if "+" not in row["type"]]
+    found["preference"] = rng.permutation(pairs)[:N_PAIRS].tolist()
+    for split in ("validation", "test"):
+        found[split] = [row for order in splits[split] for row in rows(order, 1)]
+    return found
+
+
+def make_manifests(source: Path | None, out: Path, seed: int = 0) -> dict[str, int]:
+    """Write all manifests into `out`; returns how many rows each has."""
+    corpus.check_arguments(source, out, seed)
+    orders = read_orders(source or corpus.obtain(ARCHIVE, out / "recordings", place, check))
+    splits = split_of(orders, np.random.default_rng([seed, 98]))
+    return corpus.write_manifests(out, manifests(splits, out, seed))
+
+
+def main(argv: list[str]) -> None:
+    args = corpus.parser_of(__doc__, "orders").parse_args(argv)
+    corpus.print_counts(args.out, make_manifests(args.source, args.out, args.seed))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -1,0 +1,194 @@
+"""Manifests from people who read English: what they say, and whether a woman, a man, a girl or a
+boy says it.
+
+    python data/people.py                        # download the corpus, write data/people
+    python data/people.py --source ~/speechocean762   # use a copy: WAVE, train and test
+
+1,485 utterances of 250 speakers, at most 7 s each: a part of speechocean762, by Junbo Zhang and
+others (openslr.org/101, github.com/jimbozhang/speechocean762), whose README allows commercial and
+non-commercial use. Learners whose first language is Mandarin read them, so what is learnt here is
+for teaching and nothing else. This repository contains none of it but the list of the utterances,
+data/people_ids.txt. A copy may also be a folder with `people.jsonl` and its clips. The number of
+utterances and of speakers is checked; nobody has told the hash of the archive yet.
+
+A child is under 13; who is 13 to 17 is transcribed alone. The corpus has a test split, whose
+speakers training never hears; one in ten of the others is for validation.
+"""
+
+import sys
+from pathlib import Path
+
+# so that this file runs as a script
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from diffa2_mini.command.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+import json
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from data import corpus, toy_text
+from data.librispeech import INSTRUCTIONS
+from data.toy import ask_row
+from data.toy_text import Question
+from diffa2_mini.audio import duration
+from diffa2_mini.config import DATA
+from diffa2_mini.errors import UserError, read_text, require
+
+ARCHIVE = corpus.Archive("https://www.openslr.org/resources/101/speechocean762.tar.gz")
+IDS = DATA / "people_ids.txt"
+TABLES = ("text", "utt2spk", "spk2age", "spk2gender")  # of each split, in Kaldi's format
+N_SPEAKERS = 250
+CHILD, ADULT = 13, 18  # years: a child is under the first, an adult at least the second
+KINDS = ("woman", "man", "girl", "boy")
+WORDINGS = ("Who speaks: a woman, a man, a girl or a boy?",
+            "Is the speaker a woman, a man, a girl or a boy?",
+            "Is this the voice of a woman, a man, a girl or a boy?")
+VALIDATION = 0.1  # of the speakers of the train split
+SHARE_LETTERED = 0.2
+N_PAIRS = 480  # for preference
+
+
+@dataclass(frozen=True)
+class Utterance:
+    path: Path
+    speaker: str
+    is_test: bool
+    text: str
+    kind: str  # one of KINDS, or empty from 13 to 17 years
+
+
+def kind_of(is_woman: bool, age: int) -> str:
+    if CHILD <= age < ADULT:
+        return ""
+    return KINDS[2 * (age < CHILD) + (not is_woman)]
+
+
+def wanted_ids() -> set[str]:
+    return set(IDS.read_text().split())
+
+
+def read_copy(source: Path) -> list[Utterance]:
+    """The utterances of a folder with people.jsonl."""
+    rows = map(json.loads, read_text(source / "people.jsonl", "utterances").splitlines())
+    return [Utterance(source / row["audio"], row["speaker"], row["split"] == "test",
+                      row["text"].lower(), kind_of(row["sex"] == "woman", row["age"]))
+            for row in rows]
+
+
+def read_corpus(source: Path) -> list[Utterance]:
+    """The utterances of the corpus as it is published. Raises UserError, or what Python raises."""
+    wanted, found = wanted_ids(), []
+    for split in ("train", "test"):
+        text, speakers, ages, sexes = (
+            dict(line.split(maxsplit=1) for line in
+                 read_text(source / split / table, "speechocean762").splitlines())
+            for table in TABLES)
+        for name in sorted(wanted & {*text}):
+            speaker = speakers[name].strip()
+            path = source / "WAVE" / f"SPEAKER{speaker}" / f"{name}.WAV"
+            kind = kind_of(sexes[speaker].strip() == "f", int(ages[speaker]))
+            found.append(Utterance(path, speaker, split == "test", text[name].lower(), kind))
+    return found
+
+
+def read_people(source: Path) -> list[Utterance]:
+    """The utterances that data/people_ids.txt lists, of a copy in either layout. Raises
+    UserError."""
+    is_copy = (source / "people.jsonl").is_file()
+    try:
+        found = (read_copy if is_copy else read_corpus)(source)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{source}: expected speechocean762, got something else ({error!r}); get "
+                        "it again") from None
+    wanted = wanted_ids()
+    found = [each for each in found if each.path.stem in wanted and each.path.is_file()]
+    n_speakers = len({each.speaker for each in found})
+    require(len(found) == len(wanted) and n_speakers == N_SPEAKERS,
+            f"{source}: expected the {len(wanted):,} utterances of {IDS.name} by {N_SPEAKERS} "
+            f"speakers, got {len(found):,} by {n_speakers}; get it again")
+    return sorted(found, key=lambda each: each.path.stem)
+
+
+def place(path: PurePosixPath) -> PurePosixPath | None:
+    """Where a file of the archive goes: the tables, and the utterances that are listed."""
+    inside = PurePosixPath(*path.parts[1:])
+    if inside.parts[:1] == ("WAVE",):
+        return inside if inside.suffix == ".WAV" and inside.stem in wanted_ids() else None
+    is_table = inside.parts[:-1] in (("train",), ("test",)) and inside.name in TABLES
+    return inside if is_table else None
+
+
+def check(recordings: Path) -> None:
+    read_people(recordings)
+
+
+def transcribe(each: Utterance, rng: np.random.Generator) -> Question:
+    return Question("asr", str(rng.choice(INSTRUCTIONS)), each.text, ())
+
+
+def ask(each: Utterance, rng: np.random.Generator) -> Question:
+    """Who speaks, in a random wording. The type says whether an adult or a child does."""
+    type = "adult" if each.kind in KINDS[:2] else "child"
+    wrong = tuple(kind for kind in KINDS if kind != each.kind)
+    return Question(type, str(rng.choice(WORDINGS)), each.kind, wrong)
+
+
+def split_of(people: list[Utterance], rng: np.random.Generator) -> dict[str, list[Utterance]]:
+    """The utterances of each split; no speaker is in two."""
+    known = sorted({each.speaker for each in people if not each.is_test})
+    n_validation = max(1, round(VALIDATION * len(known)))
+    validation = {known[i] for i in rng.permutation(len(known))[:n_validation]}
+    splits = {"train": [], "validation": [], "test": []}
+    for each in people:
+        name = "test" if each.is_test else "validation" if each.speaker in validation else "train"
+        splits[name].append(each)
+    return splits
+
+
+def manifests(splits: dict[str, list[Utterance]], out: Path, seed: int) -> dict[str, list[dict]]:
+    """Every manifest, by name."""
+    rng = np.random.default_rng([seed, 99])
+
+    def row(each: Utterance, question: Question) -> dict:
+        about = {"audio_id": each.path.stem, "speaker": each.speaker, "dataset": "people",
+                 "audio_filepath": corpus.named_from(out, each.path), "domain": "speech",
+                 "duration": duration(each.path), "transcription": each.text}
+        return ask_row(about, question, rng)
+
+    def who(split: str) -> list[dict]:
+        return [row(each, ask(each, rng)) for each in splits[split] if each.kind]
+
+    found = {"stage1": [row(each, transcribe(each, rng)) for each in splits["train"]]}
+    found["sft"] = [row(each, transcribe(each, rng)) for each in splits["train"]]
+    for each in splits["train"]:
+        question = ask(each, rng) if each.kind else None
+        if question and rng.random() < SHARE_LETTERED:
+            question = toy_text.lettered(question, rng)
+        found["sft"] += [row(each, question)] if question else []
+    pairs = [row | {"chosen": row["target"]} for row in who("train")]
+    found["preference"] = rng.permutation(pairs)[:N_PAIRS].tolist()
+    for split in ("validation", "test"):
+        found[split] = [row(each, transcribe(each, rng)) for each in splits[split]] + who(split)
+    return found
+
+
+def make_manifests(source: Path | None, out: Path, seed: int = 0) -> dict[str, int]:
+    """Write all manifests into `out`; returns how many rows each has."""
+    corpus.check_arguments(source, out, seed)
+    people = read_people(source or corpus.obtain(ARCHIVE, out / "recordings", place, check))
+    splits = split_of(people, np.random.default_rng([seed, 98]))
+    return corpus.write_manifests(out, manifests(splits, out, seed))
+
+
+def main(argv: list[str]) -> None:
+    args = corpus.parser_of(__doc__, "people").parse_args(argv)
+    corpus.print_counts(args.out, make_manifests(args.source, args.out, args.seed))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -1,0 +1,162 @@
+"""The manifests of spoken orders, in both layouts: equal orders are in one split, wrong answers are
+wrong in one slot, errors are a line."""
+
+import json
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+
+from data import corpus, orders
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import SIZES
+from diffa2_mini.data import load_examples
+
+DRINKS, SUGARS = ("mocha", "iced latte", "espresso"), (" sugar", "a bit of sugar", "lots of sugar")
+N = 30
+
+
+def labels():
+    """Each order twice, under different ways to say the same; a third is without sugar."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for i in range(N // 2):
+        slots = {"coffeeDrink": str(rng.choice(DRINKS)), "roast": f"{i} roast",
+                 "milkAmount": ["some milk", " cream"][i % 2]}
+        if i % 3:
+            slots["sugarAmount"] = SUGARS[i % 2 + (i % 4 > 1)]
+        other = {slot: value.strip().replace("a bit of", "a little bit of")
+                 for slot, value in slots.items()}
+        found |= {f"{i}-a.wav": {"intent": "orderDrink", "slots": slots},
+                  f"{i}-b.wav": {"intent": "orderDrink", "slots": other}}
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A clone of the repository, of noise."""
+    folder = tmp_path_factory.mktemp("benchmark") / "benchmark-master"
+    for below in ("label", "speech/clean", "speech/noisy"):
+        (folder / "data" / below).mkdir(parents=True)
+    (folder / "data/label/label.json").write_text(json.dumps(labels()))
+    for name in labels():
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, 4000)
+        soundfile.write(folder / "data/speech/clean" / name, noise, 16_000)
+        soundfile.write(folder / "data/speech/noisy" / name, noise, 16_000)
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orders, "N_CLIPS", N)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    assert run_script(orders.main, ["--source", str(source), "--out", str(out)]) == 0
+    return out, {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+
+
+def slots_of(row):
+    said = labels()[row["audio_id"] + ".wav"]["slots"]
+    return {slot: orders.cleaned(said[key]) for slot, key in orders.SLOTS.items() if key in said}
+
+
+def test_equal_orders_are_in_one_split_and_a_fifth_is_for_testing(made):
+    clips = {name: {row["audio_id"] for row in rows} for name, rows in made[1].items()}
+    assert len(clips["test"]) == N // 5 and clips["preference"] <= clips["sft"]
+    assert len(clips["sft"] | clips["validation"] | clips["test"]) == N
+    for first, second in [("sft", "test"), ("sft", "validation"), ("validation", "test")]:
+        assert not {name.split("-")[0] for name in clips[first]} & {
+            name.split("-")[0] for name in clips[second]}
+
+
+def test_answers_are_right_and_rejected_ones_wrong(made):
+    for name, rows in made[1].items():
+        for row in rows:
+            slots, type = slots_of(row), row["type"].removesuffix("+abcd")
+            if type == "order":
+                assert row["target"] == orders.sentence(slots)
+                wrong = [slots | {slot: value} for slot in orders.SLOTS
+                         for value in VALUES[slot] if value != slots.get(slot)]
+                assert row["rejected"] in map(orders.sentence, wrong)
+                continue
+            lettered = row["type"] != type
+            asked = row["input"].splitlines()[0]
+            slot = next(slot for slot, texts in orders.WORDINGS.items() if asked in texts)
+            assert row["target"][3 * lettered:] == slots.get(slot, "none")
+            assert type == (slot if slot in slots else "none")
+            assert row["rejected"] != row["target"] and row["rejected"]
+            if lettered:
+                assert row["target"] in row["input"].splitlines()
+            else:  # it affirms what was not said, or another value
+                assert row["rejected"] in VALUES[slot]
+            if name == "preference":
+                assert row["chosen"] == row["target"] and not lettered
+
+
+VALUES = {slot: {orders.cleaned(said["slots"][key]) for said in labels().values()
+                 if key in said["slots"]} for slot, key in orders.SLOTS.items()}
+
+
+def test_each_slot_and_the_whole_order_is_asked_about_each_clip(made):
+    types = Counter(row["type"] for row in made[1]["test"])
+    assert types["order"] == types["drink"] == types["milk"] == types["roast"] == N // 5
+    assert types["sugar"] + types["none"] == N // 5 and not types["size"] + types["shots"]
+    assert any(type.endswith("+abcd") for type in types)
+
+
+def test_labels_are_said_in_one_way():
+    assert orders.cleaned("  a bit of  brown sugar ") == "a little bit of brown sugar"
+    assert orders.cleaned("a lot of cream") == "lots of cream"
+    assert orders.cleaned("a little bit of milk") == "a little bit of milk"
+
+
+def test_a_sentence_says_each_slot():
+    slots = {"drink": "iced mocha", "size": "eight ounce", "roast": "dark roast",
+             "shots": "double shot", "milk": "soy milk", "sugar": "some sugar"}
+    assert orders.sentence(slots) == (
+        "an eight ounce dark roast iced mocha, double shot, with soy milk and some sugar")
+    assert orders.sentence({"drink": "mocha"}) == "a mocha"
+
+
+def test_a_download_and_the_other_layout_give_the_same(source, made, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "master.tar.gz", "w:gz") as tar:
+        tar.add(source, "speech-to-intent-benchmark-master")
+    monkeypatch.setattr(orders, "ARCHIVE", corpus.Archive((tmp_path / "master.tar.gz").as_uri()))
+    out = tmp_path / "out"
+    assert orders.make_manifests(None, out) == {name: len(rows) for name, rows in made[1].items()}
+    kept = {path.relative_to(out / "recordings").as_posix() for path in out.rglob("*.wav")}
+    assert kept == {f"clean/{name}" for name in labels()}
+    rows = json.loads((out / "sft.json").read_text())
+    assert rows[0]["audio_filepath"].startswith("recordings/clean/")
+    assert [row | {"audio_filepath": ""} for row in rows] == [
+        row | {"audio_filepath": ""} for row in made[1]["sft"]]
+    config, stages = SIZES["full"]
+    assert len(load_examples(out / "preference.json", stages[4], config)) == len(
+        made[1]["preference"])
+
+
+def test_errors_are_one_line(source, tmp_path, capsys):
+    def error(folder):
+        assert run_script(orders.main, ["--source", str(folder), "--out", str(tmp_path)]) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ") and printed.count("\n") == 1
+        assert not [*tmp_path.glob("*.json")]
+        return printed
+
+    copy = tmp_path / "copy"
+    assert "--source" in error(copy)
+    copy.mkdir()
+    assert "expected data/label/label.json or label.json" in error(copy)
+    (copy / "label.json").write_text("[1]")
+    assert "expected data/speech/clean or clean" in error(copy)
+    (copy / "clean").mkdir()
+    assert "expected clips with their slots" in error(copy)
+    (copy / "label.json").write_text(json.dumps(labels()))
+    assert f"no recording for {N}" in error(copy)
