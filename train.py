@@ -62,7 +62,8 @@ def build_model(args: argparse.Namespace, paths: dict[str, Path], device: torch.
     config = SIZES[args.size][0]
     torch.manual_seed(seed_of("weights", args.seed, 0))  # of the adapters and the prompts
     home = torch.device("cpu") if args.shard else device  # which it need not fit as a whole
-    model = weights.build(config, None if args.random_weights else paths, home, dtype, FastLlada)
+    model = weights.build(config, None if args.random_weights else paths, home, dtype, FastLlada,
+                          print)
     if args.random_weights:
         fill_at_random(home, dtype, model.whisper, model.llada)
     model.llada.recompute = args.recompute

@@ -3,8 +3,9 @@
 Three downloads make the model: the two frozen parts, and the authors' adapters with LoRA. They come
 in several layouts; each has a map from its names to ours. Every tensor of a file must be accounted
 for: those that we do not need (Whisper's decoder, copies of the frozen parts) are skipped by name,
-and anything else that is too much, too little or of another shape is an error. The frozen parts are
-built on torch's `meta` device, which has shapes and no memory, and filled from memory-mapped files.
+and anything else that is too much, too little or of another shape is an error; but an encoder made
+for longer clips than a size hears is cut to the positions of these. The frozen parts are built on
+torch's `meta` device, which has shapes and no memory, and filled from memory-mapped files.
 
 published/sources.py tells where the files are. What we train ourselves is written and read by
 training/checkpoint.py, and given away by training/export.py:
@@ -26,17 +27,19 @@ if __name__ == "__main__":
 import json
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .config import ACOUSTIC_AND_SEMANTIC, ASSETS, PROMPTS_AND_SEMANTIC, Config
+from .config import ACOUSTIC_AND_SEMANTIC, ASSETS, PROMPTS_AND_SEMANTIC, SIZES, Config
 from .errors import UserError, out_of_memory, read_text, require, require_contents
 from .llada import Llada
 from .model import Diffa2Model, part_of
 
+Say = Callable[[str], None]  # is told a line that a user should know
 SHIPPED = {part: ASSETS / f"toy_{part}.safetensors" for part in ("whisper", "llada", "diffa2")}
 WHAT = {"whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA",
         "diffa2": "weights of DIFFA-2"}
@@ -150,10 +153,31 @@ def check_fit(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: st
     require(not wrong, f"{source}: the weights do not fit this model: {listed}")
 
 
+def cut_positions(tensors: dict[str, Tensor], encoder: nn.Module, source: Path, say: Say) -> None:
+    """Keep as many of an encoder's positions as `encoder` hears: they count from the start of a
+    clip, so the first ones. Raises UserError if it is an encoder of another width."""
+    table, ours = tensors.get("positional_embedding"), encoder.positional_embedding
+    if table is None or table.dim() != 2:
+        return  # not an encoder, and `check_fit` says what is missing
+    width, n = table.shape[1], ours.shape[0]
+    sizes = {size: config.whisper.width for size, (config, _) in SIZES.items()}
+    fits = " or ".join(f"--size {size}" for size in sizes if sizes[size] == width) or "no size"
+    require(width == ours.shape[1],
+            f"{source}: expected an encoder of width {ours.shape[1]}, got one of {width}, which "
+            f"fits {fits} ({', '.join(f'{size} has {w}' for size, w in sizes.items())})")
+    if len(table) > n:
+        tensors["positional_embedding"] = table[:n]
+        say(f"{source}: the first {n} of {len(table):,} positions are used, as many as this size "
+            "hears; the others are cut")
+
+
 def load_part(module: nn.Module, part: str, path: Path, device: torch.device | str = "cpu",
-              dtype: torch.dtype = torch.float32) -> None:
-    """Fill the encoder (`whisper`) or the backbone (`llada`), from any layout. Raises UserError."""
+              dtype: torch.dtype = torch.float32, say: Say = lambda line: None) -> None:
+    """Fill the encoder (`whisper`) or the backbone (`llada`), from any layout. `say` is told if an
+    encoder is cut to the clips that a size hears. Raises UserError."""
     tensors = read_part(path, part)
+    if part == "whisper":
+        cut_positions(tensors, module, path, say)
     check_fit(module.state_dict(), tensors, str(path))
     module.load_state_dict({name: tensor.to(device, dtype, copy=True)
                             for name, tensor in tensors.items()}, assign=True)
@@ -161,12 +185,13 @@ def load_part(module: nn.Module, part: str, path: Path, device: torch.device | s
 
 def build(config: Config, paths: dict[str, Path] | None = SHIPPED,
           device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-          llada: type[Llada] = Llada) -> Diffa2Model:
+          llada: type[Llada] = Llada, say: Say = lambda line: None) -> Diffa2Model:
     """The model with its frozen parts from `paths`, in `dtype`, or without contents if None.
-    Adapters and prompts are new, in float32 at least. `llada`: its class. Raises UserError."""
+    Adapters and prompts are new, in float32 at least. `llada` is its class; `say` is as for
+    `load_part`. Raises UserError."""
     model = Diffa2Model(config, "cpu" if config.size == "toy" else "meta", llada)
     for part in ("whisper", "llada") if paths else ():
-        load_part(getattr(model, part), part, paths[part], device, dtype)
+        load_part(getattr(model, part), part, paths[part], device, dtype, say)
     for module in (model.semantic_connector, model.acoustic_connector, model.trainable_prompts):
         module.to(device, torch.promote_types(dtype, torch.float32))
     return model.requires_grad_(False)

@@ -1,16 +1,24 @@
 """The inputs and weights of the golden files, the same for the references and for us: everything
 from a seed."""
 
+import os
 import unicodedata
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from diffa2_mini.audio import load_audio
 from diffa2_mini.config import DATA, AdapterConfig, LladaConfig, WhisperConfig
+from diffa2_mini.published.sources import hub_folders, is_complete
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
+REAL_ENCODERS = {  # OpenAI's own: every hidden state is a tap
+    "tiny.en": WhisperConfig(n_mels=80, width=384, n_layers=4, n_heads=6, taps=tuple(range(5))),
+    "base": WhisperConfig(n_mels=80, width=512, n_layers=6, n_heads=8, taps=tuple(range(7)))}
+REAL_SLICES = {30: ([0, 1, 7, 50, 99, 150, 500, 1000, 1499], slice(3, None, 48)),
+               13: ([0, 1, 7, 50, 99, 150, 300, 500, 649], slice(3, None, 48))}  # by seconds heard
 ENCODER = WhisperConfig(n_mels=20, n_positions=60, width=48, n_layers=4, n_heads=4,
                         taps=(0, 1, 2, 3, 4))
 ADAPTER = AdapterConfig(n_queries=7, qformer_hidden=80)
@@ -35,6 +43,16 @@ FRAGMENTS = [
     "https://example.org/a?b=c&d=%20", "snake_case camelCase", "ÅÄÖ ŞİI", "a" * 40, "-" * 25,
     " leading", "trailing ", "A. one\nB. two", "<|not_special|>", "<audio>", "[MASK]",
     *SPECIAL_TOKENS]
+
+
+def real_encoder(name: str) -> Path | None:
+    """Where one of REAL_ENCODERS is: in the folder that the environment variable DIFFA2_WHISPER
+    names, in weights/ or in the hub's cache. None if it is nowhere."""
+    given = os.environ.get("DIFFA2_WHISPER")
+    here = [Path(given, f"{name.replace('.', '_')}_encoder.safetensors"),
+            Path(given, "openai", f"whisper-{name}")] if given else []
+    found = [*here, *hub_folders(f"openai/whisper-{name}")]
+    return next((path for path in found if is_complete(path, "whisper")), None)
 
 
 def is_old(character: str) -> bool:

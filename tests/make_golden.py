@@ -2,6 +2,7 @@
 hand; needs the extra `reference`:
 
     pip install -e ".[reference]" && python tests/make_golden.py
+    python tests/make_golden.py real_encoders    # one of them; this one needs OpenAI's encoders
 
 The tests compare against the files in tests/golden, and need none of these libraries.
 """
@@ -18,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import golden_inputs as inputs
 
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
+from diffa2_mini.weights import read_part
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 
@@ -83,6 +85,33 @@ def encoders() -> None:
     save("encoder", hugging_face_names=names, openai_names=openai_names,
          hugging_face=torch.stack(states)[..., ::3, ::3],
          openai=torch.stack([*states_openai[:-1], final])[..., ::3, ::3])
+
+
+def real_encoders() -> None:
+    """Slices of all hidden states of OpenAI's own encoders on a clip of this repository: as they
+    are, and with the positions of 13 s alone."""
+    import whisper.audio
+    from whisper.model import AudioEncoder
+
+    samples, found = inputs.clips()["speech"], {}
+    for name, config in inputs.REAL_ENCODERS.items():
+        path = inputs.real_encoder(name)
+        assert path, f"expected whisper-{name}, found none; see `real_encoder` for where it can be"
+        tensors = {key: tensor.float() for key, tensor in read_part(path, "whisper").items()}
+        for seconds, (frames, channels) in inputs.REAL_SLICES.items():
+            states, T = [], 50 * seconds
+            encoder = AudioEncoder(config.n_mels, T, config.width, config.n_heads, config.n_layers)
+            table = tensors["positional_embedding"][:T]
+            encoder.load_state_dict(tensors | {"positional_embedding": table})
+            cut = whisper.audio.pad_or_trim(samples, 16_000 * seconds)
+            mel = whisper.audio.log_mel_spectrogram(cut, config.n_mels)
+            for block in encoder.blocks:  # each takes the state before it
+                block.register_forward_pre_hook(
+                    lambda module, given, kept=states: kept.append(given[0]))
+            with torch.no_grad():
+                every = torch.cat([encoder(mel[None]), *states]).roll(-1, 0)  # [N, T, E]
+            found[f"{name}_{seconds}"] = every[:, frames, channels]
+    save("real_encoders", **found)
 
 
 def acoustic() -> None:
@@ -213,5 +242,6 @@ def tokenizers() -> None:
 
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
-    for make in (log_mels, encoders, acoustic, lora, block, tokenizers):
-        make()
+    for make in (log_mels, encoders, real_encoders, acoustic, lora, block, tokenizers):
+        if make.__name__ in (sys.argv[1:] or [make.__name__]):
+            make()

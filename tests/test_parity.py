@@ -1,6 +1,7 @@
 """Each piece gives what the library that people trust for it gives, on the same weights:
 tests/golden, which tests/make_golden.py wrote."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import golden_inputs as inputs
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diffa2_mini import weights
 from diffa2_mini.adapters import QFormerLayer
@@ -58,6 +60,56 @@ def test_all_hidden_states_are_whispers(key):
     assert torch.equal(final, taps[:, -1])
     states = taps.transpose(0, 1)[..., ::3, ::3]  # [N, B, T, E]
     assert relative(states if key == "hugging_face" else states[1:], found[key]) <= 2e-5
+
+
+@pytest.fixture(params=inputs.REAL_ENCODERS)
+def real(request):
+    """The name of one of OpenAI's own encoders, and where it is."""
+    path = inputs.real_encoder(request.param)
+    if not path:
+        pytest.skip(f"found no whisper-{request.param}: hf download openai/whisper-{request.param} "
+                    f"model.safetensors --local-dir weights/openai/whisper-{request.param}, or set "
+                    "DIFFA2_WHISPER")
+    return request.param, path
+
+
+def real_states(name, path, seconds):
+    """All hidden states [N, T, E] of a clip that the repository has."""
+    config = dataclasses.replace(inputs.REAL_ENCODERS[name], n_positions=50 * seconds)
+    encoder = WhisperEncoder(config)
+    weights.load_part(encoder, "whisper", path)
+    with torch.no_grad():
+        return encoder(log_mel(inputs.clips()["speech"],
+                               AudioConfig(n_mels=80, max_seconds=seconds))[None])[1][0]
+
+
+@pytest.mark.parametrize("seconds", inputs.REAL_SLICES)
+def test_openais_own_encoders_give_their_hidden_states(real, seconds):
+    """Also with the positions of 13 s alone."""
+    name, path = real
+    frames, channels = inputs.REAL_SLICES[seconds]
+    states = real_states(name, path, seconds)[:, frames, channels]
+    assert relative(states, golden("real_encoders")[f"{name}_{seconds}"]) <= 2e-5
+
+
+def test_openais_own_encoders_load_as_the_hub_has_them(real, tmp_path):
+    """In Hugging Face's names, with the decoder in the same file."""
+    name, path = real
+    back = {"blocks.": "layers.", "positional_embedding": "embed_positions.weight",
+            "ln_post.": "layer_norm.", ".attn_ln.": ".self_attn_layer_norm.",
+            ".mlp_ln.": ".final_layer_norm.", ".attn.query.": ".self_attn.q_proj.",
+            ".attn.key.": ".self_attn.k_proj.", ".attn.value.": ".self_attn.v_proj.",
+            ".attn.out.": ".self_attn.out_proj.", ".mlp.0.": ".fc1.", ".mlp.2.": ".fc2."}
+    tensors = {}
+    for key, tensor in weights.read_part(path, "whisper").items():
+        for ours, theirs in back.items():
+            key = key.replace(ours, theirs)
+        tensors[f"model.encoder.{key}"] = tensor.clone()
+    decoder = ("embed_tokens.weight", "embed_positions.weight", "layer_norm.weight",
+               "layers.0.encoder_attn.k_proj.weight", "layers.0.fc1.bias")
+    tensors |= {f"model.decoder.{key}": torch.zeros(3) for key in decoder}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(real_states(name, tmp_path, 13), real_states(name, path, 13))
 
 
 def test_the_acoustic_adapter_is_berts_encoder_with_cross_attention():

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from data.pretraining.stage0 import PUBLISHED_PREFIX, save_part
 from diffa2_mini import weights
 from diffa2_mini.audio import duration, load_audio
-from diffa2_mini.config import SIZES, Config
+from diffa2_mini.config import SIZES, Config, WhisperConfig
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2Model
@@ -28,6 +28,7 @@ from diffa2_mini.training import checkpoint
 from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.training.files import save_tensors
 from diffa2_mini.weights import build, load_part, read_tensors
+from diffa2_mini.whisper import WhisperEncoder
 
 PARTS = ("whisper", "llada")
 CPU = torch.device("cpu")
@@ -101,6 +102,32 @@ def test_a_wrong_file_is_an_error_that_says_what_is_wrong(tmp_path, config, mode
     whole = path.read_bytes()
     path.write_bytes(whole[:-2])
     assert "cut off or damaged" in error_of(load_part, model.llada, "llada", path)
+
+
+def test_an_encoder_for_longer_clips_is_cut_to_what_a_size_hears(tmp_path, config, model):
+    path, said = tmp_path / "whisper.safetensors", []
+    longer = dataclasses.replace(config.whisper, n_positions=3 * config.whisper.n_positions)
+    save_part(WhisperEncoder(longer), "whisper", path, made_by="a test")
+    encoder = WhisperEncoder(config.whisper)
+    load_part(encoder, "whisper", path, say=said.append)
+    kept = longer.n_positions // 3
+    table = read_tensors(path, "weights")[0]["encoder.positional_embedding"]
+    assert torch.equal(encoder.positional_embedding, table[:kept].float())
+    assert len(said) == 1 and f"the first {kept} of {longer.n_positions:,} positions" in said[0]
+    load_part(WhisperEncoder(longer), "whisper", path, say=said.append)
+    assert len(said) == 1  # nothing to cut
+    save_part(encoder, "whisper", path, made_by="a test")
+    assert "positional_embedding has shape" in error_of(
+        load_part, WhisperEncoder(longer), "whisper", path)  # never longer than it was made
+
+
+def test_an_encoder_of_another_width_is_refused_with_the_sizes_that_it_fits(tmp_path, model):
+    path = tmp_path / "whisper.safetensors"
+    for width, fits in [(384, "fits --size small"), (24, "fits no size (toy has 96, small")]:
+        encoder = WhisperEncoder(WhisperConfig(n_positions=4, width=width, n_layers=1, n_heads=4))
+        save_part(encoder, "whisper", path, made_by="a test")
+        assert f"got one of {width}, which {fits}" in error_of(
+            load_part, model.whisper, "whisper", path)
 
 
 def test_build_loads_both_parts_in_the_dtype_and_leaves_the_rest_in_float32(
