@@ -57,18 +57,25 @@ def next_token_loss(model: Diffa2Model, audio_embeddings: list[Tensor], prompts:
     hidden = states_before(model, audio_embeddings, prompts, response, valid)
     logits = model.llada.logits(hidden[counted])  # [K, V]
     losses = F.cross_entropy(logits.float(), response[counted], reduction="none")
-    return (losses * weight[counted]).sum() / weight[counted].sum()
+    return (losses * weight[counted]).sum() / weight[counted].sum().clamp(min=1)
 
 
-def answer_loss(model: Diffa2Model, batch: Batch, stage: StageConfig,
-                tokenizer: Tokenizer) -> Tensor:
-    """What stages 1 to 3 minimise: the loss of the answers, `<|eot_id|>` included and the padding
-    behind it not."""
-    ends = (batch.response == tokenizer.eot_id).long()  # [B, R]
-    is_behind = ends.cumsum(1) - ends > 0
+def answer_tokens(response: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """Which tokens of `response` [B, R] are the answer, bool [B, R]: `<|eot_id|>` included, what
+    fills the response behind it not."""
+    ends = (response == tokenizer.eot_id).long()
+    return ends.cumsum(1) - ends == 0
+
+
+def answer_loss(model: Diffa2Model, batch: Batch, stage: StageConfig, tokenizer: Tokenizer,
+                counted: Tensor | None = None) -> Tensor:
+    """What stages 1 to 3 minimise: the mean loss of the tokens of the answers; of those alone that
+    are `counted`, bool [B, R], if it is given."""
+    answer = answer_tokens(batch.response, tokenizer)
+    weight = (answer if counted is None else answer & counted).float()
     audio_embeddings = model.embed_audio(batch.audio, stage.audio)
     return next_token_loss(model, audio_embeddings, batch.prompts, batch.response, batch.valid,
-                           (~is_behind).float())
+                           weight)
 
 
 # --------------------------------------------------------------------------------------- decoding

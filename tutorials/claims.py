@@ -3,13 +3,16 @@
     python tutorials/claims.py                 # all of it, hours; stop and repeat it at will
     python tutorials/claims.py --only factor   # one experiment
     python tutorials/claims.py --table         # the table of reference/claims.md, so far
+    python tutorials/claims.py --backbone      # the autoregressive backbone alone, the first step
+    python tutorials/claims.py --share 1/2     # the first of two processes that share the cells
 
 A cell is one experiment in one setting with one seed. What it measured is written to
 tutorials/results/cells when it is done. Many cells need the same training, so a *variant*, a model
 trained in one way, is made once for each seed, in runs/claims. What was made of other settings,
-data or weights is refused, and not mixed in. Encoder and backbone are the shipped ones for all
-seeds, the autoregressive backbone is pretrained here once; the seed decides adapters, LoRA, order
-of the data and noise. Questions are those of the toy's validation set.
+data or weights is not mixed in: an experiment is measured anew as a whole, once its cells are
+deleted. Encoder and backbone are the shipped ones for all seeds, the autoregressive backbone is
+pretrained here once; the seed decides adapters, LoRA, order of the data and noise. Questions are
+those of the toy's validation set.
 """
 
 import sys
@@ -24,8 +27,10 @@ begin(__name__)  # Ctrl-C while the rest is imported
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -36,26 +41,47 @@ from data.pretraining.backbone import accuracy_by_type, open_and_lettered
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import DATA
 from diffa2_mini.errors import require
+from diffa2_mini.fast.device import choose_device
 from diffa2_mini.noise import stream
-from tutorials import claims_table
+from tutorials import claims_pictures, claims_table
+from tutorials.autoregressive import answer_tokens
 from tutorials.claims_lab import (
+    BACKBONE,
     CONFIG,
+    PASSES,
     QUICK,
     STAGES,
     Lab,
     Scale,
     Variant,
+    chain,
     generator_of,
+    pretrain_autoregressive,
     slug,
+    stage_of,
+    variants,
     write_json,
 )
-from tutorials.claims_table import SEEDS
+from tutorials.claims_table import FIGURES, SEEDS
+
+SEEDS_OF = {"small": SEEDS[:1]}  # of other experiments: all
 
 # estimates of the score, from which its variance and the bias of the loss are computed
 N_DRAWS = 4000
 
 
 # ---------------------------------------------------------------------------------------- the cells
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of an experiment: how it is measured, with a lab and a seed; and which variant it needs."""
+
+    measure: Callable[[Lab, int], dict]
+    needs: str | None = None
+
+
+Cells = dict[tuple[str, str, int], Setting]  # by experiment, setting and seed
 
 
 def trained(name: str, lab: Lab, seed: int) -> dict:
@@ -66,7 +92,7 @@ def trained(name: str, lab: Lab, seed: int) -> dict:
 def decoded(changes: dict, lab: Lab, seed: int) -> dict:
     """The curriculum's model, which answers in another way, one question at a time."""
     model, variant = lab.restored("stage 4", seed), lab.variants["stage 4"]
-    return lab.accuracy(model, variant, lab.stage(variant), lab.questions, 1,
+    return lab.accuracy(model, variant, stage_of(variant, lab.scale), lab.questions, 1,
                         dataclasses.replace(CONFIG.decode, **changes))
 
 
@@ -102,19 +128,34 @@ def texts(causal: bool, lab: Lab, seed: int) -> dict:
     return dict(zip(("open", "lettered"), open_and_lettered(accuracy)))
 
 
-def experiments(scale: Scale) -> dict[str, dict[str, Callable]]:
-    """Every setting of every experiment: a function of the lab and the seed. Those with the most
-    new training come last."""
-    def of(variants: dict[str, str]) -> dict[str, Callable]:
-        return {setting: partial(trained, name) for setting, name in variants.items()}
+def timed(name: str, at_once: int, n_tokens: int, lab: Lab, seed: int) -> dict:
+    """What an answer takes: to the questions whose answers are nearest to so many tokens, the last
+    one included, `at_once` together."""
+    def length(question) -> int:
+        ids = lab.tokenizer.response(question.answer, CONFIG.text.response_multiple)
+        return int(answer_tokens(torch.tensor([ids]), lab.tokenizer).sum())
 
-    factors = {f"f = {f:g}": partial(decoded, dict(factor=f)) for f in (0.25, 0.5, 1, 2, 4)}
-    schedules = {f"{n} steps": partial(decoded, dict(factor=None, steps=n))
-                 for n in (1, 2, 3, 4, 16)}
+    model, variant = lab.restored(name, seed), lab.variants[name]
+    questions = sorted(lab.questions, key=lambda question: abs(length(question) - n_tokens))
+    questions = questions[:lab.scale.n_timed]
+    for _ in range(2):  # the first time warms up
+        figures = lab.accuracy(model, variant, stage_of(variant, lab.scale), questions, at_once)
+    return figures | {"tokens": float(np.mean([length(question) for question in questions]))}
+
+
+def of(names: dict[str, str]) -> dict[str, Setting]:
+    """Settings that are variants, by name."""
+    return {setting: Setting(partial(trained, name), name) for setting, name in names.items()}
+
+
+def experiments(scale: Scale) -> dict[str, dict[str, Setting]]:
+    """Every setting of every experiment. Those with the most new training come last."""
+    factors = {f"f = {f:g}": dict(factor=f) for f in (0.25, 0.5, 1, 2, 4)}
+    schedules = {f"{n} steps": dict(factor=None, steps=n) for n in (1, 2, 3, 4, 16)}
     draws = [(1, 1, True), (2, 1, True), (4, 1, True), (8, 1, True), (2, 2, True), (1, 4, True),
              (1, 1, False), (2, 1, False), (4, 1, False), (8, 1, False)]
-    variances = {f"{times} x {masks}, {'shared' if shared else 'independent'}": partial(
-        estimated, times, masks, shared) for times, masks, shared in draws}
+    variances = {f"{times} x {masks}, {'shared' if shared else 'independent'}": Setting(
+        partial(estimated, times, masks, shared), "stage 4") for times, masks, shared in draws}
     few, more = scale.n_clips
     sizes = {"few clips": few, "more clips": more, "all clips": None}
     return {
@@ -122,7 +163,8 @@ def experiments(scale: Scale) -> dict[str, dict[str, Callable]]:
         "curriculum": of({
             "1": "stage 1", "1, 2": "stage 2", "2": "2", "1, 2, 3": "stage 3",
             "1, 2, 2": "1, 2, 2", "1, 2, 3, 4": "stage 4", "1, 2, 3, 3": "1, 2, 3, 3"}),
-        "factor": factors | schedules,
+        "factor": {setting: Setting(partial(decoded, changes), "stage 4")
+                   for setting, changes in (factors | schedules).items()},
         "vrpo": variances | of({
             "trained: 4, shared": "stage 4", "trained: 1, shared": "1, shared",
             "trained: 4, independent": "4, independent",
@@ -133,9 +175,54 @@ def experiments(scale: Scale) -> dict[str, dict[str, Callable]]:
         "autoregressive": {
             **of({f"diffusion, {size}": f"diffusion, {n}" for size, n in sizes.items()}),
             **of({f"autoregressive, {size}": f"causal, {n}" for size, n in sizes.items()}),
-            "diffusion, texts": partial(texts, False),
-            "autoregressive, texts": partial(texts, True)},
-    }
+            "diffusion, texts": Setting(partial(texts, False)),
+            "autoregressive, texts": Setting(partial(texts, True))},
+    } | twin(scale)
+
+
+def twin(scale: Scale) -> dict[str, dict[str, Setting]]:
+    """Why the autoregressive twin learns faster, what data used again bring, what an answer costs;
+    and two small questions, with one seed."""
+    kinds, last = {"diffusion": "diffusion", "autoregressive": "causal"}, {
+        "diffusion": "stage 3", "autoregressive": "causal stage 3"}
+    return {
+        "learning": of({
+            "diffusion, as published": "published", "diffusion, low variance": "low variance",
+            "diffusion, late EOS lighter": "light EOS", "diffusion, all masked": "all masked",
+            "autoregressive, few targets": "twin, few targets", "autoregressive": "twin",
+            "diffusion, stages 1 to 3": "stage 3",
+            "autoregressive, stages 1 to 3": "causal stage 3"}),
+        "again": of({
+            f"{kind}, {size} x {passes}": f"{name}, {n} x {passes}"
+            for size, n, some in zip(("few", "more"), scale.n_clips, PASSES) for passes in some
+            for kind, name in kinds.items()}),
+        "cost": {
+            f"{kind}, {length} answers, {at_once} at once": Setting(
+                partial(timed, name, at_once, n_tokens), name)
+            for length, n_tokens in (("short", 4), ("long", 16)) for at_once in (1, 16)
+            for kind, name in last.items()},
+        "small": of({
+            "stage 1, 0 prompts": "no prompts", "stage 1, 20 prompts": "stage 1",
+            "stages 1 and 2, 0 prompts": "no prompts, 2", "stages 1 and 2, 20 prompts": "stage 2",
+            "stage 2, 1 query": "1 query", "stage 2, 12 queries": "12 queries"})}
+
+
+def share(cells: Cells, scale: Scale, number: int, n: int) -> Cells:
+    """The cells of process `number`, from 1 on, of `n`. Those that need the same training stay
+    together; the largest groups are dealt out first, each to whoever has least to do."""
+    found, groups = variants(scale), {}
+    for (experiment, setting, seed), cell in cells.items():
+        needed = chain(found, cell.needs)
+        group = groups.setdefault((*needed[-1:], seed), ({}, {}))
+        group[0][experiment, setting, seed] = cell
+        stages = {name: stage_of(found[name], scale) for name in needed}
+        group[1].update((name, stage.steps * stage.batch_size) for name, stage in stages.items())
+    loads, mine = [0] * n, {}
+    for some, costs in sorted(groups.values(), key=lambda group: -sum(group[1].values())):
+        least = loads.index(min(loads))
+        loads[least] += 1 + sum(costs.values())
+        mine |= some if least == number - 1 else {}
+    return mine
 
 
 # -------------------------------------------------------------------------------------- the command
@@ -144,7 +231,12 @@ def experiments(scale: Scale) -> dict[str, dict[str, Callable]]:
 def parse_arguments(argv: list[str]):
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--only", choices=list(experiments(QUICK)), help="one experiment (default: all)")
+    add("--only", nargs="+", choices=list(experiments(QUICK)), default=list(experiments(QUICK)),
+        help="experiments (default: all)")
+    add("--backbone", action="store_true", help="pretrain the autoregressive backbone; no more")
+    add("--share", help="I/N: as process I of N, measure its part of the cells, and print no table "
+        "(default: all)")
+    add("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: cpu")
     add("--quick", action="store_true",
         help="a few steps of each, with one seed, to try the code; needs --out")
     add("--table", action="store_true", help="measure nothing more; print what there is")
@@ -157,9 +249,42 @@ def parse_arguments(argv: list[str]):
     args = parser.parse_args(argv)
     require(args.out or not args.quick,
             "--quick needs --out FOLDER, so that its results do not stand among the real ones")
+    found = re.fullmatch(r"(\d+)/(\d+)", args.share or "1/1")
+    args.part = tuple(map(int, found.groups())) if found else (0, 0)
+    require(0 < args.part[0] <= args.part[1] <= 1024,
+            f"--share must be I/N, with I from 1 to N, got {args.share}")
     args.work = args.work or (args.out / "work" if args.quick else ROOT / "runs" / "claims")
     args.out = args.out or ROOT / "tutorials" / "results"
     return args
+
+
+def path_of(out: Path, experiment: str, setting: str, seed: int) -> Path:
+    return out / "cells" / f"{experiment}-{slug(setting)}-{seed}.json"
+
+
+def measure(cells: Cells, lab: Lab, out: Path) -> None:
+    """Measure cells that are missing, and write each as soon as it is there."""
+    for (experiment, setting, seed), cell in cells.items():
+        path, began = path_of(out, experiment, setting, seed), time.perf_counter()
+        if path.exists():  # by now: a second process may be at work
+            continue
+        figures = cell.measure(lab, seed)
+        write_json(path, {"experiment": experiment, "setting": setting, "seed": seed,
+                          "made_of": lab.made_of, **figures})
+        shown = ", ".join(f"{name} {figures[name]:.3g}"
+                          for name in ("overall", "variance", "bias", "open") if name in figures)
+        seconds = time.perf_counter() - began
+        print(f"{experiment} / {setting} / seed {seed}: {shown} ({seconds:.0f} s)", flush=True)
+
+
+def require_same(cells: Cells, missing: Cells, made_of: str, out: Path) -> None:
+    """Raise UserError if an experiment that is to be completed has cells of other things."""
+    begun = {experiment for experiment, *_ in missing}
+    for path in (path_of(out, *cell) for cell in cells if cell[0] in begun):
+        if path.exists():
+            require(json.loads(path.read_text()).get("made_of") == made_of,
+                    f"{path}: was measured with another version, world or scale; choose another "
+                    "--out, or delete all cells of this experiment to measure them anew")
 
 
 def main(argv: list[str]) -> None:
@@ -167,36 +292,32 @@ def main(argv: list[str]) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     scale, seeds = (QUICK, SEEDS[:1]) if args.quick else (Scale(), SEEDS)
-    cells = {}
-    for seed in seeds:
-        for experiment, settings in experiments(scale).items():
-            for setting, measure in settings.items():
-                path = args.out / "cells" / f"{experiment}-{slug(setting)}-{seed}.json"
-                cells[experiment, setting, seed] = path, measure
-    wanted = {cell: found for cell, found in cells.items()
-              if args.only in (None, cell[0]) and not args.table}
-    missing = {cell: found for cell, found in wanted.items() if not found[0].exists()}
-    print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there")
-    lab = Lab(toy.make_world(args.data), args.work, scale) if missing else None
-    there = [path for path, _ in cells.values() if lab and path.exists()]
-    others = [path for path in there if json.loads(path.read_text()).get("made_of") != lab.made_of]
-    require(not others, f"{', '.join(map(str, others[:1]))}: was measured with another version, "
-                        "world or scale; choose another --out")
-    for (experiment, setting, seed), (path, measure) in missing.items():
-        if path.exists():  # by now: a second process may be at work with another --only
-            continue
-        began = time.perf_counter()
-        figures = measure(lab, seed)
-        write_json(path, {"experiment": experiment, "setting": setting, "seed": seed,
-                          "made_of": lab.made_of, **figures})
-        shown = ", ".join(f"{name} {figures[name]:.3g}"
-                          for name in ("overall", "variance", "bias", "open") if name in figures)
-        seconds = time.perf_counter() - began
-        print(f"{experiment} / {setting} / seed {seed}: {shown} ({seconds:.0f} s)", flush=True)
-    found = [json.loads(path.read_text()) for path, _ in cells.values() if path.exists()]
+    device, *_ = choose_device(args.device, "float32")
+    if args.backbone:
+        return pretrain_autoregressive(args.work / BACKBONE, scale.pretrain, device)
+    cells = {(experiment, setting, seed): cell for seed in seeds
+             for experiment, settings in experiments(scale).items()
+             for setting, cell in settings.items() if seed in SEEDS_OF.get(experiment, SEEDS)}
+    wanted = {key: cell for key, cell in cells.items() if key[0] in args.only and not args.table}
+    wanted = share(wanted, scale, *args.part)
+    missing = {key: cell for key, cell in wanted.items() if not path_of(args.out, *key).exists()}
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", flush=True)
+    require(not missing or not args.share or (args.work / BACKBONE).exists(),
+            f"{args.work / BACKBONE}: not found; before --share make it, by --backbone")
+    if missing:
+        lab = Lab(toy.make_world(args.data), args.work, scale, device)
+        require_same(cells, missing, lab.made_of, args.out)
+        measure(missing, lab, args.out)
+    if args.share:
+        return
+    paths = [path_of(args.out, *key) for key in cells]
+    found = [json.loads(path.read_text()) for path in paths if path.exists()]
     require(found, f"{args.out}: no cell is measured yet; leave out --table")
     write_json(args.out / "claims.json", claims_table.summary(found))
-    claims_table.draw(found, args.out)
+    claims_pictures.draw(found, args.out)
+    for experiment in FIGURES:
+        if any(cell["experiment"] == experiment for cell in found):
+            print(claims_table.figures_table(found, experiment), end="\n\n")
     print(claims_table.table(found))
 
 

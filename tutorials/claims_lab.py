@@ -5,11 +5,12 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,14 @@ from diffa2_mini.config import (
     DecodeConfig,
     StageConfig,
 )
-from diffa2_mini.data import BatchDataset, Entry, Example, PreferenceBatch, load_examples
+from diffa2_mini.data import (
+    AnswerBatch,
+    BatchDataset,
+    Entry,
+    Example,
+    PreferenceBatch,
+    load_examples,
+)
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.answers import Respondent
@@ -49,11 +57,15 @@ from diffa2_mini.training.files import save_tensors, write_whole
 from diffa2_mini.training.loader import batches
 from diffa2_mini.training.objective import adamw, learning_rate, piece_loss, predictor, set_dropout
 from diffa2_mini.vrpo import elbo, vrpo_loss
-from tutorials import autoregressive
+from tutorials import autoregressive, claims_targets
+from tutorials.autoregressive import answer_tokens
+from tutorials.claims_targets import count_targets, gradient_spread, training_loss
 from tutorials.score_variance import bounds_apart, score_variance
 
 CONFIG, STAGES = SIZES["toy"]
 CPU = torch.device("cpu")
+BACKBONE = "autoregressive.safetensors"  # in the folder of the variants
+PASSES = ((1, 4, 16, 64), (1, 4, 16))  # over few and more clips, where these are used again
 
 
 def slug(name: str) -> str:
@@ -73,22 +85,24 @@ def write_json(path: Path, value) -> None:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything. The default is what the results were made with."""
+    """How much of everything."""
 
     # of each stage
-    steps: dict[int, int] = field(default_factory=lambda: {1: 200, 2: 800, 3: 400, 4: 40})
+    steps: dict[int, int] = field(default_factory=lambda: {n: STAGES[n].steps for n in STAGES})
     batch_size: int | None = None  # None: the toy's
     n_clips: tuple[int, int] = (250, 1000)  # distinct training clips, beside all of them
     every: int = 1  # one question out of so many is asked
     n_pairs: int = 32  # whose score is estimated, under
     n_masks: int = 8  # masks of each number of tokens, which stand for all masks there are
     n_texts: int = 960  # that a pretrained backbone is asked
+    n_draws: int = 32  # steps of which the gradient's variance is computed
+    n_timed: int = 32  # questions whose answers are timed, at most
     pretrain: PretrainConfig = PretrainConfig()
 
 
 QUICK = Scale(
-    steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(3, 6), every=8, n_pairs=1, n_masks=2,
-    n_texts=10,
+    steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(2, 4), every=8, n_pairs=1, n_masks=2,
+    n_texts=10, n_draws=2, n_timed=2,
     pretrain=PretrainConfig(recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4,
                             n_held_out=10))
 
@@ -105,10 +119,13 @@ class Variant:
     number: int  # of the stage
     changes: dict = field(default_factory=dict)  # of the stage's row
     lora: dict = field(default_factory=dict)  # changes of its config
+    adapter: dict = field(default_factory=dict)  # the same
     n_clips: int | None = None  # distinct training clips; None: all
+    one_each: bool = False  # one question a clip, and not all
     independent: bool = False  # masks that policy and reference do not share
     causal: bool = False  # the autoregressive backbone and its loss
-    watched: bool = False  # measure on the way too
+    loss: str | None = None  # one of claims_targets.py, in place of the stage's
+    watched: tuple[str, ...] = ()  # measured on the way: "accuracy", "gradient", "loss"
 
 
 def variants(scale: Scale) -> dict[str, Variant]:
@@ -136,16 +153,62 @@ def variants(scale: Scale) -> dict[str, Variant]:
         found[f"{n}, {'independent' if independent else 'shared'}"] = Variant(
             "stage 3", 4, dict(vrpo_samples=n), independent=independent)
     for n in (*scale.n_clips, None):
-        found[f"diffusion, {n}"] = Variant(None, 2, n_clips=n, watched=True)
-        found[f"causal, {n}"] = Variant(None, 2, n_clips=n, causal=True, watched=True)
-    return found
+        found[f"diffusion, {n}"] = Variant(None, 2, n_clips=n, watched=("accuracy",))
+        found[f"causal, {n}"] = Variant(None, 2, n_clips=n, causal=True, watched=("accuracy",))
+    return found | learning(scale) | repeated(scale) | {
+        "no prompts": Variant(None, 1, dict(trains=("semantic",), audio=("semantic",))),
+        "no prompts, 2": Variant("no prompts", 2),
+        "1 query": Variant(None, 2, adapter=dict(n_queries=1)),
+        "12 queries": Variant(None, 2, adapter=dict(n_queries=12))}
+
+
+def learning(scale: Scale) -> dict[str, Variant]:
+    """What may explain how fast stage 2 alone learns; and the curriculum of the autoregressive
+    twin."""
+    low, watched = dict(masking="low-variance"), ("accuracy", "gradient")
+    return {
+        "published": Variant(None, 2, dict(masking="published"), watched=watched),
+        "low variance": Variant(None, 2, low, watched=watched),
+        "all masked": Variant(None, 2, low, loss=claims_targets.ALL_MASKED, watched=watched),
+        "light EOS": Variant(None, 2, low, loss=claims_targets.LIGHT_EOS, watched=watched),
+        "twin": Variant(None, 2, low, causal=True, watched=watched),
+        "twin, few targets": Variant(None, 2, low, causal=True, loss=claims_targets.FEW_TARGETS,
+                                     watched=watched),
+        "causal stage 1": Variant(None, 1, causal=True),
+        "causal stage 2": Variant("causal stage 1", 2, causal=True),
+        "causal stage 3": Variant("causal stage 2", 3, causal=True)}
+
+
+def repeated(scale: Scale) -> dict[str, Variant]:
+    """Stage 2 alone, on few clips with one question each, that are used again."""
+    batch_size = scale.batch_size or STAGES[2].batch_size
+    return {
+        f"{'causal' if causal else 'diffusion'}, {n} x {passes}": Variant(
+            None, 2, dict(steps=math.ceil(passes * n / batch_size)), n_clips=n, one_each=True,
+            causal=causal, watched=("loss",))
+        for n, some in zip(scale.n_clips, PASSES) for passes in some for causal in (False, True)}
+
+
+def chain(found: dict[str, Variant], name: str | None) -> list[str]:
+    """A variant and all that it starts from, the first training last."""
+    return [name, *chain(found, found[name].start)] if name else []
+
+
+def stage_of(variant: Variant, scale: Scale) -> StageConfig:
+    """The row of the table for a variant."""
+    stage = STAGES[variant.number]
+    changes = dict(steps=scale.steps[variant.number], batch_size=scale.batch_size or
+                   stage.batch_size)
+    stage = dataclasses.replace(stage, **changes | variant.changes)
+    return dataclasses.replace(stage, warmup=min(stage.warmup, stage.steps // 2),
+                               micro_batch=stage.batch_size)
 
 
 def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
           examples: list[Example], seed: int, reference: dict[str, Tensor], watch: Callable
           ) -> None:
     """Train the parts that the stage names, in place, as train.py does. `watch` is called with the
-    number of each step."""
+    number of steps that are done, from 0 on."""
     trained = model.train_only(stage.trains)
     optimizer = adamw(trained, stage.lr, stage.betas, stage.weight_decay)
     set_dropout(model.llada, stage.lora_dropout)
@@ -155,15 +218,16 @@ def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
     dataset, other = (BatchDataset(examples, s, stage, CONFIG, lab.tokenizer)
                       for s in (seed, seed + 1000))
     for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed, stage.number):
+        watch(step)
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, stage.steps, stage)
-        batch = dataset[pairs].encoded(lab.features, CPU)
-        if variant.causal:
-            loss = autoregressive.answer_loss(model, batch, stage, lab.tokenizer)
+        batch = dataset[pairs].encoded(lab.features, lab.device)
+        if not stage.preference:
+            loss = lab.loss(model, variant, stage, batch)
         elif variant.independent:
             policy, old = bounds_apart(model, reference, batch, stage, lab.tokenizer,
-                                       other[pairs].masked)
+                                       other[pairs].masked.to(lab.device))
             loss = vrpo_loss(policy, old, stage.vrpo_beta)
         else:
             loss = piece_loss(model, reference, batch, stage, lab.tokenizer,
@@ -172,7 +236,7 @@ def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
         torch.nn.utils.clip_grad_norm_(trained.values(), stage.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        watch(step + 1)
+    watch(stage.steps)
 
 
 def made_of(data: Path, scale: Scale) -> str:
@@ -187,52 +251,45 @@ def made_of(data: Path, scale: Scale) -> str:
     return found.hexdigest()
 
 
+def pretrain_autoregressive(path: Path, config: PretrainConfig, device: torch.device) -> None:
+    """Make the autoregressive backbone: as many steps as the shipped one had, of the same texts."""
+    torch.manual_seed(seed_of("weights", 1, 0))
+    model = Diffa2Model(CONFIG, llada=FastLlada).to(device)
+    pretrain_backbone(model, load_tokenizer(CONFIG), config, 1, paradigm=Paradigm(
+        autoregressive.text_loss, autoregressive.recall_loss, autoregressive.generate_greedily))
+    save_part(model.llada, "llada", path, "python tutorials/claims.py --backbone")
+
+
 class Lab:
     """What all cells share: the encoder's hidden states, the questions, and the variants made so
     far, in the folder `work`. Raises UserError if those were made of other things."""
 
-    def __init__(self, data: Path, work: Path, scale: Scale):
+    def __init__(self, data: Path, work: Path, scale: Scale, device: torch.device = CPU):
         self.data, self.work, self.scale, self.variants = data, work, scale, variants(scale)
+        self.device, self.backbone = device, work / BACKBONE
         self.made_of, note = made_of(data, scale), work / "made_of"
         found = note.read_text().strip() if note.exists() else None
-        require(found == self.made_of or not found and not any(work.glob("*.safetensors")),
+        require(found == self.made_of or not found and not any(work.glob("*-*.safetensors")),
                 f"{work}: holds models of another version, world or scale; choose another --work")
         write_whole(note, lambda temporary: temporary.write_text(self.made_of + "\n"))
         self.tokenizer = load_tokenizer(CONFIG)
-        self.features = FeatureCache(weights.build(CONFIG), CPU, torch.float32, keep=True)
+        self.features = FeatureCache(weights.build(CONFIG, device=device), device, torch.float32,
+                                     keep=True)
         self.questions = load_examples(data / "validation.json", STAGES[2],
                                        CONFIG)[::scale.every]
         self.features.prepare([example.path for example in self.questions], iter)
         self.loaded: dict[str, list[Example]] = {}  # manifests by name
 
-    @cached_property
-    def causal_backbone(self) -> Path:
-        """The autoregressive backbone: as many steps as the shipped one had, of the same texts."""
-        path = self.work / "autoregressive.safetensors"
-        if not path.exists():
-            torch.manual_seed(seed_of("weights", 1, 0))
-            model = Diffa2Model(CONFIG, llada=FastLlada)
-            pretrain_backbone(
-                model, self.tokenizer, self.scale.pretrain, 1,
-                paradigm=Paradigm(autoregressive.text_loss, autoregressive.recall_loss,
-                                  autoregressive.generate_greedily))
-            save_part(model.llada, "llada", path, "python tutorials/claims.py")
-        return path
-
     def build(self, variant: Variant) -> Diffa2Model:
         """The model of a variant with new adapters."""
-        config = dataclasses.replace(CONFIG, lora=dataclasses.replace(CONFIG.lora, **variant.lora))
-        paths = weights.SHIPPED | ({"llada": self.causal_backbone} if variant.causal else {})
-        return weights.build(config, paths).eval()
+        config = dataclasses.replace(
+            CONFIG, lora=dataclasses.replace(CONFIG.lora, **variant.lora),
+            adapter=dataclasses.replace(CONFIG.adapter, **variant.adapter))
+        if variant.causal and not self.backbone.exists():
+            pretrain_autoregressive(self.backbone, self.scale.pretrain, self.device)
+        paths = weights.SHIPPED | ({"llada": self.backbone} if variant.causal else {})
+        return weights.build(config, paths, self.device, llada=FastLlada).eval()
 
-    def stage(self, variant: Variant) -> StageConfig:
-        """The row of the table for a variant."""
-        stage = STAGES[variant.number]
-        changes = dict(steps=self.scale.steps[variant.number], batch_size=self.scale.batch_size or
-                       stage.batch_size)
-        stage = dataclasses.replace(stage, **changes | variant.changes)
-        return dataclasses.replace(stage, warmup=min(stage.warmup, stage.steps // 2),
-                                   micro_batch=stage.batch_size)
 
     def path(self, name: str, seed: int, suffix: str) -> Path:
         return self.work / f"{slug(name)}-{seed}.{suffix}"
@@ -251,9 +308,18 @@ class Lab:
             self.loaded[stage.data] = load_examples(self.data / f"{stage.data}.json", stage,
                                                     CONFIG)
         examples = self.loaded[stage.data]
-        paths = sorted({example.path for example in examples})
-        chosen = {paths[i] for i in stream("clips", seed).permutation(len(paths))[:variant.n_clips]}
-        return [example for example in examples if example.path in chosen]
+        paths, rng = sorted({example.path for example in examples}), stream("clips", seed)
+        chosen = {paths[i] for i in rng.permutation(len(paths))[:variant.n_clips]}
+        examples = [example for example in examples if example.path in chosen]
+        if variant.one_each:
+            mixed = [examples[i] for i in rng.permutation(len(examples))]
+            examples = [*{example.path: example for example in mixed}.values()]
+        return examples
+
+    def loss(self, model: Diffa2Model, variant: Variant, stage: StageConfig, batch: AnswerBatch
+             ) -> Tensor:
+        """Of a batch, in stages 1 to 3."""
+        return training_loss(model, batch, stage, self.tokenizer, variant.causal, variant.loss)
 
     def figures(self, name: str, seed: int) -> dict:
         """What was measured on a variant, which is trained if need be; what others start from is
@@ -261,9 +327,10 @@ class Lab:
         path = self.path(name, seed, "json")
         if not path.exists():
             variant = self.variants[name]
-            stage = self.stage(variant)
+            stage = stage_of(variant, self.scale)
             model, figures = self.train(variant, stage, seed)
-            if name.startswith("stage"):
+            starts = {variant.start for variant in self.variants.values()}
+            if name in starts | {"stage 4", "causal stage 3"}:
                 kept = Checkpoint(model.config, variant.number, stage.steps, True,
                                   weights.trained_tensors(model), stage.audio)
                 save_checkpoint(self.path(name, seed, "safetensors"), kept)
@@ -273,7 +340,7 @@ class Lab:
     def train(self, variant: Variant, stage: StageConfig, seed: int) -> tuple[Diffa2Model, dict]:
         """Train a variant and measure it."""
         start = variant.start and self.restored(variant.start, seed)
-        examples, on_the_way = self.examples(variant, stage, seed), []
+        examples = self.examples(variant, stage, seed)
         torch.manual_seed(seed_of("weights", seed, variant.number))  # new adapters, LoRA, dropout
         model = self.build(variant)
         if "lora" in stage.trains:
@@ -284,17 +351,12 @@ class Lab:
             name: tensor.clone()
             for name, tensor in weights.trained_tensors(model).items()
         } if stage.preference else {}
-
-        def watch(step: int) -> None:
-            if variant.watched and step in {stage.steps * i // 4 for i in (1, 2, 3, 4)}:
-                right = self.accuracy(model, variant, stage, self.questions[::4])["overall"]
-                on_the_way.append([step * stage.batch_size / len(examples), right])
-
-        began = time.perf_counter()
-        adapt(self, model, variant, stage, examples, seed, reference, watch)
+        found, began = {}, time.perf_counter()
+        adapt(self, model, variant, stage, examples, seed, reference,
+              partial(self.watch, found, model, variant, stage, examples, seed))
         seconds, sizes = time.perf_counter() - began, [p.numel() for p in model.parameters()]
         n_trained = sum(p.numel() for p in model.train_only(stage.trains).values())
-        figures = self.accuracy(model, variant, stage, self.questions)
+        figures = self.accuracy(model, variant, stage, self.questions) | found
         figures |= {"train_seconds": seconds, "clips": len({example.path for example in examples}),
                     "passes_over_data": stage.steps * stage.batch_size / len(examples),
                     "trained": n_trained, "share_trained": n_trained / sum(sizes)}
@@ -303,28 +365,86 @@ class Lab:
             validator = Validator(model, self.tokenizer, self.features, seed)
             figures |= validator.rank_pairs(same, reference, self.questions)
             figures |= score_variance(validator, reference, same, self.questions)
-        if variant.watched:
-            alone = self.accuracy(model, variant, stage, self.questions[::8], batch_size=1)
-            figures |= {
-                "on_the_way": on_the_way, "forward_passes": alone["forward_passes"],
-                "seconds": alone["seconds"]}
+        if "accuracy" in variant.watched:
+            alone = self.accuracy(model, variant, stage, self.questions[::8], at_once=1)
+            figures |= {name: alone[name] for name in ("forward_passes", "seconds")}
         return model, figures
 
+    def watch(self, found: dict, model: Diffa2Model, variant: Variant, stage: StageConfig,
+              examples: list[Example], seed: int, step: int) -> None:
+        """Add to `found` what is watched of a variant, after some of its steps."""
+        passes = step * stage.batch_size / len(examples)
+        if "accuracy" in variant.watched and step in {stage.steps * i // 4 for i in range(1, 5)}:
+            right = self.accuracy(model, variant, stage, self.questions[::4])["overall"]
+            found.setdefault("on_the_way", []).append([passes, right])
+        if "loss" in variant.watched and step in {stage.steps >> i for i in range(6)} - {0}:
+            found.setdefault("curve", []).append({"passes": passes} | {
+                f"{figure}_{name}": value
+                for name, some in (("trained_on", examples), ("held_out", self.questions[::4]))
+                for figure, value in self.measured(model, variant, stage, some[:240]).items()})
+        if "gradient" in variant.watched and step in (0, stage.steps):
+            figures = self.gradient(model, variant, stage, examples, seed)
+            found |= {f"{name}_{'end' if step else 'start'}": figures[name] for name in figures}
+
+    def measured(self, model: Diffa2Model, variant: Variant, stage: StageConfig,
+                 examples: list[Example]) -> dict[str, float]:
+        """Accuracy; and -log p of an answer in nats, with the same noise each time: exact for the
+        autoregressive twin, a bound for diffusion."""
+        some = examples[::max(1, len(examples) // 64)][:64]
+        n = 1 if variant.causal else 4  # draws of the noise
+        stage = dataclasses.replace(stage, masking="low-variance", batch_size=n * len(some))
+        dataset = BatchDataset(some, 0, stage, CONFIG, self.tokenizer, noise="held-out answers")
+        places = stream("held-out answers", 0).permutation(stage.batch_size)
+        batch = dataset[[Entry(*divmod(i, len(some)), int(place))
+                         for i, place in enumerate(places)]].encoded(self.features, self.device)
+        with torch.no_grad():
+            loss = float(self.loss(model.eval(), variant, stage, batch))
+        answers = answer_tokens(batch.response, self.tokenizer) if variant.causal else batch.valid
+        return {"accuracy": self.accuracy(model, variant, stage, examples)["overall"],
+                "nats": loss * int(answers.sum()) / len(batch.response)}
+
+    def gradient(self, model: Diffa2Model, variant: Variant, stage: StageConfig,
+                 examples: list[Example], seed: int) -> dict[str, float]:
+        """Variance of a step's gradient, over steps and over the noise of one step; the squared
+        norm of its mean as a share of the former, the signal-to-noise ratio; targets a step."""
+        n, B = self.scale.n_draws, stage.batch_size
+        dataset = BatchDataset(examples, seed + 1000, stage, CONFIG, self.tokenizer)
+        steps = [entries for _, entries in batches(len(examples), B, n, 0, seed + 1000,
+                                                   stage.number)]
+        again = [[Entry(1 + draw, entry.number, int(place)) for entry, place in
+                  zip(steps[0], stream("order", seed, "draw", draw).permutation(B))]
+                 for draw in range(n)]
+        trained = [*model.eval().train_only(stage.trains).values()]
+        counts = []
+
+        def losses(all_entries: list[list[Entry]]) -> Iterator[Tensor]:
+            for entries in all_entries:
+                batch = dataset[entries].encoded(self.features, self.device)
+                counts.append(count_targets(batch, self.tokenizer, variant.causal, variant.loss))
+                yield self.loss(model, variant, stage, batch)
+
+        variance, square_of_mean = gradient_spread(losses(steps), trained)
+        figures = {name: float(np.mean([each[name] for each in counts])) for name in counts[0]}
+        of_noise, _ = gradient_spread(losses(again), trained)
+        return figures | {"variance": variance, "variance_of_noise": of_noise,
+                          "signal_to_noise": square_of_mean / variance}
+
     def accuracy(self, model: Diffa2Model, variant: Variant, stage: StageConfig,
-                 questions: list[Example], batch_size: int = 64,
+                 questions: list[Example], at_once: int | None = None,
                  decode: DecodeConfig = CONFIG.decode) -> dict:
-        """Share of right answers, by type too; and what an answer took, if they are given one at a
-        time."""
+        """Share of right answers, by type too; and, if so many answers are given `at_once`, how
+        many forward passes that took, and how many seconds each answer."""
         began = time.perf_counter()
         features = copy.copy(self.features)  # of the encoder, which all variants share
         features.model = model.eval()
         respondent = Respondent(features, self.tokenizer, stage.audio, decode,
                                 generator_of(variant.causal))
-        texts, n_steps = respondent.answer(questions, batch_size)
+        texts, n_steps = respondent.answer(questions, at_once or 64)
         seconds, result = time.perf_counter() - began, scoreboard.report(questions, texts)
         figures = dict(result.figures)
-        if batch_size == 1:
-            figures |= {"forward_passes": n_steps / len(texts), "seconds": seconds / len(texts)}
+        if at_once:
+            figures |= {"forward_passes": n_steps / math.ceil(len(texts) / at_once),
+                        "seconds": seconds / len(texts)}
         types = {f"{domain}: {type}": value for (domain, type), value in result.accuracy.items()}
         return figures | {"types": types}
 
@@ -336,20 +456,21 @@ class Lab:
         short = [i for i in range(len(pairs))
                  if all(own == length for _, own in dataset.lengths(i))]
         chosen = short[::max(1, len(short) // self.scale.n_pairs)][:self.scale.n_pairs]
-        return dataset[[Entry(0, i) for i in chosen]].encoded(self.features, CPU)
+        return dataset[[Entry(0, i) for i in chosen]].encoded(self.features, self.device)
 
     def pool(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Samples of the lower bounds of some pairs, by stage 4 and by stage 3: [B, 2, k, masks of
         k tokens] each. All draws that follow are from these: their mean is the bound itself."""
         path = self.path("pool", seed, "safetensors")
         if not path.exists():
-            stage, length = self.stage(self.variants["stage 4"]), CONFIG.text.response_multiple
+            stage = stage_of(self.variants["stage 4"], self.scale)
+            length = CONFIG.text.response_multiple
             batch = self.short_pairs(stage, seed)
             shape = (self.scale.n_masks, *batch.response.shape)
             orders = stream("score", seed).random(shape).argsort(-1).argsort(-1)
             # [2B, 1, R] each, with k masks
-            masks = [torch.from_numpy(order < k)[:, None] for k in range(1, length + 1)
-                     for order in orders]
+            masks = [torch.from_numpy(order < k)[:, None].to(self.device)
+                     for k in range(1, length + 1) for order in orders]
             tensors = {}
             for name in ("stage 4", "stage 3"):
                 model = self.restored(name, seed)

@@ -1,4 +1,4 @@
-"""What the cells of claims.py say about the claims: means, spreads, verdicts, a table, pictures.
+"""What the cells of claims.py say about the claims: means, spreads, verdicts, a table.
 Every word about a result is computed from the cells.
 
 A claim compares settings. Whatever differs between seeds differs in both settings alike, so that
@@ -9,7 +9,6 @@ deviations over seeds.
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +17,11 @@ T95 = 2.92  # of Student's distribution with two degrees of freedom, as three se
 MARGIN = 0.02  # in accuracy
 SHOWS, HIDES, OPPOSITE = "shows", "does not show at this scale", "the opposite shows at this scale"
 PENDING = "not measured yet"
-LOGGED = ("variance", "forward_passes", "seconds")  # compared as ratios
+# compared as ratios
+LOGGED = ("variance", "variance_start", "forward_passes", "seconds")
+# at which an experiment was measured; whoever measures its cells anew says so here
+COMMITS = dict.fromkeys(("adapters", "curriculum", "autoregressive", "factor", "vrpo", "lora"),
+                        "5149114 or earlier")
 # a setting that is interpolated between those measured
 SAME_PASSES = "fixed schedule with as many passes"
 
@@ -113,7 +116,62 @@ CLAIMS = (
            Comparison("all projections against the feed-forward's", "rank 8", "feed-forward"),
            Comparison("share of the weights that train, with rank 32 against rank 8", "rank 32",
                       "rank 8", "share_trained"))),
+    Claim(
+        "learning", "the autoregressive twin learns faster as its steps have more targets",
+        "No claim of the paper: what this page guessed",
+        (Comparison("the twin against diffusion as published, stage 2 alone", "autoregressive",
+                    "diffusion, as published"),
+         Comparison("the twin against itself with no more targets than diffusion", "autoregressive",
+                    "autoregressive, few targets"),
+         Comparison("the twin with few targets against diffusion with low variance",
+                    "autoregressive, few targets", "diffusion, low variance"),
+         Comparison("diffusion with low variance against as published", "diffusion, low variance",
+                    "diffusion, as published"),
+         Comparison("variance of its first gradients, as published against low variance",
+                    "diffusion, as published", "diffusion, low variance", "variance_start"),
+         Comparison("late EOS lighter (biased) against low variance",
+                    "diffusion, late EOS lighter", "diffusion, low variance"),
+         Comparison("everything masked (biased) against low variance", "diffusion, all masked",
+                    "diffusion, low variance"),
+         Comparison("the twin against diffusion with everything masked", "autoregressive",
+                    "diffusion, all masked"),
+         Comparison("after stages 1 to 3, the twin against diffusion",
+                    "autoregressive, stages 1 to 3", "diffusion, stages 1 to 3"))),
+    Claim(
+        "again", "diffusion gains from data used again, where next-token prediction overfits",
+        "Not of this paper: found on texts (arXiv 2507.15857, arXiv 2511.03276)",
+        (*(Comparison(f"{words}: diffusion against the twin", f"diffusion, {setting}",
+                      f"autoregressive, {setting}")
+           for words, setting in (("few clips, 16 passes", "few x 16"),
+                                  ("few clips, 64 passes", "few x 64"),
+                                  ("more clips, 16 passes", "more x 16"))),
+         *(Comparison(f"few clips, {words}: 64 passes against 16", f"{kind}, few x 64",
+                      f"{kind}, few x 16")
+           for words, kind in (("diffusion", "diffusion"), ("the twin", "autoregressive"))),
+         Comparison("few clips, 64 passes: rise of the held-out loss from its lowest, the twin "
+                    "against diffusion", "autoregressive, few x 64", "diffusion, few x 64",
+                    "rise"))),
+    Claim(
+        "cost", "an answer that is filled in in parallel takes less than one token by token",
+        "A real-time factor of 0.082, where an autoregressive peer has 0.14 (from summaries of the "
+        "paper)",
+        tuple(Comparison(f"{words} of the twin against diffusion, {length} answers, {at_once} at "
+                         "once", f"autoregressive, {length} answers, {at_once} at once",
+                         f"diffusion, {length} answers, {at_once} at once", figure)
+              for words, figure in (("forward passes", "forward_passes"),
+                                    ("seconds per answer", "seconds"))
+              for length in ("short", "long") for at_once in (1, 16))),
 )
+FIGURES = {  # what the settings of an experiment are listed with, and what that is called
+    "learning": {
+        "overall": "accuracy", "targets": "targets a step", "answer_targets": "of the answer",
+        "targets_from_audio_alone": "from the audio alone",
+        "signal_to_noise_start": "signal to noise, first step",
+        "signal_to_noise_end": "last step"},
+    "again": {"overall": "accuracy", "rise": "rise of the held-out loss, nats"},
+    "cost": {"tokens": "tokens", "forward_passes": "forward passes", "seconds": "seconds",
+             "overall": "accuracy"},
+    "small": {"overall": "accuracy", "wer": "word error rate"}}
 
 
 # -------------------------------------------------------------------------------------- the figures
@@ -125,6 +183,9 @@ def arrange(cells: list[dict]) -> Found:
     """The cells by experiment, setting and seed, and what follows from them."""
     found: Found = {}
     for cell in cells:
+        if "curve" in cell:
+            losses = [point["nats_held_out"] for point in cell["curve"]]
+            cell = cell | {"rise": losses[-1] - min(losses)}
         found.setdefault(cell["experiment"], {}).setdefault(
             cell["setting"], {})[cell["seed"]] = cell
     factor = found.get("factor", {})
@@ -196,6 +257,11 @@ def over_seeds(cells: list[dict]) -> dict:
     return {"mean": means, "spread": spreads, "cells": cells}
 
 
+def measured_claims(found: Found) -> list[Claim]:
+    """Those with a cell."""
+    return [claim for claim in CLAIMS if claim.experiment in found]
+
+
 def summary(cells: list[dict]) -> dict:
     """Mean and spread of every figure, every cell, and the verdicts."""
     found = arrange(cells)
@@ -205,8 +271,8 @@ def summary(cells: list[dict]) -> dict:
             figures = over_seeds([*by_seed.values()])
             experiments.setdefault(experiment, {})[setting] = figures
     claims = []
-    for claim in CLAIMS:
-        settings = found.get(claim.experiment, {})
+    for claim in measured_claims(found):
+        settings = found[claim.experiment]
         judged = [judge(comparison, settings) for comparison in claim.comparisons]
         claims.append({"claim": claim.claim, "experiment": claim.experiment,
                        "verdict": together([each["verdict"] for each in judged]),
@@ -224,110 +290,23 @@ def written(values: list[float]) -> str:
 
 def table(cells: list[dict]) -> str:
     """A row for each claim, in Markdown: what the paper says, what the toy shows, the command."""
-    lines = ["| claim | the paper | the toy | command |", "|---|---|---|---|"]
-    for claim, judged in zip(CLAIMS, summary(cells)["claims"]):
+    lines = ["| claim | the paper | the toy | command, commit |", "|---|---|---|---|"]
+    for claim, judged in zip(measured_claims(arrange(cells)), summary(cells)["claims"]):
         parts = [f"{each['text']}: {written(each['more'])} against {written(each['less'])}, "
                  f"*{each['verdict']}*" for each in judged["comparisons"]]
         lines.append(
             f"| {claim.claim} | {claim.paper} | **{judged['verdict']}**<br>{'<br>'.join(parts)} "
-            f"| `python tutorials/claims.py --only {claim.experiment}` |")
+            f"| `python tutorials/claims.py --only {claim.experiment}`, "
+            f"{COMMITS.get(claim.experiment, '')} |")
     return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------- the pictures
-
-GREY, COLOURS = "#7a7a7a", ("#3b82c4", "#d9822b", "#4a9c5d")  # to be read on white and on black
-
-
-def points(settings: dict, names: list[str], figure: str) -> tuple[list[float], list[float]]:
-    """Means and spreads of a figure in some settings."""
-    pairs = [mean_and_spread([cell[figure] for cell in settings[name].values()]) for name in names]
-    return [mean for mean, _ in pairs], [
-        0.0 if math.isnan(spread) else spread for _, spread in pairs]
-
-
-def draw_types(axes, settings: dict) -> None:
-    """Accuracy by type of question, a bar for each setting."""
-    types = list(next(iter(next(iter(settings.values())).values()))["types"])
-    for i, (name, by_seed) in enumerate(settings.items()):
-        heights = [np.mean([cell["types"][type] for cell in by_seed.values()]) for type in types]
-        axes.barh(
-            np.arange(len(types)) - 0.27 * (i - 1), heights, 0.25, label=name, color=COLOURS[i])
-    axes.set_yticks(range(len(types)), types, fontsize=8)
-    axes.set_xlabel("accuracy")
-
-
-def draw_bars(axes, settings: dict) -> None:
-    """Accuracy in each setting."""
-    means, spreads = points(settings, list(settings), "overall")
-    axes.barh(list(settings), means, xerr=spreads, color=COLOURS[0], ecolor=GREY)
-    axes.invert_yaxis()
-    axes.set_xlabel("accuracy")
-
-
-def draw_factor(axes, settings: dict) -> None:
-    """Accuracy against forward passes."""
-    by_factor = [name for name in settings if name.startswith("f =")]
-    fixed = [name for name in settings if name.endswith("steps")]
-    for colour, label, names in zip(COLOURS, ("factor", "fixed schedule"), (by_factor, fixed)):
-        x, _ = points(settings, names, "forward_passes")
-        y, spreads = points(settings, names, "overall")
-        axes.errorbar(x, y, spreads, label=label, color=colour, marker="o")
-    axes.set(xscale="log", xlabel="forward passes per answer", ylabel="accuracy")
-
-
-def draw_vrpo(axes, settings: dict) -> None:
-    """Variance of the score against the number of samples."""
-    lines = {"times, shared masks": "{} x 1, shared",
-             "times, independent masks": "{} x 1, independent",
-             "masks of one time, shared": "1 x {}, shared"}
-    for colour, (label, setting) in zip(COLOURS, lines.items()):
-        n = [n for n in (1, 2, 4, 8) if setting.format(n) in settings]
-        means, spreads = points(settings, [setting.format(i) for i in n], "variance")
-        axes.errorbar(n, means, spreads, label=label, color=colour, marker="o")
-    axes.set(xscale="log", yscale="log", xlabel="samples", ylabel="variance of the score")
-
-
-def draw_autoregressive(axes, settings: dict) -> None:
-    """Accuracy against passes over the data, for each number of clips, on one question in four."""
-    for colour, kind in zip(COLOURS, ("diffusion", "autoregressive")):
-        for style, size in zip((":", "--", "-"), ("few clips", "more clips", "all clips")):
-            by_seed = settings.get(f"{kind}, {size}", {}).values()
-            if by_seed:
-                x, y = np.mean([cell["on_the_way"] for cell in by_seed], axis=0).T
-                clips = next(iter(by_seed))["clips"]
-                axes.plot(x, y, style, label=f"{kind}, {clips:,} clips", color=colour, marker="o")
-    axes.set(xscale="log", xlabel="passes over the data", ylabel="accuracy")
-
-
-DRAW = {
-    "adapters": draw_types, "curriculum": draw_bars, "autoregressive": draw_autoregressive,
-    "factor": draw_factor, "vrpo": draw_vrpo, "lora": draw_bars}
-
-
-def draw(cells: list[dict], folder: Path) -> list[Path]:
-    """A picture of each experiment that is measured; none if matplotlib is not installed."""
-    try:
-        from matplotlib import rcParams
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("matplotlib is not installed: no pictures")
-        return []
-    rcParams["svg.hashsalt"] = "diffa2_mini"  # the same picture is the same file
-    paths = []
-    for experiment, settings in arrange(cells).items():
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
-        DRAW[experiment](axes, settings)
-        axes.tick_params(colors=GREY)
-        for line in axes.spines.values():
-            line.set_color(GREY)
-        axes.xaxis.label.set_color(GREY)
-        axes.yaxis.label.set_color(GREY)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(labelcolor=GREY, framealpha=0, fontsize=8)
-        paths.append(folder / f"claims_{experiment}.svg")
-        figure.savefig(paths[-1], metadata={"Date": None})
-    return paths
+def figures_table(cells: list[dict], experiment: str) -> str:
+    """A row for each setting of an experiment, in Markdown, with some figures."""
+    names = FIGURES[experiment]
+    lines = ["| setting | " + " | ".join(names.values()) + " |", "|---" * (1 + len(names)) + "|"]
+    for setting, by_seed in arrange(cells)[experiment].items():
+        figures = [written([cell[name] for cell in by_seed.values() if name in cell])
+                   for name in names]
+        lines.append(f"| {setting} | " + " | ".join(figures) + " |")
+    return "\n".join(lines)
