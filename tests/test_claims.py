@@ -248,7 +248,51 @@ def test_what_was_made_of_other_things_is_not_mixed_in(
     assert not (out / "cells" / "vrpo-b-0.json").exists()
 
 
+def test_shares_have_each_cell_once_and_what_needs_the_same_training_together():
+    scale = Scale()
+    cells = {(experiment, setting, seed): cell for seed in claims.SEEDS
+             for experiment, settings in claims.experiments(scale).items()
+             for setting, cell in settings.items()}
+    shares = [claims.share(cells, scale, number, 5) for number in range(1, 6)]
+    assert sum(map(len, shares)) == len(cells) and {*cells} == {key for some in shares
+                                                                for key in some}
+    found, roots = claims.variants(scale), {}
+    for i, some in enumerate(shares):
+        for (_, _, seed), cell in some.items():
+            roots.setdefault((*claims.chain(found, cell.needs)[-1:], seed), set()).add(i)
+    assert all(len(who) == 1 for who in roots.values())
+    assert claims.share(cells, scale, 1, 1) == cells
+
+
+@pytest.fixture
+def few_cells(monkeypatch):
+    """Stage 2 of both models, and one question about an answer's cost."""
+    cells = claims.twin(QUICK)
+    kept = {"learning": ("diffusion, low variance", "autoregressive")}
+    monkeypatch.setattr(claims, "experiments", lambda scale: {
+        name: {setting: cells[name][setting] for setting in some} for name, some in kept.items()})
+
+
+@pytest.mark.slow
+def test_processes_that_share_leave_out_what_needs_a_backbone_that_is_not_there(
+        world, few_cells, tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(claims, "pretrain_autoregressive", lambda *what: made.append(what))
+    quick = ["--quick", "--data", str(world), "--out", str(tmp_path)]
+    for number in ("1/2", "2/2"):
+        assert run_script(claims.main, [*quick, "--share", number]) == 0
+    assert "make it by --backbone" in capsys.readouterr().out and not made
+    (cell,) = cells_in(tmp_path)
+    assert cell["setting"] == "diffusion, low variance" and cell["targets_start"] > 0
+    assert [passes for passes, _ in cell["on_the_way"]] == sorted(
+        passes for passes, _ in cell["on_the_way"])
+    assert run_script(claims.main, [*quick, "--backbone"]) == 0
+    assert made[0][0] == tmp_path / "work" / claims.BACKBONE
+
+
 @pytest.mark.parametrize("arguments, message", [
+    (["--share", "0/2"], "--share must be I/N, with I from 1 to N, got 0/2"),
+    (["--share", "half"], "--share must be I/N"),
     (["--quick"], "--quick needs --out"), (["--only", "nothing"], "--only"),
     (["--threads", "0"], "--threads must be from 1 to 1024, got 0"),
     (["--table", "--out", "/no/such/folder"], "no cell is measured yet")])

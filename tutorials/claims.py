@@ -75,7 +75,8 @@ N_DRAWS = 4000
 
 @dataclass(frozen=True)
 class Setting:
-    """Of an experiment: how it is measured, with a lab and a seed; and which variant it needs."""
+    """Of an experiment: how it is measured, with a lab and a seed; and which variant it needs, or
+    the backbone of which."""
 
     measure: Callable[[Lab, int], dict]
     needs: str | None = None
@@ -176,7 +177,7 @@ def experiments(scale: Scale) -> dict[str, dict[str, Setting]]:
             **of({f"diffusion, {size}": f"diffusion, {n}" for size, n in sizes.items()}),
             **of({f"autoregressive, {size}": f"causal, {n}" for size, n in sizes.items()}),
             "diffusion, texts": Setting(partial(texts, False)),
-            "autoregressive, texts": Setting(partial(texts, True))},
+            "autoregressive, texts": Setting(partial(texts, True), "causal, None")},
     } | twin(scale)
 
 
@@ -205,6 +206,10 @@ def twin(scale: Scale) -> dict[str, dict[str, Setting]]:
             "stage 1, 0 prompts": "no prompts", "stage 1, 20 prompts": "stage 1",
             "stages 1 and 2, 0 prompts": "no prompts, 2", "stages 1 and 2, 20 prompts": "stage 2",
             "stage 2, 1 query": "1 query", "stage 2, 12 queries": "12 queries"})}
+
+
+def needs_backbone(cell: Setting, scale: Scale) -> bool:
+    return cell.needs is not None and variants(scale)[cell.needs].causal
 
 
 def share(cells: Cells, scale: Scale, number: int, n: int) -> Cells:
@@ -299,11 +304,13 @@ def main(argv: list[str]) -> None:
              for experiment, settings in experiments(scale).items()
              for setting, cell in settings.items() if seed in SEEDS_OF.get(experiment, SEEDS)}
     wanted = {key: cell for key, cell in cells.items() if key[0] in args.only and not args.table}
+    if args.share and not (args.work / BACKBONE).exists():
+        wanted = {key: cell for key, cell in wanted.items() if not needs_backbone(cell, scale)}
+        print(f"{args.work / BACKBONE} is not there: cells that need it are left out; make it by "
+              "--backbone")
     wanted = share(wanted, scale, *args.part)
     missing = {key: cell for key, cell in wanted.items() if not path_of(args.out, *key).exists()}
     print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", flush=True)
-    require(not missing or not args.share or (args.work / BACKBONE).exists(),
-            f"{args.work / BACKBONE}: not found; before --share make it, by --backbone")
     if missing:
         lab = Lab(toy.make_world(args.data), args.work, scale, device)
         require_same(cells, missing, lab.made_of, args.out)
