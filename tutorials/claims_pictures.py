@@ -76,8 +76,9 @@ def draw_learning(axes, settings: dict) -> None:
     """On two axes: accuracy on the way of the diffusion model and its twin, the surprise; and where
     each setting ends, with its targets a step, as what explains it."""
     for colour, name in zip(COLOURS, ("diffusion, as published", "autoregressive")):
-        x, y = np.mean([cell["on_the_way"] for cell in settings[name].values()], axis=0).T
-        axes[0].plot(x, y, label=name, color=colour, marker="o")
+        if name in settings:
+            x, y = np.mean([cell["on_the_way"] for cell in settings[name].values()], axis=0).T
+            axes[0].plot(x, y, label=name, color=colour, marker="o")
     axes[0].set(xlabel="passes over the data", ylabel="accuracy", ylim=(0, 1))
     draw_bars(axes[1], settings)
     axes[1].set_xlim(0, 1.35)
@@ -100,12 +101,11 @@ def draw_again(axes, settings: dict) -> None:
                 axes[0].errorbar([int(name.split()[-1]) for name in names], means, spreads,
                                  linestyle=style, label=f"{kind}, {clips:,} clips", color=colour,
                                  marker="o")
-        curves = [cell["curve"] for cell in settings[f"{kind}, few x 64"].values()]
-        for style, words, name in (("-", "held out", "held_out"), (":", "trained on",
-                                                                   "trained_on")):
+        curves = [cell["curve"] for cell in settings.get(f"{kind}, few x 64", {}).values()]
+        for style, name in (("-", "held_out"), (":", "trained_on")) if curves else ():
             losses = np.mean([[point[f"nats_{name}"] for point in curve] for curve in curves], 0)
             axes[1].plot([point["passes"] for point in curves[0]], losses, style, marker="o",
-                         label=f"{kind}, {words}", color=colour)
+                         label=f"{kind}, {name.replace('_', ' ')}", color=colour)
     axes[0].set(xscale="log", xlabel="passes over the data", ylabel="accuracy")
     axes[1].set(xscale="log", xlabel="passes over the data", ylabel="loss of an answer, nats")
 
