@@ -86,7 +86,8 @@ def main(argv: list[str]) -> None:
     prompt = config.text.instruction if args.prompt is None else args.prompt
     for path in args.clips:
         duration(path)  # an error now, and not after the weights are loaded
-    diffa2 = Diffa2.load(source, *flags.device_and_dtype(args, config), args.merge_lora)
+    diffa2 = Diffa2.load(source, *flags.device_and_dtype(args, config), args.merge_lora,
+                         args.quantize)
     show, top = iter, page.TOP if args.html else 0
     if args.watch:
         show = partial(terminal.watch, tokenizer=diffa2.tokenizer, stream=sys.stdout, pause=0.15)

@@ -63,9 +63,9 @@ def build_model(args: argparse.Namespace, paths: dict[str, Path], device: torch.
     torch.manual_seed(seed_of("weights", args.seed, 0))  # of the adapters and the prompts
     home = torch.device("cpu") if args.shard else device  # which it need not fit as a whole
     model = weights.build(config, None if args.random_weights else paths, home, dtype, FastLlada,
-                          print)
+                          weights.Loading(args.quantize, print))
     if args.random_weights:
-        fill_at_random(home, dtype, model.whisper, model.llada)
+        fill_at_random(home, dtype, model.whisper, model.llada, quantize=args.quantize)
     model.llada.recompute = args.recompute
     if "diffa2" in paths:
         weights.load_diffa2(model, paths["diffa2"])
@@ -77,7 +77,8 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     if args.threads:
         torch.set_num_threads(args.threads)
     config = SIZES[args.size][0]
-    device, dtype, why = choose_device(args.device, args.dtype, large=not config.from_scratch)
+    device, dtype, why = choose_device(args.device, args.dtype, not config.from_scratch,
+                                       trains=True)
     device = world.device(device)
     print(f"{why}, {world.size} processes of {torch.get_num_threads()} threads, "
           f"seed {args.seed}, size {args.size}")
@@ -93,7 +94,7 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     where = DataConfig(path, args.validation, args.test, args.skip_broken, not args.random_weights)
     data = load_data(where, args.size, args.stages, folder.unfinished, tokenizer)
     model = build_model(args, paths, device, dtype)
-    folder.note_origins(checkpoint.fingerprints_of(paths), dtype, data.manifests)
+    folder.note_origins(checkpoint.fingerprints_of(paths), dtype, data.manifests, args.quantize)
     keep = args.size == "toy" and not args.no_cache_audio
     features = FeatureCache(model, device, dtype, keep, args.cache_audio)
     if args.compile:
@@ -268,7 +269,7 @@ def main(argv: list[str]) -> None:
             stage0.run(args, world)
     elif args.dry_run:
         plan = dry_run.Plan(args.size, args.dtype, args.recompute, args.processes, args.shard,
-                            args.data)
+                            args.data, args.quantize)
         dry_run.show(plan, [stage_config(args, n) for n in args.stages])
     else:
         with join_processes(args.processes, args.compile) as world, ExitStack() as stack:

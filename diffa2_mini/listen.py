@@ -28,6 +28,7 @@ from .fast.state import DecodingState
 from .lora import merge_lora
 from .model import Diffa2Model
 from .published.sources import load_tokenizer
+from .quantize import KINDS
 from .tokenizer import Tokenizer
 from .training.model_source import Source, find_source
 
@@ -70,7 +71,7 @@ class Diffa2:
     @classmethod
     def from_pretrained(cls, name: str = "toy", *, sources: dict[str, str] | None = None,
                         checkpoint: str | Path | None = None, device: str = "auto",
-                        dtype: str = "auto") -> "Diffa2":
+                        dtype: str = "auto", quantize: str | None = None) -> "Diffa2":
         """The model of a size (`toy` comes with the package), or of a folder that train.py wrote.
 
         Args:
@@ -78,7 +79,8 @@ class Diffa2:
             sources: files, folders or hub names of `whisper`, `llada`, `diffa2`, if not its own.
             checkpoint: what train.py wrote, instead of `name`.
             device: auto, cpu, cuda or mps.
-            dtype: of the frozen parts: auto, float32, bfloat16 or float64.
+            dtype: of the frozen parts: auto, float32, bfloat16, float16 or float64.
+            quantize: int8, nf4 or fp8, to keep their linear layers in less memory.
 
         Raises UserError that says what is missing and how to get it.
         """
@@ -88,21 +90,28 @@ class Diffa2:
                             "checkpoints of train.py, found neither")
             checkpoint = stages[-1]
         source = find_source(None if checkpoint else name, checkpoint, sources)
-        on, precision, _ = choose_device(device, dtype, large=not source.config.from_scratch)
-        return cls.load(source, on, precision)
+        on, precision, _ = choose_device(device, dtype, large=not source.config.from_scratch,
+                                         quantize=quantize)
+        return cls.load(source, on, precision, quantize=quantize)
 
     @classmethod
     def load(cls, source: Source, device: torch.device, dtype: torch.dtype,
-             merge: bool = False) -> "Diffa2":
-        """The model of a source. `merge` folds LoRA into the backbone: faster, rounded again."""
+             merge: bool = False, quantize: str | None = None) -> "Diffa2":
+        """The model of a source, its linear layers quantised as `weights.load_part` tells, and the
+        rest in `dtype` then. `merge` folds LoRA into the backbone: faster, rounded again."""
+        require(quantize in (None, *KINDS),
+                f"--quantize: expected one of {', '.join(KINDS)}, got {quantize}")
         config, trained, paths, _ = source
         tokenizer = load_tokenizer(config, paths["llada"])
-        model = weights.build(config, paths, device, dtype, FastLlada)
+        model = weights.build(config, paths, device, dtype, FastLlada,
+                              weights.Loading(quantize))
         if trained:
             weights.restore(model, trained.model, "the checkpoint")
         parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])
         if merge:
             merge_lora(model)
+        for parameter in model.parameters() if quantize else ():
+            parameter.data = parameter.data.to(dtype)  # adapters and LoRA, which were float32
         return cls(model.eval().requires_grad_(False), parts, tokenizer, device, dtype)
 
     def load_clip(self, clip: Clip) -> np.ndarray:

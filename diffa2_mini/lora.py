@@ -12,27 +12,32 @@ from torch.nn import functional as F
 from .config import LoraConfig
 
 
-class LoraLinear(nn.Linear):
-    """A linear layer without bias, whose weight keeps its name, plus a low-rank change."""
+class LoraLinear(nn.Module):
+    """A linear layer without bias, quantised or not, plus a low-rank change."""
 
-    def __init__(self, linear: nn.Linear, config: LoraConfig):
-        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.weight = linear.weight  # in place of the one on `meta`, which took no memory
+    def __init__(self, linear: nn.Module, config: LoraConfig):
+        super().__init__()
+        self.linear = linear
         self.scale = config.alpha / config.rank
         self.dropout = nn.Dropout(0.0)
-        like = dict(device=linear.weight.device,
-                    dtype=torch.promote_types(linear.weight.dtype, torch.float32))
+        first = next(iter(linear.state_dict().values()))  # the weight, or a scale in float32
+        like = dict(device=first.device, dtype=torch.promote_types(first.dtype, torch.float32))
         self.lora_A = nn.Parameter(torch.empty(config.rank, linear.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(linear.out_features, config.rank, **like))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         low = self.scale * F.linear(self.dropout(x), self.lora_A.to(x.dtype))  # [..., r]
-        return F.linear(x, self.weight) + F.linear(low, self.lora_B.to(x.dtype))
+        return self.linear(x) + F.linear(low, self.lora_B.to(x.dtype))
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """W, of a layer that is not quantised."""
+        return self.linear.weight
 
     def merged(self) -> nn.Linear:
         """A plain layer with the weight W + (alpha / r) B A."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        linear = nn.Linear(*self.weight.shape[::-1], bias=False, device="meta")
         change = self.scale * self.lora_B @ self.lora_A  # [out, in]
         weight = (self.weight + change).to(self.weight.dtype)
         linear.weight = nn.Parameter(weight, requires_grad=False)

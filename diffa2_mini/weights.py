@@ -28,6 +28,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -38,8 +39,8 @@ from .config import ACOUSTIC_AND_SEMANTIC, ASSETS, PROMPTS_AND_SEMANTIC, SIZES, 
 from .errors import UserError, out_of_memory, read_text, require, require_contents
 from .llada import Llada
 from .model import Diffa2Model, part_of
+from .quantize import quantize_linears
 
-Say = Callable[[str], None]  # is told a line that a user should know
 SHIPPED = {part: ASSETS / f"toy_{part}.safetensors" for part in ("whisper", "llada", "diffa2")}
 WHAT = {"whisper": "weights of a Whisper encoder", "llada": "weights of LLaDA",
         "diffa2": "weights of DIFFA-2"}
@@ -61,6 +62,14 @@ LAYOUTS = {  # patterns of the names that we do not need, and of those to be rep
         (r"^llm_model\.(base_model\.model\.)?model\.transformer\.", "llada."),
         (r"\.(lora_[AB])(\.default)?\.weight$", r".\1")]),
 }
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How weights are loaded."""
+
+    quantize: str | None = None  # a kind of quantize.py: linear layers become so as they are read
+    say: Callable[[str], None] = lambda line: None  # is told a line that a user should know
 
 
 def files_in(path: Path) -> list[Path]:
@@ -153,7 +162,8 @@ def check_fit(targets: dict[str, Tensor], tensors: dict[str, Tensor], source: st
     require(not wrong, f"{source}: the weights do not fit this model: {listed}")
 
 
-def cut_positions(tensors: dict[str, Tensor], encoder: nn.Module, source: Path, say: Say) -> None:
+def cut_positions(tensors: dict[str, Tensor], encoder: nn.Module, source: Path,
+                  say: Callable[[str], None]) -> None:
     """Keep as many of an encoder's positions as `encoder` hears: they count from the start of a
     clip, so the first ones. Raises UserError if it is an encoder of another width."""
     table, ours = tensors.get("positional_embedding"), encoder.positional_embedding
@@ -172,26 +182,27 @@ def cut_positions(tensors: dict[str, Tensor], encoder: nn.Module, source: Path, 
 
 
 def load_part(module: nn.Module, part: str, path: Path, device: torch.device | str = "cpu",
-              dtype: torch.dtype = torch.float32, say: Say = lambda line: None) -> None:
-    """Fill the encoder (`whisper`) or the backbone (`llada`), from any layout. `say` is told if an
-    encoder is cut to the clips that a size hears. Raises UserError."""
+              dtype: torch.dtype = torch.float32, how: Loading = Loading()) -> None:
+    """Fill the encoder (`whisper`) or the backbone (`llada`), from any layout. Raises UserError."""
     tensors = read_part(path, part)
     if part == "whisper":
-        cut_positions(tensors, module, path, say)
+        cut_positions(tensors, module, path, how.say)
     check_fit(module.state_dict(), tensors, str(path))
+    if how.quantize:
+        quantize_linears(module, how.quantize, lambda name: tensors.pop(name).to(device))
     module.load_state_dict({name: tensor.to(device, dtype, copy=True)
-                            for name, tensor in tensors.items()}, assign=True)
+                            for name, tensor in tensors.items()},
+                           strict=not how.quantize, assign=True)
 
 
 def build(config: Config, paths: dict[str, Path] | None = SHIPPED,
           device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-          llada: type[Llada] = Llada, say: Say = lambda line: None) -> Diffa2Model:
+          llada: type[Llada] = Llada, how: Loading = Loading()) -> Diffa2Model:
     """The model with its frozen parts from `paths`, in `dtype`, or without contents if None.
-    Adapters and prompts are new, in float32 at least. `llada` is its class; `say` is as for
-    `load_part`. Raises UserError."""
+    Adapters and prompts are new, in float32 at least. `llada` is its class. Raises UserError."""
     model = Diffa2Model(config, "cpu" if config.size == "toy" else "meta", llada)
     for part in ("whisper", "llada") if paths else ():
-        load_part(getattr(model, part), part, paths[part], device, dtype, say)
+        load_part(getattr(model, part), part, paths[part], device, dtype, how)
     for module in (model.semantic_connector, model.acoustic_connector, model.trainable_prompts):
         module.to(device, torch.promote_types(dtype, torch.float32))
     return model.requires_grad_(False)

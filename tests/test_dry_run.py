@@ -20,6 +20,7 @@ from diffa2_mini.config import SIZES, AdapterConfig, AudioConfig, LladaConfig, W
 from diffa2_mini.data import AnswerBatch, PreferenceBatch
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2Model
+from diffa2_mini.quantize import quantize_linears
 from diffa2_mini.tokenizer import Prompt
 from diffa2_mini.training import dry_run
 from diffa2_mini.training.objective import answer_loss, preference_bounds
@@ -100,7 +101,8 @@ class Mask:
     mask_id = 5
 
 
-def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: Callable) -> None:
+def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: Callable,
+                  quantize: str | None = None) -> None:
     """Two steps of a stage on `clips` full-length clips, or pairs, under the context that `watch`
     gives for a model."""
     model = Diffa2Model(SMALLER, llada=FastLlada)
@@ -109,6 +111,8 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
     model.whisper.to(dtype)
     for name, parameter in model.llada.named_parameters():
         parameter.data = parameter.data if "lora_" in name else parameter.data.to(dtype)
+    for part in (model.whisper, model.llada) if quantize else ():
+        quantize_linears(part, quantize, part.get_parameter)
     trained = model.train_only(stage.trains)
     model.llada.recompute = recompute
     optimizer = torch.optim.AdamW(trained.values(), foreach=False)
@@ -159,6 +163,38 @@ def test_the_estimate_of_memory_is_within_15_percent(number, dtype, recompute):
     run_two_steps(stage, dtype, recompute, clips,
                   lambda model: memory.append(PeakMemory(model)) or memory[0])
     assert estimate == pytest.approx(memory[0].peak, rel=0.15)
+
+
+@pytest.mark.parametrize("number, kind", [(3, "int8"), (3, "nf4"), (4, "nf4")])
+def test_the_estimate_is_within_15_percent_on_quantised_weights(monkeypatch, number, kind):
+    monkeypatch.setitem(SIZES, "smaller", (SMALLER, FULL))
+    stage = dataclasses.replace(FULL[number], micro_batch=1 if number == 4 else 2)
+    plan, memory = dry_run.Plan("smaller", "bfloat16", "blocks", quantize=kind), []
+    estimate = dry_run.memory_of(plan, stage, dry_run.count_parameters(SMALLER, stage))
+    run_two_steps(stage, torch.bfloat16, "blocks", stage.micro_batch,
+                  lambda model: memory.append(PeakMemory(model)) or memory[0], kind)
+    assert estimate["estimated peak memory"] == pytest.approx(memory[0].peak, rel=0.15)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_the_bytes_of_quantised_weights_are_those_that_they_take(kind):
+    with torch.device("meta"):
+        model = Diffa2Model(SMALLER).bfloat16()
+    for part in (model.whisper, model.llada):
+        quantize_linears(part, kind, part.get_parameter)
+    real = sum(tensor.nbytes for part in (model.whisper, model.llada)
+               for tensor in [*part.parameters(), *part.buffers()])
+    assert dry_run.frozen_bytes(SMALLER, 2, kind) == pytest.approx(real, rel=0.03)  # and tables
+
+
+def test_four_bits_let_the_whole_size_train_on_a_card_of_12_gb(capsys):
+    memory = []
+    for stage in ("3", "4"):
+        train.main(["--size", "full", "--stage", stage, "--batch-size", "1", "--quantize", "nf4",
+                    "--dry-run"])
+        memory += [float(line.split()[-2]) for line in capsys.readouterr().out.splitlines()
+                   if "estimated peak memory" in line]
+    assert memory[0] <= 9.5 and memory[1] <= 11  # GiB
 
 
 @pytest.mark.parametrize("number", [1, 3, 4])

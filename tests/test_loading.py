@@ -46,6 +46,16 @@ print(max(peak) - before)
 """
 
 
+def fill_shards(folder: Path, numbers: dict, dtype: torch.dtype, layout: str) -> int:
+    """Write two shards of a backbone of such sizes, of random weights; returns their bytes."""
+    with torch.device("meta"):
+        model = Llada(LladaConfig(**numbers))
+    fill_at_random(torch.device("cpu"), dtype, model)
+    write_shards(folder, {f"model.transformer.{name}": tensor
+                          for name, tensor in model.state_dict().items()}, layout)
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(),
                     reason="anonymous memory is read from Linux's /proc")
@@ -55,13 +65,7 @@ def test_loading_needs_little_more_memory_than_the_weights(tmp_path, layout, dty
     """1.07 GiB of shards, loaded in bfloat16: as much again in memory, and less than 300 MiB beside
     it. (1.5 GiB would do.)"""
     numbers = dict(vocab_size=32_000, width=2048, n_layers=10, n_heads=16, hidden=5632)
-    with torch.device("meta"):
-        model = Llada(LladaConfig(**numbers))
-    fill_at_random(torch.device("cpu"), dtype, model)
-    write_shards(tmp_path / "llada",
-                 {f"model.transformer.{name}": t
-                  for name, t in model.state_dict().items()}, layout)
-    size = sum(file.stat().st_size for file in (tmp_path / "llada").iterdir())
+    size = fill_shards(tmp_path / "llada", numbers, dtype, layout)
     assert 2**30 < size < 2**31
     root = str(Path(__file__).resolve().parent.parent)
     command = [sys.executable, "-c", MEMORY, root, str(tmp_path / "llada"), json.dumps(numbers),

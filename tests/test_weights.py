@@ -27,7 +27,7 @@ from diffa2_mini.tokenizer import SPECIAL_TOKENS
 from diffa2_mini.training import checkpoint
 from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.training.files import save_tensors
-from diffa2_mini.weights import build, load_part, read_tensors
+from diffa2_mini.weights import Loading, build, load_part, read_tensors
 from diffa2_mini.whisper import WhisperEncoder
 
 PARTS = ("whisper", "llada")
@@ -109,12 +109,12 @@ def test_an_encoder_for_longer_clips_is_cut_to_what_a_size_hears(tmp_path, confi
     longer = dataclasses.replace(config.whisper, n_positions=3 * config.whisper.n_positions)
     save_part(WhisperEncoder(longer), "whisper", path, made_by="a test")
     encoder = WhisperEncoder(config.whisper)
-    load_part(encoder, "whisper", path, say=said.append)
+    load_part(encoder, "whisper", path, how=Loading(say=said.append))
     kept = longer.n_positions // 3
     table = read_tensors(path, "weights")[0]["encoder.positional_embedding"]
     assert torch.equal(encoder.positional_embedding, table[:kept].float())
     assert len(said) == 1 and f"the first {kept} of {longer.n_positions:,} positions" in said[0]
-    load_part(WhisperEncoder(longer), "whisper", path, say=said.append)
+    load_part(WhisperEncoder(longer), "whisper", path, how=Loading(say=said.append))
     assert len(said) == 1  # nothing to cut
     save_part(encoder, "whisper", path, made_by="a test")
     assert "positional_embedding has shape" in error_of(

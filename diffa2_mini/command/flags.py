@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from ..config import SIZES, Config, DecodeConfig
+from ..errors import require
 from ..fast.device import DTYPES, choose_device
 from ..fast.measure import keep_freed_memory
 from ..fast.state import CACHES
 from ..listen import Source, decode_settings, find_source
 from ..published.sources import tokenizer_file
+from ..quantize import KINDS
 
 
 def add_model_flags(add: Callable) -> None:
@@ -28,6 +30,7 @@ def add_model_flags(add: Callable) -> None:
     add("--merge-lora", action="store_true", help="fold LoRA into the weights: faster, less exact")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES], help="of the frozen parts")
+    add("--quantize", choices=list(KINDS), help="keep their linear layers in 8 or 4 bits a weight")
     add("--gen-length", type=int, help="response tokens")
     add("--block-length", type=int, help="tokens per block")
     add("--steps", type=int, help="of a fixed schedule, instead of factor-based decoding")
@@ -58,13 +61,17 @@ def model_source(args: argparse.Namespace) -> Source:
 
 def device_and_dtype(args: argparse.Namespace, config: Config) -> tuple[torch.device, torch.dtype]:
     """Where and in which precision to compute."""
-    device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch)
+    require(not (args.merge_lora and args.quantize),
+            "--merge-lora and --quantize exclude each other; choose one")
+    device, dtype, _ = choose_device(args.device, args.dtype, large=not config.from_scratch,
+                                     quantize=args.quantize)
     if device.type == "cpu" and config.from_scratch:  # a downloaded model has no memory to spare
         keep_freed_memory()
     return device, dtype
 
 
-def identify_model(source: Source, decode: DecodeConfig, dtype: torch.dtype, merge: bool) -> str:
+def identify_model(source: Source, decode: DecodeConfig, dtype: torch.dtype, merge: bool,
+                   quantize: str | None = None) -> str:
     """Which model answers, and how, in one line: answers that differ in it are not to be mixed.
     Files count by what they hold, not by where they are."""
     config, trained, paths, prints = source
@@ -76,4 +83,5 @@ def identify_model(source: Source, decode: DecodeConfig, dtype: torch.dtype, mer
     prints = prints | {name: hashlib.sha256(held).hexdigest() for name, held in hashed.items()}
     return ", ".join([config.size, *(f"{part} {prints[part][:16]}" for part in sorted(prints)),
                       "LoRA merged" if merge else "LoRA apart", str(dtype).removeprefix("torch."),
+                      *([quantize] if quantize else []),
                       *(f"{name} {value}" for name, value in dataclasses.asdict(decode).items())])

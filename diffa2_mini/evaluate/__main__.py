@@ -43,14 +43,15 @@ def ask_all(args: argparse.Namespace, every: list[BenchmarkQuestion]) -> None:
         decode = dataclasses.replace(decode, gen_length=length, block_length=length, steps=length)
     decode = flags.decode_config(args, decode)
     device, dtype = flags.device_and_dtype(args, config)
-    by = flags.identify_model(source, decode, dtype, args.merge_lora)
+    by = flags.identify_model(source, decode, dtype, args.merge_lora, args.quantize)
     size = args.batch_size or (64 if config.from_scratch else 8)
     with files.lock(args.out.parent, args.out.name):
         answers = resume(args.out, args.benchmark, by, every)
         left = [(i, each) for i, each in enumerate(questions) if each.id not in answers]
         n_known = len(questions) - len(left)
         print(f"{len(questions):,} questions, of which {n_known:,} are answered in {args.out}")
-        diffa2 = Diffa2.load(source, device, dtype, args.merge_lora) if left else None
+        how = (device, dtype, args.merge_lora, args.quantize)
+        diffa2 = Diffa2.load(source, *how) if left else None
         verdicts = scoreboard.judged(questions, answers)
         with progress(total=len(questions), initial=n_known, unit="question") as bar:
             for start in range(0, len(left), size):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..command.table import columns
 from ..config import DATA, SIZES, Config, StageConfig
@@ -17,6 +18,7 @@ from ..data import n_embeddings, read_manifest
 from ..fast.device import DTYPES
 from ..fast.token_losses import CHUNK
 from ..model import PARTS, Diffa2Model, part_of
+from ..quantize import BLOCK, GROUP, ROWS
 
 GIB = 2**30
 PROMPT, RESPONSE = 64, 128  # tokens of an example, beside its audio
@@ -65,6 +67,25 @@ def count_parameters(config: Config, stage: StageConfig) -> dict[str, tuple[int,
         counts[part_of(name)][0] += tensor.numel()
         counts[part_of(name)][1] += tensor.numel() * tensor.requires_grad
     return {part: tuple(count) for part, count in counts.items() if count[0]}
+
+
+def turned_back(config: Config, width: int, quantize: str) -> int:
+    """Bytes of the largest slice of a quantised weight while its codes are turned back; from NF4,
+    with a whole number for each two."""
+    largest = config.llada.width * max(config.llada.hidden, min(ROWS, config.llada.vocab_size))
+    return largest * {"int8": width, "nf4": width + 2}[quantize]
+
+
+def frozen_bytes(config: Config, width: int, quantize: str) -> int:
+    """Bytes of the frozen parts with quantised linear layers, as quantize.py has them."""
+    with torch.device("meta"):
+        model = Diffa2Model(config)
+    parts = nn.ModuleList([model.whisper, model.llada])
+    linear = [layer.weight for layer in parts.modules() if isinstance(layer, nn.Linear)]
+    n, rows = sum(weight.numel() for weight in linear), sum(map(len, linear))
+    kept = {"int8": n + 4 * rows, "nf4": n / 2 + n / BLOCK + 4 * n / BLOCK / GROUP}[quantize]
+    rest = sum(tensor.numel() for tensor in [*parts.parameters(), *parts.buffers()]) - n
+    return int(kept) + rest * width
 
 
 def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int,
@@ -140,6 +161,7 @@ class Plan:
     processes: int = 1
     shard: bool = False
     data: Path | None = None  # None: the authors'
+    quantize: str | None = None  # int8 or nf4: how the linear layers of the frozen parts are kept
 
 
 def number_of_examples(config: Config, stage: StageConfig, data: Path | None) -> tuple[int, str]:
@@ -169,6 +191,10 @@ def memory_of(plan: Plan, stage: StageConfig, counts: dict[str, tuple[int, int]]
     width = DTYPES[auto if plan.dtype == "auto" else plan.dtype].itemsize
     away = split_away(config, plan.processes) if plan.shard else 0
     memory = resident_bytes(counts, stage, width, away)
+    if plan.quantize:
+        memory["weights, frozen"] = frozen_bytes(config, width, plan.quantize)
+        memory[f"a layer turned back from {plan.quantize}"] = turned_back(config, width,
+                                                                          plan.quantize)
     again = "" if plan.recompute == "nothing" else f", {plan.recompute} recomputed"
     memory[f"activations, {stage.micro_batch} at once{again}"] = activation_bytes(
         config, stage, shape_of(config, stage, stage.micro_batch), width, plan.recompute)

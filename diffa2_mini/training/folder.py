@@ -71,15 +71,16 @@ class RunFolder:
                 fingerprints=begun.fingerprints)
 
     def note_origins(self, fingerprints: dict[str, str], dtype: torch.dtype,
-                     manifests: dict[int, Path]) -> None:
+                     manifests: dict[int, Path], quantize: str | None = None) -> None:
         """Note what the stages are trained on: the files of the model's parts (without, these are
-        random), the dtype of those that are frozen, and the manifests."""
+        random), the dtype of those that are frozen, how they are quantised, and the manifests."""
         self.fingerprints = dict.fromkeys(("whisper", "llada", "diffa2"), "random") | fingerprints
         for number, path in manifests.items():
             origins = {part: self.fingerprints[part] for part in ("whisper", "llada")}
             if path.is_file():  # that of a finished stage may be gone
                 origins["manifest"] = files.digest_of(path)
-            self.note(number, {"dtype": str(dtype).removeprefix("torch.")}, **origins)
+            how = {"dtype": str(dtype).removeprefix("torch."), "quantize": quantize}
+            self.note(number, how, **origins)
 
     def note_start(self, number: int, init: Checkpoint | None) -> None:
         """Note the weights that a stage starts from: of `init`, or else of the model's parts."""

@@ -50,6 +50,7 @@ FLAGS = {
     "--device": dict(default="auto", choices=["auto", "cpu", "cuda", "mps"]),
     "--dtype": dict(default="auto", choices=["auto", *DTYPES],
                     help="of the frozen parts (auto: bfloat16 on CUDA and for diffa1 and full)"),
+    "--quantize": dict(choices=["int8", "nf4"], help="keep their linear layers in less memory"),
     "--recompute": dict(choices=["nothing", "feed-forward", "blocks"],
                         help="to save memory (default: blocks for diffa1 and full)"),
     "--threads": dict(type=int, help="CPU threads (default: one per core)"),
@@ -87,6 +88,8 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
             "--shard and --compile exclude each other; choose one")
     require(not args.shard or args.processes > 1 and (len(args.stages) == 1 or args.dry_run),
             "--shard splits a stage over processes: torchrun --nproc_per_node=N train.py --stage 1")
+    require(not args.quantize or args.stages and not (args.shard or args.compile),
+            "--quantize is of stages 1 to 4, without --shard and --compile; leave it out")
     require(not args.dry_run or args.stages, "--dry-run plans stages 1 to 4; leave out --stage 0")
     require(set(args.stages) <= set(stages),
             f"--size {args.size} has stages {', '.join(map(str, stages))}")
@@ -132,6 +135,7 @@ def resume_command(args: argparse.Namespace, argv: list[str]) -> str:
 
 def ask_command(args: argparse.Namespace, path: Path) -> str:
     """How to ask the checkpoint at `path`, on the frozen parts that it was trained on."""
-    parts = {"--checkpoint": str(path), "--whisper": args.whisper, "--llada": args.llada}
+    parts = {"--checkpoint": str(path), "--whisper": args.whisper, "--llada": args.llada,
+             "--quantize": args.quantize}
     words = [word for flag, value in parts.items() if value for word in (flag, value)]
     return shlex.join(["python", "sample.py", "data/clips/three_one_four.wav", *words])

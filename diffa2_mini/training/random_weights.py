@@ -1,19 +1,33 @@
 """Random weights in place of a download: to try a machine, or to measure its speed."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ..quantize import quantize_linears
 
 
-def fill_at_random(device: torch.device, dtype: torch.dtype, *modules: nn.Module) -> None:
-    """Norms become the identity, biases zero, and the rest has a deviation of 0.02. The same few
-    million numbers serve everywhere: drawing billions would take minutes."""
+def fill_at_random(device: torch.device, dtype: torch.dtype, *modules: nn.Module,
+                   quantize: str | None = None) -> None:
+    """Norms become the identity, biases zero, and the rest has a deviation of 0.02, with linear
+    layers quantised as in `load_part`. The same few million numbers serve everywhere: drawing
+    billions would take minutes."""
     pool = torch.empty(4_194_301, device=device, dtype=dtype)  # a prime, so that rows differ
     pool.normal_(0, 0.02)
+
+    def filled(name: str, like: Tensor) -> Tensor:
+        tensor = torch.empty(like.shape, device=device, dtype=dtype)
+        if tensor.dim() == 1:
+            return tensor.fill_(0 if name.endswith("bias") else 1)
+        for piece in tensor.view(-1).split(len(pool)):
+            piece.copy_(pool[:len(piece)])
+        return tensor
+
+    def fill(module: nn.Module) -> None:
+        empty = module.state_dict()
+        if quantize:
+            quantize_linears(module, quantize, lambda name: filled(name, empty.pop(name)))
+        module.load_state_dict({name: filled(name, like) for name, like in empty.items()},
+                               strict=not quantize, assign=True)
+
     for module in modules:
-        module.to(dtype).to_empty(device=device)
-        for name, tensor in module.state_dict().items():
-            if tensor.dim() == 1:
-                tensor.fill_(0 if name.endswith("bias") else 1)
-            else:
-                for piece in tensor.view(-1).split(len(pool)):
-                    piece.copy_(pool[:len(piece)])
+        fill(module)

@@ -18,6 +18,7 @@ from ..data import Batch, Example
 from ..errors import require
 from ..fast.device import autocast
 from ..model import Diffa2Model
+from ..quantize import QuantizedLinear
 from ..tokenizer import Tokenizer
 from .dry_run import Shape, step_flops
 from .features import FeatureCache
@@ -109,6 +110,8 @@ class Run:
                     first_step: int) -> None:
         """Print what a stage trains, on which data, and after which step a resumed one goes on."""
         n_all = sum(p.numel() for p in self.model.parameters())
+        n_all += sum(layer.out_features * layer.in_features for layer in self.model.modules()
+                     if isinstance(layer, QuantizedLinear))
         n_trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         print(f"\nstage {stage.number}, {stage.title}: trains {' + '.join(stage.trains)}\n"
               f"  trainable parameters: {n_trained:,} of {n_all:,} ({n_trained / n_all:.2%})\n"
