@@ -185,13 +185,13 @@ def twin(scale: Scale) -> dict[str, dict[str, Setting]]:
     """Why the autoregressive twin learns faster, what data used again bring, what an answer costs;
     and two small questions, with one seed."""
     kinds, last = {"diffusion": "diffusion", "autoregressive": "causal"}, {
-        "diffusion": "stage 3", "autoregressive": "causal stage 3"}
+        "diffusion": "low stage 3", "autoregressive": "causal stage 3"}
     return {
         "learning": of({
             "diffusion, as published": "published", "diffusion, low variance": "low variance",
             "diffusion, late EOS lighter": "light EOS", "diffusion, all masked": "all masked",
             "autoregressive, few targets": "twin, few targets", "autoregressive": "twin",
-            "diffusion, stages 1 to 3": "stage 3",
+            "diffusion, stages 1 to 3": "low stage 3",
             "autoregressive, stages 1 to 3": "causal stage 3"}),
         "again": of({
             f"{kind}, {size} x {passes}": f"{name}, {n} x {passes}"
@@ -203,8 +203,9 @@ def twin(scale: Scale) -> dict[str, dict[str, Setting]]:
             for length, n_tokens in (("short", 4), ("long", 16)) for at_once in (1, 16)
             for kind, name in last.items()},
         "small": of({
-            "stage 1, 0 prompts": "no prompts", "stage 1, 20 prompts": "stage 1",
-            "stages 1 and 2, 0 prompts": "no prompts, 2", "stages 1 and 2, 20 prompts": "stage 2",
+            "stage 1, 0 prompts": "no prompts", "stage 1, 20 prompts": "low stage 1",
+            "stages 1 and 2, 0 prompts": "no prompts, 2",
+            "stages 1 and 2, 20 prompts": "low stage 2",
             "stage 2, 1 query": "1 query", "stage 2, 12 queries": "12 queries"})}
 
 

@@ -65,6 +65,7 @@ from tutorials.score_variance import bounds_apart, score_variance
 CONFIG, STAGES = SIZES["toy"]
 CPU = torch.device("cpu")
 BACKBONE = "autoregressive.safetensors"  # in the folder of the variants
+LOW = dict(masking="low-variance")  # whatever the toy's own is
 PASSES = ((1, 4, 16, 64), (1, 4, 16))  # over few and more clips, where these are used again
 
 
@@ -155,28 +156,29 @@ def variants(scale: Scale) -> dict[str, Variant]:
     for n in (*scale.n_clips, None):
         found[f"diffusion, {n}"] = Variant(None, 2, n_clips=n, watched=("accuracy",))
         found[f"causal, {n}"] = Variant(None, 2, n_clips=n, causal=True, watched=("accuracy",))
-    return found | learning(scale) | repeated(scale) | {
-        "no prompts": Variant(None, 1, dict(trains=("semantic",), audio=("semantic",))),
-        "no prompts, 2": Variant("no prompts", 2),
-        "1 query": Variant(None, 2, adapter=dict(n_queries=1)),
-        "12 queries": Variant(None, 2, adapter=dict(n_queries=12))}
+    return found | learning() | repeated(scale) | {
+        "no prompts": Variant(None, 1, LOW | dict(trains=("semantic",), audio=("semantic",))),
+        "no prompts, 2": Variant("no prompts", 2, LOW),
+        "1 query": Variant(None, 2, LOW, adapter=dict(n_queries=1)),
+        "12 queries": Variant(None, 2, LOW, adapter=dict(n_queries=12))}
 
 
-def learning(scale: Scale) -> dict[str, Variant]:
-    """What may explain how fast stage 2 alone learns; and the curriculum of the autoregressive
-    twin."""
-    low, watched = dict(masking="low-variance"), ("accuracy", "gradient")
-    return {
+def learning() -> dict[str, Variant]:
+    """What may explain how fast stage 2 alone learns; and the curriculum of both models."""
+    watched = ("accuracy", "gradient")
+    found = {
         "published": Variant(None, 2, dict(masking="published"), watched=watched),
-        "low variance": Variant(None, 2, low, watched=watched),
-        "all masked": Variant(None, 2, low, loss=claims_targets.ALL_MASKED, watched=watched),
-        "light EOS": Variant(None, 2, low, loss=claims_targets.LIGHT_EOS, watched=watched),
-        "twin": Variant(None, 2, low, causal=True, watched=watched),
-        "twin, few targets": Variant(None, 2, low, causal=True, loss=claims_targets.FEW_TARGETS,
-                                     watched=watched),
-        "causal stage 1": Variant(None, 1, causal=True),
-        "causal stage 2": Variant("causal stage 1", 2, causal=True),
-        "causal stage 3": Variant("causal stage 2", 3, causal=True)}
+        "low variance": Variant(None, 2, LOW, watched=watched),
+        "all masked": Variant(None, 2, LOW, loss=claims_targets.ALL_MASKED, watched=watched),
+        "light EOS": Variant(None, 2, LOW, loss=claims_targets.LIGHT_EOS, watched=watched),
+        "twin": Variant(None, 2, LOW, causal=True, watched=watched),
+        "twin, few targets": Variant(None, 2, LOW, causal=True, loss=claims_targets.FEW_TARGETS,
+                                     watched=watched)}
+    for kind, causal in (("low", False), ("causal", True)):
+        for n in (1, 2, 3):
+            start = f"{kind} stage {n - 1}" if n > 1 else None
+            found[f"{kind} stage {n}"] = Variant(start, n, LOW, causal=causal)
+    return found
 
 
 def repeated(scale: Scale) -> dict[str, Variant]:
@@ -184,8 +186,8 @@ def repeated(scale: Scale) -> dict[str, Variant]:
     batch_size = scale.batch_size or STAGES[2].batch_size
     return {
         f"{'causal' if causal else 'diffusion'}, {n} x {passes}": Variant(
-            None, 2, dict(steps=math.ceil(passes * n / batch_size)), n_clips=n, one_each=True,
-            causal=causal, watched=("loss",))
+            None, 2, LOW | dict(steps=math.ceil(passes * n / batch_size)), n_clips=n,
+            one_each=True, causal=causal, watched=("loss",))
         for n, some in zip(scale.n_clips, PASSES) for passes in some for causal in (False, True)}
 
 
@@ -330,7 +332,7 @@ class Lab:
             stage = stage_of(variant, self.scale)
             model, figures = self.train(variant, stage, seed)
             starts = {variant.start for variant in self.variants.values()}
-            if name in starts | {"stage 4", "causal stage 3"}:
+            if name in starts | {"stage 4", "low stage 3", "causal stage 3"}:
                 kept = Checkpoint(model.config, variant.number, stage.steps, True,
                                   weights.trained_tensors(model), stage.audio)
                 save_checkpoint(self.path(name, seed, "safetensors"), kept)
