@@ -6,6 +6,7 @@ preferences.
     python train.py --data FOLDER            # its stage1.json, sft.json, preference.json, ...
     python train.py --resume                 # go on where a run was stopped
     python train.py --stage 0                # make the toy's pretrained encoder and backbone anew
+    python train.py --size small --data data/small    # on whisper-tiny.en; data/README.md has more
 
 What the stages differ in is one table, `stages` in diffa2_mini/config.py. One loop below serves
 them all: `train_stage`.
@@ -91,11 +92,13 @@ def set_up(args: argparse.Namespace, world: World, folder: RunFolder) -> Run:
     tokenizer = load_tokenizer(config, args.llada, args.random_weights)
     if not args.random_weights:
         paths |= locate_all({"whisper": args.whisper, "llada": args.llada}, args.size)
+    taken = [f"{part}: {found}" for part, found in paths.items() if found != weights.SHIPPED[part]]
+    print(*taken, sep=", ", end="\n" * bool(taken))  # all but what ships
     where = DataConfig(path, args.validation, args.test, args.skip_broken, not args.random_weights)
     data = load_data(where, args.size, args.stages, folder.unfinished, tokenizer)
     model = build_model(args, paths, device, dtype)
     folder.note_origins(checkpoint.fingerprints_of(paths), dtype, data.manifests, args.quantize)
-    keep = args.size == "toy" and not args.no_cache_audio
+    keep = config.from_scratch and not args.no_cache_audio
     features = FeatureCache(model, device, dtype, keep, args.cache_audio)
     if args.compile:
         compile_blocks(model.whisper.blocks, model.llada.blocks)

@@ -27,7 +27,7 @@ from diffa2_mini.command.script import begin, run_script
 begin(__name__)  # Ctrl-C while the rest is imported
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -45,6 +45,18 @@ LONGEST = 15  # seconds; the dozen clips above 13 are cut there by a model that 
 NONE = "none"  # the answer about a slot that was not said
 SLOTS = {"drink": "coffeeDrink", "size": "size", "roast": "roast", "shots": "numberOfShots",
          "milk": "milkAmount", "sugar": "sugarAmount"}  # our names, and those of the labels
+AMOUNTS = ("", "some ", "a little bit of ", "lots of ")
+VALUES = {  # all that labels say
+    "drink": ("coffee", "iced coffee", "drip coffee", "house coffee", "mocha", "iced mocha",
+              "latte", "cappuccino", "espresso", "americano"),
+    "size": ("small", "medium", "large", "eight ounce", "twelve ounce", "sixteen ounce",
+             "twenty ounce"),
+    "roast": ("light roast", "medium roast", "dark roast"),
+    "shots": ("single shot", "double shot", "triple shot"),
+    "milk": tuple(amount + kind for amount in AMOUNTS for kind in (
+        "milk", "cream", "soy milk", "whole milk", "skim milk", "almond milk")),
+    "sugar": tuple(amount + kind for amount in AMOUNTS
+                   for kind in ("sugar", "brown sugar", "sweetener"))}
 SAME = {"a bit of": "a little bit of", "a lot of": "lots of"}
 WORDINGS = {
     "drink": ("Which drink is ordered?", "What does the customer want to drink?",
@@ -97,6 +109,9 @@ def read_orders(source: Path) -> list[Order]:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{label}: expected clips with their slots, got none ({error!r}); get it "
                         "again") from None
+    odd = [value for slots in labels.values() for slot, value in slots
+           if value not in VALUES[slot]]
+    require(not odd, f"{label}: expected words such as {', '.join(VALUES['size'])}, got {odd[:1]}")
     missing = [name for name in labels if name not in clips]
     require(not missing and len(labels) == N_CLIPS,
             f"{source}: expected {N_CLIPS} recordings with their labels, got {len(labels)} labels "
@@ -140,47 +155,41 @@ def sentence(slots: dict[str, str]) -> str:
     return f"{article} {what}{shots}" + f", with {extras}" * bool(extras)
 
 
-def ask(slot: str, order: Order, values: dict[str, list[str]],
-        rng: np.random.Generator) -> Question:
-    """A question about a slot, or about the whole `order`, in a random wording. The type of one
-    about a slot that was not said is `none`."""
+def ask(slot: str, slots: dict[str, str], rng: np.random.Generator) -> Question:
+    """A question about a slot of an order, or about the whole `order`, in a random wording. The
+    type of one about a slot that was not said is `none`."""
     wording = str(rng.choice(WORDINGS[slot]))
     if slot == "order":
-        changes = [(name, value) for name, known in values.items() for value in known
-                   if value != order.slots.get(name)]
-        wrong = tuple(sentence(order.slots | {name: value}) for name, value in changes)
-        return Question("order", wording, sentence(order.slots), wrong)
-    said = order.slots.get(slot, NONE)
-    wrong = tuple(value for value in values[slot] if value != said)
-    return Question(slot if slot in order.slots else NONE, wording, said, wrong)
+        wrong = tuple(sentence(slots | {name: value}) for name, values in VALUES.items()
+                      for value in values if value != slots.get(name))
+        return Question("order", wording, sentence(slots), wrong)
+    said = slots.get(slot, NONE)
+    wrong = tuple(value for value in VALUES[slot] if value != said)
+    return Question(slot if slot in slots else NONE, wording, said, wrong)
 
 
-def ask_lettered(order: Order, values: dict[str, list[str]], rng: np.random.Generator) -> Question:
+def ask_lettered(slots: dict[str, str], rng: np.random.Generator) -> Question:
     """A question about a random slot with lettered choices, `none` mostly among them."""
-    question = ask(str(rng.choice(list(SLOTS))), order, values, rng)
+    question = ask(str(rng.choice(list(SLOTS))), slots, rng)
     if question.type == NONE:
         return toy_text.lettered(question, rng)
-    wrong = rng.choice(question.wrong, size=min(2, len(question.wrong)), replace=False)
-    more = Question(question.type, question.instruction, question.answer, (*wrong.tolist(), NONE))
-    return toy_text.lettered(more, rng)
+    wrong = rng.choice(question.wrong, size=2, replace=False).tolist()
+    return toy_text.lettered(replace(question, wrong=(*wrong, NONE)), rng)
 
 
 def manifests(splits: dict[str, list[Order]], out: Path, seed: int) -> dict[str, list[dict]]:
     """Every manifest, by name. There is none for stage 1, which needs transcripts."""
     rng = np.random.default_rng([seed, 99])
-    every = [order for orders in splits.values() for order in orders]
-    values = {slot: sorted({order.slots[slot] for order in every if slot in order.slots})
-              for slot in SLOTS}
 
     def rows(order: Order, n_lettered: int) -> list[dict]:
         seconds = duration(order.path)
         require(seconds <= LONGEST, f"{order.path}: expected {LONGEST} s at most, got "
                 f"{seconds:.1f} s; get it again")
-        questions = [ask(slot, order, values, rng) for slot in (*SLOTS, "order")]
-        questions += [ask_lettered(order, values, rng) for _ in range(n_lettered)]
+        questions = [ask(slot, order.slots, rng) for slot in (*SLOTS, "order")]
+        questions += [ask_lettered(order.slots, rng) for _ in range(n_lettered)]
         row = {"audio_id": order.path.stem, "audio_filepath": corpus.named_from(out, order.path),
                "dataset": "orders", "domain": "speech", "duration": seconds}
-        return [ask_row(row, question, rng) for question in questions if question.wrong]
+        return [ask_row(row, question, rng) for question in questions]
 
     found = {"sft": [row for order in splits["train"] for row in rows(order, N_LETTERED)]}
     pairs = [row | {"chosen": row["target"]} for row in found["sft"] if "+" not in row["type"]]

@@ -33,7 +33,6 @@ from data.bpe import count_words, save_ranks, train_bpe
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import ASSETS, DATA, TextConfig
-from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
 KINDS = ("speech", "sound", "music")
 SPLITS = {  # clips of each kind, in the order of KINDS
@@ -156,16 +155,16 @@ def text_example(rng: np.random.Generator, evaluation: bool = False) -> TextExam
                        question.answer)
 
 
-def make_tokenizer(path: Path, n_merges: int, more: str = "", seed: int = 0) -> None:
+def make_tokenizer(path: Path, n_merges: int, seed: int = 0) -> None:
     """Train a BPE on the toy world's texts, where every word counts alike so that each becomes one
-    token, and then on `more` text."""
+    token."""
     rng = np.random.default_rng(seed)
     texts = [
         TextConfig().train_system, "This is the audio: <audio>.", "system", "user", "assistant"]
     for _ in range(20_000):
         example = text_example(rng)
         texts += [example.instruction, example.answer, *(f" {word}" for word in example.words())]
-    counted = Counter(dict.fromkeys(count_words("\n".join(texts)), 1000)) + count_words(more)
+    counted = Counter(dict.fromkeys(count_words("\n".join(texts)), 1000))
     save_ranks(train_bpe(counted, n_merges), path)
 
 
@@ -209,8 +208,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--listen", type=Path, metavar="OUT",
                         help="write a few clips with their questions instead")
     parser.add_argument("--clips", action="store_true", help="make the clips in data/clips instead")
-    parser.add_argument("--tokenizer", choices=["toy", "small"],
-                        help="train toy.bpe or small.bpe of diffa2_mini/assets instead")
+    parser.add_argument("--tokenizer", choices=["toy"],
+                        help="train toy.bpe of diffa2_mini/assets instead")
     args = parser.parse_args(argv)
     if args.listen:
         listen(args.listen, args.seed)
@@ -218,10 +217,6 @@ def main(argv: list[str]) -> None:
         make_shipped(DATA / "clips", args.seed)
     elif args.tokenizer == "toy":
         make_tokenizer(ASSETS / "toy.bpe", n_merges=2000, seed=args.seed)
-    elif args.tokenizer == "small":  # English, and code: that of this repository
-        files = sorted(path for kind in ("*.md", "*.py") for path in DATA.parent.rglob(kind))
-        more = "\n".join(path.read_text(encoding="utf-8") for path in files)
-        make_tokenizer(ASSETS / "small.bpe", 4096 - 256 - len(SPECIAL_TOKENS), more, args.seed)
     else:
         print(f"the toy world is in {make_world(args.out, args.seed)}")
 

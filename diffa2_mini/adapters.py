@@ -5,7 +5,8 @@ second to 12.5 embeddings. The acoustic adapter is for *how it sounded*: a Q-For
 queries attend to several depths of the encoder; it always gives the same number of embeddings.
 Module names are those of the published weights.
 
-What differs: in a batch, the release keeps embeddings of short clips' padding, this does not.
+What differs: in a batch, the release keeps embeddings of short clips' padding, this does not. With
+`only_sound` the acoustic adapter passes over frames of padding, which the release attends to.
 """
 
 import torch
@@ -58,13 +59,14 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(0.0)
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, valid: Tensor | None = None) -> Tensor:
+        """`valid`, bool [B, 1, 1, T], is False where `memory` is not to be attended to."""
         def heads(y):  # [B, Q or T, E] -> [B, H, Q or T, E/H]
             return y.view(y.shape[0], y.shape[1], self.n_heads, -1).transpose(1, 2)
 
         q, k, v = heads(self.query(x)), heads(self.key(memory)), heads(self.value(memory))
         p = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p)  # [B, H, Q, E/H]
+        y = F.scaled_dot_product_attention(q, k, v, valid, dropout_p=p)  # [B, H, Q, E/H]
         y = y.transpose(1, 2).reshape(x.shape)  # [B, Q, E]
         return self.LayerNorm(x + self.dropout(self.dense(y)))
 
@@ -81,22 +83,23 @@ class QFormerLayer(nn.Module):
         self.dropout = nn.Dropout(0.0)
         self.LayerNorm = nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, queries: Tensor, frames: Tensor) -> Tensor:
-        x = self.crossattention(self.attention(queries, queries), frames)
+    def forward(self, queries: Tensor, frames: Tensor, valid: Tensor | None = None) -> Tensor:
+        x = self.crossattention(self.attention(queries, queries), frames, valid)
         return self.LayerNorm(x + self.dropout(self.output(F.gelu(self.intermediate(x)))))
 
 
 class AcousticAdapter(nn.Module):
     """Hidden states of N taps [B, N, T, E] -> Q embeddings [B, Q, D].
 
-    Each tap has its own queries. All taps share one decoder without an attention mask: it attends
-    to all T frames, those of padding too. The outputs are averaged over taps with learned weights
-    per query. The queries get no dropout: the release bypasses BERT's embeddings, which have it.
+    Each tap has its own queries. All taps share one decoder. It attends to all T frames, those of
+    padding too; with `only_sound`, to the `n_frames` [B] of each clip that hold sound. The outputs
+    are averaged over taps with learned weights per query. The queries get no dropout: the release
+    bypasses BERT's embeddings, which have it.
     """
 
     def __init__(self, config: AdapterConfig, whisper: WhisperConfig, out_width: int):
         super().__init__()
-        n_taps, width = len(whisper.taps), whisper.width
+        n_taps, width, self.only_sound = len(whisper.taps), whisper.width, config.only_sound
         self.layer_prompts = nn.ParameterList(
             nn.Parameter(torch.randn(1, config.n_queries, width)) for _ in range(n_taps))
         self.layer_weights = nn.Parameter(torch.zeros(config.n_queries, n_taps))
@@ -104,13 +107,19 @@ class AcousticAdapter(nn.Module):
             QFormerLayer(config, width, whisper.n_heads) for _ in range(config.qformer_layers))
         self.proj = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_width))
 
-    def forward(self, taps: Tensor) -> Tensor:
+    def forward(self, taps: Tensor, n_frames: Tensor | None = None) -> Tensor:
+        valid = None
+        if self.only_sound:
+            taps = taps[:, :, :int(n_frames.max())]
+            columns = torch.arange(taps.shape[2], device=taps.device)
+            valid = columns < n_frames.repeat_interleave(taps.shape[1])[:, None]  # [B * N, T]
+            valid = valid[:, None, None]  # for all heads and queries
         B, N, T, E = taps.shape
         frames = taps.reshape(B * N, T, E)
         queries = torch.cat(list(self.layer_prompts))  # [N, Q, E]
         x = queries.repeat(B, 1, 1)  # [B * N, Q, E]
         for layer in self.qformer:
-            x = layer(x, frames)  # [B * N, Q, E]
+            x = layer(x, frames, valid)  # [B * N, Q, E]
         weights = self.layer_weights.softmax(dim=-1)  # [Q, N], sums to 1 over the taps
         mixed = torch.einsum("bnqe,qn->bqe", x.view(B, N, -1, E), weights)  # [B, Q, E]
         return self.proj(mixed)  # [B, Q, D]

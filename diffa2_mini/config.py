@@ -2,7 +2,8 @@
 
 Sources are sections of the paper (arXiv 2601.23161) unless another is named. "The release", in this
 file and wherever a file says what differs, is the authors' code (github.com/NKU-HLT/DIFFA, folder
-DIFFA-2). `toy` has the architecture of `full` with smaller numbers.
+DIFFA-2). `toy` has the architecture of `full` with smaller numbers; `small` too, but for what
+`only_sound` says.
 
 Letters used in shape comments everywhere:
     B batch                 M mel frames         T encoder frames     E encoder width
@@ -61,6 +62,7 @@ class AdapterConfig(Ranged):
     stage 1 has in place of acoustic embeddings."""
 
     n_queries: int = 64  # acoustic embeddings per clip
+    only_sound: bool = False  # whether the acoustic adapter passes over frames of padding
     qformer_layers: int = 2
     qformer_hidden: int = 3072  # inner width of the Q-Former's feed-forward
     semantic_stride: int = 4  # encoder frames per semantic embedding: 50 Hz -> 12.5 Hz
@@ -198,15 +200,17 @@ class Config:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether stage 0 makes the frozen parts (and its rank file); else they are published."""
+        """Whether stage 0 makes the backbone (with a rank file of ours); else it is published. Of
+        `small` the encoder is."""
         return self.text.tokenizer.endswith(".bpe")
 
 
 def from_dict(values: dict, cls: type = Config) -> Config:
     """The inverse of `dataclasses.asdict`, after JSON has turned tuples into lists. Raises
-    UserError unless each field is there, and no other."""
+    UserError unless each field is there, and no other; but a switch that is off may be missing."""
     types = {f.name: f.type for f in dataclasses.fields(cls)}
-    require(isinstance(values, dict) and values.keys() == types.keys(),
+    off = {f.name for f in dataclasses.fields(cls) if f.default is False}
+    require(isinstance(values, dict) and types.keys() - off <= values.keys() <= types.keys(),
             f"this is not the {cls.__name__} of this version")
     values = {name: tuple(value) if isinstance(value, list) else value
               for name, value in values.items()}
@@ -246,15 +250,16 @@ TOY = Config(  # its last tap is the final state, which is normalised
     llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=1e4),
     text=TextConfig(tokenizer="toy.bpe", response_multiple=16),
     decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5))
-SMALL = Config(  # an encoder as large as Whisper-tiny's
+SMALL = Config(  # its encoder is whisper-tiny.en
     size="small",
-    audio=AudioConfig(n_mels=80),
-    whisper=WhisperConfig(n_mels=80, width=384, n_layers=4, n_heads=6, taps=(1, 2, 3, 4)),
-    adapter=AdapterConfig(n_queries=32, qformer_hidden=1024),
-    llada=LladaConfig(vocab_size=4096, width=512, n_layers=10, n_heads=8, hidden=1536,
+    audio=AudioConfig(n_mels=80, max_seconds=13),
+    whisper=WhisperConfig(n_mels=80, n_positions=650, width=384, n_layers=4, n_heads=6,
+                          taps=(2, 3, 4)),
+    adapter=AdapterConfig(n_queries=16, only_sound=True, qformer_hidden=768),
+    llada=LladaConfig(vocab_size=2048, width=192, n_layers=6, n_heads=6, hidden=576,
                       rope_theta=1e4),
     text=TextConfig(tokenizer="small.bpe"),
-    decode=DecodeConfig(gen_length=64, steps=64))
+    decode=DecodeConfig(gen_length=32, steps=32, factor=0.5))
 DIFFA1 = Config(  # arXiv 2507.18452, on Whisper-small
     size="diffa1",
     audio=AudioConfig(n_mels=80),
@@ -265,10 +270,10 @@ SIZES = {  # a config and the stages by number
         dict(lr=2e-3, batch_size=16, micro_batch=8, steps=800, warmup=30, adapter_dropout=0.0),
         dict(lr=1e-3, batch_size=16, micro_batch=8, steps=560, warmup=30, adapter_dropout=0.0),
         dict(lr=2e-4, batch_size=16, micro_batch=2, steps=60, warmup=5, vrpo_samples=2))),
-    "small": (SMALL, scaled(  # for one small GPU; not measured
-        dict(lr=1e-3, batch_size=64, steps=2000, warmup=200),
-        dict(lr=5e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
-        dict(lr=3e-4, batch_size=32, steps=4000, warmup=200, adapter_dropout=0.0),
-        dict(lr=1e-4, batch_size=16, steps=400, warmup=50))),
+    "small": (SMALL, scaled(  # for two CPU cores; not measured
+        dict(lr=3e-3, batch_size=32, micro_batch=8, steps=600, warmup=30),
+        dict(lr=2e-3, batch_size=16, micro_batch=8, steps=900, warmup=30, adapter_dropout=0.0),
+        dict(lr=1e-3, batch_size=16, micro_batch=8, steps=900, warmup=30, adapter_dropout=0.0),
+        dict(lr=2e-4, batch_size=16, micro_batch=2, steps=100, warmup=5, vrpo_samples=2))),
     "diffa1": (DIFFA1, scaled({}, {})),  # it has no LoRA
     "full": (Config(), FULL_STAGES)}

@@ -90,7 +90,7 @@ class Diffa2Model(nn.Module):
             embeddings, n_valid = self.semantic_connector(audio.final, audio.n_frames)
             found["semantic"] = [row[:n] for row, n in zip(embeddings, n_valid.tolist())]
         if "acoustic" in parts:
-            found["acoustic"] = self.acoustic_connector(audio.taps)  # [B, Q, D]
+            found["acoustic"] = self.acoustic_connector(audio.taps, audio.n_frames)
         if "prompts" in parts:
             found["prompts"] = self.trainable_prompts.weight.expand(len(audio.n_frames), -1, -1)
         return [torch.cat(clip) for clip in zip(*(found[part] for part in parts), strict=True)]

@@ -171,3 +171,21 @@ def test_layer_norms_have_eps_1e_12_in_the_qformer_and_1e_5_elsewhere(config):
     eps = {name: m.eps for name, m in adapters.named_modules() if isinstance(m, nn.LayerNorm)}
     assert {name: 1e-12 if "qformer" in name else 1e-5 for name in eps} == eps
     assert len(eps) == 2 * 3 + 2
+
+
+def test_only_sound_reads_no_padding_and_no_other_frame_of_the_batch(config):
+    """Whatever stands behind the clips, each gives what it gives alone; without it, padding
+    counts."""
+    every = acoustic(config)
+    sound = acoustic(dataclasses.replace(
+        config, adapter=dataclasses.replace(config.adapter, only_sound=True)))
+    sound.load_state_dict(every.state_dict())
+    n_frames, clips = torch.tensor([3, 7, 1]), torch.randn(3, 3, 10, 8)
+    louder = clips.clone()
+    for row, n in zip(louder, n_frames):
+        row[:, n:] = 1e3
+    together = sound(louder, n_frames)
+    for i, n in enumerate(n_frames):
+        alone = every(clips[i:i + 1, :, :n])
+        torch.testing.assert_close(together[i:i + 1], alone, atol=1e-5, rtol=0)
+    assert (every(louder) - every(clips)).abs().min(dim=-1).values.max() > 1e-3

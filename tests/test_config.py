@@ -3,6 +3,7 @@ through JSON."""
 
 import dataclasses
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -86,6 +87,13 @@ def test_from_dict_refuses_missing_fields(part, name):
         from_dict(values)
 
 
+def test_a_switch_that_is_off_may_be_missing_as_in_checkpoints_from_before_it():
+    for size in ("toy", "small"):
+        values = dataclasses.asdict(SIZES[size][0])
+        del values["adapter"]["only_sound"]
+        assert not from_dict(values).adapter.only_sound
+
+
 @pytest.mark.parametrize("bad", [
     dict(gen_length=0),
     dict(gen_length=-32, block_length=-32),
@@ -138,3 +146,17 @@ def test_taps_positions_and_frames_fit_together(size):
     assert config.audio.n_mels == config.whisper.n_mels
     assert set(config.whisper.taps) <= set(range(config.whisper.n_layers + 1))
     assert config.decode.gen_length % config.text.response_multiple == 0
+
+
+def test_small_hears_with_whisper_tiny_and_ships_in_24_megabytes():
+    config = SIZES["small"][0]
+    assert (config.audio.n_mels, config.whisper.width, config.whisper.n_heads) == (80, 384, 6)
+    assert config.audio.max_seconds == 13 and config.adapter.only_sound
+    assert config.llada.vocab_size <= 2048
+    model = Diffa2Model(config, "meta")
+    model.add_lora()
+    counts = Counter()
+    for name, parameter in model.named_parameters():
+        counts[part_of(name)] += parameter.numel()
+    assert counts["llada"] <= 4e6
+    assert 2 * (sum(counts.values()) - counts["whisper"]) <= 24e6  # bytes in float16

@@ -1,5 +1,6 @@
 """What is kept of the encoder's work is, bit for bit, what it would do again."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -54,6 +55,24 @@ def test_a_batch_is_its_clips_one_by_one(model, paths):
         alone = features_of(model, keep=False)([path])
         assert torch.equal(alone.final[0], together.final[i])
         assert torch.equal(alone.taps[0], together.taps[i])
+
+
+def test_where_only_sound_is_read_no_other_frame_is_kept_and_a_half_of_the_bits(paths, tmp_path):
+    adapter = dataclasses.replace(MICRO.adapter, only_sound=True)
+    model = Diffa2Model(dataclasses.replace(MICRO, adapter=adapter)).eval()
+    clips = [data.load_clip(path, MICRO.audio) for path in paths]
+    expected = [model.encode(mel[None], torch.tensor([n])) for mel, n in clips]
+    for made in (features_of(model, keep=True), on_disk(model, tmp_path / "cache")):
+        made.prepare(paths, lambda chunks: chunks)
+        kept = [made.get(path) for path in paths]
+        assert [len(audio.final) for audio in kept] == [20, 5, 40]
+        assert {audio.taps.dtype for audio in kept} == {torch.float16}
+        batch = made(paths)
+        assert batch.n_frames.tolist() == [20, 5, 40] and batch.final.dtype == torch.float32
+        for i, (alone, n) in enumerate(zip(expected, (20, 5, 40))):
+            assert torch.equal(batch.final[i, :n], alone.final[0, :n].half().float())
+            assert torch.equal(batch.taps[i, :, :n], alone.taps[0, :, :n].half().float())
+            assert not batch.final[i, n:].any() and not batch.taps[i, :, n:].any()
 
 
 def test_kept_on_disk_for_the_next_run_too(model, paths, tmp_path):

@@ -19,7 +19,13 @@ from tqdm import tqdm
 from data.pretraining.config import PretrainConfig
 from data.pretraining.optimization import REPORT_EVERY, learning_rate, running_mean, update
 from data.pretraining.recall import learn_recall, recall_loss, words_to_recall
-from data.pretraining.texts import TextBatch, draw_batch, embed_like_audio, embed_words
+from data.pretraining.texts import (
+    TextBatch,
+    TextSource,
+    draw_batch,
+    embed_like_audio,
+    embed_words,
+)
 from data.toy import TextExample, text_example
 from diffa2_mini.command.script import progress
 from diffa2_mini.config import LladaConfig
@@ -84,11 +90,13 @@ def text_loss(model: Diffa2Model, tokenizer: Tokenizer, batch: TextBatch, config
 
 @dataclass(frozen=True)
 class Paradigm:
-    """How a backbone learns from texts, learns to recall, and generates an answer."""
+    """How a backbone learns from texts, learns to recall, and generates an answer; and what draws
+    the texts."""
 
     text_loss: Callable[..., Tensor]
     recall_loss: Callable[..., Tensor]
     generate: Callable[..., tuple[Tensor, int]]
+    draw: TextSource = text_example
 
 
 MASKED_DIFFUSION = Paradigm(text_loss, recall_loss, generate_responses)
@@ -151,7 +159,7 @@ def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, config: Pretrain
     than it learns from. Returns the mean loss at the end."""
     llada, device = model.llada, model.llada.wte.weight.device
     rng, held_out = stream("texts", seed), stream("held-out texts", seed)
-    evaluation = [text_example(held_out, True) for _ in range(config.n_held_out)]
+    evaluation = [paradigm.draw(held_out, True) for _ in range(config.n_held_out)]
     if not goes_on:
         init_backbone(llada.cpu(),
                       torch.Generator().manual_seed(seed_of("backbone", seed, "weights")))
@@ -169,7 +177,7 @@ def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, config: Pretrain
     n_asked = min(len(evaluation), config.backbone_steps * config.backbone_batch)
     for step in progress(range(config.backbone_steps if goes_on else 0, n_steps), desc="backbone"):
         max_silences, lr = phase_at(step, config)
-        batch = draw_batch(model, tokenizer, max_silences, config, rng)
+        batch = draw_batch(model, tokenizer, max_silences, config, rng, paradigm.draw)
         loss = paradigm.text_loss(model, tokenizer, batch, config, rng)
         recalled = exercise()
         update(optimizer, parameters, loss + recalled, lr)

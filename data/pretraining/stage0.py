@@ -7,6 +7,7 @@ the backbone.
 
 import argparse
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from data import toy
-from data.pretraining.backbone import pretrain_backbone
+from data import small, toy
+from data.pretraining.backbone import MASKED_DIFFUSION, pretrain_backbone
 from data.pretraining.config import pretrain_config
 from data.pretraining.encoder import LabelledClips, pretrain_encoder
 from diffa2_mini import weights
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace, world: World) -> None:
     alone. Raises UserError."""
     require(SIZES[args.size][0].from_scratch,
             f"--stage 0 makes parts of --size toy or small; for {args.size} they are published")
+    require(args.size == "toy" or args.parts == "llada",
+            "--size small hears with a published encoder; --parts llada makes its backbone")
     require(args.data is None or args.parts != "llada",
             "--parts llada learns from texts; leave out --data")
     device, _, why = choose_device(args.device, "float32")
@@ -72,6 +75,8 @@ def run(args: argparse.Namespace, world: World) -> None:
         save("whisper")
     makes_backbone = args.parts != "whisper" and args.data is None
     if makes_backbone and world.rank == min(1, world.size - 1):
+        paradigm = replace(MASKED_DIFFUSION, draw=small.texts()) if args.size == "small" else (
+            MASKED_DIFFUSION)
         pretrain_backbone(model, load_tokenizer(model.config), config, args.seed, say,
-                          goes_on=bool(args.llada))
+                          bool(args.llada), paradigm)
         save("llada")

@@ -4,6 +4,7 @@ A description of the clip takes the place of the audio embeddings: either as a s
 form that resembles what an adapter gives. Nothing of this is in DIFFA-2.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from data.toy import TextExample, text_example
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Prompt, Tokenizer
 
+# draws an example, of the evaluation or not
+TextSource = Callable[[np.random.Generator, bool], TextExample]
 LETTERS = ("A.", "B.", "C.", "D.")  # of lettered choices
 
 
@@ -64,12 +67,12 @@ def token_weights(response: Tensor, tokenizer: Tokenizer, config: PretrainConfig
 
 
 def draw_batch(model: Diffa2Model, tokenizer: Tokenizer, max_silences: int, config: PretrainConfig,
-               rng: np.random.Generator) -> TextBatch:
+               rng: np.random.Generator, draw: TextSource = text_example) -> TextBatch:
     """A batch of new examples, in either form with the same probability, with Gaussian noise. Half
     of the batches have no system prompt: short ones are faster."""
     text, device = model.config.text, model.llada.wte.weight.device
     system = str(rng.choice(["", text.system, text.train_system], p=[0.5, 0.3, 0.2]))
-    examples = [text_example(rng) for _ in range(config.backbone_batch)]
+    examples = [draw(rng, False) for _ in range(config.backbone_batch)]
     clean = [embed_like_audio(model, tokenizer, example, max_silences, rng) if rng.random() < 0.5
              else embed_words(model, tokenizer, example.words()) for example in examples]
     noise = [rng.standard_normal(x.shape, dtype=np.float32) for x in clean]

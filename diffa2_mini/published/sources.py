@@ -15,8 +15,8 @@ LLADA = "GSAI-ML/LLaDA-8B-Instruct"
 SOURCES = {  # of each part, unless the user says otherwise: files, folders or hub names
     "toy": SHIPPED,
     "small": {
-        "whisper": "runs/small/small_whisper.safetensors",
-        "llada": "runs/small/small_llada.safetensors", "diffa2": "runs/small/stage4.safetensors"},
+        "whisper": "openai/whisper-tiny.en", "llada": "runs/small/small_llada.safetensors",
+        "diffa2": "runs/small/stage4.safetensors"},
     "diffa1": {"whisper": "openai/whisper-small", "llada": LLADA, "diffa2": "zhoujiaming777/DIFFA"},
     "full": {
         "whisper": "openai/whisper-large-v3", "llada": LLADA, "diffa2": "zhoujiaming777/DIFFA-2"},

@@ -1,7 +1,8 @@
 """The feature cache: hidden states of the frozen encoder, kept in memory or on disk.
 
 The encoder is never trained, so that the hidden states of a clip are always the same. Clips are
-encoded one at a time: a cached result is bit for bit what encoding the clip again would give.
+encoded one at a time: a cached result is bit for bit what encoding the clip again would give. Where
+the adapters read frames that hold sound alone, no others are kept, and these in float16.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..data import load_clip
 from ..errors import UserError, require
@@ -43,6 +45,7 @@ class FeatureCache:
         """Identifies the encoder: its weights, its configs, its dtype and its device."""
         config, weights = self.model.config, fingerprint(self.model.whisper.state_dict())
         about = (config.audio, config.whisper, self.dtype, self.device.type, weights)
+        about += ("only sound",) * config.adapter.only_sound
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
     def find_file(self, path: Path) -> Path:
@@ -56,6 +59,9 @@ class FeatureCache:
         """Hidden states of one clip, log-mel [n_mels, M], without a batch dimension."""
         audio = self.model.encode(mel[None].to(self.device, self.dtype),
                                   torch.tensor([n_frames], device=self.device))
+        if self.model.config.adapter.only_sound:
+            return Audio(audio.final[0, :n_frames].half(), audio.taps[0, :, :n_frames].half(),
+                         audio.n_frames[0])
         return Audio(audio.final[0], audio.taps[0], audio.n_frames[0])
 
     def get(self, path: Path) -> Audio:
@@ -122,4 +128,13 @@ class FeatureCache:
         """Hidden states of a batch: of `clips`, log-mels [n_mels, M] with their numbers of frames,
         if given; else from what is kept or the files."""
         audios = [self.encode(*clip) for clip in clips] if clips else list(map(self.get, paths))
+        if self.model.config.adapter.only_sound:
+            audios = [self.padded(audio, max(len(each.final) for each in audios))
+                      for audio in audios]
         return Audio(*(torch.stack([getattr(audio, name) for audio in audios]) for name in NAMES))
+
+    def padded(self, audio: Audio, n: int) -> Audio:
+        """Hidden states of one clip with zeros behind them, n frames in all."""
+        behind = (0, 0, 0, n - len(audio.final))
+        return Audio(F.pad(audio.final, behind).to(self.dtype),
+                     F.pad(audio.taps, behind).to(self.dtype), audio.n_frames)

@@ -56,7 +56,7 @@ FLAGS = {
     "--threads": dict(type=int, help="CPU threads (default: one per core)"),
     "--seed": dict(type=int, default=42),
     "--workers": dict(type=int, help="processes that load audio (default: 0 to 8, as needed)"),
-    "--no-cache-audio": dict(action="store_true", help="encode toy clips anew in each epoch"),
+    "--no-cache-audio": dict(action="store_true", help="encode clips of toy or small anew"),
     "--cache-audio": dict(type=Path, metavar="DIR", help="keep encoded clips on disk"),
     "--compile": dict(action="store_true", help="fuse operations: slow to start, then faster"),
     "--shard": dict(action="store_true", help="split the backbone among the processes"),
