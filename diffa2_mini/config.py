@@ -148,6 +148,8 @@ class DecodeConfig(Ranged):
                 "--refresh and --capture need --cache prefix or dual")
 
 
+# The forward process: two of the same bound (diffusion.py), and two that are biased (data.py).
+MASKINGS = ("published", "low-variance", "half-masked", "all-masked")
 # Parts of the model, spliced into the prompt, or trained; "prompts": the prompt embeddings.
 PROMPTS_AND_SEMANTIC, ACOUSTIC_AND_SEMANTIC = ("prompts", "semantic"), ("acoustic", "semantic")
 
@@ -168,7 +170,7 @@ class StageConfig(Ranged):
     steps: int | None = None  # None: `epochs` decides
     epochs: int = 10
     preference: bool = False  # VRPO instead of the masked diffusion loss
-    masking: Literal["published", "low-variance"] = "published"  # diffusion.py has both
+    masking: Literal[MASKINGS] = "published"
     lora_dropout: float = 0.0  # of LoRA's inputs
     adapter_dropout: float = 0.0  # in the Q-Former; the release has BERT's default, 0.1
     warmup: int = 1000  # steps

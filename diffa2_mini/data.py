@@ -36,6 +36,9 @@ ANSWER_FIELDS = {  # a stage's `data`: fields that may hold the answer, the pref
     "stage1": ("transcription", "target"), "sft": ("target", "transcription"),
     "preference": ("chosen", "target")}
 NEVER = 2.0  # a uniform number above every time: its token is not masked
+# One response in so many is masked wholly, as each is when decoding begins. That is biased: the
+# loss is no bound, but closer to how the model is used where few passes make an answer.
+MASKED_WHOLLY = {"half-masked": 2, "all-masked": 1}
 LogMel = tuple[Tensor, int]  # log-mel [n_mels, M], and how many encoder frames hold sound
 
 
@@ -249,7 +252,10 @@ class BatchDataset:
                                 batch_first=True, padding_value=NEVER)  # [B, R]
         if self.stage.masking == "published":
             return forward_process(response, t, uniforms, mask_id)
-        t = stratified(t, torch.tensor([entry.place for entry in entries]), self.stage.batch_size)
+        places = torch.tensor([entry.place for entry in entries])
+        t = stratified(t, places, self.stage.batch_size)
+        if self.stage.masking in MASKED_WHOLLY:
+            t[places % MASKED_WHOLLY[self.stage.masking] == 0] = 1
         return forward_exactly(response, t, uniforms, torch.tensor(lengths), mask_id)
 
     def mask_pairs(self, rngs: list[np.random.Generator], lengths: list[int]) -> Tensor:

@@ -157,6 +157,19 @@ def test_times_of_low_variance_are_spread_over_a_step_and_do_not_depend_on_its_p
         assert torch.equal(alone.noisy, whole.noisy[rows, :alone.noisy.shape[1]])
 
 
+@pytest.mark.parametrize(("masking", "every"), [("half-masked", 2), ("all-masked", 1)])
+def test_biased_maskings_mask_one_response_in_so_many_wholly(examples, masking, every):
+    (_, entries), = batches(8, 8, 1, 0, seed=42, stage=2)
+    of = {name: BatchDataset(examples, 42, replace(STAGES[2], masking=name, batch_size=8), MICRO,
+                             load_tokenizer(MICRO))[entries] for name in ("low-variance", masking)}
+    batch, other = of[masking], of["low-variance"]
+    assert torch.equal(batch.masked[::every], batch.valid[::every])
+    assert (batch.weight[::every] == 1).all()
+    if every == 2:
+        assert torch.equal(batch.noisy[1::2], other.noisy[1::2])
+        assert torch.equal(batch.weight[1::2], other.weight[1::2])
+
+
 def test_a_step_is_divided_into_pieces_of_like_length_the_longest_first(examples):
     pairs, dataset = [Entry(0, i) for i in (3, 0, 7, 2, 5, 1, 6)], dataset_of(examples, 2)
     pieces = dataset.micro_batches(pairs, size=3)

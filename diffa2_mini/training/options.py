@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 
 from ..command.script import Parser
-from ..config import SIZES, StageConfig
+from ..config import MASKINGS, SIZES, StageConfig
 from ..errors import require
 from ..fast.device import DTYPES
 
@@ -38,7 +38,7 @@ FLAGS = {
     "--batch-size": dict(type=int, help="examples per step"),
     "--grad-accum": dict(type=int, help="pieces of a process's part of a batch, to save memory"),
     "--lr": dict(type=float, help="peak learning rate"),
-    "--masking": dict(choices=["published", "low-variance"],
+    "--masking": dict(choices=MASKINGS,
                       help="how stages 1 to 3 draw masks (default: published)"),
     "--warmup": dict(type=int, help="steps"),
     "--lora-dropout": dict(type=float, help="of LoRA's inputs in stage 3, from 0 to 0.99"),
