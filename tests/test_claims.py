@@ -75,6 +75,9 @@ def test_every_comparison_of_a_claim_is_of_settings_and_figures_that_are_measure
             for name in (comparison.more, comparison.less):
                 figures = settings[claim.experiment][name][0]
                 assert comparison.figure in figures, (claim.experiment, comparison)
+    for experiment, names in claims_table.FIGURES.items():
+        figures = [by_seed[0] for by_seed in settings[experiment].values()]
+        assert all(any(name in each for each in figures) for name in names), experiment
 
 
 @pytest.mark.slow
@@ -283,7 +286,7 @@ def test_processes_that_share_leave_out_what_needs_a_backbone_that_is_not_there(
         assert run_script(claims.main, [*quick, "--share", number]) == 0
     assert "make it by --backbone" in capsys.readouterr().out and not made
     (cell,) = cells_in(tmp_path)
-    assert cell["setting"] == "diffusion, low variance" and cell["targets_start"] > 0
+    assert cell["setting"] == "diffusion, low variance" and cell["targets"] > 0
     assert [passes for passes, _ in cell["on_the_way"]] == sorted(
         passes for passes, _ in cell["on_the_way"])
     assert run_script(claims.main, [*quick, "--backbone"]) == 0

@@ -385,8 +385,9 @@ class Lab:
                 for name, some in (("trained_on", examples), ("held_out", self.questions[::4]))
                 for figure, value in self.measured(model, variant, stage, some[:240]).items()})
         if "gradient" in variant.watched and step in (0, stage.steps):
-            figures = self.gradient(model, variant, stage, examples, seed)
-            found |= {f"{name}_{'end' if step else 'start'}": figures[name] for name in figures}
+            spread, counts = self.gradient(model, variant, stage, examples, seed)
+            when = "end" if step else "start"
+            found |= counts | {f"{name}_{when}": value for name, value in spread.items()}
 
     def measured(self, model: Diffa2Model, variant: Variant, stage: StageConfig,
                  examples: list[Example]) -> dict[str, float]:
@@ -406,9 +407,9 @@ class Lab:
                 "nats": loss * int(answers.sum()) / len(batch.response)}
 
     def gradient(self, model: Diffa2Model, variant: Variant, stage: StageConfig,
-                 examples: list[Example], seed: int) -> dict[str, float]:
-        """Variance of a step's gradient, over steps and over the noise of one step; the squared
-        norm of its mean as a share of the former, the signal-to-noise ratio; targets a step."""
+                 examples: list[Example], seed: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Variance of a step's gradient, over steps and over the noise of one step, and the squared
+        norm of its mean divided by the former, the signal-to-noise ratio. And targets a step."""
         n, B = self.scale.n_draws, stage.batch_size
         dataset = BatchDataset(examples, seed + 1000, stage, CONFIG, self.tokenizer)
         steps = [entries for _, entries in batches(len(examples), B, n, 0, seed + 1000,
@@ -426,10 +427,10 @@ class Lab:
                 yield self.loss(model, variant, stage, batch)
 
         variance, square_of_mean = gradient_spread(losses(steps), trained)
-        figures = {name: float(np.mean([each[name] for each in counts])) for name in counts[0]}
+        means = {name: float(np.mean([each[name] for each in counts])) for name in counts[0]}
         of_noise, _ = gradient_spread(losses(again), trained)
-        return figures | {"variance": variance, "variance_of_noise": of_noise,
-                          "signal_to_noise": square_of_mean / variance}
+        return {"variance": variance, "variance_of_noise": of_noise,
+                "signal_to_noise": square_of_mean / variance}, means
 
     def accuracy(self, model: Diffa2Model, variant: Variant, stage: StageConfig,
                  questions: list[Example], at_once: int | None = None,
