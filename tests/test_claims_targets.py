@@ -15,7 +15,6 @@ from diffa2_mini.tokenizer import Prompt
 from diffa2_mini.training import objective
 from tutorials import autoregressive
 from tutorials.claims_targets import (
-    ALL_MASKED,
     FEW_TARGETS,
     LIGHT_EOS,
     count_targets,
@@ -57,13 +56,6 @@ def test_without_a_kind_it_is_the_loss_of_the_stage(model, batch):
     torch.testing.assert_close(found, autoregressive.answer_loss(model, batch, STAGE, TOKENS))
 
 
-def test_with_everything_masked_every_token_is_a_target_once(model, batch):
-    losses = all_losses(model, batch, torch.full_like(batch.response, 21))
-    found = training_loss(model, batch, STAGE, TOKENS, False, ALL_MASKED)
-    torch.testing.assert_close(found, losses[batch.valid].mean())
-    assert batch.masked.sum() < batch.valid.sum()  # the batch itself stays as it is
-
-
 def test_every_eos_but_the_first_counts_a_tenth(model, batch):
     counts = torch.tensor([[1, 1, 1, 1, 1, 0.1], [1, 1, 1, 0.1, 0, 0]])
     losses = all_losses(model, batch, batch.noisy) * batch.weight[:, None] * batch.masked
@@ -84,8 +76,7 @@ def test_few_targets_are_those_of_the_answer_that_the_noise_masks(model, batch):
 
 @pytest.mark.parametrize("causal, kind, counts", [
     (False, None, (7, 4, 2)),  # the second answer is masked as a whole
-    (False, LIGHT_EOS, (7, 4, 2)), (False, ALL_MASKED, (10, 6, 6)),
-    (True, None, (6, 6, 2)), (True, FEW_TARGETS, (4, 4, 2))])
+    (False, LIGHT_EOS, (7, 4, 2)), (True, None, (6, 6, 2)), (True, FEW_TARGETS, (4, 4, 2))])
 def test_targets_are_counted(batch, causal, kind, counts):
     found = count_targets(batch, TOKENS, causal, kind)
     names = ("targets", "answer_targets", "targets_from_audio_alone")

@@ -189,7 +189,8 @@ def twin(scale: Scale) -> dict[str, dict[str, Setting]]:
     return {
         "learning": of({
             "diffusion, as published": "published", "diffusion, low variance": "low variance",
-            "diffusion, late EOS lighter": "light EOS", "diffusion, all masked": "all masked",
+            "diffusion, late EOS lighter": "light EOS",
+            "diffusion, half masked": "half masked", "diffusion, all masked": "all masked",
             "autoregressive, few targets": "twin, few targets", "autoregressive": "twin",
             "diffusion, stages 1 to 3": "low stage 3",
             "autoregressive, stages 1 to 3": "causal stage 3"}),

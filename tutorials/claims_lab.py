@@ -169,7 +169,8 @@ def learning() -> dict[str, Variant]:
     found = {
         "published": Variant(None, 2, dict(masking="published"), watched=watched),
         "low variance": Variant(None, 2, LOW, watched=watched),
-        "all masked": Variant(None, 2, LOW, loss=claims_targets.ALL_MASKED, watched=watched),
+        "half masked": Variant(None, 2, dict(masking="half-masked"), watched=watched),
+        "all masked": Variant(None, 2, dict(masking="all-masked"), watched=watched),
         "light EOS": Variant(None, 2, LOW, loss=claims_targets.LIGHT_EOS, watched=watched),
         "twin": Variant(None, 2, LOW, causal=True, watched=watched),
         "twin, few targets": Variant(None, 2, LOW, causal=True, loss=claims_targets.FEW_TARGETS,

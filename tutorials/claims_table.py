@@ -131,6 +131,8 @@ CLAIMS = (
                     "diffusion, as published", "diffusion, low variance", "variance_start"),
          Comparison("late EOS lighter (biased) against low variance",
                     "diffusion, late EOS lighter", "diffusion, low variance"),
+         Comparison("half of the answers masked wholly (biased) against low variance",
+                    "diffusion, half masked", "diffusion, low variance"),
          Comparison("everything masked (biased) against low variance", "diffusion, all masked",
                     "diffusion, low variance"),
          Comparison("the twin against diffusion with everything masked", "autoregressive",

@@ -1,11 +1,9 @@
-"""What a training step of claims.py learns from: losses beside the stage's own, what they have as
-targets, and how much a step's gradient varies.
+"""What a training step of claims.py learns from: losses beside those of a stage's `masking`, what
+they have as targets, and how much a step's gradient varies.
 
-A *target* is a token whose cross-entropy is part of the loss. The first two losses are biased: they
-no longer bound -log p of the answers.
+A *target* is a token whose cross-entropy is part of the loss.
 """
 
-import dataclasses
 from collections.abc import Iterable
 
 import torch
@@ -21,8 +19,7 @@ from diffa2_mini.training.objective import predictor
 from tutorials import autoregressive
 from tutorials.autoregressive import answer_tokens
 
-ALL_MASKED = "all masked"  # t = 1: the whole answer is masked, and each of its tokens a target
-LIGHT_EOS = "late EOS lighter"  # every EOS but the first counts a tenth, as in stage 0
+LIGHT_EOS = "late EOS lighter"  # every EOS but the first counts a tenth, as in stage 0; biased
 FEW_TARGETS = "few targets"  # of the autoregressive twin: what diffusion's noise masks, no more
 LATE_EOS = 0.1
 
@@ -33,8 +30,6 @@ def training_loss(model: Diffa2Model, batch: AnswerBatch, stage: StageConfig, to
     if causal:
         counted = batch.masked if kind == FEW_TARGETS else batch.valid
         return autoregressive.answer_loss(model, batch, stage, tokenizer, counted)
-    if kind == ALL_MASKED:
-        batch = all_masked(batch, tokenizer)
     counts = batch.valid.float()  # [B, R], how much each token counts
     if kind == LIGHT_EOS:
         counts[(batch.response == tokenizer.eos_id).long().cumsum(1) > 1] *= LATE_EOS
@@ -48,13 +43,6 @@ def training_loss(model: Diffa2Model, batch: AnswerBatch, stage: StageConfig, to
                           weighted)
 
 
-def all_masked(batch: AnswerBatch, tokenizer: Tokenizer) -> AnswerBatch:
-    """The batch at time 1."""
-    return dataclasses.replace(
-        batch, noisy=batch.response.masked_fill(batch.valid, tokenizer.mask_id),
-        masked=batch.valid, weight=torch.ones_like(batch.weight))
-
-
 def count_targets(batch: AnswerBatch, tokenizer: Tokenizer, causal: bool, kind: str | None
                   ) -> dict[str, int]:
     """How many targets a batch has; how many of them are no EOS that fills the response; and how
@@ -64,7 +52,7 @@ def count_targets(batch: AnswerBatch, tokenizer: Tokenizer, causal: bool, kind: 
         counted = answer & batch.masked if kind == FEW_TARGETS else answer
         alone = counted[:, :1]
     else:
-        counted = batch.valid if kind == ALL_MASKED else batch.masked
+        counted = batch.masked
         hidden = (counted | ~answer).all(1, keepdim=True)  # [B, 1], the answer is
         alone = counted & answer & hidden
     return {"targets": int(counted.sum()), "answer_targets": int((counted & answer).sum()),
