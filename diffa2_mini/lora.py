@@ -12,12 +12,15 @@ from torch.nn import functional as F
 from .config import LoraConfig
 
 
-class LoraLinear(nn.Module):
-    """A linear layer without bias, quantised or not, plus a low-rank change."""
+class LoraLinear(nn.Linear):
+    """A linear layer without bias, whose weight keeps its name, plus a low-rank change. If it is
+    quantised, there is no weight, and the layer as it was is `quantized`."""
 
     def __init__(self, linear: nn.Module, config: LoraConfig):
-        super().__init__()
-        self.linear = linear
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        is_plain = isinstance(linear, nn.Linear)
+        self.weight = linear.weight if is_plain else None  # the one on `meta` took no memory
+        self.quantized = None if is_plain else linear
         self.scale = config.alpha / config.rank
         self.dropout = nn.Dropout(0.0)
         first = next(iter(linear.state_dict().values()))  # the weight, or a scale in float32
@@ -28,16 +31,12 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         low = self.scale * F.linear(self.dropout(x), self.lora_A.to(x.dtype))  # [..., r]
-        return self.linear(x) + F.linear(low, self.lora_B.to(x.dtype))
-
-    @property
-    def weight(self) -> nn.Parameter:
-        """W, of a layer that is not quantised."""
-        return self.linear.weight
+        y = self.quantized(x) if self.quantized else F.linear(x, self.weight)
+        return y + F.linear(low, self.lora_B.to(x.dtype))
 
     def merged(self) -> nn.Linear:
         """A plain layer with the weight W + (alpha / r) B A."""
-        linear = nn.Linear(*self.weight.shape[::-1], bias=False, device="meta")
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         change = self.scale * self.lora_B @ self.lora_A  # [out, in]
         weight = (self.weight + change).to(self.weight.dtype)
         linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -106,13 +106,11 @@ def run_two_steps(stage, dtype: torch.dtype, recompute: str, clips: int, watch: 
     """Two steps of a stage on `clips` full-length clips, or pairs, under the context that `watch`
     gives for a model."""
     model = Diffa2Model(SMALLER, llada=FastLlada)
+    for part in (model.whisper.to(dtype), model.llada.to(dtype)):
+        if quantize:
+            quantize_linears(part, quantize, part.get_parameter)
     if "lora" in stage.trains:
         model.add_lora()
-    model.whisper.to(dtype)
-    for name, parameter in model.llada.named_parameters():
-        parameter.data = parameter.data if "lora_" in name else parameter.data.to(dtype)
-    for part in (model.whisper, model.llada) if quantize else ():
-        quantize_linears(part, quantize, part.get_parameter)
     trained = model.train_only(stage.trains)
     model.llada.recompute = recompute
     optimizer = torch.optim.AdamW(trained.values(), foreach=False)

@@ -188,7 +188,7 @@ def test_lora_learns_beside_a_quantised_layer(model, config, kind):
     model.llada(x).square().sum().backward()
     assert x.grad.any() and all(parameter.grad.any() for parameter in trained.values())
     layer = model.llada.blocks[0].q_proj
-    assert isinstance(layer, LoraLinear) and isinstance(layer.linear, KINDS[kind])
+    assert isinstance(layer, LoraLinear) and isinstance(layer.quantized, KINDS[kind])
 
 
 @BOTH
