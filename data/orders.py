@@ -41,7 +41,7 @@ from diffa2_mini.errors import UserError, read_text, require
 ARCHIVE = corpus.Archive(
     "https://github.com/Picovoice/speech-to-intent-benchmark/archive/refs/heads/master.tar.gz")
 N_CLIPS = 619
-LONGEST = 15  # seconds; the dozen clips above 13 are cut there by a model that hears no more
+LONGEST = 15  # seconds; the 16 clips above 13 are cut by a model that hears no more
 NONE = "none"  # the answer about a slot that was not said
 SLOTS = {"drink": "coffeeDrink", "size": "size", "roast": "roast", "shots": "numberOfShots",
          "milk": "milkAmount", "sugar": "sugarAmount"}  # our names, and those of the labels
