@@ -185,32 +185,6 @@ def test_a_manifest_is_a_benchmark_of_transcripts(tmp_path):
     assert {q.prompt for q in questions} == {"Please transcribe the audio to text."}
 
 
-def test_kaldi(tmp_path):
-    (tmp_path / "wav.scp").write_text(
-        "u1 clips/my clip.wav\nu2\t/abs/u2.flac\n\n", encoding="utf-8")
-    (tmp_path / "text").write_text("u2 naïve words\nu1 one two\nu3 no clip\nu4\n", encoding="utf-8")
-    for path in (tmp_path, tmp_path / "wav.scp"):
-        questions = load("asr", path)
-        assert [(q.id, q.audio, q.answer) for q in questions] == [
-            ("u2", Path("/abs/u2.flac"), "naïve words"),
-            ("u1", tmp_path / "clips/my clip.wav", "one two"), ("u3", None, "no clip"),
-            ("u4", None, "")]
-
-
-@pytest.mark.parametrize("scp, text, message",
-                         [("u1 a.wav\n", "u2 words\n", "got none, or a command to run, for u1"),
-                          ("u1 a.wav\nu1 b.wav\n", "u1 words\n", "an id twice"),
-                          ("", "u1 words\n", "got none"),
-                          ("u1 sox a.wav -t wav - |\n", "u1 words\n", "a command to run, for u1"),
-                          ("u1 a.wav\n", None, "no such file")])
-def test_kaldi_files_that_do_not_fit(tmp_path, scp, text, message):
-    (tmp_path / "wav.scp").write_text(scp)
-    if text:
-        (tmp_path / "text").write_text(text)
-    with pytest.raises(UserError, match=message):
-        load("asr", tmp_path)
-
-
 def test_decoding_defaults_are_the_authors():
     assert {name: benchmark.length for name, benchmark in BENCHMARKS.items()} == {
         "mmsu": 16, "mmau": 16, "mmar": 16, "asr": 128, "toy": None}

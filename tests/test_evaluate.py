@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from test_files import held
 from test_published import CONFIG, published, trained  # noqa: F401, the last two are fixtures
 
+from data import kaldi
 from diffa2_mini import weights
 from diffa2_mini.command import flags as model_flags
 from diffa2_mini.command.script import run_script
@@ -389,9 +390,13 @@ def test_transcripts(folder, capfd):
         "".join(f"{r['audio_id']} {r['audio_filepath']}\n" for r in rows))
     (folder / "audio" / "text").write_text(
         "".join(f"{r['audio_id']} {r['transcription']}\n" for r in rows))
-    for file, out in (("manifest.json", "m"), ("wav.scp", "k")):
-        printed = run(capfd, "--benchmark", "asr", "--file", folder / "audio" / file, "--out",
-                      folder / f"{out}.jsonl")
+    (folder / "kaldi").mkdir()
+    for name in ("wav.scp", "text"):
+        (folder / "audio" / name).rename(folder / "kaldi" / name)
+    assert run_script(kaldi.main, [str(folder / "kaldi")]) == 0
+    for file, out in (("audio/manifest.json", "m"), ("kaldi/manifest.json", "k")):
+        printed = run(capfd, "--benchmark", "asr", "--file", folder / file, "--audio-root",
+                      folder / "audio", "--out", folder / f"{out}.jsonl")
         result = result_of(folder, out)
         assert [result[k]
                 for k in ("substitutions", "deletions", "insertions", "words")] == [1, 2, 3, 5]

@@ -8,7 +8,7 @@ import pytest
 
 import sample
 import train
-from data import fsdd, librispeech, toy, toybench
+from data import fsdd, kaldi, librispeech, toy, toybench
 from diffa2_mini import config
 from diffa2_mini.bench import __main__ as bench
 from diffa2_mini.command.script import Parser, run_script
@@ -18,7 +18,7 @@ from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.ranges import RANGES, Ranged, out_of_range
 from tutorials import build, claims, speed
 
-COMMANDS = [train, sample, evaluate, bench, fsdd, librispeech, toy, toybench, build, claims,
+COMMANDS = [train, sample, evaluate, bench, fsdd, kaldi, librispeech, toy, toybench, build, claims,
             speed]
 
 

@@ -69,7 +69,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--benchmark", required=True, choices=list(BENCHMARKS))
-    add("--file", type=Path, help="as published; asr: a manifest, or Kaldi's wav.scp "
+    add("--file", type=Path, help="as published; asr: a manifest "
         "(default of toy: data/toy/toybench.json in a clone)")
     add("--audio-root", type=Path, metavar="DIR", help="of the file's paths (default: its folder)")
     add("--score", type=Path, metavar="ANSWERS",

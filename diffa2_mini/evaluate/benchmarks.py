@@ -3,7 +3,7 @@
     mmsu   arXiv 2506.04779, JSON lines: 5,000 questions about speech
     mmau   arXiv 2410.19168, a JSON list: 1,000 questions about speech, sound and music (test-mini)
     mmar   arXiv 2505.13032, a JSON list: 1,000 questions about these and their mixtures
-    asr    a manifest, or Kaldi's wav.scp and text: transcripts
+    asr    a manifest of transcripts (data/kaldi.py makes one of Kaldi's tables)
     toy    ToyBench (data/toybench.py), in MMAU's format
 
 The first three ask as the authors of DIFFA-2 did. ToyBench asks as the toy model was taught: a free
@@ -25,7 +25,7 @@ import numpy as np
 
 from ..config import DATA, TextConfig
 from ..data import read_manifest, text_of
-from ..errors import UserError, read_text, require
+from ..errors import UserError, require
 from . import scoring
 from .scoring import WordErrors
 
@@ -174,24 +174,6 @@ def read_questions(name: str, rows: list[dict], source: Path, root: Path = Path(
     return questions
 
 
-def read_table(path: Path) -> dict[str, str]:
-    """A table of Kaldi's: on each line an id and what belongs to it."""
-    rows = re.findall(r"(\S+)(.*)", read_text(path, "a table of Kaldi's"))
-    require(len(dict(rows)) == len(rows) > 0,
-            f"{path}: expected lines with an id each, got none, or an id twice")
-    return {id: text.strip() for id, text in rows}
-
-
-def read_kaldi(file: Path) -> list[dict]:
-    """A manifest of Kaldi's `text` (id, words) and wav.scp (id, path), which may have fewer ids."""
-    clips, texts = read_table(file), read_table(file.with_name("text"))
-    wrong = [id for id, clip in clips.items() if id not in texts or clip.endswith("|")]
-    require(not wrong, f"{file}: expected paths of clips with a transcript in 'text', got none, or "
-                       f"a command to run, for {', '.join(wrong[:5])}")
-    return [{"id": id, "audio_filepath": clips.get(id), "transcription": text}
-            for id, text in texts.items()]
-
-
 def read_transcripts(file: Path) -> list[dict]:
     """The entries of a manifest that are transcripts; it may ask other things too."""
     rows = read_manifest(file)
@@ -210,8 +192,8 @@ def load_questions(name: str, file: Path | None, root: Path | None = None,
         file = DATA / "toy" / "toybench.json"
         require(file.is_file(), f"{file}: expected ToyBench, found no such file; in a clone of the "
                                 "repository 'python data/toybench.py' makes it, or name it: --file")
-    read = read_manifest
-    if name == "asr":
-        file = file / "wav.scp" if file.is_dir() else file
-        read = read_kaldi if file.name == "wav.scp" else read_transcripts
-    return read_questions(name, read(file), file, root or file.parent, shuffle)
+    folder = file if file.is_dir() else file.parent
+    require(name != "asr" or file not in (folder, folder / "wav.scp"), f"{file}: expected a "
+            f"manifest, got a folder or Kaldi's tables: in a clone, python data/kaldi.py {folder}")
+    rows = read_transcripts(file) if name == "asr" else read_manifest(file)
+    return read_questions(name, rows, file, root or folder, shuffle)
