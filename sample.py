@@ -23,6 +23,7 @@ import numpy as np
 from diffa2_mini.audio import duration, load_audio
 from diffa2_mini.command import flags
 from diffa2_mini.config import AudioConfig
+from diffa2_mini.errors import require
 from diffa2_mini.listen import Diffa2
 from diffa2_mini.view import page, terminal
 
@@ -79,7 +80,9 @@ def parts_of_clip(path: Path, audio: AudioConfig, chunk: bool) -> list[Part]:
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     if args.html:
-        page.check(args.html)
+        require(args.html.suffix.lower() in (".html", ".htm") and args.html.parent.is_dir()
+                and not args.html.is_dir(), f"--html {args.html}: expected the name of a file "
+                "ending in .html, in a folder that exists")
     source = flags.model_source(args)
     config, n_asked, sections = source.config, 0, []
     decode = flags.decode_config(args, config.decode)

@@ -18,6 +18,7 @@ begin(__name__)  # Ctrl-C while the rest is imported
 
 import argparse
 import dataclasses
+import shlex
 import signal
 import sys
 import time
@@ -46,10 +47,10 @@ from diffa2_mini.training.folder import RunFolder
 from diffa2_mini.training.loader import StageLoader, batches
 from diffa2_mini.training.log import finite
 from diffa2_mini.training.manifests import DataConfig, load_data
+from diffa2_mini.training.random_weights import fill_at_random
 from diffa2_mini.training.objective import adamw, learning_rate, set_dropout
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks
-from diffa2_mini.training.random_weights import fill_at_random
 from diffa2_mini.training.run import Run, StageParameters, StageProgress, Stopped, optimizer_step
 from diffa2_mini.view import curves
 
@@ -188,7 +189,9 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     progress.print_skipped()
     validate_stage(run, validator, parameters, n_steps)
     print_incomplete(run.features, examples + run.data.validation, world)
-    print(f"  stage {number} took {progress.seconds:.0f} s; peak memory {peak_memory(run.device)}")
+    peak = peak_memory(run.device)
+    print(f"  stage {number} took {progress.seconds:.0f} s; peak memory "
+          + (f"{peak:.2f} GiB" if peak else "not known on Windows"))
     return folder.save(number, n_steps, run.model)
 
 
@@ -234,6 +237,21 @@ def train_stages(args: argparse.Namespace, run: Run, init: Checkpoint | None) ->
     run.raise_if_stopped()
 
 
+def resume_command(args: argparse.Namespace, argv: list[str]) -> str:
+    """How to go on with a run that was started with the flags `argv`."""
+    if args.processes > 1:
+        return "the same torchrun command and --resume"
+    return shlex.join(["python", "train.py", *argv, *([] if args.resume else ["--resume"])])
+
+
+def ask_command(args: argparse.Namespace, path: Path) -> str:
+    """How to ask the checkpoint at `path`, on the frozen parts that it was trained on."""
+    parts = {"--checkpoint": str(path), "--whisper": args.whisper, "--llada": args.llada,
+             "--quantize": args.quantize}
+    words = [word for flag, value in parts.items() if value for word in (flag, value)]
+    return shlex.join(["python", "sample.py", "data/clips/three_one_four.wav", *words])
+
+
 def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
     """Stages 1 to 4, or one of them. `stack` closes the lock of the run's folder."""
     config, stages = SIZES[args.size][0], {n: stage_config(args, n) for n in args.stages}
@@ -254,7 +272,7 @@ def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
     try:
         train_stages(args, run, init)
     except Stopped:
-        again = options.resume_command(args, sys.argv[1:])
+        again = resume_command(args, sys.argv[1:])
         print(f"stopped; all steps made are saved; go on with: {again}")
         sys.exit(128 + (run.signals.received or signal.SIGTERM))
     if not world.is_main:
@@ -262,7 +280,7 @@ def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
     if curves.draw_curves(args.out / "log.jsonl", args.out / "curves.png"):
         print(f"curves: {args.out / 'curves.png'}")
     if not args.random_weights:  # nobody could load those again
-        print(f"ask it something: {options.ask_command(args, folder.path(args.stages[-1]))}")
+        print(f"ask it something: {ask_command(args, folder.path(args.stages[-1]))}")
 
 
 def main(argv: list[str]) -> None:

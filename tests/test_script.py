@@ -15,7 +15,6 @@ import torch
 from mini import MINI
 
 import train
-from diffa2_mini.command import script
 from diffa2_mini.command.script import EVERY, explain, progress, run_script, unread
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
@@ -144,13 +143,14 @@ def test_a_process_without_streams_runs():
 
 def test_a_bar_that_goes_to_no_terminal_is_a_line_now_and_then(monkeypatch):
     clock, err = [0.0], io.StringIO()
-    monkeypatch.setattr(script.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: clock[0])
     with redirect_stderr(err):
-        for _ in progress(range(1000), desc="steps", mininterval=0):
+        for _ in progress(range(1000), desc="steps"):
             clock[0] += 1  # so many seconds
+        list(progress(range(1000), desc="soon done"))
     lines = err.getvalue().splitlines()
-    assert len(lines) == 1000 // EVERY and all(line.startswith("steps: ") for line in lines)
-    assert "\r" not in err.getvalue()
+    assert len(lines) == 1000 // EVERY + 1 and all(line.startswith("steps: ") for line in lines)
+    assert "1000/1000" in lines[-1] and "\r" not in err.getvalue()
 
 
 def test_a_bar_on_a_terminal_moves():

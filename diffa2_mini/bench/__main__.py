@@ -30,15 +30,15 @@ from ..errors import require
 from ..fast.compiling import compile_blocks
 from ..fast.device import DTYPES, autocast, choose_device
 from ..fast.llada import FastLlada
-from ..fast.measure import copy_bandwidth, matmul_ceiling, memory_above
+from ..fast.measure import copy_bandwidth, matmul_ceiling, peak_memory
 from ..listen import Diffa2
 from ..lora import merge_lora
 from ..model import Audio
 from ..published.sources import load_tokenizer, locate_all
 from ..tokenizer import Prompt
 from ..training import dry_run
-from ..training.objective import piece_loss
 from ..training.random_weights import fill_at_random
+from ..training.objective import piece_loss
 from .timing import Row, decode, report, take_turns
 
 DECODE = DecodeConfig(gen_length=64, block_length=32, steps=60, factor=None, cache="dual",
@@ -142,9 +142,11 @@ def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, c
     diffa2 = Diffa2(model, ACOUSTIC_AND_SEMANTIC, tokenizer, device, dtype)
     model.llada.recompute = "blocks"
     for stage in stages.values():
-        used = memory_above(training_step(diffa2, stage, 1), device, all_of_it=True)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        training_step(diffa2, stage, 1)()
         yield Row(f"stage {stage.number}, 1 at once, recomputed", "peak memory",
-                  ratio=used and used / dry_run.GIB, of="GiB", target="<= 22")
+                  ratio=peak_memory(device), of="GiB", target="<= 22")
     merge_lora(model.llada)  # decoding and stage 1 have none beside the weights
     if compiled:
         compile_blocks(model.whisper.blocks, model.llada.blocks)

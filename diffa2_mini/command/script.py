@@ -11,9 +11,9 @@ import argparse
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from types import SimpleNamespace
 from typing import TextIO
 
 from ..errors import UserError, out_of_memory, require
@@ -81,28 +81,18 @@ def unread() -> bool:
     return any(getattr(stream, "unread", False) for stream in (sys.stdout, sys.stderr))
 
 
-class NowAndThen:
-    """A stream for a progress bar where there is no terminal: of all that it writes, a line a
-    minute."""
-
-    def __init__(self, stream: TextIO):
-        self.stream, self.due = stream, time.monotonic() + EVERY
-
-    def write(self, text: str) -> None:
-        if text.strip() and time.monotonic() >= self.due:
-            self.due = time.monotonic() + EVERY
-            print(text.strip(), file=self.stream, flush=True)
-
-    def flush(self) -> None:
-        """`write` has done it."""
-
-
 def progress(*args, **options):
     """A progress bar of `tqdm` on stderr; where that is no terminal, a line now and then."""
     from tqdm import tqdm  # here, as `begin` is to come before it
 
-    file = sys.stderr if sys.stderr.isatty() else NowAndThen(sys.stderr)
-    return tqdm(*args, file=file, dynamic_ncols=True, **options)
+    def write(text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    if sys.stderr.isatty():
+        return tqdm(*args, dynamic_ncols=True, **options)
+    lines = SimpleNamespace(write=write, flush=lambda: None)
+    return tqdm(*args, file=lines, delay=EVERY, mininterval=EVERY, maxinterval=EVERY, **options)
 
 
 def end_at_once(number: int, frame) -> None:

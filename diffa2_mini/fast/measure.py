@@ -1,12 +1,10 @@
-"""How fast a device can be, how much memory a function needs, and what becomes of freed memory."""
+"""How fast a device can be, how much memory was used, and what becomes of freed memory."""
 
 import ctypes
-import re
 import sys
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -45,39 +43,16 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def peak_memory(device: torch.device) -> str:
-    """The most memory that this process has used: on CUDA that of its tensors, else all of it."""
+def peak_memory(device: torch.device) -> float | None:
+    """The most memory that this process has used, in GiB: on CUDA that of its tensors, else all of
+    it. None on Windows."""
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB on the device"
+        return torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform == "win32":
-        return "not known on Windows"
+        return None
     import resource  # there is none on Windows
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
-
-
-def memory_above(function: Callable, device: torch.device, all_of_it: bool = False) -> int | None:
-    """The most bytes in use while `function` runs, less those before it unless `all_of_it`: on CUDA
-    of tensors, on Linux of the process. None on other systems."""
-    def bytes_of(field: str) -> int:
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
-
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        function()
-        peak = torch.cuda.max_memory_allocated()
-    elif sys.platform == "linux":
-        if library := glibc():
-            library.malloc_trim(0)  # gives back what is kept
-        before = bytes_of("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
-        function()
-        peak = bytes_of("VmHWM")
-    else:
-        return None
-    return peak - (0 if all_of_it else before)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def glibc() -> ctypes.CDLL | None:

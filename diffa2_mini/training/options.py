@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import math
 import os
-import shlex
 from pathlib import Path
 
 from ..command.script import Parser
@@ -124,18 +123,3 @@ def micro_batch(args: argparse.Namespace, stage: StageConfig) -> int:
     per_process = math.ceil(size / n)
     n_pieces = n_pieces or math.ceil(per_process / (stage.micro_batch or per_process))
     return math.ceil(per_process / n_pieces)
-
-
-def resume_command(args: argparse.Namespace, argv: list[str]) -> str:
-    """How to go on with a run that was started with the flags `argv`."""
-    if args.processes > 1:
-        return "the same torchrun command and --resume"
-    return shlex.join(["python", "train.py", *argv, *([] if args.resume else ["--resume"])])
-
-
-def ask_command(args: argparse.Namespace, path: Path) -> str:
-    """How to ask the checkpoint at `path`, on the frozen parts that it was trained on."""
-    parts = {"--checkpoint": str(path), "--whisper": args.whisper, "--llada": args.llada,
-             "--quantize": args.quantize}
-    words = [word for flag, value in parts.items() if value for word in (flag, value)]
-    return shlex.join(["python", "sample.py", "data/clips/three_one_four.wav", *words])

@@ -15,7 +15,6 @@ import soundfile
 
 from ..audio import log_mel
 from ..config import ASSETS, DecodeConfig
-from ..errors import require
 from ..fast.generate import Step
 from ..listen import Answer, Diffa2
 from ..tokenizer import Tokenizer
@@ -23,12 +22,6 @@ from ..training.files import write_whole
 
 TEMPLATE = ASSETS / "page.html"
 TOP = 5  # alternatives to each token
-
-
-def check(path: Path) -> None:
-    """Raise UserError unless a page can have this name."""
-    require(path.suffix.lower() in (".html", ".htm") and path.parent.is_dir() and not path.is_dir(),
-            f"--html {path}: expected the name of a file ending in .html, in a folder that exists")
 
 
 def predictions(history: list[Step], tokenizer: Tokenizer) -> list[list]:
