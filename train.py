@@ -43,9 +43,8 @@ from diffa2_mini.published.sources import load_tokenizer, locate_all
 from diffa2_mini.training import checkpoint, dry_run, options
 from diffa2_mini.training.checkpoint import Checkpoint
 from diffa2_mini.training.features import FeatureCache
-from diffa2_mini.training.folder import RunFolder
+from diffa2_mini.training.folder import RunFolder, finite
 from diffa2_mini.training.loader import StageLoader, batches
-from diffa2_mini.training.log import finite
 from diffa2_mini.training.manifests import DataConfig, load_data
 from diffa2_mini.training.random_weights import fill_at_random
 from diffa2_mini.training.objective import adamw, learning_rate, set_dropout

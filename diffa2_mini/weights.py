@@ -8,7 +8,7 @@ for longer clips than a size hears is cut to the positions of these. The frozen 
 torch's `meta` device, which has shapes and no memory, and filled from memory-mapped files.
 
 published/sources.py tells where the files are. What we train ourselves is written and read by
-training/checkpoint.py, and given away by training/export.py:
+training/checkpoint.py, which gives it away too:
 
     python -m diffa2_mini.weights runs/full/stage4.safetensors pytorch_model.bin  # authors' names
     python -m diffa2_mini.weights --half runs/toy/stage4.safetensors half.safetensors   # float16
@@ -20,7 +20,7 @@ if __name__ == "__main__":
     from .command.script import begin, run_script
 
     begin(__name__)  # Ctrl-C while the rest is imported
-    from .training.export import main
+    from .training.checkpoint import main
 
     sys.exit(run_script(main, sys.argv[1:]))
 

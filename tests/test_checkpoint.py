@@ -20,6 +20,7 @@ from diffa2_mini.training.checkpoint import (
     ORIGINS,
     Checkpoint,
     begin,
+    export,
     load_checkpoint,
     load_start,
     optimizer_tensors,
@@ -28,7 +29,6 @@ from diffa2_mini.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from diffa2_mini.training.export import export
 from diffa2_mini.training.objective import adamw
 from diffa2_mini.weights import restore, trained_tensors
 

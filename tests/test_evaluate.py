@@ -22,8 +22,7 @@ from diffa2_mini.config import SIZES
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.evaluate import answers, benchmarks
 from diffa2_mini.listen import Diffa2
-from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
-from diffa2_mini.training.export import save_diffa2
+from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint, save_diffa2
 
 CLIPS = Path(__file__).resolve().parent.parent / "data" / "clips"
 TOY = [  # in MMAU's fields, as the toy model was taught to be asked

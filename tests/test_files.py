@@ -15,10 +15,14 @@ from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.errors import UserError
 from diffa2_mini.training import files
-from diffa2_mini.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffa2_mini.training.export import save_diffa2
+from diffa2_mini.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_diffa2,
+)
 from diffa2_mini.training.files import write_whole
-from diffa2_mini.training.log import Log, finite
+from diffa2_mini.training.folder import Log, finite
 from diffa2_mini.training.processes import has_lost_another
 from diffa2_mini.view.curves import draw_curves
 from diffa2_mini.weights import trained_tensors

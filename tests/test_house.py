@@ -23,9 +23,9 @@ TESTED_BY = {  # a folder or module without a test file of its name: the file th
     "data/toy_scene": "toy_sound",
     "data/toy_speech": "toy_sound", "data/toy_text": "toy", "errors": "script",
     "evaluate/__main__": "evaluate", "fast/compiling": "device", "fast/measure": "bench",
-    "fast/state": "model", "published": "published", "training/export": "checkpoint",
-    "training/folder": "files", "training/log": "files", "training/manifests": "manifest",
-    "training/random_weights": "loading", "training/run": "train",
+    "fast/state": "model", "published": "published", "training/folder": "files",
+    "training/manifests": "manifest", "training/random_weights": "loading",
+    "training/run": "train",
     "training/model_source": "listen", "view/curves": "files"}
 FILES = [path for path in ROOT.rglob("*.py")
          if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]

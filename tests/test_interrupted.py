@@ -24,8 +24,7 @@ from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.training import files
-from diffa2_mini.training.checkpoint import load_checkpoint, save_checkpoint
-from diffa2_mini.training.export import export
+from diffa2_mini.training.checkpoint import export, load_checkpoint, save_checkpoint
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.loader import worker_has_died
 from diffa2_mini.training.options import parse_arguments

@@ -24,7 +24,7 @@ from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.listen import Diffa2
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer, locate_all
-from diffa2_mini.training.export import save_diffa2
+from diffa2_mini.training.checkpoint import save_diffa2
 from diffa2_mini.training.model_source import find_source
 from diffa2_mini.weights import load_diffa2, load_part, trained_tensors
 from diffa2_mini.whisper import WhisperEncoder

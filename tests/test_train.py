@@ -30,8 +30,7 @@ from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import part_of
 from diffa2_mini.training import dry_run
-from diffa2_mini.training.checkpoint import fingerprint, load_checkpoint, save_checkpoint
-from diffa2_mini.training.export import export
+from diffa2_mini.training.checkpoint import export, fingerprint, load_checkpoint, save_checkpoint
 
 
 def test_four_stages_leave_checkpoints_a_log_and_a_table(whole):

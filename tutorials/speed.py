@@ -21,8 +21,10 @@ from diffa2_mini.command.script import begin, run_script
 begin(__name__)  # Ctrl-C while the rest is imported
 
 import argparse
+import ctypes
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -35,7 +37,7 @@ from torch import Tensor
 
 from diffa2_mini import diffusion
 from diffa2_mini.audio import log_mel, mel_filterbank
-from diffa2_mini.bench.timing import MASK_ID, PROMPT, Row, decode, report, take_turns
+from diffa2_mini.bench.timing import MASK_ID, PROMPT, Row, decode, report
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import DATA, SIZES, AudioConfig, DecodeConfig, LladaConfig
 from diffa2_mini.data import load_examples
@@ -55,6 +57,22 @@ BACKBONE = LladaConfig(width=512, n_layers=8, n_heads=8, hidden=1536)
 N_AUDIO, N_RESPONSE = 439, 128  # audio embeddings and response tokens
 # 8 steps a block; random weights are never confident, so the schedule is fixed
 SCHEDULE = DecodeConfig(gen_length=N_RESPONSE, block_length=32, steps=32, factor=None)
+
+
+def take_turns(case: str, variants: dict[str, Callable], runs: int, device: torch.device,
+               targets: dict[str, str] | None = None) -> tuple[list[Row], list]:
+    """Time the variants in turn, so that a change of the machine's speed meets all of them. A first
+    run of each does not count. Returns a row for each, and what each returned last."""
+    rows = [Row(case, name, target=(targets or {}).get(name, "")) for name in variants]
+    for run in range(runs + 1):
+        results = []
+        for row, variant in zip(rows, variants.values()):
+            start = measure.now(device)
+            results.append(variant())
+            row.seconds += [measure.now(device) - start] if run > 0 else []
+    for row in rows:
+        row.ratio = rows[0].median / row.median
+    return rows, results
 
 
 def random_backbone(device: torch.device) -> Diffa2Model:
@@ -121,8 +139,8 @@ def memory_above(function: Callable, device: torch.device) -> int | None:
         function()
         peak = torch.cuda.max_memory_allocated()
     elif sys.platform == "linux":
-        if library := measure.glibc():
-            library.malloc_trim(0)  # gives back what is kept
+        with suppress(OSError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # gives back what is kept
         before = bytes_of("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
         function()

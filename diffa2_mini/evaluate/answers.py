@@ -153,12 +153,10 @@ def expect_same(row: dict, question: BenchmarkQuestion, by: str | None) -> None:
             "check --benchmark, --file and --shuffle-options")
     depends = {"by": by} | asked(question) if by else {}
     for name, value in depends.items():
-        was, now = str(row.get(name)).split(", "), str(value).split(", ")
-        theirs = ", ".join(each for each in was if each not in now)
-        ours = ", ".join(each for each in now if each not in was)
-        require(value is None or theirs == ours,
-                f"{name!r} of {question.id} is {theirs}, this run has {ours}; choose another "
-                "--out, or delete such lines to ask anew")
+        was, now = ({*str(each).split(", ")} for each in (row.get(name), value))
+        require(value is None or was == now, f"{name!r} of {question.id} is "
+                f"{', '.join(sorted(was - now))}, this run has {', '.join(sorted(now - was))}; "
+                "choose another --out, or delete such lines to ask anew")
 
 
 def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, benchmark: str,

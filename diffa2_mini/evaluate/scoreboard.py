@@ -54,8 +54,7 @@ class Report(NamedTuple):
 def report(examples: list[Example], answers: list[str]) -> Report:
     """Score answers. `open`, `lettered` and `caption` are means over types, `overall` over
     questions; `wer` is the word error rate of transcripts."""
-    right, errors = defaultdict(list), []
-    groups = {"open": [], "lettered": [], "caption": []}
+    right, errors, groups = defaultdict(list), [], {"open": [], "lettered": [], "caption": []}
     for example, text in zip(examples, answers, strict=True):
         right[example.domain, example.type].append(scoring.is_right(example, text))
         if example.type == "asr":

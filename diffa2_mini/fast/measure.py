@@ -4,20 +4,21 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 
 import torch
 from torch import nn
 
 
-def shortest(function: Callable, device: torch.device, n_runs: int) -> float:
-    """Seconds that a function takes on a device: the shortest of several runs."""
+def time_runs(function: Callable, device: torch.device, n_runs: int) -> list[float]:
+    """Seconds that each of several runs of a function takes on a device."""
     seconds = []
     for _ in range(n_runs):
         start = now(device)
         function()
         seconds.append(now(device) - start)
-    return min(seconds)
+    return seconds
 
 
 @lru_cache
@@ -26,14 +27,14 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
     # a @ a.T, the form of linear layers: some CPUs are far faster with it in bfloat16
-    return 2 * n**3 / shortest(lambda: nn.functional.linear(a, a), device, 5)
+    return 2 * n**3 / min(time_runs(lambda: nn.functional.linear(a, a), device, 5))
 
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, read and written, of copying a large tensor."""
     a = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
-    return 2 * a.nbytes / shortest(lambda: b.copy_(a), device, 10)
+    return 2 * a.nbytes / min(time_runs(lambda: b.copy_(a), device, 10))
 
 
 def now(device: torch.device) -> float:
@@ -55,17 +56,10 @@ def peak_memory(device: torch.device) -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def glibc() -> ctypes.CDLL | None:
-    """The C library of Linux, which decides about freed memory; None on other systems."""
-    try:
-        return ctypes.CDLL("libc.so.6")
-    except OSError:
-        return None
-
-
 def keep_freed_memory() -> None:
     """Keep freed memory for the next tensor: else those above 32 MiB get new pages, whose first
     access can take longer than computing them. Training would need more memory that way."""
-    if library := glibc():
+    with suppress(OSError):  # only Linux has such a library
+        library = ctypes.CDLL("libc.so.6")
         library.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
         library.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD

@@ -3,6 +3,7 @@ Hugging Face hub."""
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from ..config import ASSETS, Config
@@ -36,12 +37,10 @@ def hub_folders(name: str) -> list[Path]:
 
 def is_complete(folder: Path, part: str) -> bool:
     """Whether a folder holds all the files of a part."""
-    try:
-        needed = files_in(folder)
-    except UserError:
-        return False
-    needed += [folder / "tokenizer.json"] if part == "llada" else []
-    return all(file.is_file() for file in needed)
+    beside = [folder / "tokenizer.json"] if part == "llada" else []
+    with suppress(UserError):
+        return all(file.is_file() for file in files_in(folder) + beside)
+    return False
 
 
 def moved(path: Path) -> str:

@@ -1,4 +1,5 @@
 """Checkpoints: one safetensors file with what was trained, its config, and all that resuming needs.
+They can be exported: in the published names, or as a smaller copy.
 
 Such a file holds named tensors and a few strings, and no code. Tensors of the model keep their
 names; those of the optimiser have a prefix. It knows what it belongs to: the settings that decide
@@ -11,16 +12,19 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Config, StageConfig, from_dict
+from ..command.script import Parser
+from ..config import PROMPTS_AND_SEMANTIC, Config, StageConfig, from_dict
 from ..errors import require
+from ..model import part_of
 from ..published.sources import moved
-from ..weights import read_part, read_tensors
-from .files import save_tensors
+from ..weights import read_part, read_tensors, translate
+from .files import save_tensors, write_whole
 
 FORMAT = "diffa2_mini 3"  # of a checkpoint
 ENDS = 2**16  # bytes at each end of a tensor that its fingerprint reads
@@ -28,6 +32,14 @@ ORIGINS = {  # what a checkpoint has fingerprints of, and what to say of others
     "whisper": "another encoder (--whisper)", "llada": "another backbone (--llada)",
     "start": "another start (--init, --diffa2 or the stage before)",
     "manifest": "another manifest (--data)"}
+TO_PUBLISHED = [  # from our names to those of DIFFA-2
+    (r"^acoustic_connector\.qformer\.", "acoustic_connector.qformer.layer."),
+    (r"attention\.(query|key|value)\.", r"attention.self.\1."),
+    (r"attention\.(dense|LayerNorm)\.", r"attention.output.\1."),
+    (r"(layer\.\d+\.intermediate)\.", r"\1.dense."), (r"(layer\.\d+\.output)\.", r"\1.dense."),
+    (r"(layer\.\d+)\.LayerNorm\.", r"\1.output.LayerNorm."),
+    (r"^llada\.", "llm_model.base_model.model.model.transformer."),
+    (r"\.(lora_[AB])$", r".\1.default.weight")]
 
 
 @dataclass
@@ -167,3 +179,39 @@ def restore_optimizer(optimizer: torch.optim.AdamW, model: nn.Module,
         parameter = model.get_parameter(name)
         device = "cpu" if key == "step" else parameter.device
         optimizer.state[parameter][key] = tensor.to(device)
+
+
+def save_diffa2(trained: dict[str, Tensor], path: Path) -> None:
+    """Write the `trained_tensors` of a model under the authors' names: a .bin, which their code
+    reads, or safetensors. Reading it again gives the same bits."""
+    tensors = {translate(name, TO_PUBLISHED): tensor.cpu().clone()
+               for name, tensor in trained.items()}
+    if path.suffix == ".safetensors":
+        save_tensors(path, tensors, {"format": "pt"})
+    else:
+        write_whole(path, partial(torch.save, tensors))
+
+
+def export(checkpoint: Path, to: Path, half: bool = False) -> None:
+    """Write what a checkpoint of ours trained in the authors' names; or with `half`, a copy of it
+    in float16 and without the optimiser's state."""
+    found = load_checkpoint(checkpoint)
+    if half:
+        model = {name: tensor.half() for name, tensor in found.model.items()}
+        save_checkpoint(to, dataclasses.replace(found, done=True, model=model, optimizer={}))
+        return
+    is_first = found.audio == PROMPTS_AND_SEMANTIC  # stage 1, which trains these two alone
+    save_diffa2({name: tensor for name, tensor in found.model.items()
+                 if not is_first or part_of(name) in PROMPTS_AND_SEMANTIC}, to)
+
+
+def main(argv: list[str]) -> None:
+    """`python -m diffa2_mini.weights`"""
+    from .. import weights
+
+    parser = Parser(weights.__doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="FROM", help="what train.py wrote")
+    parser.add_argument("to", type=Path, metavar="TO", help="a .bin, or .safetensors")
+    parser.add_argument("--half", action="store_true",
+                        help="write a copy of the checkpoint in float16 instead")
+    export(**vars(parser.parse_args(argv)))

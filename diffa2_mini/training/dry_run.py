@@ -15,7 +15,7 @@ from torch import nn
 from ..command.table import columns
 from ..config import DATA, SIZES, Config, StageConfig
 from ..data import n_embeddings, read_manifest
-from ..fast.device import DTYPES
+from ..fast.device import choose_device
 from ..fast.token_losses import CHUNK
 from ..model import PARTS, Diffa2Model, part_of
 from ..quantize import BLOCK, GROUP, ROWS
@@ -187,8 +187,7 @@ def memory_of(plan: Plan, stage: StageConfig, counts: dict[str, tuple[int, int]]
               ) -> dict[str, int]:
     """Bytes in each process, by what they hold, with `count_parameters`."""
     config = SIZES[plan.size][0]
-    auto = "float32" if config.from_scratch and not torch.cuda.is_available() else "bfloat16"
-    width = DTYPES[auto if plan.dtype == "auto" else plan.dtype].itemsize
+    width = choose_device("auto", plan.dtype, large=not config.from_scratch)[1].itemsize
     away = split_away(config, plan.processes) if plan.shard else 0
     memory = resident_bytes(counts, stage, width, away)
     if plan.quantize:

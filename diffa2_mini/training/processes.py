@@ -101,12 +101,11 @@ class World:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        if self.size == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters]
-        flat = parameters_to_vector(gradients)
-        distributed.all_reduce(flat, group=self.step_group)
-        vector_to_parameters(flat, gradients)
+        if self.size > 1:
+            gradients = [parameter.grad for parameter in parameters]
+            flat = parameters_to_vector(gradients)
+            distributed.all_reduce(flat, group=self.step_group)
+            vector_to_parameters(flat, gradients)
 
 
 def has_lost_another(error: RuntimeError) -> bool:

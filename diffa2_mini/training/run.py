@@ -22,9 +22,8 @@ from ..quantize import QuantizedLinear
 from ..tokenizer import Tokenizer
 from .dry_run import Shape, step_flops
 from .features import FeatureCache
-from .folder import RunFolder
+from .folder import Log, RunFolder, finite
 from .loader import STOP_SIGNALS, StageLoader
-from .log import Log, finite
 from .manifests import RunData, what_is_cut
 from .objective import piece_loss
 from .processes import World

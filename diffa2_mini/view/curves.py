@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..training.files import write_whole
-from ..training.log import read_row
+from ..training.folder import read_row
 
 COLOURS = {"loss": "tab:blue", "open": "tab:green", "lettered": "tab:olive", "wer": "tab:red"}
 
