@@ -17,7 +17,6 @@ if not any("test_device" in argument for argument in sys.argv):
 from mini import train_here
 
 from data import toy
-from diffa2_mini.command import flags
 from diffa2_mini.config import (
     AdapterConfig,
     AudioConfig,
@@ -41,8 +40,7 @@ def seed():
 @pytest.fixture(autouse=True)
 def memory_as_it_is(monkeypatch):
     # how memory is kept is a matter of the whole process
-    for module in (flags, measure):
-        monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(measure, "glibc", lambda: None)
 
 
 @pytest.fixture

@@ -85,13 +85,10 @@ def progress(*args, **options):
     """A progress bar of `tqdm` on stderr; where that is no terminal, a line now and then."""
     from tqdm import tqdm  # here, as `begin` is to come before it
 
-    def write(text: str) -> None:
-        if text.strip():
-            print(text.strip(), file=sys.stderr)
-
     if sys.stderr.isatty():
         return tqdm(*args, dynamic_ncols=True, **options)
-    lines = SimpleNamespace(write=write, flush=lambda: None)
+    lines = SimpleNamespace(flush=lambda: None, write=lambda text: text.strip() and print(
+        text.strip(), file=sys.stderr))
     return tqdm(*args, file=lines, delay=EVERY, mininterval=EVERY, maxinterval=EVERY, **options)
 
 
