@@ -150,7 +150,7 @@ class DecodeConfig(Ranged):
 
 # The forward process: two of the same bound (diffusion.py), and two that are biased (data.py).
 MASKINGS = ("published", "low-variance", "half-masked", "all-masked")
-# Parts of the model, spliced into the prompt, or trained; "prompts": the prompt embeddings.
+# Parts of the model, spliced in or trained; "prompts" are prompt embeddings, not chat prompts.
 PROMPTS_AND_SEMANTIC, ACOUSTIC_AND_SEMANTIC = ("prompts", "semantic"), ("acoustic", "semantic")
 
 

@@ -66,9 +66,10 @@ def picture(name: str, width: float = 7, height: float = 3, rows: int = 1,
     figure.savefig(PICTURES / f"{name}.svg", metadata={"Date": None})
 
 
-def box(axes: Axes, x: float, y: float, width: float, text: str, colour: str,
+def box(axes: Axes, at: tuple[float, float], width: float, text: str, colour: str,
         height: float = 0.9) -> None:
-    """A rounded box of this colour around (x, y), with text in it."""
+    """A rounded box of this colour around the point `at`, with text in it."""
+    x, y = at
     axes.add_patch(
         FancyBboxPatch((x - width / 2, y - height / 2), width, height, facecolor="none",
                        edgecolor=colour, linewidth=1.8, boxstyle="round,pad=0,rounding_size=0.12"))

@@ -29,7 +29,8 @@ def add_model_flags(add: Callable) -> None:
     add("--diffa2", help="published adapters and LoRA, likewise, instead of --checkpoint")
     add("--merge-lora", action="store_true", help="fold LoRA into the weights: faster, less exact")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    add("--dtype", default="auto", choices=["auto", *DTYPES], help="of the frozen parts")
+    add("--dtype", default="auto", choices=["auto", *DTYPES],
+        help="of the frozen parts (auto: bfloat16 on CUDA and for diffa1 and full)")
     add("--quantize", choices=list(KINDS), help="keep their linear layers in 8 or 4 bits a weight")
     add("--gen-length", type=int, help="response tokens")
     add("--block-length", type=int, help="tokens per block")
