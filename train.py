@@ -46,10 +46,10 @@ from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.folder import RunFolder, finite
 from diffa2_mini.training.loader import StageLoader, batches
 from diffa2_mini.training.manifests import DataConfig, load_data
-from diffa2_mini.training.random_weights import fill_at_random
 from diffa2_mini.training.objective import adamw, learning_rate, set_dropout
 from diffa2_mini.training.options import stage_config
 from diffa2_mini.training.processes import World, join_processes, shard_blocks
+from diffa2_mini.training.random_weights import fill_at_random
 from diffa2_mini.training.run import Run, StageParameters, StageProgress, Stopped, optimizer_step
 from diffa2_mini.view import curves
 

@@ -37,8 +37,8 @@ from ..model import Audio
 from ..published.sources import load_tokenizer, locate_all
 from ..tokenizer import Prompt
 from ..training import dry_run
-from ..training.random_weights import fill_at_random
 from ..training.objective import piece_loss
+from ..training.random_weights import fill_at_random
 from .timing import Row, decode, report, take_turns
 
 DECODE = DecodeConfig(gen_length=64, block_length=32, steps=60, factor=None, cache="dual",
