@@ -87,8 +87,7 @@ def test_the_number_of_steps_bounds_every_phase(monkeypatch):
     for module in (backbone, recall):
         monkeypatch.setattr(module, "progress", watched)
     config = PretrainConfig(recall_steps=2, backbone_steps=2, silence_steps=2, backbone_batch=3)
-    tokenizer = load_tokenizer(TOY)
-    loss = backbone.pretrain_backbone(Diffa2Model(TOY), tokenizer, config, 0, said.append)
+    loss = backbone.pretrain_backbone(Diffa2Model(TOY), config, 0, said.append)
     assert np.isfinite(loss) and f"step 4: loss {loss:.3f}" in said[0]
     assert said[1].splitlines() == [f"  on {form}: open 1.000, lettered nan (asr 1.00)"
                                     for form in ("sentences", "audio-like")]

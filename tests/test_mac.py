@@ -18,7 +18,6 @@ from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.model import Diffa2Model
-from diffa2_mini.published.sources import load_tokenizer
 
 CLIP = ROOT / "data" / "clips" / "three_one_four.wav"
 
@@ -90,8 +89,8 @@ def test_stage_0_trains_there(on_mac, world):
     config = PretrainConfig(recall_steps=1, backbone_steps=1, silence_steps=1, encoder_steps=1,
                             backbone_batch=2, encoder_batch=2, n_held_out=4)
     toy_size = SIZES["toy"][0]
-    model, tokenizer = Diffa2Model(toy_size).to(GPU), load_tokenizer(toy_size)
-    loss = backbone.pretrain_backbone(model, tokenizer, config, 0)
+    model = Diffa2Model(toy_size).to(GPU)
+    loss = backbone.pretrain_backbone(model, config, 0)
     assert math.isfinite(loss) and model.llada.wte.weight.device == GPU
     clips = LabelledClips.load(world / "stage0.json", toy_size.audio)
     pretrain_encoder(model.whisper, clips, config, 0)

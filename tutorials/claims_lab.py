@@ -207,11 +207,23 @@ def stage_of(variant: Variant, scale: Scale) -> StageConfig:
                                micro_batch=stage.batch_size)
 
 
-def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
-          examples: list[Example], seed: int, reference: dict[str, Tensor], watch: Callable
-          ) -> None:
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and on what."""
+
+    model: Diffa2Model
+    variant: Variant
+    stage: StageConfig
+    examples: list[Example]
+    seed: int
+    reference: dict[str, Tensor]  # of a preference stage
+
+
+def adapt(lab: "Lab", training: Training, watch: Callable[[int], None]) -> None:
     """Train the parts that the stage names, in place, as train.py does. `watch` is called with the
     number of steps that are done, from 0 on."""
+    model, variant, stage = training.model, training.variant, training.stage
+    examples, seed = training.examples, training.seed
     trained = model.train_only(stage.trains)
     optimizer = adamw(trained, stage.lr, stage.betas, stage.weight_decay)
     set_dropout(model.llada, stage.lora_dropout)
@@ -229,11 +241,11 @@ def adapt(lab: "Lab", model: Diffa2Model, variant: Variant, stage: StageConfig,
         if not stage.preference:
             loss = lab.loss(model, variant, stage, batch)
         elif variant.independent:
-            policy, old = bounds_apart(model, reference, batch, stage, lab.tokenizer,
+            policy, old = bounds_apart(model, training.reference, batch, stage, lab.tokenizer,
                                        other[pairs].masked.to(lab.device))
             loss = vrpo_loss(policy, old, stage.vrpo_beta)
         else:
-            loss = piece_loss(model, reference, batch, stage, lab.tokenizer,
+            loss = piece_loss(model, training.reference, batch, stage, lab.tokenizer,
                               int(batch.valid.sum()))["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), stage.grad_clip)
@@ -258,7 +270,7 @@ def pretrain_autoregressive(path: Path, config: PretrainConfig, device: torch.de
     """Make the autoregressive backbone: as many steps as the shipped one had, of the same texts."""
     torch.manual_seed(seed_of("weights", 1, 0))
     model = Diffa2Model(CONFIG, llada=FastLlada).to(device)
-    pretrain_backbone(model, load_tokenizer(CONFIG), config, 1, paradigm=Paradigm(
+    pretrain_backbone(model, config, 1, paradigm=Paradigm(
         autoregressive.text_loss, autoregressive.recall_loss, autoregressive.generate_greedily))
     save_part(model.llada, "llada", path, "python tutorials/claims.py --backbone")
 
@@ -355,8 +367,8 @@ class Lab:
             for name, tensor in weights.trained_tensors(model).items()
         } if stage.preference else {}
         found, began = {}, time.perf_counter()
-        adapt(self, model, variant, stage, examples, seed, reference,
-              partial(self.watch, found, model, variant, stage, examples, seed))
+        training = Training(model, variant, stage, examples, seed, reference)
+        adapt(self, training, partial(self.watch, found, training))
         seconds, sizes = time.perf_counter() - began, [p.numel() for p in model.parameters()]
         n_trained = sum(p.numel() for p in model.train_only(stage.trains).values())
         figures = self.accuracy(model, variant, stage, self.questions) | found
@@ -373,9 +385,10 @@ class Lab:
             figures |= {name: alone[name] for name in ("forward_passes", "seconds")}
         return model, figures
 
-    def watch(self, found: dict, model: Diffa2Model, variant: Variant, stage: StageConfig,
-              examples: list[Example], seed: int, step: int) -> None:
+    def watch(self, found: dict, training: Training, step: int) -> None:
         """Add to `found` what is watched of a variant, after some of its steps."""
+        model, variant, stage = training.model, training.variant, training.stage
+        examples = training.examples
         passes = step * stage.batch_size / len(examples)
         if "accuracy" in variant.watched and step in {stage.steps * i // 4 for i in range(1, 5)}:
             right = self.accuracy(model, variant, stage, self.questions[::4])["overall"]
@@ -386,7 +399,7 @@ class Lab:
                 for name, some in (("trained_on", examples), ("held_out", self.questions[::4]))
                 for figure, value in self.measured(model, variant, stage, some[:240]).items()})
         if "gradient" in variant.watched and step in (0, stage.steps):
-            spread, counts = self.gradient(model, variant, stage, examples, seed)
+            spread, counts = self.gradient(training)
             when = "end" if step else "start"
             found |= counts | {f"{name}_{when}": value for name, value in spread.items()}
 
@@ -407,10 +420,11 @@ class Lab:
         return {"accuracy": self.accuracy(model, variant, stage, examples)["overall"],
                 "nats": loss * int(answers.sum()) / len(batch.response)}
 
-    def gradient(self, model: Diffa2Model, variant: Variant, stage: StageConfig,
-                 examples: list[Example], seed: int) -> tuple[dict[str, float], dict[str, float]]:
+    def gradient(self, training: Training) -> tuple[dict[str, float], dict[str, float]]:
         """Variance of a step's gradient, over steps and over the noise of one step, and the squared
         norm of its mean divided by the former, the signal-to-noise ratio. And targets a step."""
+        model, variant, stage = training.model, training.variant, training.stage
+        examples, seed = training.examples, training.seed
         n, B = self.scale.n_draws, stage.batch_size
         dataset = BatchDataset(examples, seed + 1000, stage, CONFIG, self.tokenizer)
         steps = [entries for _, entries in batches(len(examples), B, n, 0, seed + 1000,

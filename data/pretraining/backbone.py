@@ -33,6 +33,7 @@ from diffa2_mini.fast.generate import generate_responses
 from diffa2_mini.llada import Block, Llada, rotary
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of, stream
+from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.tokenizer import Tokenizer
 from diffa2_mini.training.objective import adamw
 
@@ -151,13 +152,14 @@ def phase_at(step: int, config: PretrainConfig) -> tuple[int, float]:
     return config.silences, config.silence_lr * factor
 
 
-def pretrain_backbone(model: Diffa2Model, tokenizer: Tokenizer, config: PretrainConfig, seed: int,
+def pretrain_backbone(model: Diffa2Model, config: PretrainConfig, seed: int,
                       say: Callable = tqdm.write, goes_on: bool = False,
                       paradigm: Paradigm = MASKED_DIFFUSION) -> float:
     """Train the backbone in place, from its start; or, if it `goes_on`, the last part alone, with
     silences. Says now and then how many held-out texts it answers right; of these no more are asked
     than it learns from. Returns the mean loss at the end."""
-    llada, device = model.llada, model.llada.wte.weight.device
+    llada, tokenizer = model.llada, load_tokenizer(model.config)
+    device = llada.wte.weight.device
     rng, held_out = stream("texts", seed), stream("held-out texts", seed)
     evaluation = [paradigm.draw(held_out, True) for _ in range(config.n_held_out)]
     if not goes_on:

@@ -26,7 +26,7 @@ from diffa2_mini.fast.device import choose_device
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of
-from diffa2_mini.published.sources import load_tokenizer, locate_all
+from diffa2_mini.published.sources import locate_all
 from diffa2_mini.training.files import save_tensors
 from diffa2_mini.training.processes import World
 
@@ -77,6 +77,6 @@ def run(args: argparse.Namespace, world: World) -> None:
     if makes_backbone and world.rank == min(1, world.size - 1):
         paradigm = replace(MASKED_DIFFUSION, draw=small.texts()) if args.size == "small" else (
             MASKED_DIFFUSION)
-        pretrain_backbone(model, load_tokenizer(model.config), config, args.seed, say,
+        pretrain_backbone(model, config, args.seed, say,
                           bool(args.llada), paradigm)
         save("llada")
