@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from diffa2_mini.errors import UserError
 from diffa2_mini.fast.compiling import Captured, compile_blocks
 from diffa2_mini.fast.device import choose_device
 from diffa2_mini.fast.generate import generate
+from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.fast.state import DecodingState
+from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Prompt
 
 COMPILE = """
@@ -129,3 +132,21 @@ def test_what_is_captured_is_replayed_on_other_inputs(model):
     for shape in ((3,), (4, 2), (3,)):
         x = torch.randn(shape, device="cuda")
         assert torch.equal(double(x), 2 * x)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a CUDA device")
+def test_recorded_decoding_on_cuda_gives_the_tokens_of_plain_decoding(config):
+    """Batch after batch, of one rounded shape and of others, in float32."""
+    model = Diffa2Model(config, llada=FastLlada).eval().cuda()
+    for parameter in model.llada.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.7)
+    decode = DecodeConfig(gen_length=8, block_length=4, steps=8, factor=None, cache="dual")
+    for n_rows, n_audio in ((1, 3), (1, 20), (3, 50), (4, 9), (1, 40)):
+        clips = [*torch.randn(n_rows, n_audio, 12, device="cuda")]
+        batch = DecodingState(model, clips, [Prompt([7] * 6, 2)] * n_rows, [8] * n_rows, 22)
+        plain = list(generate(batch, decode, eos_id=-1))
+        fast = list(generate(batch, replace(decode, capture=True), eos_id=-1))
+        assert torch.equal(plain[-1].tokens, fast[-1].tokens), (n_rows, n_audio)
+    assert {slot.shape for slot in model.llada.slots} == {(1, 64), (4, 64)}
+    assert not any(slot.captured.fails for slot in model.llada.slots)

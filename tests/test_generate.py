@@ -41,7 +41,7 @@ class Guess:
     def unconditional(self):
         return Guess(lambda tokens: self.predict(tokens, conditional=False), len(self.response))
 
-    def forward_all(self, tokens, keep=False):
+    def forward_all(self, tokens, keep=False, capture=False):
         everything = torch.full((len(self.response), 8), MASK)
         everything[self.kept] = tokens
         return self.predict(everything)[self.kept]

@@ -97,16 +97,18 @@ def answer_questions(diffa2: Diffa2, decode: DecodeConfig,
                      questions: list[tuple[int, BenchmarkQuestion]]) -> list[Reply]:
     """Answers to questions, each with its number among all of the benchmark, as one batch."""
     features = FeatureCache(diffa2.model, diffa2.device, diffa2.dtype, keep=True)
-    answers, examples = {}, {}  # by number
+    answers, examples, clips = {}, {}, {}  # by number, the last by path
     for number, question in questions:
         path = question.audio
         try:
             cut = seconds_of(question) > diffa2.config.audio.max_seconds
-            features.get(path)
+            clips[path] = clips.get(path) or features.load(path)
             answers[number] = Reply("", "", cut, features.incomplete.get(path, ""))
             examples[number] = Example(path, question.prompt, question.answer, "", "", "")
         except UserError as error:
             answers[number] = Reply("", str(error))
+    if clips:
+        features.memory |= zip(clips, features.encode_together([*clips.values()]))
     respondent = Respondent(features, diffa2.tokenizer, diffa2.parts, decode)
     texts, _ = respondent.answer([*examples.values()], len(questions), numbers=[*examples])
     for number, text in zip(examples, texts):

@@ -54,9 +54,9 @@ def predict(block: ActiveBlock, config: DecodeConfig, tokens: Tensor, positions:
     end = tokens.shape[1] if config.cache == "prefix" else block.stop
     for state in block.states:
         if fresh or not has_cache:
-            hidden = state.forward_all(tokens, keep=has_cache)[:, block.start:block.stop]
+            hidden = state.forward_all(tokens, has_cache, config.capture)[:, block.start:block.stop]
         else:
-            hidden = state.forward_block(tokens, block.start, end, config.capture)
+            hidden = state.forward_block(tokens, block.start, end)
         logits.append(state.logits(hidden.take_along_dim(positions[..., None], 1)))  # [b, n, V]
     if config.cfg > 0:
         conditional, unconditional = logits

@@ -3,10 +3,11 @@
 * The last block has queries and a feed-forward for the response alone, from `first` on.
 * Gradient checkpointing (arXiv 1604.06174): whole blocks, or only their feed-forward layers, are
   computed again in the backward pass instead of being kept: `recompute`.
+* Decoding: query, key and value as one product, and both into the feed-forward: `fused_block`.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -36,6 +37,47 @@ class FastBlock(Block):
             k, v = cache.update(k, v)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B, H, S - first, D/H]
         return self.attn_out(y.transpose(1, 2).flatten(2))  # [B, S - first, D]
+
+
+def join(*layers: nn.Linear) -> Tensor:
+    """The weights of equal layers as one matrix, of which theirs become slices, once and for all:
+    none is in memory twice."""
+    first, n = layers[0].weight, len(layers)
+    at = [(layer.weight.untyped_storage().data_ptr(), layer.weight.data_ptr()) for layer in layers]
+    if at != [(at[0][0], at[0][1] + i * first.nbytes) for i in range(n)]:
+        for layer, part in zip(layers, torch.cat([layer.weight.data for layer in layers]).chunk(n)):
+            layer.weight.data = part
+    return first.data.as_strided((n * len(first), first.shape[1]), first.stride()).data
+
+
+def fuse(block: Block) -> tuple[Tensor, ...] | None:
+    """The weights of a block for `fused_block`; None if it has LoRA or is quantised."""
+    qkv, inner = (block.q_proj, block.k_proj, block.v_proj), (block.ff_proj, block.up_proj)
+    if any(type(each) is not nn.Linear for each in (*qkv, block.attn_out, *inner, block.ff_out)):
+        return None
+    return (block.attn_norm.weight.data, join(*qkv), block.attn_out.weight.data,
+            block.ff_norm.weight.data, join(*inner), block.ff_out.weight.data)
+
+
+def fused_block(x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor,
+                cache: tuple[Tensor, Tensor, Tensor], weights: tuple[Tensor, ...],
+                sizes: tuple[int, float]) -> Tensor:
+    """A block, x [B, n, D] -> [B, n, D]. `cache`: keys and values [B, H, S, D/H], which are renewed
+    at the positions [n]. `sizes`: the number of heads, and the norms' eps."""
+    def norm(x: Tensor, weight: Tensor) -> Tensor:  # as RMSNorm
+        x32 = x.to(torch.promote_types(x.dtype, torch.float32))
+        return weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+    (n_heads, eps), (keys, values, at) = sizes, cache
+    attn_norm, qkv, attn_out, ff_norm, inner, ff_out = weights
+    heads = F.linear(norm(x, attn_norm), qkv).unflatten(2, (3, n_heads, -1))  # [B, n, 3, H, D/H]
+    q, k, v = heads.permute(2, 0, 3, 1, 4)  # [B, H, n, D/H] each
+    keys.index_copy_(2, at, rotate(k, rotation))
+    values.index_copy_(2, at, v)
+    y = F.scaled_dot_product_attention(rotate(q, rotation), keys, values, attn_mask=mask)
+    x = x + F.linear(y.transpose(1, 2).flatten(2), attn_out)  # [B, H, n, D/H] -> [B, n, D]
+    gate, up = F.linear(norm(x, ff_norm), inner).chunk(2, dim=-1)
+    return x + F.linear(F.silu(gate) * up, ff_out)
 
 
 class FastLlada(Llada):

@@ -55,14 +55,25 @@ class FeatureCache:
         key = repr((str(path.resolve()), status.st_size, status.st_mtime_ns))
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
+    def load(self, path: Path) -> tuple[Tensor, int]:
+        """A clip's log-mel and number of frames. What it lacks is noted in `incomplete`."""
+        note = partial(self.incomplete.__setitem__, path)
+        return load_clip(path, self.model.config.audio, note)
+
     def encode(self, mel: Tensor, n_frames: int) -> Audio:
         """Hidden states of one clip, log-mel [n_mels, M], without a batch dimension."""
-        audio = self.model.encode(mel[None].to(self.device, self.dtype),
-                                  torch.tensor([n_frames], device=self.device))
+        return self.encode_together([(mel, n_frames)])[0]
+
+    def encode_together(self, clips: list[tuple[Tensor, int]]) -> list[Audio]:
+        """Hidden states of several clips, which may differ from `encode` by rounding."""
+        mels, n_frames = torch.stack([mel for mel, _ in clips]), [n for _, n in clips]
+        audio = self.model.encode(mels.to(self.device, self.dtype),
+                                  torch.tensor(n_frames, device=self.device))
+        rows = zip(audio.final, audio.taps, audio.n_frames)
         if self.model.config.adapter.only_sound:
-            return Audio(audio.final[0, :n_frames].half(), audio.taps[0, :, :n_frames].half(),
-                         audio.n_frames[0])
-        return Audio(audio.final[0], audio.taps[0], audio.n_frames[0])
+            return [Audio(final[:n].half(), taps[:, :n].half(), each)
+                    for n, (final, taps, each) in zip(n_frames, rows)]
+        return [Audio(*row) for row in rows]
 
     def get(self, path: Path) -> Audio:
         """Hidden states of a clip: from memory, from disk, or encoded now and kept there. What an
@@ -71,8 +82,7 @@ class FeatureCache:
             return self.memory[path]
         audio = self.read(path) if self.folder else None
         if audio is None:
-            note = partial(self.incomplete.__setitem__, path)
-            audio = self.encode(*load_clip(path, self.model.config.audio, note))
+            audio = self.encode(*self.load(path))
             if self.folder:
                 line = self.incomplete.get(path)
                 save_tensors(self.file_of(path), vars(audio), {"incomplete": line} if line else {})
