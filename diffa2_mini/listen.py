@@ -146,9 +146,8 @@ class Diffa2:
             steps = generate(state, decode, tokenizer.eos_id, top, range(first, first + n))
             steps = list(watch(steps))
         seconds, answers = round(time.perf_counter() - start, 3), []
-        acted = torch.stack([step.committed.any(1) for step in steps]).tolist()  # [steps, B]
         for row, ids in enumerate(steps[-1].tokens.tolist()):
-            history = [step_of_row(step, row) for step, rows in zip(steps, acted) if rows[row]]
+            history = [step_of_row(step, row) for step in steps if step.committed[row].any()]
             answers.append(Answer(tokenizer.decode(ids), ids, len(history), seconds, history))
         return answers
 

@@ -98,10 +98,9 @@ class Diffa2Model(nn.Module):
     def splice(self, audio_embeddings: list[Tensor],
                prompts: list[Prompt]) -> tuple[Tensor, Tensor]:
         """Prompts with their audio as embeddings [B, P, D], padded on the right; lengths [B]."""
-        ids = torch.tensor([each for prompt in prompts for each in prompt.ids],
-                           device=audio_embeddings[0].device)  # at once: it waits for the device
-        texts = self.llada.wte(ids).split([len(prompt.ids) for prompt in prompts])  # [L, D] each
-        rows = []
+        ids, rows = [each for prompt in prompts for each in prompt.ids], []
+        texts = self.llada.wte(torch.tensor(ids, device=audio_embeddings[0].device))
+        texts = texts.split([len(prompt.ids) for prompt in prompts])  # [L, D] each
         for audio, prompt, text in zip(audio_embeddings, prompts, texts, strict=True):
             before, after = text[:prompt.audio_at], text[prompt.audio_at:]
             rows.append(torch.cat([before, audio.to(text.dtype), after]))  # [L + A, D]
