@@ -188,7 +188,9 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     progress.print_skipped()
     validate_stage(run, validator, parameters, n_steps)
     print_incomplete(run.features, examples + run.data.validation, world)
-    print(f"  stage {number} took {progress.seconds:.0f} s; peak memory {peak_memory(run.device)}")
+    peak = peak_memory(run.device)
+    print(f"  stage {number} took {progress.seconds:.0f} s; peak memory "
+          + (f"{peak:.2f} GiB" if peak else "not known on Windows"))
     return folder.save(number, n_steps, run.model)
 
 

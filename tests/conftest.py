@@ -17,6 +17,7 @@ if not any("test_device" in argument for argument in sys.argv):
 from mini import train_here
 
 from data import toy
+from diffa2_mini.command import flags
 from diffa2_mini.config import (
     AdapterConfig,
     AudioConfig,
@@ -40,7 +41,8 @@ def seed():
 @pytest.fixture(autouse=True)
 def memory_as_it_is(monkeypatch):
     # how memory is kept is a matter of the whole process
-    monkeypatch.setattr(measure, "glibc", lambda: None)
+    for module in (flags, measure):
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: None)
 
 
 @pytest.fixture

@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from mini import ROOT
 
 from diffa2_mini import config as configs
 from diffa2_mini.audio import log_mel
@@ -95,3 +98,14 @@ def test_the_caches_are_measured_on_the_toys_questions(monkeypatch, tmp_path, ca
     n_passes = [int(re.fullmatch(r"right, (\d+) forward passes", row["of"])[1]) for row in rows]
     assert n_passes[-1] >= 2 and rows[0]["ratio"] == 1
     assert rows[0]["of"] in capsys.readouterr().out
+
+
+def test_memory_is_measured():
+    """In a process of its own: what other tests have freed may be there to be taken again."""
+    code = ("import torch; from tutorials.speed import memory_above\n"
+            "buffer = lambda: torch.ones(2**26, dtype=torch.uint8).max()\n"
+            "print(memory_above(buffer, torch.device('cpu')))")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    used = run.stdout.strip()
+    assert used == "None" or 2**26 <= int(used) < 2**27  # and what the process does beside

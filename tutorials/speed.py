@@ -21,7 +21,10 @@ from diffa2_mini.command.script import begin, run_script
 begin(__name__)  # Ctrl-C while the rest is imported
 
 import argparse
-from collections.abc import Iterator
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -34,16 +37,16 @@ from torch import Tensor
 
 from diffa2_mini import diffusion
 from diffa2_mini.audio import log_mel, mel_filterbank
-from diffa2_mini.bench.timing import MASK_ID, PROMPT, Row, decode, report, take_turns
+from diffa2_mini.bench.timing import MASK_ID, PROMPT, Row, decode, report
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import DATA, SIZES, AudioConfig, DecodeConfig, LladaConfig
 from diffa2_mini.data import load_examples
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.answers import Respondent
+from diffa2_mini.fast import measure
 from diffa2_mini.fast.device import DTYPES, choose_device
 from diffa2_mini.fast.llada import FastLlada
-from diffa2_mini.fast.measure import keep_freed_memory, memory_above
 from diffa2_mini.fast.state import CACHES, DecodingState
 from diffa2_mini.fast.token_losses import token_losses
 from diffa2_mini.listen import Diffa2
@@ -54,6 +57,22 @@ BACKBONE = LladaConfig(width=512, n_layers=8, n_heads=8, hidden=1536)
 N_AUDIO, N_RESPONSE = 439, 128  # audio embeddings and response tokens
 # 8 steps a block; random weights are never confident, so the schedule is fixed
 SCHEDULE = DecodeConfig(gen_length=N_RESPONSE, block_length=32, steps=32, factor=None)
+
+
+def take_turns(case: str, variants: dict[str, Callable], runs: int, device: torch.device,
+               targets: dict[str, str] | None = None) -> tuple[list[Row], list]:
+    """Time the variants in turn, so that a change of the machine's speed meets all of them. A first
+    run of each does not count. Returns a row for each, and what each returned last."""
+    rows = [Row(case, name, target=(targets or {}).get(name, "")) for name in variants]
+    for run in range(runs + 1):
+        results = []
+        for row, variant in zip(rows, variants.values()):
+            start = measure.now(device)
+            results.append(variant())
+            row.seconds += [measure.now(device) - start] if run > 0 else []
+    for row in rows:
+        row.ratio = rows[0].median / row.median
+    return rows, results
 
 
 def random_backbone(device: torch.device) -> Diffa2Model:
@@ -77,7 +96,7 @@ class ReleasedDecoding(DecodingState):
 
 def decoding(runs: int, device: torch.device) -> Iterator[Row]:
     """One answer, and eight of them, decoded in several ways."""
-    keep_freed_memory()  # as sample.py does
+    measure.keep_freed_memory()  # as sample.py does
     model = random_backbone(device)
     clips = [*torch.randn(8, N_AUDIO, BACKBONE.width, device=device)]
     plain, prefix, dual = (replace(SCHEDULE, cache=cache) for cache in CACHES)
@@ -105,6 +124,30 @@ def answer_loss(model: Diffa2Model, audio: Tensor, response: Tensor, released: b
         found = model.hidden_states([audio], [PROMPT], noisy, torch.ones_like(masked))
         losses_of = token_losses(model.llada.logits)
     return losses_of(found[masked], response[masked]).mean()  # all have the same weight
+
+
+def memory_above(function: Callable, device: torch.device) -> int | None:
+    """The most bytes in use while `function` runs, less those before it: on CUDA of tensors, on
+    Linux of the process. None on other systems."""
+    def bytes_of(field: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
+
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        peak = torch.cuda.max_memory_allocated()
+    elif sys.platform == "linux":
+        with suppress(OSError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # gives back what is kept
+        before = bytes_of("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        function()
+        peak = bytes_of("VmHWM")
+    else:
+        return None
+    return peak - before
 
 
 def training(runs: int, device: torch.device) -> Iterator[Row]:

@@ -30,7 +30,7 @@ from ..errors import require
 from ..fast.compiling import compile_blocks
 from ..fast.device import DTYPES, autocast, choose_device
 from ..fast.llada import FastLlada
-from ..fast.measure import copy_bandwidth, matmul_ceiling, memory_above
+from ..fast.measure import copy_bandwidth, matmul_ceiling, peak_memory, time_runs
 from ..listen import Diffa2
 from ..lora import merge_lora
 from ..model import Audio
@@ -39,7 +39,7 @@ from ..tokenizer import Prompt
 from ..training import dry_run
 from ..training.objective import piece_loss
 from ..training.random_weights import fill_at_random
-from .timing import Row, decode, report, take_turns
+from .timing import Row, decode, report
 
 DECODE = DecodeConfig(gen_length=64, block_length=32, steps=60, factor=None, cache="dual",
                       capture=True)
@@ -94,8 +94,8 @@ def training(diffa2: Diffa2, stage: StageConfig, runs: int) -> Iterator[Row]:
     case = f"stage {stage.number}, training"
     for n in (2**i for i in count()):
         try:
-            ways = {f"{n} at once": training_step(diffa2, stage, n)}
-            (row,), _ = take_turns(case, ways, runs, diffa2.device)
+            step = training_step(diffa2, stage, n)
+            row = Row(case, f"{n} at once", time_runs(step, diffa2.device, runs + 1)[1:])
         except torch.OutOfMemoryError:
             yield Row(case, f"{n} at once do not fit")
             return
@@ -111,17 +111,19 @@ def training(diffa2: Diffa2, stage: StageConfig, runs: int) -> Iterator[Row]:
 def decoding(diffa2: Diffa2, runs: int) -> Iterator[Row]:
     """A clip in 60 steps, encoder included; and one cached step against the time to read the
     weights once."""
-    def decode_clip() -> list[float]:
+    ends = []  # of the steps of each run
+
+    def decode_clip() -> None:
         clip = encode_clips(diffa2, 1)
         with torch.no_grad(), autocast(diffa2.device, diffa2.dtype):
-            return decode(diffa2.model, diffa2.model.embed_audio(clip, diffa2.parts), DECODE)
+            ends.append(decode(diffa2.model, diffa2.model.embed_audio(clip, diffa2.parts), DECODE))
 
     seconds, llada = diffa2.config.audio.max_seconds, diffa2.model.llada
-    (row,), (ends,) = take_turns(f"{seconds} s of sound in {DECODE.steps} steps",
-                                 {"dual cache, captured": decode_clip}, runs, diffa2.device)
+    row = Row(f"{seconds} s of sound in {DECODE.steps} steps", "dual cache, captured",
+              time_runs(decode_clip, diffa2.device, runs + 1)[1:])  # the first prepares
     row.ratio, row.of, row.target = row.median / seconds, "real-time factor", "<= 0.012"
     yield row
-    step = Row("one cached step", row.variant, np.diff(ends).tolist(),
+    step = Row("one cached step", row.variant, np.diff(ends[-1]).tolist(),
                of="times the reading of the weights", target="<= 1.4")
     # of the embedding table a few rows are read
     n_bytes = sum(p.nbytes for p in llada.parameters()) - llada.wte.weight.nbytes
@@ -142,9 +144,11 @@ def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, c
     diffa2 = Diffa2(model, ACOUSTIC_AND_SEMANTIC, tokenizer, device, dtype)
     model.llada.recompute = "blocks"
     for stage in stages.values():
-        used = memory_above(training_step(diffa2, stage, 1), device, all_of_it=True)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        training_step(diffa2, stage, 1)()
         yield Row(f"stage {stage.number}, 1 at once, recomputed", "peak memory",
-                  ratio=used and used / dry_run.GIB, of="GiB", target="<= 22")
+                  ratio=peak_memory(device), of="GiB", target="<= 22")
     merge_lora(model.llada)  # decoding and stage 1 have none beside the weights
     if compiled:
         compile_blocks(model.whisper.blocks, model.llada.blocks)

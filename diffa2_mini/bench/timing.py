@@ -1,10 +1,10 @@
-"""What all measurements share: a row of figures, variants in turn, the machine, the report."""
+"""What all measurements share: a row of figures, the machine, the report, and decoding."""
 
 import json
 import platform
 import re
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,22 +46,6 @@ class Row:
         if self.ratio is not None:
             text += f": {self.ratio:.4g} {self.of}"
         return text + (f" (target: {self.target})" if self.target else "")
-
-
-def take_turns(case: str, variants: dict[str, Callable], runs: int, device: torch.device,
-               targets: dict[str, str] | None = None) -> tuple[list[Row], list]:
-    """Time the variants in turn, so that a change of the machine's speed meets all of them. A first
-    run of each does not count. Returns a row for each, and what each returned last."""
-    rows = [Row(case, name, target=(targets or {}).get(name, "")) for name in variants]
-    for run in range(runs + 1):
-        results = []
-        for row, variant in zip(rows, variants.values()):
-            start = now(device)
-            results.append(variant())
-            row.seconds += [now(device) - start] if run > 0 else []
-    for row in rows:
-        row.ratio = rows[0].median / row.median
-    return rows, results
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
