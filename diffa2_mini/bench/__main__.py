@@ -179,8 +179,7 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    large = not SIZES[args.size][0].from_scratch
-    device, dtype, _ = choose_device(args.device, args.dtype, large)
+    device, dtype, _ = choose_device(args.device, args.dtype, not SIZES[args.size][0].from_scratch)
     torch.manual_seed(0)
     rows = whole_size(args.size, args.runs, device, dtype, args.compile, args.random_weights)
     report(rows, args.out or Path("runs", f"bench_{args.size}.json"), argv, device, dtype)

@@ -38,8 +38,7 @@ def add_model_flags(add: Callable) -> None:
     add("--factor", type=float, help="of factor-based decoding: larger is faster (full 1, toy 0.5)")
     add("--threshold", type=float, help="instead of --factor: commit what is more confident")
     add("--cache", choices=CACHES, help="which keys and values outside the block to keep")
-    add("--capture", action="store_true", default=None,
-        help="on CUDA: record the cached step as a graph, and replay it (needs --cache)")
+    add("--capture", action="store_true", default=None, help="on CUDA: replay a recorded step")
     add("--refresh", type=int, help="steps between renewals of a cache (default: once a block)")
     add("--temperature", type=float, help="0 takes the most probable tokens")
     add("--cfg", type=float, help="scale of classifier-free guidance, 0 is none")

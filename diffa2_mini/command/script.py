@@ -51,8 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 def shown(text: str, encoding: str | None) -> str:
     """The text with what an encoding does not have escaped, as in \\u4e2d."""
-    encoding = encoding or "utf-8"
-    return text.encode(encoding, errors="backslashreplace").decode(encoding)
+    return text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8")
 
 
 class Console:

@@ -21,8 +21,7 @@ def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False
     has_cuda, why = torch.cuda.is_available(), "as asked"
     there = {"cpu": True, "cuda": has_cuda, "mps": torch.backends.mps.is_available()}
     if device == "auto":
-        device = "cuda" if has_cuda else "cpu"
-        why = "a CUDA device is there" if has_cuda else "no CUDA device is there"
+        device, why = ("cuda", "there is one") if has_cuda else ("cpu", "no CUDA device is there")
     available = [name for name in there if there[name]]
     require(device in available,
             f"--device {device}: this machine has none; use one of {', '.join(available)}")

@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ..llada import Block, Llada, rotate
 
-RECOMPUTE = ("nothing", "feed-forward", "blocks")
-
 
 class FastBlock(Block):
     """A block whose output begins at token `first`, and which can recompute its feed-forward."""
@@ -84,7 +82,7 @@ class FastLlada(Llada):
     """Llada with the same weights, names and results."""
 
     block = FastBlock
-    recompute = "nothing"  # one of RECOMPUTE: what the backward pass computes again
+    recompute = "nothing"  # or "feed-forward" or "blocks": what the backward pass repeats
 
     def forward(self, x: Tensor, valid: Tensor | None = None, positions: Tensor | None = None,
                 caches: list | None = None, first: int = 0) -> Tensor:

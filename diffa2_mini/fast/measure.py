@@ -45,8 +45,7 @@ def now(device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """The most memory that this process has used, in GiB: on CUDA that of its tensors, else all of
-    it. None on Windows."""
+    """The most memory that this process has used, in GiB, on CUDA for tensors; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if sys.platform == "win32":

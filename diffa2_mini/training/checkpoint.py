@@ -212,6 +212,5 @@ def main(argv: list[str]) -> None:
     parser = Parser(weights.__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="FROM", help="what train.py wrote")
     parser.add_argument("to", type=Path, metavar="TO", help="a .bin, or .safetensors")
-    parser.add_argument("--half", action="store_true",
-                        help="write a copy of the checkpoint in float16 instead")
+    parser.add_argument("--half", action="store_true", help="a copy of FROM in float16 instead")
     export(**vars(parser.parse_args(argv)))

@@ -11,8 +11,8 @@ def fill_at_random(device: torch.device, dtype: torch.dtype, *modules: nn.Module
     """Norms become the identity, biases zero, and the rest has a deviation of 0.02, with linear
     layers quantised as in `load_part`. The same few million numbers serve everywhere: drawing
     billions would take minutes."""
-    pool = torch.empty(4_194_301, device=device, dtype=dtype)  # a prime, so that rows differ
-    pool.normal_(0, 0.02)
+    # a prime, so that rows differ
+    pool = torch.empty(4_194_301, device=device, dtype=dtype).normal_(0, 0.02)
 
     def filled(name: str, like: Tensor) -> Tensor:
         tensor = torch.empty(like.shape, device=device, dtype=dtype)
