@@ -266,7 +266,7 @@ def test_what_answers_is_all_in_the_dtype_asked_for_but_codes_and_scales():
     assert torch.isfinite(answer.history[0].confidence).all() and answer.tokens
 
 
-@BOTH
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_all_stages_train_on_quantised_weights(world, tmp_path, capsys, kind):
     out = tmp_path / "out"
     train_here(world, out, "--quantize", kind)

@@ -100,6 +100,7 @@ def test_the_shipped_tokenizer_has_a_token_for_each_word_of_orders_and_people():
     assert len(tokenizer.response(longest, 1)) <= SMALL.decode.gen_length
 
 
+@pytest.mark.slow
 def test_a_tokenizer_is_trained_on_the_texts(data, tmp_path):
     small.make_tokenizer(tmp_path / "small.bpe", data / "people")
     tokenizer = Tokenizer.from_ranks(tmp_path / "small.bpe")
