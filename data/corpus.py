@@ -129,7 +129,7 @@ def unpack(path: Path, folder: Path, place: Place) -> None:
 
 
 def obtain(archive: Archive, folder: Path, place: Place,
-           check: Callable[[Path], None] = lambda folder: None) -> Path:
+           check: Callable[[Path], object] = lambda folder: None) -> Path:
     """The folder with the files that `place` keeps of an archive, downloaded unless it is there.
     `check` raises UserError if they are not what was expected: then nothing is kept."""
     if folder.is_dir():

@@ -127,10 +127,6 @@ def place(path: PurePosixPath) -> PurePosixPath | None:
     return PurePosixPath("clean", path.name) if is_clip else None
 
 
-def check(recordings: Path) -> None:
-    read_orders(recordings)
-
-
 def split_of(orders: list[Order], rng: np.random.Generator) -> dict[str, list[Order]]:
     """The orders of each split, with equal orders in one of them."""
     groups: dict[str, list[Order]] = {}
@@ -202,8 +198,8 @@ def manifests(splits: dict[str, list[Order]], out: Path, seed: int) -> dict[str,
 def make_manifests(source: Path | None, out: Path, seed: int = 0) -> dict[str, int]:
     """Write all manifests into `out`; returns how many rows each has."""
     corpus.check_arguments(source, out, seed)
-    orders = read_orders(source or corpus.obtain(ARCHIVE, out / "recordings", place, check))
-    splits = split_of(orders, np.random.default_rng([seed, 98]))
+    recordings = source or corpus.obtain(ARCHIVE, out / "recordings", place, read_orders)
+    splits = split_of(read_orders(recordings), np.random.default_rng([seed, 98]))
     return corpus.write_manifests(out, manifests(splits, out, seed))
 
 

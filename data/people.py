@@ -123,10 +123,6 @@ def place(path: PurePosixPath) -> PurePosixPath | None:
     return inside if is_table else None
 
 
-def check(recordings: Path) -> None:
-    read_people(recordings)
-
-
 def transcribe(each: Utterance, rng: np.random.Generator) -> Question:
     return Question("asr", str(rng.choice(INSTRUCTIONS)), each.text, ())
 
@@ -180,8 +176,8 @@ def manifests(splits: dict[str, list[Utterance]], out: Path, seed: int) -> dict[
 def make_manifests(source: Path | None, out: Path, seed: int = 0) -> dict[str, int]:
     """Write all manifests into `out`; returns how many rows each has."""
     corpus.check_arguments(source, out, seed)
-    people = read_people(source or corpus.obtain(ARCHIVE, out / "recordings", place, check))
-    splits = split_of(people, np.random.default_rng([seed, 98]))
+    recordings = source or corpus.obtain(ARCHIVE, out / "recordings", place, read_people)
+    splits = split_of(read_people(recordings), np.random.default_rng([seed, 98]))
     return corpus.write_manifests(out, manifests(splits, out, seed))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import train
+from diffa2_mini.command.script import run_script
 from diffa2_mini.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,12 @@ def full_disk(limit: int) -> Iterator[None]:
 def train_here(world, out, *extra):
     """In this process, which has imported torch already."""
     train.main(command(world, out, *extra)[2:])
+
+
+def prepare(script, source, out, *extra):
+    """Run a script that prepares recordings, given its main: the folder, its manifests by name."""
+    assert run_script(script, ["--source", str(source), "--out", str(out), *extra]) == 0
+    return out, {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
 
 
 def logged(out):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
+from mini import prepare
 
 from data import corpus, fsdd, toy_text
 from data.toy_scene import DIGITS, Scene
@@ -52,11 +53,7 @@ def small():
 @pytest.fixture(scope="module")
 def made(source, tmp_path_factory):
     """The folder and its manifests, with theo held out."""
-    out = tmp_path_factory.mktemp("out")
-    assert run_script(fsdd.main,
-                      ["--source", str(source), "--out",
-                       str(out), "--hold-out", "theo"]) == 0
-    return out, {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    return prepare(fsdd.main, source, tmp_path_factory.mktemp("out"), "--hold-out", "theo")
 
 
 def parts(row):

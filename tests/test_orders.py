@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
+from mini import prepare
 
 from data import corpus, orders
 from diffa2_mini.command.script import run_script
@@ -56,9 +57,7 @@ def few():
 
 @pytest.fixture(scope="module")
 def made(source, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    assert run_script(orders.main, ["--source", str(source), "--out", str(out)]) == 0
-    return out, {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    return prepare(orders.main, source, tmp_path_factory.mktemp("out"))
 
 
 def slots_of(row):

@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+from mini import prepare
 
 from data import corpus, people
 from diffa2_mini.command.script import run_script
@@ -53,9 +54,7 @@ def few(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(source, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
-    assert run_script(people.main, ["--source", str(source), "--out", str(out)]) == 0
-    return out, {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    return prepare(people.main, source, tmp_path_factory.mktemp("out"))
 
 
 def test_no_speaker_is_in_two_splits(made):
