@@ -1,6 +1,7 @@
 """The chapters run, print what their text says, and link to what is there; and the script that sees
 to it would notice."""
 
+import html
 import re
 
 import pytest
@@ -194,6 +195,33 @@ def test_github_shows_the_mathematics_as_it_is_meant(path):
     for block in re.finditer(r"\$\$.+?\$\$", text, re.DOTALL):
         around = text[:block.start()][-2:], text[block.end():][:2]
         assert around == ("\n\n", "\n\n"), f"no blank line before and after {block[0]}"
+
+
+def formulas(text):
+    return re.findall(r"\$\$.+?\$\$|\$[^$]+\$", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_formula_survives_githubs_markdown(path):
+    cmarkgfm = pytest.importorskip("cmarkgfm", reason="cmarkgfm renders Markdown as GitHub does")
+    text = path.read_text(encoding="utf-8")
+    page = cmarkgfm.github_flavored_markdown_to_html(text)
+    page = re.sub(r"<pre.*?</pre>|<code>.*?</code>", "", page, flags=re.DOTALL)
+    shown = formulas(html.unescape(re.sub(r"<[^>]+>", "", page)))
+    for meant, found in zip(formulas(prose(text)), shown):
+        assert meant == found, "where _ begins emphasis, a space after it cures that"
+    assert len(shown) == len(formulas(prose(text)))
+
+
+ARXIV = re.compile(r"(?:arXiv |arxiv.org/abs/)(\d{4}\.\d{5})")
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_first_mention_of_a_paper_is_a_link_to_it(path):
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for number in {*ARXIV.findall(text)}:
+        link = re.search(rf"\[[^\]]*\]\(https://arxiv\.org/abs/{number}\)", text)
+        assert link and link.start() <= text.index(number) < link.end(), number
 
 
 @pytest.mark.parametrize("path", build.chapters(), ids=lambda path: path.stem)

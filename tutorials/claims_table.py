@@ -141,7 +141,8 @@ CLAIMS = (
                     "autoregressive, stages 1 to 3", "diffusion, stages 1 to 3"))),
     Claim(
         "again", "diffusion gains from data used again, where next-token prediction overfits",
-        "Not of this paper: found on texts (arXiv 2507.15857, arXiv 2511.03276)",
+        "Not of this paper: found on texts ([arXiv 2507.15857](https://arxiv.org/abs/2507.15857), "
+        "[arXiv 2511.03276](https://arxiv.org/abs/2511.03276))",
         (*(Comparison(f"{words}: diffusion against the twin", f"diffusion, {setting}",
                       f"autoregressive, {setting}")
            for words, setting in (("few clips, 16 passes", "few x 16"),
