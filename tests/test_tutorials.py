@@ -225,6 +225,14 @@ def test_the_first_mention_of_a_paper_is_a_link_to_it(path):
 
 
 @pytest.mark.parametrize("path", build.chapters(), ids=lambda path: path.stem)
+def test_lines_of_code_are_at_most_90_columns(path):
+    fences = re.findall(r"^```([^\n]*)\n(.*?)^```$", path.read_text(encoding="utf-8"),
+                        re.MULTILINE | re.DOTALL)
+    assert not [line for kind, code in fences if not kind.startswith("text")
+                for line in code.splitlines() if len(line) > 90]
+
+
+@pytest.mark.parametrize("path", build.chapters(), ids=lambda path: path.stem)
 def test_no_title_looks_like_the_declaration_of_an_encoding(path):
     for line in path.read_text(encoding="utf-8").splitlines()[:2]:  # PEP 263; jupytext would obey
         assert not re.search(r"coding[:=]\s*[-\w.]", line)
