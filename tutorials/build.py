@@ -1,8 +1,9 @@
 """Run the chapters. What they print and draw comes from here, and so cannot rot.
 
-    python tutorials/build.py                # run every chapter, write its outputs and pictures
-    python tutorials/build.py 4 6            # these chapters
-    python tutorials/build.py --check        # write nothing: look for dead links, and compare
+    python tutorials/build.py               # run every chapter and compare, look for dead links
+    python tutorials/build.py 4 6           # these chapters
+    python tutorials/build.py 4 --write     # write what its cells print, and its pictures
+    python tutorials/build.py 4 --notebook  # run nothing: make a notebook of it, beside it
 
 A chapter is Markdown, tutorials/NN_name.md. Its code stands in fences that start with ```python and
 runs from top to bottom in one fresh process; what a cell prints follows it in a fence that starts
@@ -22,6 +23,7 @@ README does.
 import sys
 from pathlib import Path
 
+REPOSITORY = None  # its address, https://github.com/OWNER/NAME, where it is published
 FOLDER = Path(__file__).resolve().parent
 sys.path.insert(0, str(FOLDER.parent))  # so that this file runs as a script
 
@@ -29,7 +31,9 @@ from diffa2_mini.command.script import begin, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
+import json
 import os
+import posixpath
 import re
 import subprocess
 import tempfile
@@ -45,6 +49,13 @@ CELL = re.compile(
     r'(?:\n```text(?P<fence>[^\n]*)\n(?P<output>.*?)^```\n)?', re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"")
+OPEN = "Open this chapter in a hosted notebook"
+FETCH = """import os
+if not os.path.exists("common.py"):
+    !git clone -q --depth 1 {} repository
+    !pip install -q -r repository/requirements.txt
+    %cd -q repository/tutorials
+"""
 MARK = "<<< cell {} >>>"
 SECONDS = 900  # that a chapter may take before it is stopped
 ALL_SECONDS = 480  # of a core, that all of them may take together
@@ -125,6 +136,66 @@ def with_outputs(text: str, outputs: list[str]) -> str:
     return text
 
 
+def with_link(text: str, name: str, repository: str | None) -> str:
+    """The chapter's text with a link below its title that opens its notebook in Colab, where
+    the repository's address is known, and without one where it is not."""
+    title, rest = re.sub(rf"^\[{OPEN}\].*\n\n", "", text, flags=re.MULTILINE).split("\n", 1)
+    if not repository:
+        return f"{title}\n{rest}"
+    there = repository.replace("https://github.com", "https://colab.research.google.com/github")
+    return f"{title}\n[{OPEN}]({there}/blob/main/tutorials/notebooks/{name}.ipynb)\n\n{rest}"
+
+
+def notebook(text: str) -> dict:
+    """The chapter as a Jupyter notebook, with its outputs. Solutions are folded, and after a
+    check that fails "run all" goes on."""
+    def prose(piece: str) -> list[dict]:
+        piece = {"cell_type": "markdown", "metadata": {}, "source": piece.strip()}
+        return [piece] if piece["source"] else []
+
+    made, at = [], 0
+    for cell in cells_of(text):
+        made += prose(text[at:cell.start])
+        made.append(code_cell(cell.code, cell.tag, cell.output))
+        at = cell.stop
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return {"nbformat": 4, "nbformat_minor": 4, "cells": made + prose(text[at:]),
+            "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}}
+
+
+def code_cell(code: str, tag: str = "", output: str = "") -> dict:
+    """A cell of a notebook, from a cell of a chapter."""
+    metadata = {"tags": [tag]} if tag else {}
+    if tag == "check":
+        metadata["tags"].append("raises-exception")
+    if tag == "solution":  # folded by Jupyter, and by Colab, which shows the title
+        metadata.update(jupyter={"source_hidden": True}, cellView="form")
+        code = f"# @title Solution\n{code}"
+    printed = [{"output_type": "stream", "name": "stdout", "text": output}] if output else []
+    return {"cell_type": "code", "metadata": metadata, "execution_count": None,
+            "outputs": printed, "source": code.rstrip("\n")}
+
+
+def hosted_notebook(text: str, repository: str) -> dict:
+    """The chapter as a notebook that runs elsewhere: it fetches the repository first, and its
+    links and pictures lead there."""
+    def absolute(link: re.Match) -> str:
+        target = link[1] or link[2]
+        if re.match(r"[a-z]+:|#", target):
+            return link[0]
+        path = posixpath.normpath(f"tutorials/{target}")
+        form = "raw" if path.endswith((".svg", ".png")) else "blob"
+        before, _, after = link[0].rpartition(target)
+        return f"{before}{repository}/{form}/main/{path}{after}"
+
+    made = notebook(with_link(text, "", None))
+    for cell in made["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = LINK.sub(absolute, cell["source"])
+    made["cells"].insert(1, code_cell(FETCH.format(repository)))
+    return made
+
+
 def agree(said: str, printed: str, fence: str) -> bool:
     """Is an output what the text says, but for numbers within the tolerance?"""
     if NUMBER.sub("#", said).split() != NUMBER.sub("#", printed).split():
@@ -177,33 +248,58 @@ def check(path: Path) -> None:
     Writes nothing."""
     dead = dead_links(path)  # first: a picture that only a run would make is missing
     require(not dead, f"{path.name}: expected links that lead somewhere, got {', '.join(dead)}")
-    for cell, printed in zip(cells_of(path.read_text(encoding="utf-8")), run(path)):
+    text = path.read_text(encoding="utf-8")
+    require(with_link(text, path.stem, REPOSITORY) == text,
+            f"{path.name}: expected a link to a hosted notebook where the repository has an "
+            f"address, and only there; REPOSITORY in build.py is {REPOSITORY}")
+    for cell, printed in zip(cells_of(text), run(path)):
         require(agree(cell.output, printed, cell.fence),
                 f"{path.name}: expected\n{cell.output}\ngot\n{printed}\nfrom\n{cell.code}\n"
-                "run: python tutorials/build.py")
+                f"to write what it prints: python tutorials/build.py {int(path.name[:2])} --write")
+
+
+def write(path: Path) -> None:
+    """Write what the chapter's cells print into it, and its pictures; where the repository has an
+    address, the link to its hosted notebook, and that notebook too."""
+    outputs = run(path, path.parent / "pictures")
+    text = with_outputs(path.read_text(encoding="utf-8"), outputs)
+    path.write_text(with_link(text, path.stem, REPOSITORY), encoding="utf-8")
+    if REPOSITORY:
+        (path.parent / "notebooks").mkdir(exist_ok=True)
+        save(hosted_notebook(text, REPOSITORY), path.parent / "notebooks" / f"{path.stem}.ipynb")
+
+
+def save(made: dict, path: Path) -> None:
+    """Write a notebook, as JSON."""
+    path.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def chapters(numbers: list[int] | None = None) -> list[Path]:
     """The chapters with these numbers, or all, in order."""
     paths = sorted(FOLDER.glob("[0-9][0-9]_*.md"))
+    there = {int(path.name[:2]) for path in paths}
+    require(there >= {*(numbers or ())}, f"expected numbers of chapters, got {numbers}")
     return [path for path in paths if not numbers or int(path.name[:2]) in numbers]
 
 
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("numbers", nargs="*", type=int, help="of chapters (default: all)")
-    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--write", action="store_true", help="write instead of comparing")
+    how.add_argument("--notebook", action="store_true", help="make a notebook, and run nothing")
     args = parser.parse_args(argv)
+    if args.notebook:
+        for path in chapters(args.numbers):
+            save(notebook(path.read_text(encoding="utf-8")), path.with_suffix(".ipynb"))
+            print(path.with_suffix(".ipynb"))
+        return
+    work = write if args.write else check
     wrong, began = [], time.perf_counter()
     for path in chapters(args.numbers):
         start = time.perf_counter()
         try:
-            if args.check:
-                check(path)
-            else:
-                outputs = run(path, path.parent / "pictures")
-                text = with_outputs(path.read_text(encoding="utf-8"), outputs)
-                path.write_text(text, encoding="utf-8")
+            work(path)
             print(f"{path.name}: done in {time.perf_counter() - start:.0f} s")
         except UserError as error:
             wrong.append(path.name)

@@ -1,5 +1,7 @@
 """What the chapters share: the way to the library, the shipped model, and one style of picture."""
 
+import builtins
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -23,8 +25,6 @@ from diffa2_mini.tokenizer import Tokenizer
 from diffa2_mini.training.checkpoint import load_checkpoint
 
 CLIPS = ROOT / "data" / "clips"
-# elsewhere while build.py checks
-PICTURES = Path(os.environ.get("TUTORIAL_PICTURES", Path(__file__).parent / "pictures"))
 # for text and lines: a contrast of 4.3 to white, and of 4.4 to #0d1117, GitHub's dark page
 GREY = "#7a7a7a"
 COLOURS = ("#3b82c4", "#d07b26", "#4a9c5d", "#a05fb4")  # for what is drawn: at least 3 to either
@@ -48,9 +48,8 @@ AUDIO = SIZES["toy"][1][4].audio  # what stage 4 splices into the prompt
 @contextmanager
 def picture(name: str, width: float = 7, height: float = 3, rows: int = 1,
             columns: int = 1) -> Iterator:
-    """Axes, or an array of them, to draw on; saved to pictures/NAME.svg when the block ends,
-    transparent and with grey lines, so that it can be read on white and on black. Sizes in
-    inches."""
+    """Axes, or an array of them, to draw on; shown when the block ends, transparent and with
+    grey lines, so that it can be read on white and on black. Sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots(rows, columns)
@@ -62,8 +61,33 @@ def picture(name: str, width: float = 7, height: float = 3, rows: int = 1,
             part.set_color(GREY)
         if axis.get_legend():
             axis.legend(labelcolor=GREY, framealpha=0, fontsize=8)
-    PICTURES.mkdir(exist_ok=True)
-    figure.savefig(PICTURES / f"{name}.svg", metadata={"Date": None})
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    show(name, file.getvalue())
+
+
+class Drawing:
+    """A picture that a notebook shows below its cell."""
+
+    def __init__(self, svg: str):
+        self.svg = svg
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+
+def show(name: str, svg: str) -> None:
+    """Below its cell in a notebook; else in the folder that build.py names, or in runs/pictures,
+    which git ignores."""
+    told = os.environ.get("TUTORIAL_PICTURES")
+    if not told and "ipykernel" in sys.modules:
+        builtins.display(Drawing(svg))
+        return
+    path = Path(told or ROOT / "runs" / "pictures") / f"{name}.svg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(svg, encoding="utf-8")
+    if not told:
+        print(f"picture: {path}")
 
 
 def box(axes: Axes, at: tuple[float, float], width: float, text: str, colour: str,

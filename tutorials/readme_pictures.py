@@ -15,12 +15,13 @@ from html import escape
 from pathlib import Path
 
 import torch
-from common import AUDIO, CLIPS, PICTURES, ROOT, shipped  # the path to the library, too
+from common import AUDIO, CLIPS, ROOT, shipped  # the path to the library, too
 
 from diffa2_mini.data import load_clip
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
 
+PICTURES = Path(__file__).parent / "pictures"
 CLIP, QUESTION = "three_one_four", "Describe the audio."
 SECONDS, PAUSE = 0.6, 3.0  # a step, and the finished answer
 WIDTH, HEIGHT, LEFT, GAP = 74, 34, 16, 6  # pixels of a token's box, and between boxes
