@@ -270,6 +270,24 @@ def test_the_readme_is_short_and_its_results_stand_in_the_pages_it_links_to():
         assert not [number for number in re.findall(r"\d+\.\d+", result) if number not in there]
 
 
+def test_the_readme_and_chapter_0_link_to_every_chapter_and_to_the_notation():
+    first = build.chapters()[0]
+    for text, folder in ((ROOT / "README.md", "tutorials/"), (first, "")):
+        links = {one for one, _ in build.LINK.findall(text.read_text(encoding="utf-8"))}
+        wanted = {f"{folder}{path.name}" for path in build.chapters()}
+        wanted |= {f"{folder}reference/notation.md"}
+        assert wanted - links <= {first.name}, text.name
+
+
+def test_chapter_0_says_how_to_install():
+    text = build.chapters()[0].read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    python = re.search(r'requires-python = ">=([\d.]+)"', project)[1]
+    assert f"git clone {build.REPOSITORY or 'ADDRESS'} " in text
+    assert f"Python {python} or newer" in text
+    assert "pip install torch --index-url https://download.pytorch.org/whl/cpu" in text
+
+
 def prose(text):
     """A chapter without its code."""
     return re.sub(r"`[^`\n]+`", "", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
