@@ -2,7 +2,7 @@
 
     python sample.py data/clips/three_one_four.wav
     python sample.py clip.wav --prompt "How many digits are there?" --watch
-    python sample.py clip.wav --html answer.html
+    python sample.py --record 4 --html answer.html
     python sample.py *.wav --json --checkpoint runs/mine/stage4.safetensors
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from diffa2_mini.audio import duration, load_audio
 from diffa2_mini.command import flags
+from diffa2_mini.command.record import record
 from diffa2_mini.config import AudioConfig
 from diffa2_mini.errors import require
 from diffa2_mini.listen import Diffa2
@@ -31,7 +32,8 @@ from diffa2_mini.view import page, terminal
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("clips", nargs="+", type=Path, metavar="CLIP", help="wav, flac, ogg or mp3, of any rate")
+    add("clips", nargs="*", type=Path, metavar="CLIP", help="wav, flac, ogg or mp3, of any rate")
+    add("--record", type=float, metavar="SECONDS", help="ask about what the microphone hears")
     add("--prompt", help="the question (default: transcribe)")
     add("--chunk", action="store_true", help="answer on each part of a clip that is longer than "
         "the model takes: as few parts as there can be, all of one length")
@@ -42,7 +44,14 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--html", type=Path, metavar="PAGE",
         help="write a page that shows and plays the clips, and each step of the answers")
     flags.add_model_flags(add)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    require(bool(args.clips) != bool(args.record), "expected clips or --record SECONDS, got "
+            f"{'both' if args.clips else 'neither'}; choose one")
+    if args.html:
+        require(args.html.suffix.lower() in (".html", ".htm") and args.html.parent.is_dir()
+                and not args.html.is_dir(), f"--html {args.html}: expected the name of a file "
+                "ending in .html, in a folder that exists")
+    return args
 
 
 @dataclass(frozen=True)
@@ -79,24 +88,21 @@ def parts_of_clip(path: Path, audio: AudioConfig, chunk: bool) -> list[Part]:
 
 def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
-    if args.html:
-        require(args.html.suffix.lower() in (".html", ".htm") and args.html.parent.is_dir()
-                and not args.html.is_dir(), f"--html {args.html}: expected the name of a file "
-                "ending in .html, in a folder that exists")
     source = flags.model_source(args)
     config, n_asked, sections = source.config, 0, []
     decode = flags.decode_config(args, config.decode)
     prompt = config.text.instruction if args.prompt is None else args.prompt
-    for path in args.clips:
+    clips = args.clips or [record(args.record, config.audio.max_seconds)]
+    for path in clips:
         duration(path)  # an error now, and not after the weights are loaded
     diffa2 = Diffa2.load(source, *flags.device_and_dtype(args, config), args.merge_lora,
                          args.quantize)
     show, top = iter, page.TOP if args.html else 0
     if args.watch:
         show = partial(terminal.watch, tokenizer=diffa2.tokenizer, stream=sys.stdout, pause=0.15)
-    for path in args.clips:
+    for path in clips:
         parts = parts_of_clip(path, config.audio, args.chunk)
-        is_alone = len(args.clips) == len(parts) == 1
+        is_alone = len(clips) == len(parts) == 1
         for part in parts:
             if unread() and not args.html:
                 return

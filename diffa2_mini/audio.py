@@ -11,6 +11,7 @@ ffmpeg; here the filterbank is computed, libsndfile decodes, and the resampler i
 import math
 import mmap
 import re
+import shlex
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -58,12 +59,19 @@ def _open(path: Path) -> soundfile.SoundFile:
         raise UserError(f"{wanted}, got '{error.strerror}'; check its permissions") from error
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: a .raw file
         raise UserError(f"{wanted} (wav, flac, ogg, mp3), got another format or a damaged header; "
-                        "convert it with 'ffmpeg -i INPUT OUTPUT.wav'") from error
+                        f"convert it ({_conversion(path)})") from error
     require(MIN_RATE <= sound.samplerate <= MAX_RATE and sound.channels <= MAX_CHANNELS,
             f"{path}: expected {MIN_RATE} to {MAX_RATE} Hz and at most {MAX_CHANNELS} channels, "
             f"got {sound.samplerate} Hz and {sound.channels} channels; export it again")
     require(sound.frames > 0, f"{wanted}, got a header and no samples; record it again")
     return sound
+
+
+def _conversion(path: Path) -> str:
+    """The command that makes a wav file, a new one, of what libsndfile cannot read, as an m4a."""
+    wav = path.with_suffix(".wav")
+    wav = path.with_suffix(".16khz.wav") if wav.exists() else wav
+    return shlex.join(["ffmpeg", "-i", str(path), "-ar", "16000", "-ac", "1", str(wav)])
 
 
 def _with_size(path: Path) -> mmap.mmap:

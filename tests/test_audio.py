@@ -2,8 +2,10 @@
 may bring."""
 
 import io
+import json
 import math
 import re
+import shlex
 import struct
 import tracemalloc
 
@@ -12,6 +14,8 @@ import pytest
 import soundfile
 import torch
 
+import sample
+import train
 from diffa2_mini import audio
 from diffa2_mini.audio import (
     duration,
@@ -22,8 +26,10 @@ from diffa2_mini.audio import (
     pad_or_cut,
     resample,
 )
+from diffa2_mini.command.script import run_script
 from diffa2_mini.config import AudioConfig
 from diffa2_mini.errors import UserError
+from diffa2_mini.evaluate import __main__ as evaluate
 
 SHORT = AudioConfig(max_seconds=4)
 SIZES = [AudioConfig(n_mels=m, max_seconds=s) for m in (80, 128) for s in (4, 30)]
@@ -301,6 +307,49 @@ def test_bad_files(tmp_path, name):
     assert word in message_of(load_audio, tmp_path / name)
     if word != "damaged after":  # all the others can be told from the header
         assert word in message_of(duration, tmp_path / name)
+
+
+FOREIGN = {  # how files begin that ffmpeg reads and libsndfile does not
+    "m4a": b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom\0\0\0\0\0\0\0\x08mdat",
+    "mp4": b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom\0\0\0\x08mdat",
+    "aac": b"\xff\xf1\x50\x80\x02\x1f\xfc",
+    "wma": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"), "amr": b"#!AMR\n",
+    "webm": b"\x1a\x45\xdf\xa3\x9fB\x86\x81\x01B\xf7\x81\x01B\xf2\x81\x04B\x82\x84webm"}
+
+
+@pytest.mark.parametrize("ending", FOREIGN)
+def test_what_ffmpeg_alone_reads_is_told_with_the_command_that_converts_it(tmp_path, ending):
+    def command(name):
+        path = tmp_path / name
+        path.write_bytes(FOREIGN[ending] + np.random.default_rng(0).bytes(50_000))
+        assert message_of(load_audio, path) == message_of(duration, path)
+        return shlex.split(re.search(r"convert it \((.*)\)$", message_of(duration, path))[1])
+
+    def to(source, target):
+        return ["ffmpeg", "-i", str(tmp_path / source), *"-ar 16000 -ac 1".split(),
+                str(tmp_path / target)]
+
+    assert command(f"my order.{ending}") == to(f"my order.{ending}", "my order.wav")
+    (tmp_path / "there.wav").touch()  # is not written over
+    assert command(f"there.{ending}") == to(f"there.{ending}", "there.16khz.wav")
+    assert command("renamed.wav") == to("renamed.wav", "renamed.16khz.wav")
+
+
+@pytest.mark.parametrize("main, flags", [
+    (sample.main, ["order.m4a"]),
+    (evaluate.main, ["--benchmark", "asr", "--file", "stage1.json", "--out", "out.jsonl"]),
+    (train.main, ["--stage", "1", "--data", "stage1.json", "--out", "out"])],
+    ids=["sample", "evaluate", "train"])
+def test_each_command_tells_it(main, flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "order.m4a").write_bytes(FOREIGN["m4a"])
+    rows = [{"audio_filepath": "order.m4a", "transcription": "a small latte"}]
+    (tmp_path / "stage1.json").write_text(json.dumps(rows))
+    assert run_script(main, flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "convert it (ffmpeg -i order.m4a -ar 16000 -ac 1 order.wav)" in error
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".jsonl", ".safetensors")]
 
 
 # -------------------------------------------------------------------------- sound that is not whole
