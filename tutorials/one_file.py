@@ -8,7 +8,8 @@
 Weights are a dictionary `w` of tensors by name; each function gets those of its part, and
 its part `c` of the config, which the checkpoint carries. One clip, so no batch. Shapes:
 M mel frames, T encoder frames, E encoder width, N taps, Q queries, A audio embeddings,
-R response tokens, S all that LLaDA reads, D its width, H heads of width h, V vocabulary.
+R response tokens, K masks among them, S all tokens that LLaDA reads, D its width, H heads
+of width h, V vocabulary.
 """
 
 import base64
@@ -29,7 +30,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "diffa2_mini" / "assets"
 
 # ---- Weights, and the layers that several networks share
 def load():
-    """The weights, and what the checkpoint tells: `config`, and what its `audio` is."""
+    """The weights; and of the checkpoint, `config` and what it splices in as `audio`."""
     w = {}
     for name in ("toy_whisper", "toy_llada", "toy_diffa2"):
         file = safe_open(ASSETS / f"{name}.safetensors", "pt")
@@ -117,7 +118,7 @@ def semantic_adapter(frames, n, w, c):
     """What was said: an embedding [D] for each few of the first n frames [T, E]."""
     stride = c.adapter.semantic_stride
     x = F.gelu(conv(frames.T, w, "conv.0"))  # [E, T]
-    x = conv(x, w, "conv.2", stride).T[:n // stride]  # these read none of the others
+    x = conv(x, w, "conv.2", stride).T[:n // stride]  # none of these reads beyond n
     x = F.relu(linear(x, w, "linear_connector.0"))  # [n / stride, E]
     return layer_norm(F.relu(linear(x, w, "linear_connector.2")), w, "layernorm")
 
@@ -153,7 +154,7 @@ def embed_audio(samples, w, about):
     n = min(len(states[0]), math.ceil(len(samples) / c.audio.hop_length / 2))  # of sound
     emb = {"semantic": semantic_adapter(states[-1], n, part(w, "semantic_connector."), c),
            "acoustic": acoustic_adapter(states, part(w, "acoustic_connector."), c),
-           "prompts": w["trainable_prompts.weight"]}  # in stage 1, for acoustic ones
+           "prompts": w["trainable_prompts.weight"]}  # stage 1 had these for acoustic
     return torch.cat([emb[name] for name in about.audio])
 
 
@@ -162,8 +163,8 @@ WORDS = r"[A-Z]\.| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\n|\s"  # no merge crosse
 SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>",
            "<|end_header_id|>", "<|eot_id|>")
 BEFORE = ("<|startoftext|><|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>"
-          "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio:")  # then it
-BEHIND = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"  # then masks
+          "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio:")  # audio
+BEHIND = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"  # response
 
 
 def read_tokenizer(path):
@@ -235,19 +236,18 @@ def respond(samples, question, w, about, bpe):
         hidden = llada(torch.cat([prompt, words[tokens]]), backbone, c.llada)  # [S, D]
         return linear(hidden[len(prompt) + masked], backbone, "ff_out")  # [K, V]
 
-    eos_id, mask_id = (bpe.encode_single_token(token) for token in SPECIAL[1:3])
-    return decode(predict, c.decode, mask_id, eos_id)
+    ids = map(bpe.encode_single_token, ("<|mdm_mask|>", "<|endoftext|>"))
+    return decode(predict, c.decode, *ids)
 
 
 def main():
     w, about = load()
-    wanted = about.config.audio.sample_rate
     try:
         _, clip, question = sys.argv
         samples, rate = soundfile.read(clip, dtype="float32", always_2d=True)
     except (ValueError, TypeError, soundfile.SoundFileError):
         rate = None
-    if rate != wanted:
+    if rate != (wanted := about.config.audio.sample_rate):
         print(f'usage: one_file.py CLIP "QUESTION", CLIP at {wanted} Hz', file=sys.stderr)
         sys.exit(2)
     bpe = read_tokenizer(ASSETS / about.config.text.tokenizer)
