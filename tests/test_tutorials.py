@@ -248,7 +248,8 @@ def test_every_chapter_has_what_a_chapter_needs():
 
 
 ROOT = build.FOLDER.parent
-TEXTS = [ROOT / "README.md", ROOT / "data" / "README.md", build.FOLDER / "LOG.md",
+TEXTS = [ROOT / "README.md", ROOT / "data" / "README.md",
+         *(build.FOLDER / name for name in ("LOG.md", "hosted.md")),
          *sorted(build.FOLDER.glob("reference/*.md")), *build.chapters()]
 FILE = re.compile(r"\b(?:diffa2_mini|data|tests|tutorials)/[\w/]+\.(?:py|md|bpe|safetensors)")
 

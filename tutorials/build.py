@@ -290,7 +290,7 @@ def main(argv: list[str]) -> None:
     how.add_argument("--notebook", action="store_true", help="make a notebook, and run nothing")
     args = parser.parse_args(argv)
     if args.notebook:
-        for path in chapters(args.numbers):
+        for path in chapters(args.numbers) + [FOLDER / "hosted.md"] * (not args.numbers):
             save(notebook(path.read_text(encoding="utf-8")), path.with_suffix(".ipynb"))
             print(path.with_suffix(".ipynb"))
         return
