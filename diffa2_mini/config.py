@@ -114,6 +114,8 @@ class DecodeConfig(Ranged):
     steps: int = 128  # in all, shared equally between the blocks (fixed schedule)
     factor: float | None = 1.0  # f: commit while (n + 1)(1 - c_n) <= f
     threshold: float | None = None  # commit what is more confident than this
+    eos_threshold: float | None = None  # an EOS of a higher confidence ends the response at once
+    revise: float | None = None  # mask once more what was committed with a lower confidence
     temperature: float = 0.0
     cfg: float = 0.0  # classifier-free guidance scale s: uncond + (s + 1)(cond - uncond)
     remasking: Literal["confidence", "random"] = "confidence"  # what to commit first
@@ -128,9 +130,10 @@ class DecodeConfig(Ranged):
 
     @property
     def steps_per_block(self) -> int:
-        """Exact for a fixed schedule; else the most there can be, one per token."""
+        """Exact for a fixed schedule; else the most there can be, one each time that a token is
+        committed: once, or twice if it is revised."""
         if not self.is_scheduled:
-            return self.block_length
+            return self.block_length * (1 if self.revise is None else 2)
         return min(self.steps * self.block_length // self.gen_length, self.block_length)
 
     def __post_init__(self):
@@ -144,6 +147,8 @@ class DecodeConfig(Ranged):
                 "--factor and --threshold exclude each other; choose one")
         require(self.remasking == "confidence" or self.is_scheduled,
                 "--remasking random needs a fixed schedule, without --factor and --threshold")
+        require(self.revise is None or not self.is_scheduled,
+                "--revise needs --factor or --threshold, not a fixed schedule")
         require(self.cache != "none" or not (self.refresh or self.capture),
                 "--refresh and --capture need --cache prefix or dual")
 
@@ -209,9 +214,9 @@ class Config:
 
 def from_dict(values: dict, cls: type = Config) -> Config:
     """The inverse of `dataclasses.asdict`, after JSON has turned tuples into lists. Raises
-    UserError unless each field is there, and no other; but a switch that is off may be missing."""
+    UserError unless each field is there, and no other; but what is off may be missing."""
     types = {f.name: f.type for f in dataclasses.fields(cls)}
-    off = {f.name for f in dataclasses.fields(cls) if f.default is False}
+    off = {f.name for f in dataclasses.fields(cls) if f.default is False or f.default is None}
     require(isinstance(values, dict) and types.keys() - off <= values.keys() <= types.keys(),
             f"this is not the {cls.__name__} of this version")
     values = {name: tuple(value) if isinstance(value, list) else value

@@ -24,7 +24,8 @@ RANGES = {  # name of the flag or field: (least, most)
     "rope_theta": (1, 1e12), "norm_eps": (0, 1), "rank": (1, 2**16), "alpha": (0, 1e6),
     # text and decoding
     "response_multiple": (1, 2**16), "gen_length": (1, 2**16), "block_length": (1, 2**16),
-    "factor": (1e-9, 1e6), "threshold": (0, 1), "temperature": (0, 1e6), "cfg": (0, 1e6),
+    "factor": (1e-9, 1e6), "threshold": (0, 1), "eos_threshold": (0, 1), "revise": (0, 1),
+    "temperature": (0, 1e6), "cfg": (0, 1e6),
     "refresh": (1, MANY), "seed": SEED, "steps": (1, MANY),
     # training
     "number": (1, 99), "lr": (1e-12, 10), "batch_size": (1, 2**24), "micro_batch": (1, 2**24),

@@ -384,7 +384,7 @@ def called(main: Callable, argv: list[str]) -> None:
 
 FLAGS = {
     "sample": ("--gen-length", "--block-length", "--steps", "--factor", "--threshold", "--refresh",
-               "--temperature", "--cfg", "--seed"),
+               "--eos-threshold", "--revise", "--temperature", "--cfg", "--seed"),
     "train": ("--steps", "--epochs", "--batch-size", "--grad-accum", "--lr", "--warmup",
               "--lora-dropout", "--eval-every", "--save-every", "--sample-every", "--threads",
               "--seed", "--workers", "--processes"),

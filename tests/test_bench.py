@@ -9,9 +9,12 @@ import torch
 
 from diffa2_mini import config as configs
 from diffa2_mini.bench import __main__ as bench
+from diffa2_mini.bench import decoders
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import AudioConfig
+from diffa2_mini.data import read_manifest
 from diffa2_mini.fast import measure
+from diffa2_mini.listen import decode_settings
 
 CPU = torch.device("cpu")
 
@@ -48,3 +51,43 @@ def test_what_is_compared_on_a_cpu_is_said_to_be_elsewhere(flags, capsys):
 def test_ceilings_are_measured():
     assert 1e8 < measure.matmul_ceiling(CPU, torch.float32) < 1e15
     assert 1e8 < measure.copy_bandwidth(CPU) < 1e13
+
+
+def ask_toy(tmp_path, file, *flags):
+    out = tmp_path / "decoders.json"
+    command = ["--decoders", "--file", str(file), "--out", str(out), "--threads", "1", *flags]
+    assert run_script(bench.main, command) == 0
+    return json.loads(out.read_text())["rows"]
+
+
+def test_every_rule_of_decoding_gets_a_row(world, tmp_path, monkeypatch):
+    some = [{}, dict(steps=16), dict(eos_threshold=0.9), dict(factor=2.0, revise=0.5),
+            dict(block_length=4, cache="dual")]
+    every = decoders.rules(16)
+    for changes in every:
+        decode_settings(configs.SIZES["toy"][0].decode, **changes)
+        decode_settings(configs.SIZES["small"][0].decode, **changes)
+    assert len({*map(str, every)}) == len(every)
+    monkeypatch.setattr(decoders, "rules", lambda length: some)
+    rows = ask_toy(tmp_path, world / "validation.json", "--limit", "4")
+    assert [row["variant"] for row in rows] == [
+        "as it is", "steps 16", "eos_threshold 0.9", "factor 2.0, revise 0.5",
+        "block_length 4, cache dual"]
+    assert rows[1]["ratio"] <= 1 <= rows[0]["ratio"]  # one by one, up to the end or beyond
+    assert all("overall" in row["of"] and row["seconds"][0] > 0 for row in rows)
+
+
+def test_toybench_and_one_type_of_a_manifest_are_asked_too(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(decoders, "rules", lambda length: [{}])
+    rows = read_manifest(world / "stage1.json")[:3]
+    clip, said = rows[0]["audio_filepath"], rows[0]["transcription"]
+    entry = {"id": "1", "audio_id": clip, "question": configs.TextConfig().instruction,
+             "choices": [said, "nothing"], "answer": said, "difficulty": "free"}
+    file = world / "asked.json"
+    file.write_text(json.dumps([entry]))
+    assert ask_toy(tmp_path, file)[0]["case"] == "1 answers"
+    (row,) = ask_toy(tmp_path, world / "stage1.json", "--type", "asr", "--limit", "2")
+    assert row["case"] == "2 answers" and "wer" in row["of"]
+    assert run_script(bench.main, ["--decoders", "--file", str(world / "stage1.json"), "--type",
+                                   "order"]) == 2
+    assert "expected questions of type order" in capsys.readouterr().err

@@ -90,8 +90,9 @@ def test_from_dict_refuses_missing_fields(part, name):
 def test_a_switch_that_is_off_may_be_missing_as_in_checkpoints_from_before_it():
     for size in ("toy", "small"):
         values = dataclasses.asdict(SIZES[size][0])
-        del values["adapter"]["only_sound"]
-        assert not from_dict(values).adapter.only_sound
+        del values["adapter"]["only_sound"], values["decode"]["revise"]
+        found = from_dict(values)
+        assert not found.adapter.only_sound and found.decode.revise is None
 
 
 @pytest.mark.parametrize("bad", [
@@ -112,6 +113,9 @@ def test_a_switch_that_is_off_may_be_missing_as_in_checkpoints_from_before_it():
     dict(seed=-1),
     dict(seed=2**63),
     dict(refresh=2),
+    dict(eos_threshold=1.1),
+    dict(revise=-0.1),
+    dict(factor=None, revise=0.5),
     dict(capture=True),
     dict(cache="dual", refresh=0),
     dict(remasking="best"),

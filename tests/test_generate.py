@@ -1,11 +1,14 @@
 """Decoding on hand-made predictions: who is committed, when, and that nobody's answer depends on a
 neighbour's."""
 
+import dataclasses
+from functools import partial
+
 import pytest
 import torch
 
 from diffa2_mini.config import DecodeConfig
-from diffa2_mini.decode import finished
+from diffa2_mini.decode import decode, finished
 from diffa2_mini.fast.generate import generate, gumbel, pick, sample, uniform
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.tokenizer import Prompt
@@ -17,6 +20,11 @@ SETTINGS = [
     dict(factor=1.0),
     dict(factor=1e-9),
     dict(threshold=0.6)]
+MORE = [  # with rules that end early and take tokens back
+    dict(factor=1.0, eos_threshold=0.8),
+    dict(steps=4, eos_threshold=0.95),
+    dict(threshold=0.6, revise=0.4),
+    dict(factor=2.0, eos_threshold=0.9, revise=0.2)]
 
 
 def settings(**changes) -> DecodeConfig:
@@ -25,26 +33,35 @@ def settings(**changes) -> DecodeConfig:
 
 
 class Guess:
-    """A state whose hidden states are logits already: predict(tokens) for the rows that it has."""
+    """A state whose hidden states are logits already: predict(tokens) for the rows that it has, or
+    predict(tokens, valid=...) where columns are dropped."""
 
     mask_id = MASK
 
     def __init__(self, predict, n_rows=1, length=8):
         self.predict, self.response = predict, torch.ones(n_rows, length, dtype=torch.bool)
         self.kept, self.asked = list(range(n_rows)), []
+        self.valid, self.n_read = self.response.clone(), length
 
     def rows(self, keep):
-        self.kept = [self.kept[i] for i in keep]
+        self.kept, self.n_read = [self.kept[i] for i in keep], self.response.shape[1]
         self.asked.append(self.kept)
         return self
 
+    def hide(self, behind):
+        self.valid[self.kept] &= ~behind
+        self.n_read = int(self.valid[self.kept].any(0).sum())
+
     def unconditional(self):
-        return Guess(lambda tokens: self.predict(tokens, conditional=False), len(self.response))
+        return Guess(lambda tokens, **more: self.predict(tokens, conditional=False, **more),
+                     len(self.response))
 
     def forward_all(self, tokens, keep=False, capture=False):
+        assert tokens.shape[1] == self.n_read
         everything = torch.full((len(self.response), 8), MASK)
-        everything[self.kept] = tokens
-        return self.predict(everything)[self.kept]
+        everything[self.kept, :tokens.shape[1]] = tokens
+        dropped = {} if self.valid.all() else {"valid": self.valid}
+        return self.predict(everything, **dropped)[self.kept, :tokens.shape[1]]
 
     def logits(self, hidden):
         return hidden
@@ -60,7 +77,7 @@ def sure(words, confidence):
     p = ((1 - torch.tensor(confidence)) / (V - 2))[:, None].repeat(1, V)
     p[range(len(words)), words] = torch.tensor(confidence)
     p[:, MASK] = 1e-30
-    return lambda tokens: p.log().expand(len(tokens), -1, -1).clone()
+    return lambda tokens, valid=None: p.log().expand(len(tokens), -1, -1).clone()
 
 
 def restless(rows=(0,), scale=2.0):
@@ -68,8 +85,9 @@ def restless(rows=(0,), scale=2.0):
     tables = torch.randn(10, 8, V, 8, V, generator=torch.Generator().manual_seed(0)) * scale
     tables[..., EOS] -= 0.2  # so that some answers end early and others do not
 
-    def predict(tokens, conditional=True):
+    def predict(tokens, valid=None, conditional=True):
         hot = torch.nn.functional.one_hot(tokens, V).float()  # [B, 8, V]
+        hot = hot if valid is None else hot * valid[..., None]
         return torch.einsum("brv,brvsw->bsw", hot,
                             tables[list(rows)]) * (1 if conditional else -0.5)
 
@@ -191,7 +209,7 @@ def test_the_mask_is_never_an_answer(changes, temperature):
     assert run[0].confidence[0, 0].item() == pytest.approx(1 / 5)  # it takes no probability either
 
 
-@pytest.mark.parametrize("changes", SETTINGS)
+@pytest.mark.parametrize("changes", [*SETTINGS, *MORE])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("cfg", [0.0, 1.0])
 def test_a_batch_equals_its_rows_one_by_one(changes, temperature, cfg):
@@ -239,6 +257,37 @@ def test_noise_is_finite_but_where_a_token_cannot_be_drawn():
         assert noise[1:].isfinite().all()
 
 
+@pytest.mark.parametrize("changes", [
+    dict(factor=1e-9), dict(factor=2.0), dict(threshold=0.0), dict(threshold=0.5),
+    dict(factor=1e-9, temperature=1.0), dict(factor=1e-9, eos_threshold=0.95)])
+@pytest.mark.parametrize("block", [1, 4, 8])
+def test_revision_ends_as_no_token_is_taken_back_twice(changes, block):
+    config = settings(block_length=block, revise=1.0, **changes)  # nothing is ever sure enough
+    run, before = decode_fast(restless([0, 1]), config, n_rows=2), torch.full((2, 8), MASK)
+    n_back = torch.zeros(2, 8)
+    for step in run:
+        assert step.committed.any()
+        n_back += (before != MASK) & (step.committed | (step.tokens == MASK))
+        before = step.tokens
+    assert finished(before, MASK, EOS).all() or not (before == MASK).any()
+    assert n_back.max() == 1 and len(run) <= 16
+    if changes == dict(factor=1e-9):
+        filled = (before != MASK).sum(1).max()
+        assert len(run) == 2 * filled  # each token alone, twice
+
+
+def test_revision_mends_what_was_said_too_early():
+    def predict(tokens, valid=None):
+        words, confidence = [1, 3, 0, 0, 0, 0, 0, 0], [0.65] + [0.9] * 7
+        if tokens[0, 1] != MASK:
+            words[0], confidence[0] = 2, 0.6  # now that the second is known
+        return sure(words, confidence)(tokens)
+
+    for revise, first, n_passes in [(None, 1, 1), (0.6, 1, 1), (0.7, 2, 2)]:
+        run = decode_fast(predict, settings(block_length=8, threshold=0.6, revise=revise))
+        assert run[-1].tokens[0].tolist() == [first, 3, 0, 0, 0, 0, 0, 0] and len(run) == n_passes
+
+
 # ------------------------------------------------------------------------ caches, with a real model
 
 
@@ -273,7 +322,8 @@ def test_fifty_random_batches_equal_their_clips_one_by_one(restless_model, cache
     for seed in range(60):
         changes = [dict(factor=1.0), dict(steps=4, factor=None), dict(threshold=0.5, factor=None),
                    dict(factor=1.0, refresh=None if cache == "none" else 2), dict(cfg=0.5),
-                   dict(temperature=1.0, seed=seed)][seed % 6]
+                   dict(temperature=1.0, seed=seed), dict(eos_threshold=0.1, cfg=0.5),
+                   dict(factor=2.0, revise=0.5, eos_threshold=0.3)][seed % 8]
         config = DecodeConfig(**dict(gen_length=8, block_length=4, steps=8, cache=cache) | changes)
         batch = random_state(restless_model, seed)
         together = list(generate(batch, config, EOS))[-1].tokens
@@ -286,7 +336,7 @@ def test_fifty_random_batches_equal_their_clips_one_by_one(restless_model, cache
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("changes", [*SETTINGS, dict(cfg=1.0), dict(temperature=1.0)])
+@pytest.mark.parametrize("changes", [*SETTINGS, *MORE, dict(cfg=1.0), dict(temperature=1.0)])
 def test_a_cache_that_is_refreshed_in_every_step_changes_nothing(restless_model, cache, changes):
     for seed in range(5):
         runs = [
@@ -294,7 +344,10 @@ def test_a_cache_that_is_refreshed_in_every_step_changes_nothing(restless_model,
             for named in (dict(cache="none"), dict(cache=cache, refresh=1))]
         for plain, cached in zip(*runs, strict=True):
             assert torch.equal(plain.tokens, cached.tokens)
-            assert torch.equal(plain.confidence, cached.confidence)
+            if "eos_threshold" in changes:  # keys of dropped columns are masked, not left out
+                torch.testing.assert_close(plain.confidence, cached.confidence)
+            else:
+                assert torch.equal(plain.confidence, cached.confidence)
 
 
 def test_a_cache_reads_everything_once_a_block_and_then_less(restless_model, monkeypatch):
@@ -315,6 +368,73 @@ def test_a_cache_reads_everything_once_a_block_and_then_less(restless_model, mon
         assert read == columns
         answers.add(tuple(run[-1].tokens[0].tolist()))
     assert len(answers) > 1  # the caches are not exact
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+@pytest.mark.parametrize("words, n_one_by_one", [
+    ([0, 1, EOS, EOS, EOS, EOS, EOS, EOS], 3), ([0, 1, 2, 3, 0, EOS, EOS, EOS], 6),
+    ([EOS] * 8, 1), ([0] * 8, 8)])
+def test_an_early_end_changes_no_answer_where_the_models_own_eos_are_as_confident(
+        words, n_one_by_one, changes):
+    predict = sure(words, [0.7, 0.8, 0.9, 0.7, 0.8, 0.95, 0.9, 0.9])
+    config = settings(block_length=8, **changes)
+    kept = decode_fast(predict, config)
+    early = decode_fast(predict, dataclasses.replace(config, eos_threshold=0.65))
+    assert early[-1].tokens[0].tolist() == kept[-1].tokens[0].tolist() == words
+    assert len(early) <= len(kept) and (changes != dict(steps=8) or len(early) == n_one_by_one)
+    never = decode_fast(predict, dataclasses.replace(config, eos_threshold=1.0))
+    assert [step.tokens.tolist() for step in never] == [step.tokens.tolist() for step in kept]
+
+
+def test_an_eos_that_is_less_confident_ends_nothing_and_one_ends_all_blocks_behind_it():
+    words, confidence = [0, EOS, 1, 2, 3, 3, 3, 3], [0.7, 0.8, 0.6, 0.6, 0.9, 0.9, 0.9, 0.9]
+    for threshold, expected in [(0.8, [0, EOS, 1, 2] + [MASK] * 4), (0.79, [0] + [EOS] * 7)]:
+        run = decode_fast(sure(words, confidence), settings(steps=8, eos_threshold=threshold))
+        assert run[-1].tokens[0].tolist() == expected
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_columns_behind_a_confident_eos_are_not_read_again(restless_model, monkeypatch, cache):
+    read, forward, n_early = [], restless_model.llada.forward, 0
+
+    def counted(x, *others, **named):
+        read.append(x.shape[1])
+        return forward(x, *others, **named)
+
+    monkeypatch.setattr(restless_model.llada, "forward", counted)
+    config = settings(block_length=8, cache=cache, eos_threshold=0.0)  # any EOS is confident
+    for seed in range(20):
+        read.clear()
+        state = random_state(restless_model, seed)
+        state = DecodingState(restless_model, state.audio_embeddings[:1], state.prompts[:1], [8],
+                              22)
+        run = list(generate(state, config, EOS))
+        left = [(step.tokens[0].tolist() + [EOS]).index(EOS) + 1 for step in run]
+        expected = [min(n, 8) + (state.n_before if cache == "none" else 0) for n in left[:-1]]
+        assert read == [state.n_before + 8, *expected]
+        n_early += left[0] < 8
+    assert n_early > 3
+
+
+@torch.no_grad()
+def test_dropped_columns_and_taken_back_tokens_are_those_of_plain_decoding(restless_model):
+    answers = set()
+
+    def predict(audio_embeddings, prompts, tokens, valid):
+        hidden = restless_model.hidden_states(audio_embeddings, prompts, tokens, valid)
+        return restless_model.llada.logits(hidden)
+
+    for seed in range(24):
+        state = random_state(restless_model, seed)
+        state = DecodingState(restless_model, state.audio_embeddings[:2], state.prompts[:2],
+                              [8, 8], 22)
+        config = settings(block_length=(4, 8)[seed % 2], **MORE[seed // 2 % 4])
+        plain = decode(partial(predict, state.audio_embeddings, state.prompts),
+                       torch.full((2, 8), 22), config, 22, EOS)
+        fast = list(generate(state, config, EOS))[-1].tokens
+        assert torch.equal(plain, fast), seed
+        answers.add(tuple(plain.flatten().tolist()))
+    assert len(answers) > 20
 
 
 def test_rows_that_are_finished_are_not_read_any_more():

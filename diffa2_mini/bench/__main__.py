@@ -1,7 +1,10 @@
 """How fast a whole size trains and decodes on a GPU, against a large matrix product and a copy of
-memory there, which are measured in the same run.
+memory there, which are measured in the same run; or what each rule of decoding gives.
 
     python -m diffa2_mini.bench --size full --random-weights
+    python data/toybench.py && python -m diffa2_mini.bench --decoders
+    python -m diffa2_mini.bench --decoders --checkpoint runs/small/stage4.safetensors \\
+        --file data/orders/test.json --type order
 
 Random weights are never confident, so decoding follows a fixed schedule. A figure is the median
 over `--runs`, with the fastest and the slowest run behind it. It is printed and written as soon as
@@ -31,7 +34,7 @@ from ..fast.compiling import compile_blocks
 from ..fast.device import DTYPES, autocast, choose_device
 from ..fast.llada import FastLlada
 from ..fast.measure import copy_bandwidth, matmul_ceiling, peak_memory, time_runs
-from ..listen import Diffa2
+from ..listen import Diffa2, find_source
 from ..lora import merge_lora
 from ..model import Audio
 from ..published.sources import load_tokenizer, locate_all
@@ -39,6 +42,7 @@ from ..tokenizer import Prompt
 from ..training import dry_run
 from ..training.objective import piece_loss
 from ..training.random_weights import fill_at_random
+from .decoders import decoders, questions_of
 from .timing import Row, decode, report
 
 DECODE = DecodeConfig(gen_length=64, block_length=32, steps=60, factor=None, cache="dual",
@@ -164,14 +168,21 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--random-weights", action="store_true", help="instead of downloads")
     add("--compile", action="store_true", help="have torch.compile fuse operations")
     add("--runs", type=int, default=5)
-    add("--out", type=Path, help="the same as JSON (default: runs/bench_SIZE.json)")
+    add("--decoders", action="store_true", help="how right and how fast each rule of decoding is")
+    add("--checkpoint", type=Path, help="of --decoders: what train.py wrote (default: the size's)")
+    add("--file", type=Path, help="of --decoders: a manifest (default: ToyBench)")
+    add("--type", nargs="+", default=[], help="of its questions, as order (default: all)")
+    add("--limit", type=int, help="of --decoders: ask so many questions, evenly spread")
+    add("--out", type=Path,
+        help="the same as JSON (default: runs/bench_SIZE.json or bench_decoders.json)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES])
     add("--threads", type=int, help="CPU threads (default: one per core)")
     add("--toy", "--only", "--data", dest="moved", nargs="?", const=True, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    require(args.size and not args.moved, "expected --size; the cases for a CPU and the toy's "
-            "caches (--only, --toy) are measured by 'python tutorials/speed.py', in a clone")
+    require((args.size or args.decoders) and not args.moved,
+            "expected --size or --decoders; the cases for a CPU and the toy's caches (--only, "
+            "--toy) are measured by 'python tutorials/speed.py', in a clone")
     return args
 
 
@@ -179,10 +190,17 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, dtype, _ = choose_device(args.device, args.dtype, not SIZES[args.size][0].from_scratch)
+    source = find_source(args.size, args.checkpoint) if args.decoders else None
+    config = source.config if source else SIZES[args.size][0]
+    device, dtype, _ = choose_device(args.device, args.dtype, not config.from_scratch)
     torch.manual_seed(0)
-    rows = whole_size(args.size, args.runs, device, dtype, args.compile, args.random_weights)
-    report(rows, args.out or Path("runs", f"bench_{args.size}.json"), argv, device, dtype)
+    if source:
+        name, asked = "decoders", questions_of(args.file, args.type, args.limit, config.size)
+        rows = decoders(Diffa2.load(source, device, dtype), asked)
+    else:
+        name, random = args.size, args.random_weights
+        rows = whole_size(name, args.runs, device, dtype, args.compile, random)
+    report(rows, args.out or Path("runs", f"bench_{name}.json"), argv, device, dtype)
 
 
 if __name__ == "__main__":

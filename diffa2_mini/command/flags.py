@@ -37,6 +37,8 @@ def add_model_flags(add: Callable) -> None:
     add("--steps", type=int, help="of a fixed schedule, instead of factor-based decoding")
     add("--factor", type=float, help="of factor-based decoding: larger is faster (full 1, toy 0.5)")
     add("--threshold", type=float, help="instead of --factor: commit what is more confident")
+    add("--eos-threshold", type=float, help="end at once at an EOS that is more confident")
+    add("--revise", type=float, help="mask once more what was committed less confidently")
     add("--cache", choices=CACHES, help="which keys and values outside the block to keep")
     add("--capture", action="store_true", default=None, help="on CUDA: replay a recorded step")
     add("--refresh", type=int, help="steps between renewals of a cache (default: once a block)")

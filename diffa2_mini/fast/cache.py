@@ -68,11 +68,15 @@ class Slot:
         self.mask.zero_()  # rows without a clip attend to anything
         self.mask[:b, ..., s:] = -torch.inf
         if valid is not None:
-            self.mask[:b, 0, 0, :s].masked_fill_(~valid, -torch.inf)
+            self.hide(valid)
         rotation, _ = self.llada.rotation_and_mask(x, None, positions)
         self.rotation[:, :b, :, :s] = torch.stack(rotation)
         x = torch.nn.functional.pad(x, (0, 0, 0, S - s, 0, B - b))
         return self.forward(x, self.everywhere)[:b, :s]
+
+    def hide(self, valid: Tensor) -> None:
+        """Have nothing attend to where `valid` is False, bool [b, s]."""
+        self.mask[:len(valid), 0, 0, :valid.shape[1]].masked_fill_(~valid, -torch.inf)
 
     def read_slice(self, x: Tensor, at: Tensor) -> Tensor:
         """Hidden states [b, n, D] of x [b, n, D] at the positions `at` [n], until the next call."""

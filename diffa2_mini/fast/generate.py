@@ -3,8 +3,8 @@
 `generate` goes through the blocks and `fill_block` through the steps of one. They add
 
 * logits at masks only, a cache (state.py) and classifier-free guidance: `predict`;
-* sampling with a temperature, and random remasking: `uniform`, `gumbel`, `pick`, `sample`;
-* leaving out the rows that are finished: `ActiveBlock`;
+* sampling with a temperature, and random remasking: `uniform`, `gumbel`, `pick`, `sample`, `draw`;
+* leaving out the rows that are finished: `ActiveBlock`; and columns behind an EOS: `drop`;
 * a record of each step: `Step`, `record`.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..config import DecodeConfig
-from ..decode import commit, finished, tokens_in_step
+from ..decode import commit, early_end, finished, tokens_in_step, unsure
 from ..model import Diffa2Model
 from ..noise import stream
 from ..tokenizer import Prompt, Tokenizer
@@ -43,6 +43,7 @@ class ActiveBlock:
     rows: Tensor  # [b]
     numbers: list[int]  # which answers these rows are, of all that are asked for
     states: list[DecodingState]  # of these rows; a second one is unconditional, for guidance
+    eos_id: int  # what ends a response
 
 
 def predict(block: ActiveBlock, config: DecodeConfig, tokens: Tensor, positions: Tensor,
@@ -50,11 +51,11 @@ def predict(block: ActiveBlock, config: DecodeConfig, tokens: Tensor, positions:
     """Logits [b, n, V] at `positions` [b, n] of the block, from all `tokens` [b, R]. `fresh` renews
     a cache; else only the block is computed, and with a prefix cache all after it. With guidance:
     uncond + (s + 1)(cond - uncond)."""
-    logits, has_cache = [], config.cache != "none"
-    end = tokens.shape[1] if config.cache == "prefix" else block.stop
+    logits, keep = [], config.cache != "none"
+    end = tokens.shape[1] if config.cache == "prefix" else min(block.stop, tokens.shape[1])
     for state in block.states:
-        if fresh or not has_cache:
-            hidden = state.forward_all(tokens, has_cache, config.capture)[:, block.start:block.stop]
+        if fresh:
+            hidden = state.forward_all(tokens, keep, config.capture)[:, block.start:block.stop]
         else:
             hidden = state.forward_block(tokens, block.start, end)
         logits.append(state.logits(hidden.take_along_dim(positions[..., None], 1)))  # [b, n, V]
@@ -95,6 +96,31 @@ def sample(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     return tokens.squeeze(-1), (logits.gather(-1, tokens).squeeze(-1) - logits.logsumexp(-1)).exp()
 
 
+def draw(block: ActiveBlock, config: DecodeConfig, step: int, logits: Tensor, positions: Tensor
+         ) -> tuple[Tensor, Tensor, Tensor]:
+    """What to put at `positions`, its probability, and what is the first to be committed, [b, n]
+    each, from logits [b, n, V], which may be written over."""
+    keys, noise = [(number, block.start, step) for number in block.numbers], None
+    if config.temperature > 0:
+        drawn = (uniform("words", config, key, logits.shape[-1]) for key in keys)
+        noise = pick([gumbel(u, config.temperature) for u in drawn], positions)  # [b, n, V]
+    predicted, confidence = sample(logits, noise)
+    if config.remasking == "random":
+        places = [uniform("places", config, key).float() for key in keys]
+        return predicted, confidence, pick(places, positions)
+    return predicted, confidence, confidence
+
+
+def drop(block: ActiveBlock, tokens: Tensor, columns: Tensor, end: Tensor) -> Tensor:
+    """Have nothing attend to the tokens [B, R] behind an `end`, bool [b, n] at `columns` [b, n];
+    returns where they are, bool [B, R]."""
+    last = torch.where(end, columns, tokens.shape[1]).amin(1, keepdim=True)  # [b, 1]
+    behind = torch.arange(tokens.shape[1], device=end.device) > last  # [b, R]
+    for state in block.states:
+        state.hide(behind)
+    return torch.zeros_like(tokens, dtype=torch.bool).index_put((block.rows,), behind)
+
+
 def record(before: Tensor, here: tuple[Tensor, Tensor], predicted: Tensor, confidence: Tensor,
            committed: Tensor, likely: tuple[Tensor, Tensor] | None) -> Step:
     """The step that did this to the tokens `before` [B, R]: at `here`, rows and columns [b, n]."""
@@ -109,37 +135,43 @@ def record(before: Tensor, here: tuple[Tensor, Tensor], predicted: Tensor, confi
 
 def fill_block(block: ActiveBlock, tokens: Tensor, config: DecodeConfig, top: int
                ) -> Iterator[Step]:
-    """Fill in a block of `tokens` [B, R]; yields each step. A fixed schedule never waits for the
-    device, the other rules once a step."""
-    state, refresh = block.states[0], config.refresh or config.block_length
+    """Fill in a block of `tokens` [B, R]; yields each step. A fixed schedule without an early end
+    never waits for the device, the other rules once a step or twice."""
+    refresh = 1 if config.cache == "none" else config.refresh or config.steps_per_block
+    state = block.states[0]
     n = block.stop - block.start  # most masks in a row
+    held = torch.ones(tokens.shape, device=tokens.device)  # [B, R], confidence when committed
+    done = torch.zeros_like(tokens[:, :1], dtype=torch.bool)  # [B, 1], rows that are revised
     for i in range(config.steps_per_block):
-        seen = tokens[block.rows, :state.response.shape[1]]  # [b, R]
+        if config.revise is not None:
+            masked = tokens[:, block.start:block.stop] == state.mask_id  # [B, block]
+            again, done = unsure(masked, held[:, block.start:block.stop], done, config)
+            tokens = tokens.clone()
+            tokens[:, block.start:block.stop].masked_fill_(again, state.mask_id)
+        seen = tokens[block.rows, :state.n_read]  # [b, R]
         masked = seen[:, block.start:block.stop] == state.mask_id  # [b, block]
-        if not config.is_scheduled:
+        if not config.is_scheduled or config.eos_threshold is not None:
             n = int(masked.sum(1).max())
         if n <= 0:
             return
         # Positions [b, n] of the masks; rows with fewer are filled up with others.
         positions = masked.int().topk(n).indices.sort().values
         candidates = masked.gather(1, positions)  # [b, n], which of them are masks
-        logits = predict(block, config, seen, positions, fresh=i % refresh == 0)  # [b, n, V]
-        # Before `sample`, which may write over the logits.
-        likely = logits.float().softmax(-1).topk(top)[::-1] if top else None
-        keys = [(number, block.start, i) for number in block.numbers]
-        noise = None
-        if config.temperature > 0:
-            drawn = (uniform("words", config, key, logits.shape[-1]) for key in keys)
-            noise = pick([gumbel(u, config.temperature) for u in drawn], positions)  # [b, n, V]
-        predicted, confidence = sample(logits, noise)  # [b, n] each
-        priority = confidence
-        if config.remasking == "random":
-            priority = pick([uniform("places", config, key).float() for key in keys], positions)
-        committed = commit(priority, candidates, config, i)  # [b, n]
-        n -= tokens_in_step(config, i)
         here = block.rows[:, None], block.start + positions
+        logits = predict(block, config, seen, positions, fresh=i % refresh == 0)  # [b, n, V]
+        # Before `draw`, which may write over the logits.
+        likely = logits.float().softmax(-1).topk(top)[::-1] if top else None
+        predicted, confidence, priority = draw(block, config, i, logits, positions)  # [b, n] each
+        committed = commit(priority, candidates, config, i)  # [b, n]
+        if config.eos_threshold is not None:
+            end, behind = early_end(predicted, confidence, candidates, config, block.eos_id)
+            committed = (committed | end) & ~behind  # [b, n] each
+            if end.any():
+                behind = drop(block, tokens, here[1], end)  # [B, R]
+                tokens, held = tokens.masked_fill(behind, block.eos_id), held.masked_fill(behind, 1)
+        n -= tokens_in_step(config, i)
         step = record(tokens, here, predicted, confidence, committed, likely)
-        tokens = step.tokens
+        tokens, held = step.tokens, torch.where(step.committed, step.confidence, held)
         yield step
 
 
@@ -163,7 +195,7 @@ def generate(state: DecodingState, config: DecodeConfig, eos_id: int, top: int =
         rows, numbers = rows[active], [numbers[i] for i in kept]
         states = [each.rows(kept) for each in states]
         stop = min(start + config.block_length, states[0].response.shape[1])
-        block = ActiveBlock(start, stop, rows, numbers, states)
+        block = ActiveBlock(start, stop, rows, numbers, states, eos_id)
         for step in fill_block(block, tokens, config, top):
             tokens = step.tokens
             yield step

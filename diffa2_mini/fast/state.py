@@ -8,6 +8,7 @@ whenever another token does. Kept ones are an approximation, which a `fresh` ste
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from ..model import Diffa2Model, lay_out
@@ -33,6 +34,7 @@ class DecodingState:
         if len({(len(audio) + len(prompt.ids), n) for audio, prompt, n in
                 zip(audio_embeddings, prompts, lengths)}) == 1:
             self.valid = None  # no padding, and attention without a mask is faster
+        self.n_read = self.response.shape[1]  # columns of responses that are still to be read
         self.caches: list[KeyValueCache] = []
         self.slot: Slot | None = None  # with the caches of a step that is a CUDA graph
 
@@ -51,18 +53,30 @@ class DecodingState:
                    for prompt in self.prompts]
         return DecodingState(self.model, self.audio_embeddings, prompts, self.lengths, self.mask_id)
 
+    def hide(self, behind: Tensor) -> None:
+        """From now on nothing attends to these tokens, bool [B, R], all until the end of a row. A
+        recorded step reads them all the same, as its shape is fixed."""
+        visible = ~pad(behind[:, :self.response.shape[1]], (self.n_before, 0))  # [B, P + R]
+        self.valid = visible if self.valid is None else self.valid & visible
+        if self.slot:
+            self.slot.hide(self.valid)
+        else:
+            self.n_read = int(self.valid[:, self.n_before:].any(0).sum())
+
     def forward_all(self, tokens: Tensor, keep: bool = False, capture: bool = False) -> Tensor:
-        """Hidden states [B, R, D] of the tokens [B, R], computed with everything before them. With
+        """Hidden states [B, n, D] of the tokens [B, n], computed with everything before them. With
         `keep`, all keys and values are put into the cache; with `capture`, into that of a graph."""
-        x = torch.cat([self.before, self.model.llada.wte(tokens)], dim=1)  # [B, P + R, D]
-        caches = None
+        x = torch.cat([self.before, self.model.llada.wte(tokens)], dim=1)  # [B, P + n, D]
+        caches, positions = None, self.positions[:, :x.shape[1]]
+        valid = None if self.valid is None else self.valid[:, :x.shape[1]]
         if keep and capture and x.device.type in CAPTURES_ON:
             self.slot = self.slot or slot_for(self, self.model.llada, *x.shape[:2])
-            return self.slot.read_all(x, self.valid, self.positions)[:, self.n_before:]
+            return self.slot.read_all(x, valid, positions)[:, self.n_before:]
         if keep:
-            self.caches = self.caches or empty_caches(self.model.llada, *x.shape[:2])
+            self.caches = self.caches or empty_caches(self.model.llada, *self.positions.shape)
             caches = place(self.caches, torch.arange(x.shape[1], device=x.device))
-        return self.model.llada(x, self.valid, self.positions, caches, self.n_before)
+            valid = self.valid  # of all that is in the cache
+        return self.model.llada(x, valid, positions, caches, self.n_before)
 
     def forward_block(self, tokens: Tensor, start: int, stop: int) -> Tensor:
         """Hidden states [B, n, D] of the n tokens from `start` to `stop`, by the latest cache."""
