@@ -44,10 +44,11 @@ SPLITS = {  # clips of each kind, in the order of KINDS
 HELD_OUT = ("evaluation", "toybench")  # splits whose scenes no training shows
 N_QUESTIONS = 5  # per training clip
 # how often the backbone's pretraining asks a type
-TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 3, "caption": 2}
+TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 3, "caption": 2, "premise": 2}
 # and training on clips
-WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5}
-N_PAIRS = 960  # preference pairs, of all types alike
+WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5, "present": 2,
+           "absent": 0.1, "premise": 0.15}  # few false premises: stage 4 has them
+N_PAIRS = 480  # preference pairs of all types alike, and as many about premises, half of them false
 N_PER_TYPE = 30  # questions of each type in the validation set
 
 
@@ -89,8 +90,10 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
     stage1 = [ask_row(row, toy_text.ask("asr", scene, rng), rng) for scene, row in speech]
     sft = [ask_row(row, toy_text.random_question(scene, rng, WEIGHTS, share_lettered=0.2), rng)
            for scene, row in clips for _ in range(N_QUESTIONS)]
-    pairs = [ask_row(row, toy_text.random_question(scene, rng, {}, share_lettered=0.4), rng)
+    others = dict.fromkeys(toy_text.ABOUT_X, 0)
+    pairs = [ask_row(row, toy_text.random_question(scene, rng, others, share_lettered=0.4), rng)
              for scene, row in (clips[i] for i in rng.integers(len(clips), size=N_PAIRS))]
+    pairs += premises(clips, rng, "paired", N_PAIRS // len(toy_text.ABOUT_X))
     preference = [row | {"chosen": row["target"]} for row in pairs]
 
     by_type = {}
@@ -99,7 +102,30 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
             by_type.setdefault((scene.kind, question.type), []).append(ask_row(row, question, rng))
     validation = [
         rows[i] for rows in by_type.values() for i in rng.permutation(len(rows))[:N_PER_TYPE]]
-    return {"stage1": stage1, "sft": sft, "preference": preference, "validation": validation}
+    test = premises(evaluation, rng, "unpaired", most=len(evaluation))
+    return {"stage1": stage1, "sft": sft, "preference": preference, "premises": test,
+            "validation": validation}
+
+
+def premises(clips: list[tuple[Scene, dict]], rng: np.random.Generator, part: str,
+             most: int) -> list[dict]:
+    """Questions with true and with false premises, as many of each, up to `most` of a type. The
+    `part` "paired" is what stage 4 is trained on; "unpaired", other words in another wording, is
+    what it is measured on."""
+    rows = {type: [] for type in toy_text.ABOUT_X}
+    for type, found in rows.items():
+        for scene, row in clips:
+            if type in toy_text.TYPES[scene.kind]:
+                asked = (toy_text.ask(type, scene, rng, part=part) for _ in range(4))
+                different = {question.instruction: question for question in asked if question}
+                found += [ask_row(row, question, rng) for question in different.values()
+                          if question.wrong]
+    balanced = []
+    for true, false in (("present", "absent"), ("after", "premise")):
+        n = min(len(rows[true]), len(rows[false]), most)
+        balanced += [rows[type][i] for type in (true, false)
+                     for i in rng.permutation(len(rows[type]))[:n]]
+    return balanced
 
 
 def write_json(path: Path, rows: list[dict]) -> None:

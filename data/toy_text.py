@@ -28,7 +28,9 @@ WORDINGS = {
     "count": ("How many {items} are there?", "How many {items} do you hear?"),
     "first": ("Which {item} comes first?", "What is the first {item}?"),
     "last": ("Which {item} comes last?", "What is the last {item}?"),
-    "after": ("Which sound comes after the {x}?", "What follows the {x}?"),
+    "after": ("Which sound comes after the {x}?", "What follows the {x}?",
+              "What comes after the {x}?"),
+    "present": ("Is there any {x}?", "Do you hear any {x}?", "Does the audio have any {x}?"),
     "sounds": ("Which sounds do you hear?", "List the sounds."),
     "who": ("Who speaks?", "Who is the speaker?"),
     "speed": ("Is the speech fast or slow?", "How fast is the speech?"),
@@ -40,14 +42,23 @@ WORDINGS = {
     "fits": ("Which word fits the music?", "Which word describes the music?"),
     "caption": ("Describe the audio.", "Describe what you hear in one sentence."),
 }
+# The same questions about what is not there: an answer that names a sound, or says yes, accepts a
+# false premise.
+WORDINGS |= {"absent": WORDINGS["present"], "premise": WORDINGS["after"]}
 TYPES = {
-    "speech": ("asr", "count", "first", "last", "who", "speed", "caption", "kind"),
-    "sound": ("sounds", "count", "first", "last", "after", "caption", "kind"),
+    "speech": ("asr", "count", "first", "last", "who", "speed", "caption", "kind", "present",
+               "absent"),
+    "sound": ("sounds", "count", "first", "last", "after", "caption", "kind", "present", "absent",
+              "premise"),
     "music": ("tempo", "mode", "pattern", "instrument", "caption", "kind"),
 }
 # mostly have at least two wrong answers of one word
 LETTERED = ("count", "first", "last", "after", "kind")
 LETTERS = "ABCD"
+# What stage 4's pairs never ask about, in types of ABOUT_X; its test asks about nothing else, and
+# in the last wording alone, which the pairs never have. Supervised data has all of it.
+UNPAIRED = ("chirp", "clicks", "bell", "buzz", "zero", "two", "five", "seven", "eight")
+ABOUT_X = ("after", "present", "absent", "premise")
 # what the clips in data/clips say
 SHIPPED_ITEMS = (("three", "one", "four"), ("siren", "bell", "drum"))
 
@@ -142,15 +153,19 @@ def caption(scene: Scene) -> str:
 
 def answer(type: str, scene: Scene, x: str = "") -> str | None:
     """The right answer to a question of `type`; None where the question makes no sense. `x` is the
-    sound of `after`."""
+    item that the types of ABOUT_X name."""
     if type in ("asr", "sounds"):
         return " ".join(scene.items)
     if type == "count":
         return str(len(scene.items))
     if type in ("first", "last"):
         return scene.items[0 if type == "first" else -1]
-    if type == "after":
-        at = scene.items.index(x) + 1 if x in scene.items else len(scene.items)
+    if type in ("present", "absent"):
+        return "yes" if x in scene.items else "no"
+    if type in ("after", "premise"):
+        if x not in scene.items:
+            return "nothing"
+        at = scene.items.index(x) + 1
         return scene.items[at] if at < len(scene.items) else None
     if type == "who":
         return speaker(scene)
@@ -159,6 +174,17 @@ def answer(type: str, scene: Scene, x: str = "") -> str | None:
     if type == "caption":
         return caption(scene)
     return scene.kind if type == "kind" else getattr(scene, type)
+
+
+def items_to_name(type: str, scene: Scene, part: str) -> list[str]:
+    """What a question of ABOUT_X may name: what is there, of `after` with something behind it, or
+    what is not there. Of the `part` paired nothing of UNPAIRED, of unpaired nothing else."""
+    if type in ("absent", "premise"):
+        every = DIGITS if scene.kind == "speech" else SOUNDS
+        words = [word for word in every if word not in scene.items]
+    else:
+        words = scene.items[:-1] if type == "after" else scene.items
+    return [word for word in words if part == "all" or (word in UNPAIRED) == (part == "unpaired")]
 
 
 def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -189,20 +215,35 @@ def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
     return replace(scene, items=tuple(items))
 
 
-def ask(type: str, scene: Scene, rng: np.random.Generator,
-        wording: int | None = None) -> Question | None:
-    """A question of `type`, in a random wording or a given one; None where it makes no sense."""
-    x = str(rng.choice(scene.items[:-1])) if type == "after" and len(scene.items) > 1 else ""
+def wrong_answers(type: str, scene: Scene, x: str, rng: np.random.Generator) -> list[str]:
+    """Fluent answers, each wrong about the audio in one respect. Where a premise is false, they are
+    what would be right if it were true."""
+    if type in ("kind", "count"):
+        return list(TYPES if type == "kind" else "1234")
+    if type in ("present", "absent"):
+        return ["yes", "no"]
+    if type == "premise":
+        return rng.permutation(scene.items).tolist()
+    return [answer(type, mutate(scene, rng), x) for _ in range(12)]
+
+
+def ask(type: str, scene: Scene, rng: np.random.Generator, wording: int | None = None,
+        part: str = "all") -> Question | None:
+    """A question of `type`, in a random wording or a given one; None where it makes no sense. Of
+    ABOUT_X, the `part` "paired" is for stage 4's pairs, "unpaired" for its test."""
+    x, wordings = "", WORDINGS[type]
+    if type in ABOUT_X:
+        named = items_to_name(type, scene, part)
+        if not named:
+            return None
+        x = str(rng.choice(named))
+        wordings = {"all": wordings, "paired": wordings[:-1], "unpaired": wordings[-1:]}[part]
     right = answer(type, scene, x)
+    wrong = [other for other in dict.fromkeys(wrong_answers(type, scene, x, rng))
+             if other not in (None, right)]
     if right is None:
         return None
-    if type in ("kind", "count"):
-        wrong = [option for option in (TYPES if type == "kind" else "1234") if option != right]
-    else:
-        candidates = [answer(type, mutate(scene, rng), x) for _ in range(12)]
-        wrong = [other for other in dict.fromkeys(candidates) if other not in (None, right)]
     item = "digit" if scene.kind == "speech" else "sound"
-    wordings = WORDINGS[type]
     chosen = wordings[rng.integers(len(wordings)) if wording is None else wording]
     return Question(type, chosen.format(item=item, items=item + "s", x=x), right, tuple(wrong))
 
@@ -229,16 +270,16 @@ def lettered(question: Question, rng: np.random.Generator) -> Question:
 
 
 def random_question(scene: Scene, rng: np.random.Generator, weights: dict[str, float],
-                    share_lettered: float) -> Question:
+                    share_lettered: float, part: str = "all") -> Question:
     """A question of a random type, lettered or not. `weights` say how often a type is asked; others
-    count 1."""
+    count 1. `part` is that of `ask`."""
     with_letters = rng.random() < share_lettered
     types = [type for type in TYPES[scene.kind] if not with_letters or type in LETTERED]
     if with_letters and scene.kind == "music" and rng.random() < 0.7:
         return lettered(which_word_fits(scene, rng), rng)
     shares = np.array([weights.get(type, 1) for type in types], dtype=float)
     while True:
-        question = ask(str(rng.choice(types, p=shares / shares.sum())), scene, rng)
+        question = ask(str(rng.choice(types, p=shares / shares.sum())), scene, rng, part=part)
         if question and len(question.wrong) > with_letters:
             return lettered(question, rng) if with_letters else question
 

@@ -28,7 +28,7 @@ from diffa2_mini.config import DATA
 from diffa2_mini.evaluate.benchmarks import FREE
 
 SEED = 0
-REASONING = ("count", "first", "last", "after", "fits")
+REASONING = ("count", "first", "last", "after", "premise", "fits")
 N_CHOICES = 4  # of a free question, at most
 
 

@@ -254,7 +254,7 @@ TOY = Config(  # its last tap is the final state, which is normalised
     audio=AudioConfig(max_seconds=4),
     whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4, taps=(1, 2, 3, 4)),
     adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
-    llada=LladaConfig(vocab_size=619, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=1e4),
+    llada=LladaConfig(vocab_size=628, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=1e4),
     text=TextConfig(tokenizer="toy.bpe", response_multiple=16),
     decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5))
 SMALL = Config(  # its encoder is whisper-tiny.en

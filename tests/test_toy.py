@@ -48,7 +48,10 @@ def test_every_question_gets_the_right_answer_and_wrong_ones_that_differ(scene, 
             question.type: question
             for question in toy_text.questions(scene, rng)
             if "+" not in question.type}
-        assert {type: asked[type].answer for type in asked if type != "after"} == answers
+        about_x = {type: asked[type].answer for type in asked if type in toy_text.ABOUT_X}
+        assert {type: asked[type].answer for type in asked if type not in about_x} == answers
+        true = dict(present="yes", absent="no", premise="nothing")
+        assert all(answer == true[type] for type, answer in about_x.items() if type != "after")
         for question in asked.values():
             assert question.answer not in question.wrong
             assert len(set(question.wrong)) == len(question.wrong)
@@ -64,6 +67,22 @@ def test_after_asks_about_a_sound_that_something_follows():
              for question in asked}
     assert found == follows
     assert toy_text.ask("after", Scene("sound", ("bell",)), rng) is None
+
+
+@pytest.mark.parametrize("scene", [SPEECH, NAMED, SOUND, Scene("sound", ("buzz", "bell"))])
+def test_a_question_of_presence_names_what_is_there_or_not_and_pairs_never_name_what_the_test_does(
+        scene):
+    rng, words = np.random.default_rng(0), {"paired": set(), "unpaired": set()}
+    for part, found in words.items():
+        for type in toy_text.ABOUT_X:
+            for _ in range(60):
+                question = toy_text.ask(type, scene, rng, part=part)
+                if question:
+                    *start, x = question.instruction.rstrip("?").split()
+                    found |= {x, " ".join(start)}
+                    assert (x in scene.items) == (type in ("after", "present"))
+                    assert type != "premise" or set(question.wrong) == set(scene.items)
+    assert all(found for found in words.values()) and not words["paired"] & words["unpaired"]
 
 
 def is_true(scene, question, option):
@@ -150,12 +169,14 @@ def world(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, number",
-                         [("stage1", 1), ("sft", 2), ("preference", 4), ("validation", 2)])
+                         [("stage1", 1), ("sft", 2), ("preference", 4), ("premises", 2),
+                          ("validation", 2)])
 def test_manifests_have_the_fields_that_the_stages_read(world, name, number):
     folder, _, clips = world
     config, stages = SIZES["toy"]
     rows = read_manifest(folder / f"{name}.json")
-    split = "evaluation" if name == "validation" else "train"
+    is_held_out = name in ("validation", "premises")
+    split = "evaluation" if is_held_out else "train"
     scenes = {row["audio_id"]: scene for scene, row in clips[split]}
     for row in rows:
         assert {
@@ -167,7 +188,7 @@ def test_manifests_have_the_fields_that_the_stages_read(world, name, number):
         assert row["rejected"] or name != "preference"
         scene = scenes[row["audio_id"]]  # and so of the right split
         assert row["domain"] == scene.kind and row["transcription"] == " ".join(scene.items)
-        assert toy_text.held_out(scene) == (name == "validation")
+        assert toy_text.held_out(scene) == is_held_out
     assert len(rows) == {"stage1": 12, "sft": 24 * toy.N_QUESTIONS}.get(name, len(rows))
     assert len(load_examples(folder / f"{name}.json", stages[number],
                              config)) == len(rows)
@@ -178,7 +199,9 @@ def test_training_asks_only_what_has_a_wrong_answer_too():
     clips = [(toy_text.random_scene(rng, kind), {}) for kind in toy.KINDS for _ in range(40)]
     found = toy.manifests(clips, [], seed=0)
     assert len(found["sft"]) == 600 and all(row["rejected"] for row in found["sft"])
-    assert len(found["preference"]) == toy.N_PAIRS
+    types = Counter(row["type"] for row in found["preference"])
+    assert types["present"] == types["absent"] and types["after"] == types["premise"]
+    assert sum(n for type, n in types.items() if type not in toy_text.ABOUT_X) == toy.N_PAIRS
     assert all(row["rejected"] for row in found["preference"])
 
 
