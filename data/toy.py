@@ -39,7 +39,7 @@ SPLITS = {  # clips of each kind, in the order of KINDS
     "stage0": (3000, 1500, 1500),
     "train": (1000, 1000, 600),
     "evaluation": (90, 60, 60),
-    "toybench": (60, 60, 60),
+    "toybench": (145, 170, 115),
 }
 HELD_OUT = ("evaluation", "toybench")  # splits whose scenes no training shows
 N_QUESTIONS = 5  # per training clip
@@ -102,9 +102,7 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
             by_type.setdefault((scene.kind, question.type), []).append(ask_row(row, question, rng))
     validation = [
         rows[i] for rows in by_type.values() for i in rng.permutation(len(rows))[:N_PER_TYPE]]
-    test = premises(evaluation, rng, "unpaired", most=len(evaluation))
-    return {"stage1": stage1, "sft": sft, "preference": preference, "premises": test,
-            "validation": validation}
+    return {"stage1": stage1, "sft": sft, "preference": preference, "validation": validation}
 
 
 def premises(clips: list[tuple[Scene, dict]], rng: np.random.Generator, part: str,

@@ -169,13 +169,12 @@ def world(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name, number",
-                         [("stage1", 1), ("sft", 2), ("preference", 4), ("premises", 2),
-                          ("validation", 2)])
+                         [("stage1", 1), ("sft", 2), ("preference", 4), ("validation", 2)])
 def test_manifests_have_the_fields_that_the_stages_read(world, name, number):
     folder, _, clips = world
     config, stages = SIZES["toy"]
     rows = read_manifest(folder / f"{name}.json")
-    is_held_out = name in ("validation", "premises")
+    is_held_out = name == "validation"
     split = "evaluation" if is_held_out else "train"
     scenes = {row["audio_id"]: scene for scene, row in clips[split]}
     for row in rows:

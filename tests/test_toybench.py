@@ -1,11 +1,15 @@
-"""ToyBench: in MMAU's format, over scenes that no training shows, the same each time."""
+"""ToyBench: in MMAU's format, over scenes that no training shows, the same each time; and the
+questions that tell what stage 4 is for."""
 
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from data import toy, toy_text, toybench
+from diffa2_mini.config import SIZES
+from diffa2_mini.data import load_examples, read_manifest
 from diffa2_mini.evaluate.benchmarks import load_questions
 
 FIELDS = {
@@ -26,7 +30,7 @@ def folders(tmp_path_factory):
 def test_it_is_the_same_each_time(folders):
     one, two = folders
     names = sorted(path.relative_to(one) for path in one.rglob("*.*"))
-    assert len(names) == 1 + 15
+    assert len(names) == 2 + 15
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
 
 
@@ -64,7 +68,7 @@ def test_questions_are_asked_as_the_model_was_taught(folders):
 
 
 def test_its_scenes_are_held_out():
-    assert {"evaluation", "toybench"} == {*toy.HELD_OUT} and toy.SPLITS["toybench"] == (60, 60, 60)
+    assert {"evaluation", "toybench"} == {*toy.HELD_OUT}
     # their place is part of what a clip is made of
     assert list(toy.SPLITS)[:3] == ["stage0", "train", "evaluation"]
 
@@ -72,3 +76,35 @@ def test_its_scenes_are_held_out():
 def test_the_clips_are_of_held_out_scenes(tmp_path, monkeypatch):
     monkeypatch.setattr(toy, "SPLITS", toy.SPLITS | {"toybench": (4, 4, 4)})
     assert all(toy_text.held_out(scene) for scene, _ in toy.make_clips(tmp_path, "toybench", 0))
+
+
+def test_no_type_is_asked_more_often_than_others_and_clips_stay_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy, "SPLITS", toy.SPLITS | {"toybench": (6, 5, 4)})
+    monkeypatch.setattr(toybench, "N_PER_TYPE", 3)
+    rows = json.loads(toybench.make(tmp_path).read_text())
+    counts = Counter((row["sub-category"], row["difficulty"]) for row in rows)
+    assert max(counts.values()) == counts["kind", "free"] == 3 and len(counts) == 23
+    assert [row["audio_id"] for row in rows] == sorted(row["audio_id"] for row in rows)
+
+
+def test_half_of_the_premises_are_false_in_words_that_pairs_never_have(folders):
+    file = folders[0] / "premises.json"
+    rows, said = read_manifest(file), {}
+    types = Counter(row["type"] for row in rows)
+    assert types["present"] == types["absent"] > 0 and types["after"] == types["premise"]
+    for row in rows:
+        *wording, x = row["input"].rstrip("?").split()
+        assert x in toy_text.UNPAIRED and row["target"] != row["rejected"] != ""
+        assert (x in row["transcription"].split()) == (row["type"] in ("present", "after"))
+        said.setdefault(row["type"], set()).add(" ".join(wording))
+    assert said["present"] == said["absent"] == {"Does the audio have any"}
+    assert len(load_examples(file, SIZES["toy"][1][2], SIZES["toy"][0])) == len(rows)
+
+
+def test_there_are_enough_questions_of_each_type(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy, "synthesize", lambda scene, rng: (np.zeros(1), []))  # asks nothing
+    rows = json.loads(toybench.make(tmp_path).read_text())
+    counts = Counter((row["sub-category"], row["difficulty"]) for row in rows)
+    assert len(counts) == 23 and 100 <= min(counts.values()) <= max(counts.values()) <= 120
+    premises = Counter(row["type"] for row in read_manifest(tmp_path / "premises.json"))
+    assert premises.total() >= 300 and len(premises) == 4 and min(premises.values()) >= 60
