@@ -75,7 +75,7 @@ def make(folder: Path, seed: int = SEED) -> Path:
     """Make the benchmark in `folder`, and premises.json beside it, unless they are there; returns
     the benchmark's file."""
     file, premises = (Path(folder) / f"{name}.json" for name in ("toybench", "premises"))
-    if not premises.exists():  # the last file written
+    if not (file.exists() and premises.exists()):
         rng = np.random.default_rng([seed, 98])
         clips = toy.make_clips(file.parent, "toybench", seed)
         toy.write_json(file, [entry(row, question, rng) for row, question in choose(clips, rng)])

@@ -16,10 +16,10 @@ from diffa2_mini.config import SIZES, Config, from_dict
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.ranges import RANGES, Ranged, out_of_range
-from tutorials import build, claims, speed
+from tutorials import build, claims, seeds, speed
 
 COMMANDS = [train, sample, evaluate, bench, fsdd, kaldi, librispeech, toy, toybench, build, claims,
-            speed]
+            seeds, speed]
 
 
 def numeric(field) -> bool:

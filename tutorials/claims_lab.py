@@ -254,15 +254,14 @@ def adapt(lab: "Lab", training: Training, watch: Callable[[int], None]) -> None:
     watch(stage.steps)
 
 
-def made_of(data: Path, scale: Scale) -> str:
-    """Tells apart what all figures depend on: settings, the shipped encoder and backbone, and the
-    manifests of the world in `data`; SHA-256 in hexadecimal."""
-    found = hashlib.sha256(repr((scale, CONFIG, STAGES, variants(scale))).encode())
-    for part in ("whisper", "llada"):
-        tensors = weights.read_part(weights.SHIPPED[part], part)
-        found.update(fingerprint(tensors).encode())
-    for name in sorted({stage.data for stage in STAGES.values()} | {"validation"}):
-        found.update((data / f"{name}.json").read_bytes())
+def made_of(settings: object, parts: dict[str, Path], manifests: list[Path]) -> str:
+    """Tells apart what figures depend on: settings, the encoder's and the backbone's files, and
+    the manifests; SHA-256 in hexadecimal."""
+    found = hashlib.sha256(repr(settings).encode())
+    for part, path in parts.items():
+        found.update(fingerprint(weights.read_part(path, part)).encode())
+    for path in manifests:
+        found.update(path.read_bytes())
     return found.hexdigest()
 
 
@@ -282,7 +281,10 @@ class Lab:
     def __init__(self, data: Path, work: Path, scale: Scale, device: torch.device = CPU):
         self.data, self.work, self.scale, self.variants = data, work, scale, variants(scale)
         self.device, self.backbone = device, work / BACKBONE
-        self.made_of, note = made_of(data, scale), work / "made_of"
+        names = sorted({stage.data for stage in STAGES.values()} | {"validation"})
+        self.made_of, note = made_of((scale, CONFIG, STAGES, variants(scale)), {
+            part: weights.SHIPPED[part] for part in ("whisper", "llada")
+        }, [data / f"{name}.json" for name in names]), work / "made_of"
         found = note.read_text().strip() if note.exists() else None
         require(found == self.made_of or not found and not any(work.glob("*-*.safetensors")),
                 f"{work}: holds models of another version, world or scale; choose another --work")
