@@ -23,6 +23,7 @@ from diffa2_mini.command.script import begin, run_script
 begin(__name__)  # Ctrl-C while the rest is imported
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import time
@@ -91,6 +92,11 @@ def measure(respondent: Respondent, questions: list[Example], premises: list[Exa
         "premises": {type: share(premises, replies, (type,)) for type in ABOUT_X}}
 
 
+def switched_on(fields: list[tuple[str, object]]) -> dict[str, object]:
+    """Settings without the switches that are off, as a later version may have more of them."""
+    return {name: value for name, value in fields if value is not False}
+
+
 class Curriculum:
     """What all runs share: the flags of train.py, the data and the frozen parts."""
 
@@ -107,7 +113,9 @@ class Curriculum:
         self.tokenizer = load_tokenizer(self.config, flags.llada)
         torch.set_num_threads(flags.threads or torch.get_num_threads())
         names = ["validation", "toybench", "premises", *(s.data for s in self.stages.values())]
-        self.made_of = made_of((self.config, self.stages, self.dtype), self.parts,
+        settings = [dataclasses.asdict(each, dict_factory=switched_on)
+                    for each in (self.config, *self.stages.values())]
+        self.made_of = made_of((settings, self.dtype), self.parts,
                                [self.data / f"{name}.json" for name in names])
 
     def train(self, seed: int, run: Path) -> None:
