@@ -93,8 +93,9 @@ def measure(respondent: Respondent, questions: list[Example], premises: list[Exa
 
 
 def switched_on(fields: list[tuple[str, object]]) -> dict[str, object]:
-    """Settings without the switches that are off, as a later version may have more of them."""
-    return {name: value for name, value in fields if value is not False}
+    """Settings without the pieces of a batch, which change nothing but speed, and without switches
+    that are off, of which a later version may have more."""
+    return {name: value for name, value in fields if value is not False and name != "micro_batch"}
 
 
 class Curriculum:
