@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 class PretrainConfig:
     """Of encoder and backbone."""
 
-    encoder_steps: int = 4500
+    encoder_steps: int = 7500
     encoder_batch: int = 32
     encoder_lr: float = 2e-3
     mask_frames: int = 15  # SpecAugment (arXiv 1904.08779): two stretches of up to so many mel
