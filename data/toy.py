@@ -48,8 +48,8 @@ TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 3, "caption": 2, "premise": 2, "
                 "absent": 3}
 # and training on clips
 WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5, "present": 2,
-           "absent": 0.1, "premise": 0.15}  # few false premises: stage 4 has them
-N_PAIRS = 480  # preference pairs of all types alike, and as many about premises, half of them false
+           "absent": 0.4, "premise": 0.4}  # few false premises: stage 4 has them
+N_PAIRS = 960  # preference pairs of all types alike, and as many about premises, half of them false
 N_PER_TYPE = 30  # questions of each type in the validation set
 
 
@@ -185,7 +185,7 @@ def make_tokenizer(path: Path, n_merges: int, seed: int = 0) -> None:
     token."""
     rng = np.random.default_rng(seed)
     texts = [
-        TextConfig().train_system, "This is the audio: <audio>.", "system", "user", "assistant"]
+        TextConfig.train_system, "This is the audio: <audio>.", "system", "user", "assistant"]
     for _ in range(20_000):
         example = text_example(rng)
         texts += [example.instruction, example.answer, *(f" {word}" for word in example.words())]

@@ -255,7 +255,7 @@ TOY = Config(  # its last tap is the final state, which is normalised
     whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4, taps=(1, 2, 3, 4)),
     adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
     llada=LladaConfig(vocab_size=628, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=1e4),
-    text=TextConfig(tokenizer="toy.bpe", response_multiple=16),
+    text=TextConfig(tokenizer="toy.bpe", train_system=TextConfig.system, response_multiple=16),
     decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5))
 SMALL = Config(  # its encoder is whisper-tiny.en
     size="small",
@@ -273,10 +273,12 @@ DIFFA1 = Config(  # arXiv 2507.18452, on Whisper-small
     whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12, taps=(2, 5, 8, 11)))
 SIZES = {  # a config and the stages by number
     "toy": (TOY, scaled(  # 8 sequences at once are faster on a CPU than all
-        dict(lr=3e-3, batch_size=32, micro_batch=8, steps=200, warmup=30),
-        dict(lr=2e-3, batch_size=16, micro_batch=8, steps=800, warmup=30, adapter_dropout=0.0),
-        dict(lr=1e-3, batch_size=16, micro_batch=8, steps=560, warmup=30, adapter_dropout=0.0),
-        dict(lr=2e-4, batch_size=16, micro_batch=2, steps=60, warmup=5, vrpo_samples=2))),
+        dict(lr=3e-3, batch_size=16, micro_batch=8, steps=400, warmup=30, masking="half-masked"),
+        dict(lr=2e-3, batch_size=16, micro_batch=8, steps=300, warmup=30, masking="half-masked",
+             adapter_dropout=0.0),
+        dict(lr=1e-3, batch_size=16, micro_batch=8, steps=700, warmup=30, masking="half-masked",
+             adapter_dropout=0.0),
+        dict(lr=3e-4, batch_size=16, micro_batch=2, steps=120, warmup=5, vrpo_samples=2))),
     "small": (SMALL, scaled(  # for two CPU cores; not measured
         dict(lr=3e-3, batch_size=32, micro_batch=8, steps=600, warmup=30),
         dict(lr=2e-3, batch_size=16, micro_batch=8, steps=900, warmup=30, adapter_dropout=0.0),

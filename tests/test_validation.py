@@ -9,10 +9,11 @@ from test_data import MICRO, STAGES, examples, features_of, model  # noqa: F401 
 from test_features import front_end  # noqa: F401
 
 from diffa2_mini.evaluate.answers import Respondent
-from diffa2_mini.evaluate.validation import Validator
+from diffa2_mini.evaluate.validation import RANKING_SAMPLES, Validator
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.features import FeatureCache
-from diffa2_mini.training.objective import set_dropout
+from diffa2_mini.training.objective import preference_bounds, set_dropout
+from diffa2_mini.vrpo import preference_margin
 from diffa2_mini.weights import trained_tensors
 from tutorials.score_variance import score_variance
 
@@ -33,6 +34,19 @@ def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):
         assert variance["variance_shared"] == 0 < variance["variance_independent"]
     finally:
         set_dropout(model.eval().acoustic_connector, 0)
+
+
+def test_pairs_are_ranked_by_more_samples_than_training_has(model, examples):
+    stage, validator = replace(STAGES[4], micro_batch=8), validator_of(model.eval())
+    reference = {name: 1.1 * tensor for name, tensor in trained_tensors(model).items()}
+    margins = validator.margins(stage, reference, examples)
+    many = replace(stage, vrpo_samples=RANKING_SAMPLES)
+    batch, = validator.pair_batches(many, examples)
+    assert batch.masked.shape[1] == RANKING_SAMPLES > stage.vrpo_samples
+    with torch.no_grad():
+        bounds = preference_bounds(model, reference, batch, many, load_tokenizer(MICRO))
+    assert margins.shape == (len(examples),) and margins.std() > 0
+    torch.testing.assert_close(margins, preference_margin(*bounds))
 
 
 def test_the_log_mel_of_measured_pairs_is_in_float32_too(front_end, model, examples):

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data.pretraining.config import PretrainConfig
 from data.toy import TextExample, text_example
+from diffa2_mini.config import TextConfig
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Prompt, Tokenizer
 
@@ -71,7 +72,7 @@ def draw_batch(model: Diffa2Model, tokenizer: Tokenizer, max_silences: int, conf
     """A batch of new examples, in either form with the same probability, with Gaussian noise. Half
     of the batches have no system prompt: short ones are faster."""
     text, device = model.config.text, model.llada.wte.weight.device
-    system = str(rng.choice(["", text.system, text.train_system], p=[0.5, 0.3, 0.2]))
+    system = str(rng.choice(["", text.system, TextConfig.train_system], p=[0.5, 0.3, 0.2]))
     examples = [draw(rng, False) for _ in range(config.backbone_batch)]
     clean = [embed_like_audio(model, tokenizer, example, max_silences, rng) if rng.random() < 0.5
              else embed_words(model, tokenizer, example.words()) for example in examples]

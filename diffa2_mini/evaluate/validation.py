@@ -1,5 +1,6 @@
 """How good a model is while it trains: its answers to held-out questions, how it ranks pairs."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ..training.processes import World
 from ..vrpo import preference_margin
 from . import scoreboard
 from .answers import Respondent
+
+RANKING_SAMPLES = 8  # of each answer of a held-out pair
 
 
 @dataclass(frozen=True)
@@ -67,22 +70,30 @@ class Validator:
             yield batch.encoded(self.features, self.features.device)
 
     @torch.no_grad()
-    def rank_pairs(self, stage: StageConfig, reference: dict[str, Tensor],
-                   examples: list[Example]) -> dict[str, float]:
-        """Print how often the implicit reward ranks the chosen answer first, and the mean margin,
-        over every sixth pair among the examples. Nothing if there are no pairs."""
-        pairs, margins = [example for example in examples if example.rejected][::6], []  # [B] each
-        if not pairs:
-            tqdm.write("  no held-out example has a rejected answer: how pairs are ranked is not "
-                       "measured")
-            return {}
+    def margins(self, stage: StageConfig, reference: dict[str, Tensor], pairs: list[Example]
+                ) -> Tensor:
+        """How much likelier than by the `reference` the chosen answer of each pair has become,
+        against the rejected one, in nats [n]. Of each answer there are RANKING_SAMPLES, more than
+        in training: the noise of few hides which pairs are ranked right."""
+        stage, found = dataclasses.replace(stage, vrpo_samples=RANKING_SAMPLES), []  # [B] each
         with self.evaluating():
             for batch in self.pair_batches(stage, pairs):
                 with autocast(self.features.device, self.features.dtype):
                     bounds = preference_bounds(self.model, reference, batch, stage, self.tokenizer)
-                margins.append(preference_margin(*bounds))
+                found.append(preference_margin(*bounds))
                 self.after_batch()
-        margins = torch.cat(margins)
+        return torch.cat(found)
+
+    def rank_pairs(self, stage: StageConfig, reference: dict[str, Tensor],
+                   examples: list[Example]) -> dict[str, float]:
+        """Print how often the implicit reward ranks the chosen answer first, and the mean margin,
+        over every twelfth pair among the examples. Nothing if there are no pairs."""
+        pairs = [example for example in examples if example.rejected][::12]
+        if not pairs:
+            tqdm.write("  no held-out example has a rejected answer: how pairs are ranked is not "
+                       "measured")
+            return {}
+        margins = self.margins(stage, reference, pairs)
         right, margin = float((margins > 0).float().mean()), float(margins.mean())
         tqdm.write(f"  held-out pairs: {right:.3f} ranked right, margin {margin:.2f}")
         return {"reward_accuracy": right, "margin": margin}
