@@ -44,7 +44,7 @@ SPLITS = {  # clips of each kind, in the order of KINDS
 HELD_OUT = ("evaluation", "toybench")  # splits whose scenes no training shows
 N_QUESTIONS = 5  # per training clip
 # how often the backbone's pretraining asks a type
-TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 3, "caption": 2, "premise": 2, "present": 3,
+TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 4, "caption": 2, "premise": 4, "present": 3,
                 "absent": 3}
 # and training on clips
 WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5, "present": 2,

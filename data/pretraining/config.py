@@ -17,7 +17,7 @@ class PretrainConfig:
     recall_steps: int = 2500  # at most, of the exercise that comes before the texts
     recall_loss: float = 0.05  # nats, at which the exercise ends
     recall_pairs: int = 4
-    backbone_steps: int = 5000
+    backbone_steps: int = 5500
     backbone_batch: int = 32
     backbone_lr: float = 1e-3
     silence_steps: int = 1000  # more, with frames of silence among the others, as between words
