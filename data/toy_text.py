@@ -28,7 +28,7 @@ WORDINGS = {
     "count": ("How many {items} are there?", "How many {items} do you hear?"),
     "first": ("Which {item} comes first?", "What is the first {item}?"),
     "last": ("Which {item} comes last?", "What is the last {item}?"),
-    "after": ("Which sound comes after the {x}?", "What follows the {x}?",
+    "after": ("Which {item} comes after the {x}?", "What follows the {x}?",
               "What comes after the {x}?"),
     "present": ("Is there any {x}?", "Do you hear any {x}?", "Does the audio have any {x}?"),
     "sounds": ("Which sounds do you hear?", "List the sounds."),
@@ -46,8 +46,8 @@ WORDINGS = {
 # false premise.
 WORDINGS |= {"absent": WORDINGS["present"], "premise": WORDINGS["after"]}
 TYPES = {
-    "speech": ("asr", "count", "first", "last", "who", "speed", "caption", "kind", "present",
-               "absent"),
+    "speech": ("asr", "count", "first", "last", "after", "who", "speed", "caption", "kind",
+               "present", "absent", "premise"),
     "sound": ("sounds", "count", "first", "last", "after", "caption", "kind", "present", "absent",
               "premise"),
     "music": ("tempo", "mode", "pattern", "instrument", "caption", "kind"),
@@ -177,13 +177,15 @@ def answer(type: str, scene: Scene, x: str = "") -> str | None:
 
 
 def items_to_name(type: str, scene: Scene, part: str) -> list[str]:
-    """What a question of ABOUT_X may name: what is there, of `after` with something behind it, or
-    what is not there. Of the `part` paired nothing of UNPAIRED, of unpaired nothing else."""
+    """What a question of ABOUT_X may name: what is there, of `after` once and with something behind
+    it, or what is not there. Of the `part` paired nothing of UNPAIRED, of unpaired nothing else."""
     if type in ("absent", "premise"):
         every = DIGITS if scene.kind == "speech" else SOUNDS
         words = [word for word in every if word not in scene.items]
+    elif type == "after":
+        words = [word for word in scene.items[:-1] if scene.items.count(word) == 1]
     else:
-        words = scene.items[:-1] if type == "after" else scene.items
+        words = scene.items
     return [word for word in words if part == "all" or (word in UNPAIRED) == (part == "unpaired")]
 
 
