@@ -47,7 +47,7 @@ N_QUESTIONS = 5  # per training clip
 TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 4, "caption": 2, "premise": 4, "present": 3,
                 "absent": 3}
 # and training on clips
-WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 3, "caption": 4, "kind": 0.5, "present": 2,
+WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 5, "caption": 4, "kind": 0.5, "present": 2,
            "absent": 0.4, "premise": 0.4}  # few false premises: stage 4 has them
 N_PAIRS = 960  # preference pairs of all types alike, and as many about premises, half of them false
 N_PER_TYPE = 30  # questions of each type in the validation set
