@@ -59,10 +59,14 @@ def test_every_question_gets_the_right_answer_and_wrong_ones_that_differ(scene, 
             assert ("digit" in question.instruction) <= (scene.kind == "speech")
 
 
-def test_after_asks_about_a_sound_that_something_follows():
-    rng, follows = np.random.default_rng(0), {"siren": "beep", "beep": "drum"}
-    asked = [toy_text.ask("after", SOUND, rng, wording=0) for _ in range(30)]
-    begin = "Which sound comes after the "
+@pytest.mark.parametrize("scene, follows", [
+    (SOUND, {"siren": "beep", "beep": "drum"}),
+    (Scene("speech", ("two", "one", "two", "six"), voice="low", speed="fast"), {"one": "two"})],
+    ids=["sound", "speech"])
+def test_after_asks_about_what_is_there_once_and_is_followed(scene, follows):
+    rng = np.random.default_rng(0)
+    asked = [toy_text.ask("after", scene, rng, wording=0) for _ in range(30)]
+    begin = f"Which {'digit' if scene.kind == 'speech' else 'sound'} comes after the "
     found = {question.instruction.removeprefix(begin).rstrip("?"): question.answer
              for question in asked}
     assert found == follows
