@@ -274,9 +274,9 @@ DIFFA1 = Config(  # arXiv 2507.18452, on Whisper-small
 SIZES = {  # a config and the stages by number
     "toy": (TOY, scaled(  # 8 sequences at once are faster on a CPU than all
         dict(lr=3e-3, batch_size=16, micro_batch=8, steps=400, warmup=30, masking="half-masked"),
-        dict(lr=2e-3, batch_size=16, micro_batch=8, steps=300, warmup=30, masking="half-masked",
+        dict(lr=1.1e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60, masking="half-masked",
              adapter_dropout=0.0),
-        dict(lr=1e-3, batch_size=16, micro_batch=8, steps=700, warmup=30, masking="half-masked",
+        dict(lr=5e-4, batch_size=4, micro_batch=4, steps=2800, warmup=60, masking="half-masked",
              adapter_dropout=0.0),
         dict(lr=3e-4, batch_size=16, micro_batch=2, steps=120, warmup=5, vrpo_samples=2))),
     "small": (SMALL, scaled(  # for two CPU cores; not measured

@@ -1,6 +1,7 @@
 """The notebook for a hosted GPU: its cells at toy size, what they would download, and what a
 browser that records hands over."""
 
+import runpy
 import subprocess
 import sys
 import time
@@ -29,7 +30,9 @@ def notebook(monkeypatch, tmp_path):
     def run(cells, **changed):
         found = {}
         for i, code in enumerate(cells):
-            exec(code, found)
+            cell = tmp_path / f"cell_{i}.py"
+            cell.write_text(code, encoding="utf-8")
+            found = runpy.run_path(str(cell), init_globals=found)
             found |= changed if i == 0 else {}
         return found
 
