@@ -268,16 +268,14 @@ SMALL = Config(  # its encoder is whisper-tiny.en
     text=TextConfig(tokenizer="small.bpe"),
     decode=DecodeConfig(gen_length=32, steps=32, factor=0.5))
 DIFFA1 = Config(  # arXiv 2507.18452, on Whisper-small
-    size="diffa1",
-    audio=AudioConfig(n_mels=80),
+    size="diffa1", audio=AudioConfig(n_mels=80),
     whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12, taps=(2, 5, 8, 11)))
+HALF = dict(masking="half-masked", adapter_dropout=0.0)
 SIZES = {  # a config and the stages by number
     "toy": (TOY, scaled(  # 8 sequences at once are faster on a CPU than all
-        dict(lr=3e-3, batch_size=16, micro_batch=8, steps=400, warmup=30, masking="half-masked"),
-        dict(lr=1.1e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60, masking="half-masked",
-             adapter_dropout=0.0),
-        dict(lr=5e-4, batch_size=4, micro_batch=4, steps=2800, warmup=60, masking="half-masked",
-             adapter_dropout=0.0),
+        dict(HALF, lr=3e-3, batch_size=16, micro_batch=8, steps=400, warmup=30),
+        dict(HALF, lr=1.1e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
+        dict(HALF, lr=5e-4, batch_size=4, micro_batch=4, steps=2800, warmup=60),
         dict(lr=3e-4, batch_size=16, micro_batch=2, steps=120, warmup=5, vrpo_samples=2))),
     "small": (SMALL, scaled(  # for two CPU cores; not measured
         dict(lr=3e-3, batch_size=32, micro_batch=8, steps=600, warmup=30),

@@ -265,7 +265,7 @@ def test_what_differs_from_the_run_that_was_begun_is_named(tmp_path, config):
     narrow = dataclasses.replace(config, whisper=whisper)
     other = begin(narrow, dataclasses.replace(stage, lr=1.0), seed=7)
     message = error_of(require_same_run, tmp_path, begun, other)
-    assert "whisper.taps (0, 2, 3), got (1, 2, 3); lr 0.001, got 1.0" in message
+    assert f"whisper.taps (0, 2, 3), got (1, 2, 3); lr {stage.lr}, got 1.0" in message
 
 
 @pytest.mark.parametrize("part, change", [

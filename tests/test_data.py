@@ -89,7 +89,7 @@ def test_what_an_example_gets_does_not_depend_on_its_batch(model, examples, stag
 @pytest.mark.parametrize("stage", [2, 4])
 def test_noise_is_keyed_by_seed_stage_epoch_and_number(model, examples, stage):
     def noise(seed, epoch, number, by=stage, kind="answers"):
-        row = replace(STAGES[stage], number=by)
+        row = replace(STAGES[stage], number=by, masking="published")
         dataset = BatchDataset([examples[0]] * 8, seed, row, MICRO, load_tokenizer(MICRO),
                                noise=kind)
         batch = dataset[[Entry(epoch, number)]]
@@ -106,7 +106,8 @@ def test_stage_3_replays_neither_the_noise_nor_the_order_of_stage_2(examples):
     (_, second), (_, third) = (next(batches(8, 8, 1, 0, 42, stage)) for stage in (2, 3))
     numbers = [[entry.number for entry in entries] for entries in (second, third)]
     assert numbers[0] != numbers[1] and sorted(numbers[0]) == sorted(numbers[1])
-    second, third = (dataset_of(examples, stage)[sorted(second)] for stage in (2, 3))
+    second, third = (dataset_of(examples, replace(STAGES[n], masking="published"))[sorted(second)]
+                     for n in (2, 3))
     assert torch.equal(second.response, third.response)
     assert not (second.weight == third.weight).any()
     assert not torch.equal(second.masked, third.masked)

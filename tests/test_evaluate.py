@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_where_it_was(folder, capfd, monkeypatch):
 def test_what_is_drawn_depends_on_the_question_alone(folder, capfd):
     copies = [TOY[2] | {"id": f"copy {i}"} for i in range(6)]
     (folder / "toy.json").write_text(json.dumps([TOY[3], *copies]))  # a clip that is gone, then six
-    hot = ["--temperature", 3, "--seed", 1795687535000000000]
+    hot = ["--temperature", 9, "--seed", 1795687535000000000]
     run(capfd, *flags(folder, "whole.jsonl"), *hot)
     run(capfd, *flags(folder), *hot, "--batch-size", 2, "--limit", 4)
     run(capfd, *flags(folder), *hot, "--batch-size", 1)  # goes on, and tries the first again
@@ -166,7 +166,8 @@ def test_weights_are_known_by_what_they_hold_and_not_by_their_name(folder, capfd
     answered = "4 questions, of which 3 are answered"
     assert answered in run(capfd, *flags(folder), f"--{part}", path)  # a copy
     changed_weights(path)
-    error = run(capfd, *flags(folder), f"--{part}", path, code=2).splitlines()[-1]
+    others = [f"--{part}", path, "--other-parts"]
+    error = run(capfd, *flags(folder), *others, code=2).splitlines()[-1]
     assert f"'by' of a is {part} " in error and f"this run has {part} " in error
     assert error.count(part) == 2 and "float32" not in error  # it tells what differs
     assert answered in run(capfd, *flags(folder))

@@ -75,6 +75,7 @@ def test_a_benchmark_is_asked_there(on_mac, world, capsys, tmp_path):
     assert json.loads((tmp_path / "answers.jsonl").read_text())["response"]
 
 
+@pytest.mark.slow
 def test_each_stage_takes_a_step_there(on_mac, world, tmp_path, capsys):
     (tmp_path / "one.json").write_text(
         json.dumps([{"audio_filepath": str(CLIP), "target": "three"}]))
@@ -85,6 +86,7 @@ def test_each_stage_takes_a_step_there(on_mac, world, tmp_path, capsys):
     assert "pretended, 1 process" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_stage_0_trains_there(on_mac, world):
     config = PretrainConfig(recall_steps=1, backbone_steps=1, silence_steps=1, encoder_steps=1,
                             backbone_batch=2, encoder_batch=2, n_held_out=4)

@@ -169,15 +169,18 @@ def two(runs, manifests, tmp_path_factory):
     return folder, train_each(2, {name: runs[name] for name in names}, manifests, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all", "stage 2", "stage 3", "stage 4", "split 3"])
 def test_the_gradient_of_two_processes_is_that_of_one(name, two, alone):
     check_gradient(two[0] / name, alone, 1 if name == "all" else int(name[-1]))
 
 
+@pytest.mark.slow
 def test_clips_without_a_semantic_embedding_are_a_piece_like_others(two, alone_in_brief):
     check_gradient(two[0] / "brief", alone_in_brief, 1)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(two, alone):
     """AdamW divides small gradients by themselves, and so amplifies rounding: to 6e-9 at most on
     the machines that were tried. A step with another gradient moves weights by about the learning
