@@ -9,12 +9,12 @@ tokens masked. The rules differ in which it commits:
   c_1 >= c_2 >= ..., token n is committed while (n + 1)(1 - c_n) <= f.
 
 Every rule commits at least the most confident token. The response is filled in block by block, from
-left to right, until no mask is left before its first EOS; this is asked before each block. Two more
-rules, `early_end` and `unsure`, stand beside these three, to end early and to take tokens back.
+left to right, until no mask is left before its first EOS; this is asked before each block.
 
 What differs: the released code commits one token too many when only the last one fails its test.
 `decode` is everything, for a model that maps tokens to logits. `fast/generate.py` gives the same
-tokens faster, and adds sampling, guidance, a cache, and responses of several lengths.
+tokens faster, and adds sampling, guidance, a cache, responses of several lengths, an early end, and
+tokens that are taken back.
 """
 
 from collections.abc import Callable
@@ -62,28 +62,6 @@ def commit(confidence: Tensor, candidates: Tensor, config: DecodeConfig, step: i
     return most_confident(confidence, candidates, tokens_in_step(config, step))
 
 
-def early_end(predicted: Tensor, confidence: Tensor, candidates: Tensor, config: DecodeConfig,
-              eos_id: int) -> tuple[Tensor, Tensor]:
-    """Early end: the first candidate that is predicted as EOS with a confidence above
-    `eos_threshold`, and all that is behind it, bool [B, R] each. It is committed, and nobody reads
-    any more what is behind (arXiv 2601.17917 looks for a confident EOS too, after each block)."""
-    ends = candidates & (predicted == eos_id) & (confidence > config.eos_threshold)
-    first = ends & (ends.cumsum(-1) == 1)
-    return first, (first.cumsum(-1) == 1) & ~first
-
-
-def unsure(masked: Tensor, held: Tensor, done: Tensor, config: DecodeConfig
-           ) -> tuple[Tensor, Tensor]:
-    """Revision: once a row of a block has nothing `masked` left, the tokens whose confidence was
-    below `revise` when they were committed (`held`, [B, R]) are masked again, bool [B, R]. Rows are
-    `done`, bool [B, 1], after that: so a block of n tokens takes at most 2n steps.
-
-    ReMDM (arXiv 2503.00307) draws tokens by that confidence; WINO (arXiv 2507.18578) asks again, at
-    masks beside the block: what the model predicts where it sees a token says little."""
-    full = ~masked.any(-1, keepdim=True)
-    return full & ~done & (held < config.revise), full | done
-
-
 def finished(tokens: Tensor, mask_id: int, eos_id: int) -> Tensor:
     """Whether a response of `tokens` [B, R] has an EOS, and no mask before the first. bool [B]."""
     before_eos = (tokens == eos_id).long().cumsum(-1) == 0  # [B, R]
@@ -92,32 +70,21 @@ def finished(tokens: Tensor, mask_id: int, eos_id: int) -> Tensor:
 
 
 @torch.no_grad()
-def decode(predict: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, config: DecodeConfig,
-           mask_id: int, eos_id: int) -> Tensor:
+def decode(predict: Callable[[Tensor], Tensor], tokens: Tensor, config: DecodeConfig, mask_id: int,
+           eos_id: int) -> Tensor:
     """Replace the masks of `tokens` [B, R] by what the model predicts. `predict` maps tokens [B, R]
-    and which of them may be read, bool [B, R], to logits [B, R, V]. Of `config` only the lengths
-    and the rules count."""
+    to logits [B, R, V]. Of `config` only the lengths and the rule count."""
     position = torch.arange(tokens.shape[1], device=tokens.device)  # [R]
-    valid = torch.ones_like(tokens, dtype=torch.bool)  # False where columns are dropped
     for start in range(0, tokens.shape[1], config.block_length):
         in_block = (start <= position) & (position < start + config.block_length)  # [R]
         is_open = ~finished(tokens, mask_id, eos_id)[:, None]  # [B, 1]
-        held, done = torch.ones(tokens.shape, device=tokens.device), ~is_open  # [B, R], [B, 1]
         for step in range(config.steps_per_block):
             candidates = (tokens == mask_id) & in_block & is_open  # [B, R]
-            if config.revise is not None:
-                again, done = unsure(candidates, held, done, config)
-                tokens, candidates = tokens.masked_fill(again, mask_id), candidates | again
             if not candidates.any():
                 break
-            logits = predict(tokens, valid)  # [B, R, V]
+            logits = predict(tokens)  # [B, R, V]
             logits[..., mask_id] = -torch.inf  # a mask is not an answer
             confidence, predicted = logits.softmax(-1).max(-1)  # [B, R] each
             committed = commit(confidence, candidates, config, step)
-            if config.eos_threshold is not None:
-                end, behind = early_end(predicted, confidence, candidates, config, eos_id)
-                committed, valid = (committed | end) & ~behind, valid & ~behind
-                tokens, held = tokens.masked_fill(behind, eos_id), held.masked_fill(behind, 1)
             tokens = torch.where(committed, predicted, tokens)
-            held = torch.where(committed, confidence, held)
     return tokens

@@ -9,7 +9,7 @@ Training (training/objective.py) and answering (listen.py) are, at their plaines
     hidden = model.hidden_states(audio_embeddings, prompts, noisy, valid)  # [B, R, D]
     loss = diffusion_loss(model.llada.logits(hidden[masked]), response, masked, weight, n_tokens)
 
-    answer = decode(lambda tokens, valid: model.llada.logits(
+    answer = decode(lambda tokens: model.llada.logits(
         model.hidden_states(audio_embeddings, prompts, tokens, valid)), masks, ...)
 
 The audio goes right after `This is the audio:`. A row of a batch is: prompt with audio, padding,

@@ -2,18 +2,16 @@
 
 import pytest
 import torch
-from test_generate import EOS, MASK, MORE, SETTINGS, decode_fast, restless, settings
+from test_generate import EOS, MASK, SETTINGS, decode_fast, restless, settings
 
 from diffa2_mini.decode import (
     above_threshold,
     commit,
     decode,
-    early_end,
     factor_based,
     finished,
     most_confident,
     tokens_in_step,
-    unsure,
 )
 
 
@@ -63,22 +61,6 @@ def test_finished_means_an_eos_without_a_mask_before_it(tokens, expected):
     assert finished(torch.tensor([tokens]), MASK, EOS).item() == expected
 
 
-def test_an_early_end_begins_at_the_first_candidate_that_is_a_confident_eos():
-    predicted = torch.tensor([[EOS, 0, EOS, 1], [EOS, EOS, EOS, EOS], [0, EOS, 0, 0]])
-    confidence = torch.tensor([[0.5, 0.99, 0.9, 0.9], [0.99] * 4, [0.8] * 4])
-    candidates = torch.tensor([[True] * 4, [False, False, False, True], [True] * 4])
-    end, behind = early_end(predicted, confidence, candidates, settings(eos_threshold=0.8), EOS)
-    assert end.nonzero().tolist() == [[0, 2], [1, 3]] and behind.nonzero().tolist() == [[0, 3]]
-
-
-def test_unsure_is_what_a_full_row_was_less_confident_of_and_it_is_asked_once():
-    masked = torch.tensor([[True, False, False], [False] * 3, [False] * 3])
-    held = torch.tensor([[1.0, 0.1, 0.9], [0.3, 0.29, 1.0], [0.1, 0.1, 0.1]])
-    done = torch.tensor([[False], [False], [True]])
-    again, done = unsure(masked, held, done, settings(factor=1.0, revise=0.3))
-    assert again.nonzero().tolist() == [[1, 1]] and done.tolist() == [[False], [True], [True]]
-
-
 @pytest.mark.parametrize("block, steps, shares", [(8, 3, [3, 3, 2]), (4, 8, [1] * 4), (8, 1, [8])])
 def test_a_schedule_shares_the_masks_of_a_block_among_its_steps(block, steps, shares):
     config = settings(block_length=block, steps=steps)
@@ -89,7 +71,7 @@ def test_a_schedule_shares_the_masks_of_a_block_among_its_steps(block, steps, sh
 
 
 # the plain one draws nothing
-GREEDY = [changes for changes in [*SETTINGS, *MORE] if "remasking" not in changes]
+GREEDY = [changes for changes in SETTINGS if "remasking" not in changes]
 
 
 @pytest.mark.parametrize("block", [2, 4, 8])

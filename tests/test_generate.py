@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from diffa2_mini.config import DecodeConfig
-from diffa2_mini.decode import decode, finished
-from diffa2_mini.fast.generate import generate, gumbel, pick, sample, uniform
+from diffa2_mini.decode import commit, decode, finished
+from diffa2_mini.fast.generate import early_end, generate, gumbel, pick, sample, uniform, unsure
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.tokenizer import Prompt
 
@@ -69,6 +69,35 @@ class Guess:
 
 def decode_fast(predict, config, n_rows=1, numbers=None):
     return list(generate(Guess(predict, n_rows), config, EOS, numbers=numbers))
+
+
+def decode_by_all_rules(predict, tokens, config, mask_id, eos_id):
+    """`decode` with the two rules that the fast decoder adds, reading everything in each step:
+    `predict` maps tokens [B, R], and which of them may be read, to logits [B, R, V]."""
+    position = torch.arange(tokens.shape[1])  # [R]
+    valid = torch.ones_like(tokens, dtype=torch.bool)  # False where columns are dropped
+    for start in range(0, tokens.shape[1], config.block_length):
+        in_block = (start <= position) & (position < start + config.block_length)  # [R]
+        is_open = ~finished(tokens, mask_id, eos_id)[:, None]  # [B, 1]
+        held, done = torch.ones(tokens.shape), ~is_open  # [B, R], [B, 1]
+        for step in range(config.steps_per_block):
+            candidates = (tokens == mask_id) & in_block & is_open  # [B, R]
+            if config.revise is not None:
+                again, done = unsure(candidates, held, done, config)
+                tokens, candidates = tokens.masked_fill(again, mask_id), candidates | again
+            if not candidates.any():
+                break
+            logits = predict(tokens, valid)  # [B, R, V]
+            logits[..., mask_id] = -torch.inf  # a mask is not an answer
+            confidence, predicted = logits.softmax(-1).max(-1)  # [B, R] each
+            committed = commit(confidence, candidates, config, step)
+            if config.eos_threshold is not None:
+                end, behind = early_end(predicted, confidence, candidates, config, eos_id)
+                committed, valid = (committed | end) & ~behind, valid & ~behind
+                tokens, held = tokens.masked_fill(behind, eos_id), held.masked_fill(behind, 1)
+            tokens = torch.where(committed, predicted, tokens)
+            held = torch.where(committed, confidence, held)
+    return tokens
 
 
 def sure(words, confidence):
@@ -257,6 +286,36 @@ def test_noise_is_finite_but_where_a_token_cannot_be_drawn():
         assert noise[1:].isfinite().all()
 
 
+def test_an_early_end_begins_at_the_first_candidate_that_is_a_confident_eos():
+    predicted = torch.tensor([[EOS, 0, EOS, 1], [EOS, EOS, EOS, EOS], [0, EOS, 0, 0]])
+    confidence = torch.tensor([[0.5, 0.99, 0.9, 0.9], [0.99] * 4, [0.8] * 4])
+    candidates = torch.tensor([[True] * 4, [False, False, False, True], [True] * 4])
+    end, behind = early_end(predicted, confidence, candidates, settings(eos_threshold=0.8), EOS)
+    assert end.nonzero().tolist() == [[0, 2], [1, 3]] and behind.nonzero().tolist() == [[0, 3]]
+
+
+def test_unsure_is_what_a_full_row_was_less_confident_of_and_it_is_asked_once():
+    masked = torch.tensor([[True, False, False], [False] * 3, [False] * 3])
+    held = torch.tensor([[1.0, 0.1, 0.9], [0.3, 0.29, 1.0], [0.1, 0.1, 0.1]])
+    done = torch.tensor([[False], [False], [True]])
+    again, done = unsure(masked, held, done, settings(factor=1.0, revise=0.3))
+    assert again.nonzero().tolist() == [[1, 1]] and done.tolist() == [[False], [True], [True]]
+
+
+@pytest.mark.parametrize("block", [2, 4, 8])
+@pytest.mark.parametrize("changes", [changes for changes in [*SETTINGS, *MORE]
+                                     if "remasking" not in changes])  # the reference draws nothing
+def test_an_early_end_and_revision_give_the_tokens_of_decoding_that_reads_everything(changes,
+                                                                                     block):
+    config = settings(block_length=block, **changes)
+    predict, masks = restless(range(10)), torch.full((10, 8), MASK)
+    reference = decode_by_all_rules(predict, masks, config, MASK, EOS)
+    assert torch.equal(reference, decode_fast(predict, config, n_rows=10)[-1].tokens)
+    assert (reference == EOS).any() and not finished(reference, MASK, EOS).all()  # some end early
+    plain = decode(predict, masks, config, MASK, EOS)
+    assert torch.equal(reference, plain) or changes in MORE
+
+
 @pytest.mark.parametrize("changes", [
     dict(factor=1e-9), dict(factor=2.0), dict(threshold=0.0), dict(threshold=0.5),
     dict(factor=1e-9, temperature=1.0), dict(factor=1e-9, eos_threshold=0.95)])
@@ -429,7 +488,7 @@ def test_dropped_columns_and_taken_back_tokens_are_those_of_plain_decoding(restl
         state = DecodingState(restless_model, state.audio_embeddings[:2], state.prompts[:2],
                               [8, 8], 22)
         config = settings(block_length=(4, 8)[seed % 2], **MORE[seed // 2 % 4])
-        plain = decode(partial(predict, state.audio_embeddings, state.prompts),
+        plain = decode_by_all_rules(partial(predict, state.audio_embeddings, state.prompts),
                        torch.full((2, 8), 22), config, 22, EOS)
         fast = list(generate(state, config, EOS))[-1].tokens
         assert torch.equal(plain, fast), seed

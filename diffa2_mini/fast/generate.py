@@ -4,7 +4,9 @@
 
 * logits at masks only, a cache (state.py) and classifier-free guidance: `predict`;
 * sampling with a temperature, and random remasking: `uniform`, `gumbel`, `pick`, `sample`, `draw`;
-* leaving out the rows that are finished: `ActiveBlock`; and columns behind an EOS: `drop`;
+* leaving out the rows that are finished: `ActiveBlock`;
+* an early end, and columns behind it that are not read: `early_end`, `drop`;
+* taking back tokens once, of which it was not sure: `unsure`;
 * a record of each step: `Step`, `record`.
 """
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config import DecodeConfig
-from ..decode import commit, early_end, finished, tokens_in_step, unsure
+from ..decode import commit, finished, tokens_in_step
 from ..model import Diffa2Model
 from ..noise import stream
 from ..tokenizer import Prompt, Tokenizer
@@ -109,6 +111,28 @@ def draw(block: ActiveBlock, config: DecodeConfig, step: int, logits: Tensor, po
         places = [uniform("places", config, key).float() for key in keys]
         return predicted, confidence, pick(places, positions)
     return predicted, confidence, confidence
+
+
+def early_end(predicted: Tensor, confidence: Tensor, candidates: Tensor, config: DecodeConfig,
+              eos_id: int) -> tuple[Tensor, Tensor]:
+    """Early end: the first candidate that is predicted as EOS with a confidence above
+    `eos_threshold`, and all that is behind it, bool [B, R] each. It is committed, and nobody reads
+    any more what is behind (arXiv 2601.17917 looks for a confident EOS too, after each block)."""
+    ends = candidates & (predicted == eos_id) & (confidence > config.eos_threshold)
+    first = ends & (ends.cumsum(-1) == 1)
+    return first, (first.cumsum(-1) == 1) & ~first
+
+
+def unsure(masked: Tensor, held: Tensor, done: Tensor, config: DecodeConfig
+           ) -> tuple[Tensor, Tensor]:
+    """Revision: once a row of a block has nothing `masked` left, the tokens whose confidence was
+    below `revise` when they were committed (`held`, [B, R]) are masked again, bool [B, R]. Rows are
+    `done`, bool [B, 1], after that: so a block of n tokens takes at most 2n steps.
+
+    ReMDM (arXiv 2503.00307) draws tokens by that confidence; WINO (arXiv 2507.18578) asks again, at
+    masks beside the block: what the model predicts where it sees a token says little."""
+    full = ~masked.any(-1, keepdim=True)
+    return full & ~done & (held < config.revise), full | done
 
 
 def drop(block: ActiveBlock, tokens: Tensor, columns: Tensor, end: Tensor) -> Tensor:
