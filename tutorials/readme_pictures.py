@@ -1,12 +1,14 @@
-"""The two pictures of the README that no chapter makes: an answer forming, and the page of --html.
+"""The pictures of the README that no chapter makes: an answer forming, the map of DIFFA-2, and the
+page of --html. Which sound made which word is drawn by chapter 0.
 
-    python tutorials/readme_pictures.py    # pictures/forming.svg; with selenium, pictures/page.png
+    python tutorials/readme_pictures.py    # into pictures/; page.png where there is selenium
 
 The first is what the shipped model does, one token a step, so that the order can be watched; it
 moves by CSS, which browsers run in an SVG that a page shows as a picture.
 """
 
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,8 @@ from html import escape
 from pathlib import Path
 
 import torch
-from common import AUDIO, CLIPS, ROOT, shipped  # the path to the library, too
+from common import AUDIO, CLIPS, COLOURS, GREY, ROOT, arrow, box, picture, shipped
+from matplotlib.axes import Axes
 
 from diffa2_mini.data import load_clip
 from diffa2_mini.fast.generate import generate
@@ -85,6 +88,45 @@ def forming(tokens: list[tuple[str, int, float]]) -> str:
         f'<text x="{LEFT}" y="50" class="said">{escape(QUESTION)}</text>{"".join(boxes)}</svg>\n')
 
 
+def draw_map() -> None:
+    """The boxes of DIFFA-2, and the shapes of what flows between them."""
+    fixed, trained, data = GREY, COLOURS[1], COLOURS[0]
+    with picture("00_start_here", width=7.4, height=7.0) as axes:
+        axes.set(xlim=(0, 10), ylim=(-0.1, 10.1))
+        axes.axis("off")
+        box(axes, (3.2, 9.5), 3.4, "sound, 16,000 samples a second", data)
+        box(axes, (3.2, 8.0), 3.4, "log-mel spectrogram\nchapter 1", fixed)
+        box(axes, (3.2, 6.4), 3.4, "Whisper encoder\nchapter 2", fixed)
+        box(axes, (1.5, 4.6), 2.7, "semantic adapter\nwhat was said: chapter 7", trained)
+        box(axes, (4.9, 4.6), 2.9, "acoustic adapter\nhow it sounded: chapter 8", trained)
+        box(axes, (8.4, 4.6), 2.4, "question, as text\nchapter 3", data)
+        box(axes, (4.1, 2.7), 5.8, "prompt with the audio's embeddings spliced in,\n"
+            "then the response: all masked at first", data)
+        box(axes, (4.1, 1.0), 5.8, "LLaDA backbone                      \n"
+            "chapters 4 and 5                      ", fixed)
+        box(axes, (5.8, 1.0), 2.0, "LoRA: chapter 9", trained, height=0.5)
+        box(axes, (8.8, 1.0), 2.1, "commit the surest\nchapter 6", data)
+        draw_flow(axes)
+        for i, (text, colour) in enumerate((("data", data), ("a formula, or frozen weights", fixed),
+                                            ("trained weights", trained))):
+            box(axes, (6.6, 9.7 - 0.5 * i), 0.5, "", colour, height=0.3)
+            axes.text(7.0, 9.7 - 0.5 * i, text, color=GREY, fontsize=8, va="center")
+
+
+def draw_flow(axes: Axes) -> None:
+    """The map's arrows, with the shapes of what flows along them."""
+    arrow(axes, (3.2, 9.05), (3.2, 8.45), "[samples]", at=(0.8, 0))
+    arrow(axes, (3.2, 7.55), (3.2, 6.85), "[n_mels, M]", at=(0.9, 0))
+    arrow(axes, (2.4, 5.95), (1.5, 5.05), "last hidden state\n[T, E]", at=(-1.1, 0.1))
+    arrow(axes, (4.0, 5.95), (4.9, 5.05), "tapped depths\n[N, T, E]", at=(1.0, 0.1))
+    arrow(axes, (1.5, 4.15), (2.6, 3.15), "[up to T // 4, D]", at=(-1.05, 0))
+    arrow(axes, (4.9, 4.15), (4.6, 3.15), "[Q, D]", at=(0.6, 0.05))
+    arrow(axes, (8.4, 4.15), (7.0, 3.0), "its tokens' embeddings\n[L, D]", at=(1.25, -0.1))
+    arrow(axes, (4.1, 2.25), (4.1, 1.45), "[S, D]", at=(0.55, 0))
+    arrow(axes, (7.0, 1.0), (7.75, 1.0), "logits\n[K, V]", at=(0, 0.42))
+    arrow(axes, (8.8, 1.45), (7.0, 2.5), "fewer masks: next step", at=(1.1, 0.42), bend=0.25)
+
+
 def page(path: Path) -> None:
     """A picture of the page that `sample.py --html` writes."""
     from selenium import webdriver
@@ -109,6 +151,8 @@ def page(path: Path) -> None:
 
 
 def main() -> None:
+    os.environ["TUTORIAL_PICTURES"] = str(PICTURES)  # where picture() writes
+    draw_map()
     (PICTURES / "forming.svg").write_text(forming(decoded()), encoding="utf-8")
     try:
         page(PICTURES / "page.png")
