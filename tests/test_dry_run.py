@@ -202,3 +202,24 @@ def test_the_operations_are_those_that_torch_counts(number):
         run_two_steps(stage, torch.float32, "nothing", 1, lambda model: counter)
     needed = dry_run.step_flops(SMALLER, stage, dry_run.shape_of(SMALLER, stage, 1))
     assert 2 * needed == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_the_formulas_of_the_reference_page_are_what_is_counted():
+    config, stage = SIZES["full"][0], FULL[3]
+    w, D, F, J = config.whisper, config.llada.width, config.llada.hidden, config.llada.n_layers
+    E, T, N, b = w.width, w.n_positions, len(w.taps), stage.batch_size
+    clip, step = dry_run.shape_of(config, stage, 1), dry_run.shape_of(config, stage, b)
+    S, R = clip.tokens, clip.answers
+    activations = S * (2 * D * J + (8 + 8 + 4) * D + (6 + 6) * F) + T * E * 2 * (
+        N + 2 * N * config.adapter.qformer_layers + 6)
+    assert activations == dry_run.activation_bytes(config, stage, clip, 2, "blocks")
+    rest = 2 * D**2 + 3 * D * F
+    operations = [
+        4 * b * (S * J * (4 * D**2 + 3 * D * F) - (S - R) * rest),
+        12 * S * D * b * (S * (J - 1) + R),
+        b * T * w.n_layers * (24 * E**2 + 4 * T * E),
+        4 * (b * R // 2) * D * config.llada.vocab_size]
+    assert sum(operations) == pytest.approx(dry_run.step_flops(config, stage, step), rel=1e-9)
+    assert [round(100 * part / sum(operations)) for part in operations] == [85, 3, 11, 1]
+    again = 2 * b * S * J * (4 * D**2 + 3 * D * F)
+    assert round(100 * again / sum(operations)) == 44 and (S, R) == (631, 128)

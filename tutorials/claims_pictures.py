@@ -7,7 +7,8 @@ import numpy as np
 
 from tutorials.claims_table import arrange, mean_and_spread
 
-GREY, COLOURS = "#7a7a7a", ("#3b82c4", "#d9822b", "#4a9c5d")  # to be read on white and on black
+GREY, COLOURS = "#7a7a7a", ("#3b82c4", "#d07b26", "#4a9c5d")  # to be read on white and on black
+DOMAINS = ("speech", "sound", "music")
 
 
 def points(settings: dict, names: list[str], figure: str) -> tuple[list[float], list[float]]:
@@ -17,15 +18,31 @@ def points(settings: dict, names: list[str], figure: str) -> tuple[list[float], 
         0.0 if math.isnan(spread) else spread for _, spread in pairs]
 
 
-def draw_types(axes, settings: dict) -> None:
-    """Accuracy by type of question, a bar for each setting."""
-    types = list(next(iter(next(iter(settings.values())).values()))["types"])
-    for i, (name, by_seed) in enumerate(settings.items()):
-        heights = [np.mean([cell["types"][type] for cell in by_seed.values()]) for type in types]
-        axes.barh(
-            np.arange(len(types)) - 0.27 * (i - 1), heights, 0.25, label=name, color=COLOURS[i])
-    axes.set_yticks(range(len(types)), types, fontsize=8)
-    axes.set_xlabel("accuracy")
+def by_domain(by_seed: dict[int, dict]) -> dict[str, list[float]]:
+    """For each domain the accuracy of every seed, a mean over its types of question."""
+    return {domain: [float(np.mean([right for type, right in cell["types"].items()
+                                    if type.startswith(f"{domain}: ")]))
+                     for cell in by_seed.values()] for domain in DOMAINS}
+
+
+def draw_dumbbells(axes, settings: dict, names: dict[str, str]) -> None:
+    """Accuracy by domain in some settings, which `names` gives with their labels: a large dot for
+    each mean, small ones for the seeds, and a line from the least mean to the greatest."""
+    found = {setting: by_domain(settings[setting]) for setting in names if setting in settings}
+    for row, domain in enumerate(DOMAINS):
+        means = [np.mean(shares[domain]) for shares in found.values()]
+        axes.plot([min(means), max(means)], [row, row], color=GREY, zorder=0)
+        for colour, mean, (setting, shares) in zip(COLOURS, means, found.items()):
+            axes.plot(shares[domain], [row] * len(shares[domain]), "o", color=colour, markersize=3)
+            axes.plot(mean, row, "o", color=colour, markersize=9,
+                      label="" if row else names[setting])
+    axes.set_yticks(range(len(DOMAINS)), DOMAINS)
+    axes.set(xlim=(0, 1), ylim=(len(DOMAINS) - 0.5, -1.4), xlabel="accuracy")
+
+
+def draw_adapters(axes, settings: dict) -> None:
+    """Accuracy by domain with one adapter, the other, and both."""
+    draw_dumbbells(axes, settings, {name: name for name in ("semantic", "acoustic", "both")})
 
 
 def draw_bars(axes, settings: dict, figure: str = "overall", label: str = "accuracy") -> None:
@@ -61,15 +78,12 @@ def draw_vrpo(axes, settings: dict) -> None:
 
 
 def draw_autoregressive(axes, settings: dict) -> None:
-    """Accuracy against passes over the data, for each number of clips, on one question in four."""
-    for colour, kind in zip(COLOURS, ("diffusion", "autoregressive")):
-        for style, size in zip((":", "--", "-"), ("few clips", "more clips", "all clips")):
-            by_seed = settings.get(f"{kind}, {size}", {}).values()
-            if by_seed:
-                x, y = np.mean([cell["on_the_way"] for cell in by_seed], axis=0).T
-                clips = next(iter(by_seed))["clips"]
-                axes.plot(x, y, style, label=f"{kind}, {clips:,} clips", color=colour, marker="o")
-    axes.set(xscale="log", xlabel="passes over the data", ylabel="accuracy")
+    """On two axes: accuracy by domain of the diffusion model and of its twin, from few clips and
+    from all."""
+    for axis, size in zip(axes, ("few clips", "all clips")):
+        draw_dumbbells(axis, settings, {f"{kind}, {size}": kind
+                                        for kind in ("diffusion", "autoregressive")})
+        axis.set_title(size)
 
 
 def draw_learning(axes, settings: dict) -> None:
@@ -118,16 +132,18 @@ def draw_cost(axes, settings: dict) -> None:
 
 
 DRAW = {
-    "adapters": draw_types, "curriculum": draw_bars, "autoregressive": draw_autoregressive,
-    "factor": draw_factor, "vrpo": draw_vrpo, "lora": draw_bars, "small": draw_bars}
-DRAW_TWO = {"learning": draw_learning, "again": draw_again, "cost": draw_cost}  # on two axes
+    "adapters": draw_adapters, "curriculum": draw_bars, "factor": draw_factor, "vrpo": draw_vrpo,
+    "lora": draw_bars, "small": draw_bars}
+DRAW_TWO = {  # on two axes
+    "autoregressive": draw_autoregressive, "learning": draw_learning, "again": draw_again,
+    "cost": draw_cost}
 
 
 def show(axes) -> None:
     """Let axes be read on white and on black."""
     axes.patch.set_alpha(0)
     axes.tick_params(colors=GREY)
-    for part in (*axes.spines.values(), axes.xaxis.label, axes.yaxis.label):
+    for part in (*axes.spines.values(), axes.title, axes.xaxis.label, axes.yaxis.label):
         part.set_color(GREY)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(labelcolor=GREY, framealpha=0, fontsize=8)

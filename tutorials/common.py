@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import soundfile
 import torch
 from matplotlib import rcParams
 from matplotlib.axes import Axes
@@ -17,8 +19,11 @@ from matplotlib.patches import FancyBboxPatch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that a chapter runs without installing the package
 
+from data import toy_text
+from data.toy_sound import SAMPLE_RATE, synthesize
 from diffa2_mini import weights
 from diffa2_mini.config import SIZES
+from diffa2_mini.data import Example
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import SOURCES, load_tokenizer
 from diffa2_mini.tokenizer import Tokenizer
@@ -43,6 +48,22 @@ def shipped() -> tuple[Diffa2Model, Tokenizer]:
 
 
 AUDIO = SIZES["toy"][1][4].audio  # what stage 4 splices into the prompt
+
+
+def toy_pairs(folder: Path, n: int, seed: int, evaluation: bool = False) -> list[Example]:
+    """n pairs of answers to questions about toy scenes, of training or of `evaluation`. Their clips
+    are written to `folder`."""
+    rng, pairs = np.random.default_rng(seed), []
+    while len(pairs) < n:
+        kind = str(rng.choice(("speech", "sound", "music")))
+        scene = toy_text.random_scene(rng, kind, evaluation)
+        question = toy_text.random_question(scene, rng, {}, share_lettered=0.0)
+        if question.wrong:
+            path = Path(folder) / f"{seed}_{len(pairs)}.wav"
+            soundfile.write(path, synthesize(scene, rng)[0], SAMPLE_RATE, subtype="PCM_16")
+            pairs.append(Example(path, question.instruction, question.answer,
+                                 str(rng.choice(question.wrong)), question.type, kind))
+    return pairs
 
 
 @contextmanager
