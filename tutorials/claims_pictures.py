@@ -38,6 +38,7 @@ def draw_dumbbells(axes, settings: dict, names: dict[str, str]) -> None:
                       label="" if row else names[setting])
     axes.set_yticks(range(len(DOMAINS)), DOMAINS)
     axes.set(xlim=(0, 1), ylim=(len(DOMAINS) - 0.5, -1.4), xlabel="accuracy")
+    axes.legend()
 
 
 def draw_adapters(axes, settings: dict) -> None:
