@@ -47,9 +47,9 @@ N_QUESTIONS = 5  # per training clip
 TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 4, "caption": 2, "premise": 4, "present": 3,
                 "absent": 3}
 # and training on clips
-WEIGHTS = {"asr": 3, "sounds": 3, "last": 2, "after": 5, "caption": 4, "kind": 0.5, "present": 2,
-           "absent": 0.4, "premise": 0.4}  # few false premises: stage 4 has them
-N_PAIRS = 960  # preference pairs of all types alike, and as many about premises, half of them false
+WEIGHTS = {"asr": 3, "sounds": 3, "first": 2, "last": 2, "after": 5, "caption": 4, "kind": 0.5,
+           "present": 3, "absent": 0.4, "premise": 0.3}  # few false premises: stage 4 has them
+N_PAIRS = 1920  # preference pairs of all types alike, and as many about premises, half of them false
 N_PER_TYPE = 30  # questions of each type in the validation set
 
 
@@ -89,7 +89,7 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
     rng = np.random.default_rng([seed, 99])
     speech = [(scene, row) for scene, row in clips if scene.kind == "speech"]
     stage1 = [ask_row(row, toy_text.ask("asr", scene, rng), rng) for scene, row in speech]
-    sft = [ask_row(row, toy_text.random_question(scene, rng, WEIGHTS, share_lettered=0.2), rng)
+    sft = [ask_row(row, toy_text.random_question(scene, rng, WEIGHTS, share_lettered=0.3), rng)
            for scene, row in clips for _ in range(N_QUESTIONS)]
     others = dict.fromkeys(toy_text.ABOUT_X, 0)
     pairs = [ask_row(row, toy_text.random_question(scene, rng, others, share_lettered=0.4), rng)
@@ -124,6 +124,9 @@ def premises(clips: list[tuple[Scene, dict]], rng: np.random.Generator, part: st
         n = min(len(rows[true]), len(rows[false]), most)
         balanced += [rows[type][i] for type in (true, false)
                      for i in rng.permutation(len(rows[type]))[:n]]
+    for row in balanced[::2]:
+        if row["type"] == "after":
+            row["rejected"] = "nothing"  # which denies what is there
     return balanced
 
 

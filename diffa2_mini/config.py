@@ -175,7 +175,7 @@ class StageConfig(Ranged):
     steps: int | None = None  # None: `epochs` decides
     epochs: int = 10
     preference: bool = False  # VRPO instead of the masked diffusion loss
-    masking: Literal[MASKINGS] = "published"
+    masking: Literal[MASKINGS] = "published"  # stage 4 has "all-masked" or published samples
     lora_dropout: float = 0.0  # of LoRA's inputs
     adapter_dropout: float = 0.0  # in the Q-Former; the release has BERT's default, 0.1
     warmup: int = 1000  # steps
@@ -276,7 +276,8 @@ SIZES = {  # a config and the stages by number
         dict(HALF, lr=3e-3, batch_size=16, micro_batch=8, steps=400, warmup=30),
         dict(HALF, lr=1.1e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
         dict(HALF, lr=5e-4, batch_size=4, micro_batch=4, steps=2800, warmup=60),
-        dict(lr=3e-4, batch_size=16, micro_batch=2, steps=120, warmup=5, vrpo_samples=2))),
+        dict(masking="all-masked", lr=3e-4, batch_size=16, micro_batch=8, steps=180, warmup=5,
+             vrpo_samples=1))),
     "small": (SMALL, scaled(  # for two CPU cores; not measured
         dict(lr=3e-3, batch_size=32, micro_batch=8, steps=600, warmup=30),
         dict(lr=2e-3, batch_size=16, micro_batch=8, steps=900, warmup=30, adapter_dropout=0.0),

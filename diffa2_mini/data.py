@@ -259,8 +259,11 @@ class BatchDataset:
         return forward_exactly(response, t, uniforms, torch.tensor(lengths), mask_id)
 
     def mask_pairs(self, rngs: list[np.random.Generator], lengths: list[int]) -> Tensor:
-        """What n samples mask of the responses of B pairs, bool [2B, n, R]."""
-        drawn = [torch.from_numpy(draw_masks(rng, length, self.stage.vrpo_samples).T)  # [R, n]
+        """What n samples mask of the responses of B pairs, bool [2B, n, R]: all, if the stage's
+        `masking` is "all-masked"."""
+        n, wholly = self.stage.vrpo_samples, self.stage.masking == "all-masked"
+        drawn = [torch.ones(length, n, dtype=torch.bool) if wholly
+                 else torch.from_numpy(draw_masks(rng, length, n).T)  # [R, n]
                  for rng, length in zip(rngs, lengths, strict=True)]
         return pad_sequence(drawn, batch_first=True).transpose(1, 2)
 

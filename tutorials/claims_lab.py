@@ -66,6 +66,7 @@ CONFIG, STAGES = SIZES["toy"]
 CPU = torch.device("cpu")
 BACKBONE = "autoregressive.safetensors"  # in the folder of the variants
 LOW = dict(masking="low-variance")  # whatever the toy's own is
+PAIRS = dict(masking="published", micro_batch=2)  # with as much variance as the paper is about
 PASSES = ((1, 4, 16, 64), (1, 4, 16))  # over few and more clips, where these are used again
 
 
@@ -137,7 +138,7 @@ def variants(scale: Scale) -> dict[str, Variant]:
         "stage 1": Variant(None, 1),
         "stage 2": Variant("stage 1", 2),
         "stage 3": Variant("stage 2", 3),
-        "stage 4": Variant("stage 3", 4, dict(vrpo_samples=4)),
+        "stage 4": Variant("stage 3", 4, dict(PAIRS, vrpo_samples=4)),
         "semantic": Variant("stage 1", 2, dict(trains=("semantic",), audio=("semantic",))),
         "acoustic": Variant("stage 1", 2, dict(trains=("acoustic",), audio=("acoustic",))),
         "2": Variant(None, 2, alone),
@@ -152,7 +153,7 @@ def variants(scale: Scale) -> dict[str, Variant]:
         found[f"rank {rank}"] = Variant("stage 2", 3, lora=dict(rank=rank, alpha=2.0 * rank))
     for n, independent in ((1, False), (1, True), (4, True)):
         found[f"{n}, {'independent' if independent else 'shared'}"] = Variant(
-            "stage 3", 4, dict(vrpo_samples=n), independent=independent)
+            "stage 3", 4, dict(PAIRS, vrpo_samples=n), independent=independent)
     for n in (*scale.n_clips, None):
         found[f"diffusion, {n}"] = Variant(None, 2, n_clips=n, watched=("accuracy",))
         found[f"causal, {n}"] = Variant(None, 2, n_clips=n, causal=True, watched=("accuracy",))

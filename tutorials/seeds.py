@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 from data import toy, toybench
-from data.toy_sound import SOUNDS
+from data.toy_sound import DIGITS, SOUNDS
 from data.toy_text import ABOUT_X
 from diffa2_mini import weights
 from diffa2_mini.command.script import Parser
@@ -75,7 +75,7 @@ def share(examples: list[Example], replies: list[str], types: Sequence[str],
 
 def affirms(example: Example, reply: str) -> bool:
     """Whether a reply about what is not there says yes, or names a sound."""
-    return bool(reply.strip()) and {*reply.split()} <= {"yes", *SOUNDS}
+    return bool(reply.strip()) and {*reply.split()} <= {"yes", *SOUNDS, *DIGITS}
 
 
 def measure(respondent: Respondent, questions: list[Example], premises: list[Example]) -> dict:

@@ -74,8 +74,10 @@ class Validator:
                 ) -> Tensor:
         """How much likelier than by the `reference` the chosen answer of each pair has become,
         against the rejected one, in nats [n]. Of each answer there are RANKING_SAMPLES, more than
-        in training: the noise of few hides which pairs are ranked right."""
-        stage, found = dataclasses.replace(stage, vrpo_samples=RANKING_SAMPLES), []  # [B] each
+        in training: the noise of few hides which pairs are ranked right. Masked wholly, all samples
+        are the same, and there is one."""
+        n = 1 if stage.masking == "all-masked" else RANKING_SAMPLES
+        stage, found = dataclasses.replace(stage, vrpo_samples=n), []  # [B] each
         with self.evaluating():
             for batch in self.pair_batches(stage, pairs):
                 with autocast(self.features.device, self.features.dtype):

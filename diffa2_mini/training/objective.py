@@ -29,7 +29,7 @@ def adamw(trained: dict[str, Tensor], lr: float, betas: tuple[float, float], wei
     matrices = [tensor for tensor in trained.values() if tensor.dim() > 1]
     vectors = [tensor for tensor in trained.values() if tensor.dim() <= 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr, betas, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr, betas, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate(step: int, n_steps: int, stage: StageConfig) -> float:
@@ -70,12 +70,27 @@ def predictor(call: Callable, batch: Batch, stage: StageConfig) -> Callable:
     return lambda *noisy: call(batch.audio, stage.audio, batch.prompts, *noisy)
 
 
+def once_a_pair(predict: Callable) -> Callable:
+    """`predict` for pairs whose answers are masked wholly: where both are as long they are the same
+    rows [2B, R], of which it is given one a pair."""
+    def call(*rows: Tensor) -> Tensor:
+        pairs = [each.unflatten(0, (-1, 2)).unbind(1) for each in rows]  # [2B, R] -> [B, R] twice
+        if not all(torch.equal(chosen, rejected) for chosen, rejected in pairs):
+            return predict(*rows)
+        chosen = [chosen for chosen, _ in pairs]
+        hidden = predict(*chosen).split(chosen[-1].sum(1).tolist())  # those of each pair
+        return torch.cat([each for each in hidden for _ in range(2)])
+    return call
+
+
 def preference_bounds(model: Diffa2Model, reference: dict[str, Tensor], batch: PreferenceBatch,
                       stage: StageConfig, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """Stage 4: the bounds [B, 2] by the policy and by the reference, which see the same masks.
     `reference` has the trained tensors of the latter."""
     losses_of = token_losses(model.llada.logits)  # the head is frozen, and so the same for both
-    policy, old = (elbo(predictor(call, batch, stage), batch.response, batch.valid, batch.masked,
-                        tokenizer.mask_id, losses_of)
-                   for call in (model, reference_of(model, reference)))
+    predicts = [predictor(call, batch, stage) for call in (model, reference_of(model, reference))]
+    if stage.masking == "all-masked":
+        predicts = map(once_a_pair, predicts)
+    policy, old = (elbo(predict, batch.response, batch.valid, batch.masked, tokenizer.mask_id,
+                        losses_of) for predict in predicts)
     return policy.view(-1, 2), old.view(-1, 2)  # [2B] -> [B, 2]

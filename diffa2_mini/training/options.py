@@ -37,7 +37,7 @@ FLAGS = {
     "--batch-size": dict(type=int, help="examples per step"),
     "--grad-accum": dict(type=int, help="pieces of a process's part of a batch, to save memory"),
     "--lr": dict(type=float, help="peak learning rate"),
-    "--masking": dict(choices=MASKINGS, help="of stages 1 to 3 (default: published)"),
+    "--masking": dict(choices=MASKINGS, help="of the answers (default: published)"),
     "--warmup": dict(type=int, help="steps"),
     "--lora-dropout": dict(type=float, help="of LoRA's inputs in stage 3, from 0 to 0.99"),
     "--adapter-dropout": dict(type=float, help="of the acoustic adapter in stages 2 and 3"),
