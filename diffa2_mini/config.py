@@ -276,8 +276,8 @@ SIZES = {  # a config and the stages by number
         dict(HALF, lr=3e-3, batch_size=16, micro_batch=8, steps=400, warmup=30),
         dict(HALF, lr=1.1e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
         dict(HALF, lr=5e-4, batch_size=4, micro_batch=4, steps=2800, warmup=60),
-        dict(masking="all-masked", lr=3e-4, batch_size=16, micro_batch=8, steps=180, warmup=5,
-             vrpo_samples=1))),
+        dict(masking="all-masked", lr=2e-4, batch_size=16, micro_batch=8, steps=360, warmup=30,
+             vrpo_beta=0.5, vrpo_samples=1))),
     "small": (SMALL, scaled(  # for two CPU cores; not measured
         dict(lr=3e-3, batch_size=32, micro_batch=8, steps=600, warmup=30),
         dict(lr=2e-3, batch_size=16, micro_batch=8, steps=900, warmup=30, adapter_dropout=0.0),

@@ -42,6 +42,21 @@ def test_both_answers_of_a_pair_are_bounded_as_if_alone(model, examples):
         torch.testing.assert_close(alone[0], policy[i])
 
 
+@pytest.mark.parametrize(("numbers", "n_rows"), [((0, 3, 6), 3), ((0, 1, 3), 6)])
+def test_a_pair_that_is_masked_wholly_is_read_once_if_its_answers_are_as_long(
+        model, examples, numbers, n_rows):
+    stage, tokenizer = replace(STAGES[4], masking="all-masked"), load_tokenizer(MICRO)
+    batch = batch_of([Entry(0, i) for i in numbers], examples, model, stage)
+    assert (batch.masked == batch.valid[:, None]).all()
+    seen = []
+    hook = model.llada.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    once, twice = (preference_bounds(model, trained_tensors(model), batch, each, tokenizer)[0]
+                   for each in (stage, replace(stage, masking="published")))
+    hook.remove()
+    assert seen == [n_rows] * 2 + [6] * 2  # policy and reference
+    torch.testing.assert_close(once, twice)
+
+
 def test_matrices_decay_and_biases_and_norms_do_not():
     model = Diffa2Model(MICRO)
     model.add_lora()

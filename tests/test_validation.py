@@ -37,7 +37,8 @@ def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):
 
 
 def test_pairs_are_ranked_by_more_samples_than_training_has(model, examples):
-    stage, validator = replace(STAGES[4], micro_batch=8), validator_of(model.eval())
+    stage = replace(STAGES[4], micro_batch=8, masking="published")
+    validator = validator_of(model.eval())
     reference = {name: 1.1 * tensor for name, tensor in trained_tensors(model).items()}
     margins = validator.margins(stage, reference, examples)
     many = replace(stage, vrpo_samples=RANKING_SAMPLES)
@@ -47,6 +48,15 @@ def test_pairs_are_ranked_by_more_samples_than_training_has(model, examples):
         bounds = preference_bounds(model, reference, batch, many, load_tokenizer(MICRO))
     assert margins.shape == (len(examples),) and margins.std() > 0
     torch.testing.assert_close(margins, preference_margin(*bounds))
+
+
+def test_pairs_that_are_masked_wholly_need_one_sample(model, examples):
+    stage, validator = replace(STAGES[4], micro_batch=8), validator_of(model.eval())
+    assert stage.masking == "all-masked"
+    reference = {name: 1.1 * tensor for name, tensor in trained_tensors(model).items()}
+    margins = [validator.margins(replace(stage, vrpo_samples=n), reference, examples)
+               for n in (1, 3)]
+    assert torch.equal(*margins) and margins[0].std() > 0
 
 
 def test_the_log_mel_of_measured_pairs_is_in_float32_too(front_end, model, examples):
