@@ -49,7 +49,7 @@ TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 4, "caption": 2, "premise": 4, "
 # and training on clips
 WEIGHTS = {"asr": 3, "sounds": 3, "first": 2, "last": 2, "after": 5, "caption": 4, "kind": 0.5,
            "present": 3, "absent": 0.4, "premise": 0.3}  # few false premises: stage 4 has them
-N_PAIRS = 2880  # preference pairs of all types alike, and as many about premises, half of them false
+N_PAIRS = 2880  # pairs of all types alike, and as many about premises, half of them false
 N_PER_TYPE = 30  # questions of each type in the validation set
 
 
