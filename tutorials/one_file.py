@@ -7,9 +7,9 @@
 
 Weights are a dictionary `w` of tensors by name; each function gets those of its part, and
 its part `c` of the config, which the checkpoint carries. One clip, so no batch. Shapes:
-M mel frames, T encoder frames, E encoder width, N taps, Q queries, A audio embeddings,
-R response tokens, K masks among them, S all tokens that LLaDA reads, D its width, H heads
-of width h, V vocabulary.
+M mel frames, T encoder frames, E encoder width, N taps (encoder states that the acoustic
+adapter reads), Q queries, A audio embeddings, R response tokens, K masks among them,
+S all tokens that LLaDA reads, D its width, H heads of width h, V vocabulary.
 """
 
 import base64
@@ -30,7 +30,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "diffa2_mini" / "assets"
 
 # ---- Weights, and the layers that several networks share
 def load():
-    """The weights; and of the checkpoint, `config` and what it splices in as `audio`."""
+    """The weights; and `about`: `config`, and as `audio` which embeddings a prompt has."""
     w = {}
     for name in ("toy_whisper", "toy_llada", "toy_diffa2"):
         file = safe_open(ASSETS / f"{name}.safetensors", "pt")
@@ -154,17 +154,17 @@ def embed_audio(samples, w, about):
     n = min(len(states[0]), math.ceil(len(samples) / c.audio.hop_length / 2))  # of sound
     emb = {"semantic": semantic_adapter(states[-1], n, part(w, "semantic_connector."), c),
            "acoustic": acoustic_adapter(states, part(w, "acoustic_connector."), c),
-           "prompts": w["trainable_prompts.weight"]}  # stage 1 had these for acoustic
+           "prompts": w["trainable_prompts.weight"]}  # in stage 1 instead of acoustic
     return torch.cat([emb[name] for name in about.audio])
 
 
 # ---- Text -> tokens
-WORDS = r"[A-Z]\.| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\n|\s"  # no merge crosses one
+WORDS = r"[A-Z]\.| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\n|\s"  # BPE merges within a match
 SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_header_id|>",
            "<|end_header_id|>", "<|eot_id|>")
 BEFORE = ("<|startoftext|><|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>"
-          "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio:")  # audio
-BEHIND = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"  # response
+          "<|start_header_id|>user<|end_header_id|>\n\nThis is the audio:")  # then audio
+BEHIND = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"  # then response
 
 
 def read_tokenizer(path):
@@ -228,13 +228,13 @@ def respond(samples, question, w, about, bpe):
     c, backbone = about.config, part(w, "llada.")
     before = bpe.encode(BEFORE.format(c.text.system), allowed_special="all")
     behind = bpe.encode(BEHIND, allowed_special="all")
-    behind = bpe.encode_ordinary(f" <audio>. {question}") + behind  # plain text
+    behind = bpe.encode_ordinary(f" <audio>. {question}") + behind  # no special tokens
     words = backbone["wte.weight"]  # [V, D]
     prompt = torch.cat([words[before], embed_audio(samples, w, about), words[behind]])
 
     def predict(tokens, masked):
         hidden = llada(torch.cat([prompt, words[tokens]]), backbone, c.llada)  # [S, D]
-        return linear(hidden[len(prompt) + masked], backbone, "ff_out")  # [K, V]
+        return linear(hidden[len(prompt) + masked], backbone, "ff_out")  # head: [K, V]
 
     ids = map(bpe.encode_single_token, ("<|mdm_mask|>", "<|endoftext|>"))
     return decode(predict, c.decode, *ids)
