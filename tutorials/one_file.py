@@ -30,7 +30,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "diffa2_mini" / "assets"
 
 # ---- Weights, and the layers that several networks share
 def load():
-    """The weights; and `about`: `config`, and as `audio` which embeddings a prompt has."""
+    """The weights; and `about`: `config`, and as `audio` the embeddings in a prompt."""
     w = {}
     for name in ("toy_whisper", "toy_llada", "toy_diffa2"):
         file = safe_open(ASSETS / f"{name}.safetensors", "pt")
