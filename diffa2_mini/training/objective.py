@@ -29,7 +29,8 @@ def adamw(trained: dict[str, Tensor], lr: float, betas: tuple[float, float], wei
     matrices = [tensor for tensor in trained.values() if tensor.dim() > 1]
     vectors = [tensor for tensor in trained.values() if tensor.dim() <= 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr, betas, weight_decay=weight_decay, fused=True)
+    fused = {tensor.device.type for tensor in trained.values()} <= {"cpu", "cuda"}
+    return torch.optim.AdamW(groups, lr, betas, weight_decay=weight_decay, fused=fused or None)
 
 
 def learning_rate(step: int, n_steps: int, stage: StageConfig) -> float:
