@@ -78,9 +78,8 @@ def once_a_pair(predict: Callable) -> Callable:
         pairs = [each.unflatten(0, (-1, 2)).unbind(1) for each in rows]  # [2B, R] -> [B, R] twice
         if not all(torch.equal(chosen, rejected) for chosen, rejected in pairs):
             return predict(*rows)
-        chosen = [chosen for chosen, _ in pairs]
-        hidden = predict(*chosen).split(chosen[-1].sum(1).tolist())  # those of each pair
-        return torch.cat([each for each in hidden for _ in range(2)])
+        hidden = predict(*(chosen for chosen, _ in pairs)).split(pairs[-1][0].sum(1).tolist())
+        return torch.cat([each for each in hidden for _ in range(2)])  # [K / 2, D] -> [K, D]
     return call
 
 

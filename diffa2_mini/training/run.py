@@ -154,7 +154,8 @@ class StageProgress:
         run, stage, seconds = self.run, self.stage, time.perf_counter() - self.step_start
         n_clips = 0 if run.features.keeps_features else stage.batch_size  # to be encoded
         if stage.preference:  # masked wholly, both answers of a pair are read as one
-            lengths = lengths[::2] if stage.masking == "all-masked" else lengths * stage.vrpo_samples
+            once = stage.masking == "all-masked"
+            lengths = lengths[::2] if once else lengths * stage.vrpo_samples
         shape = Shape(n_clips, lengths, n_masked)
         flops = step_flops(run.model.config, stage, shape)
         n_examples = stage.batch_size * (row["step"] - self.first_step)
