@@ -48,9 +48,9 @@ from tutorials.autoregressive import answer_tokens
 from tutorials.claims_lab import (
     BACKBONE,
     CONFIG,
+    PAIRS,
     PASSES,
     QUICK,
-    STAGES,
     Lab,
     Scale,
     Variant,
@@ -109,7 +109,7 @@ def estimated(times: int, masks: int, shared: bool, lab: Lab, seed: int) -> dict
         return np.arange(P)[:, None, None, None], np.arange(2)[:, None, None], k, m
 
     def loss(margin):
-        return np.logaddexp(0, -STAGES[4].vrpo_beta * margin)
+        return np.logaddexp(0, -PAIRS["vrpo_beta"] * margin)
 
     at = draw()
     gain = (policy[at] - reference[at if shared else draw()]).mean((-2, -1))  # [N, P, 2]

@@ -74,7 +74,7 @@ def share(examples: list[Example], replies: list[str], types: Sequence[str],
 
 
 def affirms(example: Example, reply: str) -> bool:
-    """Whether a reply about what is not there says yes, or names a sound."""
+    """Whether a reply about what is not there says yes, or names sounds or digits."""
     return bool(reply.strip()) and {*reply.split()} <= {"yes", *SOUNDS, *DIGITS}
 
 
