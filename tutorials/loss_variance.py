@@ -9,6 +9,7 @@ distance of the drawn gradients from their mean; all rows estimate the same one.
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,8 @@ from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.objective import answer_loss
 
-CONFIG, STAGE = SIZES["toy"][0], SIZES["toy"][1][2]
+CONFIG = SIZES["toy"][0]
+STAGE = dataclasses.replace(SIZES["toy"][1][2], batch_size=16)  # over 4 no times can be spread
 TOKENIZER, CPU = load_tokenizer(CONFIG), torch.device("cpu")
 Noise = Callable[[AnswerBatch, torch.Generator], tuple[Tensor, Tensor, Tensor]]
 
