@@ -4,8 +4,8 @@ variance.
     python train.py --out runs/toy      # minutes; its stages 1 and 2 are measured
     python tutorials/loss_variance.py
 
-For a batch of stage 2 the noise is drawn many times. The gradient's variance is the mean squared
-distance of the drawn gradients from their mean; all rows estimate the same one.
+For 16 examples of stage 2 the noise is drawn many times. The gradient's variance is the mean
+squared distance of the drawn gradients from their mean; all rows estimate the same one.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.objective import answer_loss
 
 CONFIG = SIZES["toy"][0]
-STAGE = dataclasses.replace(SIZES["toy"][1][2], batch_size=16)  # over 4 no times can be spread
+STAGE = dataclasses.replace(SIZES["toy"][1][2], batch_size=16)  # the toy's own 4 say little
 TOKENIZER, CPU = load_tokenizer(CONFIG), torch.device("cpu")
 Noise = Callable[[AnswerBatch, torch.Generator], tuple[Tensor, Tensor, Tensor]]
 
