@@ -1,4 +1,6 @@
 """What the scripts share that prepare real recordings: downloading, unpacking, writing manifests.
+data/orders.py, people.py and fsdd.py have one shape: read the recordings, put them into splits, ask
+about them.
 
 A download goes on where it broke off, or where an earlier run was stopped. Of an archive, files
 alone are unpacked, below a folder of ours, and all that are wanted or none. The recordings are not
@@ -16,14 +18,17 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from data.toy import write_json
 from diffa2_mini.command.script import Parser, progress
 from diffa2_mini.config import DATA
 from diffa2_mini.errors import UserError, require
+from diffa2_mini.training.files import write_whole
 
 TRIES = 5  # of a connection that breaks
+# where a file of an archive goes, relative to a folder of ours; None if it is not wanted
 Place = Callable[[PurePosixPath], PurePosixPath | None]
 
 
@@ -155,12 +160,14 @@ def make_folder(out: Path) -> None:
             f"{out}: expected a folder to write to, got '{error.strerror}'; check --out") from None
 
 
-def check_arguments(source: Path | None, out: Path, seed: int) -> None:
-    """Make the folder `out`. Raises UserError if that or another argument is of no use."""
-    require(seed >= 0, f"--seed must not be negative, got {seed}")
+def find(source: Path | None, out: Path, archive: Archive, place: Place,
+         check: Callable[[Path], object]) -> Path:
+    """The folder with a corpus: `source`, or else what `obtain` puts into `out`, which is made.
+    Raises UserError."""
     require(source is None or source.is_dir(),
             f"{source}: expected a folder with recordings, got none; check --source")
     make_folder(out)
+    return source or obtain(archive, out / "recordings", place, check)
 
 
 def named_from(out: Path, path: Path) -> str:
@@ -169,15 +176,13 @@ def named_from(out: Path, path: Path) -> str:
     return (path.relative_to(out) if path.is_relative_to(out) else path).as_posix()
 
 
-def write_manifests(out: Path, manifests: dict[str, list[dict]]) -> dict[str, int]:
-    """Write each manifest; returns how many rows each has."""
+def write_manifests(out: Path, manifests: dict[str, list[dict]]) -> None:
+    """Write each manifest, and print how many rows each has. Raises UserError when the disk is
+    full."""
     for name, rows in manifests.items():
-        write_json(out / f"{name}.json", rows)
-    return {name: len(rows) for name, rows in manifests.items()}
-
-
-def print_counts(out: Path, counts: dict[str, int]) -> None:
-    print(f"{out}: " + ", ".join(f"{name}.json {n:,}" for name, n in counts.items()) + " rows")
+        write_whole(out / f"{name}.json", partial(write_json, rows=rows))
+    counts = (f"{name}.json {len(rows):,}" for name, rows in manifests.items())
+    print(f"{out}: {', '.join(counts)} rows")
 
 
 def parser_of(doc: str, name: str) -> Parser:

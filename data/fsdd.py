@@ -35,13 +35,13 @@ import numpy as np
 import soundfile
 
 from data import corpus, toy_text
-from data.corpus import Archive
 from data.toy import ask_row
 from data.toy_scene import DIGITS, MAX_SECONDS, SAMPLE_RATE, Scene, Segment, shaped_noise
 from diffa2_mini.audio import load_audio, resample
 from diffa2_mini.errors import require
+from diffa2_mini.training.files import writing
 
-ARCHIVE = Archive(
+ARCHIVE = corpus.Archive(
     "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz")
 # all but theo, whose recordings are not in the checksum
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "yweweler")
@@ -116,8 +116,8 @@ def check(recordings: Path) -> None:
 
 
 def tidy(x: np.ndarray) -> np.ndarray:
-    """Cut off both ends what is 30 dB below the loudest 10 ms, but for 10 ms; fade there; make all
-    equally loud."""
+    """Cut off both ends of x [samples] at RATE what is 30 dB below the loudest 10 ms, but for
+    10 ms; fade there; make all equally loud."""
     window = RATE // 100
     power = np.convolve(x**2, np.ones(window), "same")
     loud = np.flatnonzero(power > 1e-3 * power.max())
@@ -167,8 +167,8 @@ def equalise(x: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 def make_clip(pool: dict, split: Split,
               rng: np.random.Generator) -> tuple[Scene, dict, np.ndarray, list[Segment]]:
-    """A scene; the recordings that it is made of and their speed; the clip [samples], and where its
-    digits are."""
+    """A scene; the recordings that it is made of and their speed; the clip [samples] at
+    SAMPLE_RATE, and where its digits are. `pool` is what `by_speaker` gives."""
     while True:
         speaker = str(rng.choice(list(pool)))
         takes = [pool[speaker][digit] for digit in rng.integers(10, size=rng.integers(1, 5))]
@@ -206,16 +206,17 @@ def make_clip(pool: dict, split: Split,
     return scene, made_of, clip, segments
 
 
-def make_clips(folder: Path, recordings: list[Recording], split: str,
-               seed: int) -> list[tuple[Scene, dict]]:
+def make_clips(folder: Path, pool: dict, split: str, seed: int) -> list[tuple[Scene, dict]]:
     """Write the clips of a split; returns each scene with the manifest fields that any stage
-    needs."""
-    pool, clips = by_speaker(recordings, SPLITS[split].takes), []
+    needs. Raises UserError when the disk is full."""
+    clips = []
     for i in progress(range(SPLITS[split].clips), desc=f"making {split}", unit="clip", leave=False):
         rng = np.random.default_rng([seed, list(SPLITS).index(split), i])
         scene, made_of, samples, segments = make_clip(pool, SPLITS[split], rng)
         name = f"{split}_{i:05d}"
-        soundfile.write(folder / "clips" / f"{name}.wav", samples, SAMPLE_RATE, subtype="PCM_16")
+        path = folder / "clips" / f"{name}.wav"
+        with writing(path):
+            soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
         row = {
             "audio_id": name, "audio_filepath": f"clips/{name}.wav", "dataset": "fsdd",
             "domain": "speech", "duration": len(samples) / SAMPLE_RATE,
@@ -269,31 +270,28 @@ def manifests(clips: dict[str, list[tuple[Scene, dict]]], seed: int) -> dict[str
     return found
 
 
-def make_manifests(source: Path | None, out: Path, hold_out: str | None = None,
-                   seed: int = 0) -> dict[str, int]:
-    """Write all clips and manifests into `out`; returns how many rows each manifest has."""
-    corpus.check_arguments(source, out, seed)
-    (out / "clips").mkdir(exist_ok=True)
-    recordings = read_recordings(source or corpus.obtain(ARCHIVE, out / "recordings", place, check))
+def into_splits(recordings: list[Recording], hold_out: str | None) -> dict[str, dict]:
+    """The recordings of each split, as `by_speaker` gives them. Raises UserError."""
     speakers = sorted({r.speaker for r in recordings})
     require(hold_out is None or hold_out in speakers, f"--hold-out {hold_out}: expected one of the "
             f"speakers here, which are {', '.join(speakers)}")
     known = [r for r in recordings if r.speaker != hold_out]
     other = [r for r in recordings if r.speaker == hold_out]
     require(known, f"--hold-out {hold_out}: expected another speaker to train on, got none")
-    for name in MANIFESTS:  # of an earlier run: they would not fit the clips of this one
-        (out / f"{name}.json").unlink(missing_ok=True)
-
-    clips = {split: make_clips(out, other if split == "held_out" else known, split, seed)
-             for split in SPLITS if split != "held_out" or hold_out}
-    return corpus.write_manifests(out, manifests(clips, seed))
+    return {name: by_speaker(other if name == "held_out" else known, split.takes)
+            for name, split in SPLITS.items() if name != "held_out" or hold_out}
 
 
 def main(argv: list[str]) -> None:
     parser = corpus.parser_of(__doc__, "fsdd")
     parser.add_argument("--hold-out", metavar="SPEAKER", help="a speaker to keep out of training")
     args = parser.parse_args(argv)
-    corpus.print_counts(args.out, make_manifests(args.source, args.out, args.hold_out, args.seed))
+    found = read_recordings(corpus.find(args.source, args.out, ARCHIVE, place, check))
+    splits = into_splits(found, args.hold_out)
+    for name in MANIFESTS:  # of an earlier run: they would not fit the clips of this one
+        (args.out / f"{name}.json").unlink(missing_ok=True)
+    clips = {name: make_clips(args.out, pool, name, args.seed) for name, pool in splits.items()}
+    corpus.write_manifests(args.out, manifests(clips, args.seed))
 
 
 if __name__ == "__main__":

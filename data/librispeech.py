@@ -19,13 +19,12 @@ from diffa2_mini.command.script import begin, progress, run_script
 begin(__name__)  # Ctrl-C while the rest is imported
 
 import http.client
-from collections.abc import Callable
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from data import corpus
-from data.corpus import Archive
+from data.kaldi import read_table
 from diffa2_mini.audio import duration
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import DATA, SIZES, AudioConfig
@@ -75,9 +74,9 @@ INSTRUCTIONS = (
 
 
 def checksums(url: str) -> dict[str, str]:
-    """MD5 by file name, from the site."""
+    """MD5 by file name, from the site. Raises UserError."""
     try:
-        with corpus.fetch(Archive(f"{url}/md5sum.txt", MEND)) as response:
+        with corpus.fetch(corpus.Archive(f"{url}/md5sum.txt", MEND)) as response:
             lines = response.read().decode("ascii", errors="replace").splitlines()
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"{url}: could not be reached ({corpus.one_line(error)}); check "
@@ -85,7 +84,7 @@ def checksums(url: str) -> dict[str, str]:
     return {name: md5 for md5, name in (line.split() for line in lines if len(line.split()) == 2)}
 
 
-def below(name: str) -> Callable[[PurePosixPath], PurePosixPath | None]:
+def below(name: str) -> corpus.Place:
     """Where a file of a set's archive goes, relative to the set's folder."""
     top = PurePosixPath("LibriSpeech", name)
     return lambda path: path.relative_to(top) if path.is_relative_to(top) else None
@@ -93,12 +92,11 @@ def below(name: str) -> Callable[[PurePosixPath], PurePosixPath | None]:
 
 def rows_of(folder: Path, rng: np.random.Generator) -> list[dict]:
     """A manifest entry for each utterance below `folder`, in lower case; those longer than the
-    model hears are left out."""
+    model hears are left out. Raises UserError."""
     rows = []
     for transcript in progress(sorted(folder.rglob("*.trans.txt")), desc=f"reading {folder.name}",
                                unit="chapter", leave=False):
-        for line in transcript.read_text(encoding="utf-8").splitlines():
-            name, text = line.split(" ", 1)
+        for name, text in read_table(transcript).items():
             path = transcript.with_name(f"{name}.flac")
             seconds = duration(path)
             if seconds <= AudioConfig().max_seconds:
@@ -113,9 +111,8 @@ def rows_of(folder: Path, rng: np.random.Generator) -> list[dict]:
     return rows
 
 
-def prepare(sets: list[str], out: Path, url: str, seed: int = 0) -> dict[str, int]:
-    """Download and unpack what is missing, and write the manifests; returns how many rows each
-    has."""
+def prepare(sets: list[str], out: Path, url: str) -> None:
+    """Download and unpack what is missing, and write the manifests. Raises UserError."""
     corpus.make_folder(out)
     missing = [name for name in sets if not (out / name).is_dir()]
     known = checksums(url) if missing else {}
@@ -123,14 +120,14 @@ def prepare(sets: list[str], out: Path, url: str, seed: int = 0) -> dict[str, in
         file = f"{name}.tar.gz"
         require(file in known,
                 f"{url}/md5sum.txt: expected a checksum of {file}, got none; {MEND}")
-        corpus.obtain(Archive(f"{url}/{file}", MEND, known[file]), out / name, below(name))
-    rng, manifests = np.random.default_rng(seed), {}
+        corpus.obtain(corpus.Archive(f"{url}/{file}", MEND, known[file]), out / name, below(name))
+    rng, manifests = np.random.default_rng(0), {}
     for folder in sorted(path for path in out.iterdir() if path.name in SETS):
         kind = {"train": "stage1", "dev": "validation", "test": "test"}[folder.name.split("-")[0]]
         manifests.setdefault(kind, []).extend(rows_of(folder, rng))
     if "validation" in manifests:
         manifests["validation"] = rng.permutation(manifests["validation"])[:N_VALIDATION].tolist()
-    return corpus.write_manifests(out, manifests)
+    corpus.write_manifests(out, manifests)
 
 
 def prepared(size: str, numbers: list[int]) -> Path:
@@ -157,8 +154,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     unknown = [name for name in args.sets if name not in SETS]
     require(not unknown, f"expected sets of {', '.join(SETS)}, got {', '.join(unknown)}")
-    counts = prepare(args.sets, args.out, args.url.rstrip("/"))
-    corpus.print_counts(args.out, counts)
+    prepare(args.sets, args.out, args.url.rstrip("/"))
 
 
 if __name__ == "__main__":

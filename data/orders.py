@@ -3,12 +3,12 @@
     python data/orders.py                      # download the recordings, write data/orders
     python data/orders.py --source ~/benchmark # use a copy: a clone of the repository
 
-619 recordings of more than 50 speakers, who are not named, by Picovoice
+619 clips of more than 50 speakers, who are not named, by Picovoice
 (github.com/Picovoice/speech-to-intent-benchmark), under the Apache License 2.0. There is no text:
 the labels say which drink, size, roast, shots, milk and sugar a clip asks for. This repository
 contains none of it. A copy may also be a folder with `label.json` and the clips in `clean`, of any
-format. The number of recordings and the words of the labels are checked; nobody has told the hash
-of the archive yet.
+format. The number of clips and the words of the labels are checked; nobody has told the hash of the
+archive yet.
 
 Labels lose their stray spaces, and one of two ways to say the same: `a bit of` becomes `a little
 bit of`, `a lot of` becomes `lots of`. A fifth of the clips are the test split; equal orders are in
@@ -91,32 +91,31 @@ def cleaned(value: str) -> str:
 
 
 def read_orders(source: Path) -> list[Order]:
-    """All orders of a clone of the repository, or of a folder with label.json and clean."""
-    folder = source / "data" if (source / "data").is_dir() else source
-    label = next((path for path in (folder / "label.json", folder / "label" / "label.json")
-                  if path.is_file()), None)
-    require(label, f"{source}: expected data/label/label.json or label.json, got neither; check "
-            "--source")
-    speech = next((path for path in (folder / "clean", folder / "speech" / "clean")
-                   if path.is_dir()), None)
-    require(speech, f"{source}: expected data/speech/clean or clean with recordings, got neither; "
-            "check --source")
+    """All orders of a clone of the repository, or of a folder with label.json and clean. Raises
+    UserError."""
+    label, speech = source / "data/label/label.json", source / "data/speech/clean"
+    if not label.is_file():
+        label, speech = source / "label.json", source / "clean"
+    require(label.is_file() and speech.is_dir(),
+            f"{source}: expected data/label/label.json and data/speech/clean, or label.json and "
+            "clean, got neither; check --source")
     clips = {path.stem: path for path in sorted(speech.iterdir())}
     try:
-        labels = {Path(name).stem: [(slot, cleaned(said["slots"][key])) for slot, key
-                                    in SLOTS.items() if key in said["slots"]]
+        labels = {Path(name).stem: {slot: cleaned(said["slots"][key]) for slot, key
+                                    in SLOTS.items() if key in said["slots"]}
                   for name, said in json.loads(read_text(label, "labels")).items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{label}: expected clips with their slots, got none ({error!r}); get it "
                         "again") from None
-    odd = [value for slots in labels.values() for slot, value in slots
+    odd = [value for slots in labels.values() for slot, value in slots.items()
            if value not in VALUES[slot]]
-    require(not odd, f"{label}: expected words such as {', '.join(VALUES['size'])}, got {odd[:1]}")
+    require(not odd, f"{label}: expected words such as {', '.join(VALUES['size'])}, got {odd[:1]}; "
+            "get it again")
     missing = [name for name in labels if name not in clips]
     require(not missing and len(labels) == N_CLIPS,
-            f"{source}: expected {N_CLIPS} recordings with their labels, got {len(labels)} labels "
-            f"and no recording for {len(missing)} of them; get it again")
-    return [Order(clips[name], dict(slots)) for name, slots in sorted(labels.items())]
+            f"{source}: expected {N_CLIPS} clips with their labels, got {len(labels)} labels and "
+            f"no clip for {len(missing)} of them; get it again")
+    return [Order(clips[name], slots) for name, slots in sorted(labels.items())]
 
 
 def place(path: PurePosixPath) -> PurePosixPath | None:
@@ -127,18 +126,16 @@ def place(path: PurePosixPath) -> PurePosixPath | None:
     return PurePosixPath("clean", path.name) if is_clip else None
 
 
-def split_of(orders: list[Order], rng: np.random.Generator) -> dict[str, list[Order]]:
+def into_splits(orders: list[Order], rng: np.random.Generator) -> dict[str, list[Order]]:
     """The orders of each split, with equal orders in one of them."""
     groups: dict[str, list[Order]] = {}
     for order in orders:
         groups.setdefault(json.dumps(order.slots), []).append(order)
-    shuffled = [list(groups.values())[i] for i in rng.permutation(len(groups))]
-    splits = {"test": [], "validation": [], "train": []}
-    most = {"test": TEST * len(orders), "validation": VALIDATION * len(orders),
-            "train": len(orders)}
-    for group in shuffled:
-        name = next(name for name, found in splits.items() if len(found) < most[name])
-        splits[name] += group
+    equal, splits = list(groups.values()), {"test": [], "validation": [], "train": []}
+    for i in rng.permutation(len(equal)):
+        name = ("test" if len(splits["test"]) < TEST * len(orders) else "validation"
+                if len(splits["validation"]) < VALIDATION * len(orders) else "train")
+        splits[name] += equal[i]
     return splits
 
 
@@ -147,7 +144,7 @@ def sentence(slots: dict[str, str]) -> str:
     what = " ".join(slots[name] for name in ("size", "roast", "drink") if name in slots)
     shots = f", {slots['shots']}" if "shots" in slots else ""
     extras = " and ".join(slots[name] for name in ("milk", "sugar") if name in slots)
-    article = "an" if what[0] in "aei" else "a"
+    article = "an" if what.startswith(tuple("aei")) else "a"
     return f"{article} {what}{shots}" + f", with {extras}" * bool(extras)
 
 
@@ -174,7 +171,8 @@ def ask_lettered(slots: dict[str, str], rng: np.random.Generator) -> Question:
 
 
 def manifests(splits: dict[str, list[Order]], out: Path, seed: int) -> dict[str, list[dict]]:
-    """Every manifest, by name. There is none for stage 1, which needs transcripts."""
+    """Every manifest, by name. There is none for stage 1, which needs transcripts. Raises
+    UserError."""
     rng = np.random.default_rng([seed, 99])
 
     def rows(order: Order, n_lettered: int) -> list[dict]:
@@ -195,17 +193,11 @@ def manifests(splits: dict[str, list[Order]], out: Path, seed: int) -> dict[str,
     return found
 
 
-def make_manifests(source: Path | None, out: Path, seed: int = 0) -> dict[str, int]:
-    """Write all manifests into `out`; returns how many rows each has."""
-    corpus.check_arguments(source, out, seed)
-    recordings = source or corpus.obtain(ARCHIVE, out / "recordings", place, read_orders)
-    splits = split_of(read_orders(recordings), np.random.default_rng([seed, 98]))
-    return corpus.write_manifests(out, manifests(splits, out, seed))
-
-
 def main(argv: list[str]) -> None:
     args = corpus.parser_of(__doc__, "orders").parse_args(argv)
-    corpus.print_counts(args.out, make_manifests(args.source, args.out, args.seed))
+    found = read_orders(corpus.find(args.source, args.out, ARCHIVE, place, read_orders))
+    splits = into_splits(found, np.random.default_rng([args.seed, 98]))
+    corpus.write_manifests(args.out, manifests(splits, args.out, args.seed))
 
 
 if __name__ == "__main__":

@@ -25,22 +25,23 @@ from diffa2_mini.command.script import begin, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
-import json
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from data import corpus, toy_text
+from data.kaldi import read_table
 from data.librispeech import INSTRUCTIONS
 from data.toy import ask_row
 from data.toy_text import Question
 from diffa2_mini.audio import duration
 from diffa2_mini.config import DATA
-from diffa2_mini.errors import UserError, read_text, require
+from diffa2_mini.data import read_manifest
+from diffa2_mini.errors import UserError, require
 
 ARCHIVE = corpus.Archive("https://www.openslr.org/resources/101/speechocean762.tar.gz")
-IDS = DATA / "people_ids.txt"
+IDS = {*(DATA / "people_ids.txt").read_text().split()}  # of the utterances that are taken
 TABLES = ("text", "utt2spk", "spk2age", "spk2gender")  # of each split, in Kaldi's format
 N_SPEAKERS = 250
 CHILD, ADULT = 13, 18  # years: a child is under the first, an adult at least the second
@@ -68,30 +69,22 @@ def kind_of(is_woman: bool, age: int) -> str:
     return KINDS[2 * (age < CHILD) + (not is_woman)]
 
 
-def wanted_ids() -> set[str]:
-    return set(IDS.read_text().split())
-
-
 def read_copy(source: Path) -> list[Utterance]:
-    """The utterances of a folder with people.jsonl."""
-    rows = map(json.loads, read_text(source / "people.jsonl", "utterances").splitlines())
+    """The utterances of a folder with people.jsonl. Raises UserError, or what Python raises."""
     return [Utterance(source / row["audio"], row["speaker"], row["split"] == "test",
                       row["text"].lower(), kind_of(row["sex"] == "woman", row["age"]))
-            for row in rows]
+            for row in read_manifest(source / "people.jsonl")]
 
 
 def read_corpus(source: Path) -> list[Utterance]:
     """The utterances of the corpus as it is published. Raises UserError, or what Python raises."""
-    wanted, found = wanted_ids(), []
+    found = []
     for split in ("train", "test"):
-        text, speakers, ages, sexes = (
-            dict(line.split(maxsplit=1) for line in
-                 read_text(source / split / table, "speechocean762").splitlines())
-            for table in TABLES)
-        for name in sorted(wanted & {*text}):
-            speaker = speakers[name].strip()
+        text, speakers, ages, sexes = (read_table(source / split / table) for table in TABLES)
+        for name in sorted(IDS & {*text}):
+            speaker = speakers[name]
             path = source / "WAVE" / f"SPEAKER{speaker}" / f"{name}.WAV"
-            kind = kind_of(sexes[speaker].strip() == "f", int(ages[speaker]))
+            kind = kind_of(sexes[speaker] == "f", int(ages[speaker]))
             found.append(Utterance(path, speaker, split == "test", text[name].lower(), kind))
     return found
 
@@ -105,11 +98,10 @@ def read_people(source: Path) -> list[Utterance]:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{source}: expected speechocean762, got something else ({error!r}); get "
                         "it again") from None
-    wanted = wanted_ids()
-    found = [each for each in found if each.path.stem in wanted and each.path.is_file()]
+    found = [each for each in found if each.path.stem in IDS and each.path.is_file()]
     n_speakers = len({each.speaker for each in found})
-    require(len(found) == len(wanted) and n_speakers == N_SPEAKERS,
-            f"{source}: expected the {len(wanted):,} utterances of {IDS.name} by {N_SPEAKERS} "
+    require(len(found) == len(IDS) and n_speakers == N_SPEAKERS,
+            f"{source}: expected the {len(IDS):,} utterances of people_ids.txt by {N_SPEAKERS} "
             f"speakers, got {len(found):,} by {n_speakers}; get it again")
     return sorted(found, key=lambda each: each.path.stem)
 
@@ -118,23 +110,24 @@ def place(path: PurePosixPath) -> PurePosixPath | None:
     """Where a file of the archive goes: the tables, and the utterances that are listed."""
     inside = PurePosixPath(*path.parts[1:])
     if inside.parts[:1] == ("WAVE",):
-        return inside if inside.suffix == ".WAV" and inside.stem in wanted_ids() else None
+        return inside if inside.suffix == ".WAV" and inside.stem in IDS else None
     is_table = inside.parts[:-1] in (("train",), ("test",)) and inside.name in TABLES
     return inside if is_table else None
 
 
-def transcribe(each: Utterance, rng: np.random.Generator) -> Question:
-    return Question("asr", str(rng.choice(INSTRUCTIONS)), each.text, ())
+def transcribe(utterance: Utterance, rng: np.random.Generator) -> Question:
+    return Question("asr", str(rng.choice(INSTRUCTIONS)), utterance.text, ())
 
 
-def ask(each: Utterance, rng: np.random.Generator) -> Question:
-    """Who speaks, in a random wording. The type says whether an adult or a child does."""
-    type = "adult" if each.kind in KINDS[:2] else "child"
-    wrong = tuple(kind for kind in KINDS if kind != each.kind)
-    return Question(type, str(rng.choice(WORDINGS)), each.kind, wrong)
+def ask(utterance: Utterance, rng: np.random.Generator) -> Question:
+    """Who speaks, of those with a `kind`, in a random wording. The type says whether an adult or a
+    child does."""
+    type = "adult" if utterance.kind in KINDS[:2] else "child"
+    wrong = tuple(kind for kind in KINDS if kind != utterance.kind)
+    return Question(type, str(rng.choice(WORDINGS)), utterance.kind, wrong)
 
 
-def split_of(people: list[Utterance], rng: np.random.Generator) -> dict[str, list[Utterance]]:
+def into_splits(people: list[Utterance], rng: np.random.Generator) -> dict[str, list[Utterance]]:
     """The utterances of each split; no speaker is in two."""
     known = sorted({each.speaker for each in people if not each.is_test})
     n_validation = max(1, round(VALIDATION * len(known)))
@@ -147,43 +140,41 @@ def split_of(people: list[Utterance], rng: np.random.Generator) -> dict[str, lis
 
 
 def manifests(splits: dict[str, list[Utterance]], out: Path, seed: int) -> dict[str, list[dict]]:
-    """Every manifest, by name."""
+    """Every manifest, by name. Raises UserError."""
     rng = np.random.default_rng([seed, 99])
 
-    def row(each: Utterance, question: Question) -> dict:
-        about = {"audio_id": each.path.stem, "speaker": each.speaker, "dataset": "people",
-                 "audio_filepath": corpus.named_from(out, each.path), "domain": "speech",
-                 "duration": duration(each.path), "transcription": each.text}
+    def row(utterance: Utterance, question: Question) -> dict:
+        path = utterance.path
+        about = {"audio_id": path.stem, "speaker": utterance.speaker, "dataset": "people",
+                 "audio_filepath": corpus.named_from(out, path), "domain": "speech",
+                 "duration": duration(path), "transcription": utterance.text}
         return ask_row(about, question, rng)
+
+    def transcripts(split: str) -> list[dict]:
+        return [row(each, transcribe(each, rng)) for each in splits[split]]
 
     def who(split: str) -> list[dict]:
         return [row(each, ask(each, rng)) for each in splits[split] if each.kind]
 
-    found = {"stage1": [row(each, transcribe(each, rng)) for each in splits["train"]]}
-    found["sft"] = [row(each, transcribe(each, rng)) for each in splits["train"]]
+    found = {"stage1": transcripts("train"), "sft": transcripts("train")}
     for each in splits["train"]:
-        question = ask(each, rng) if each.kind else None
-        if question and rng.random() < SHARE_LETTERED:
-            question = toy_text.lettered(question, rng)
-        found["sft"] += [row(each, question)] if question else []
-    pairs = [row | {"chosen": row["target"]} for row in who("train")]
+        if each.kind:
+            question = ask(each, rng)
+            if rng.random() < SHARE_LETTERED:
+                question = toy_text.lettered(question, rng)
+            found["sft"].append(row(each, question))
+    pairs = [pair | {"chosen": pair["target"]} for pair in who("train")]
     found["preference"] = rng.permutation(pairs)[:N_PAIRS].tolist()
     for split in ("validation", "test"):
-        found[split] = [row(each, transcribe(each, rng)) for each in splits[split]] + who(split)
+        found[split] = transcripts(split) + who(split)
     return found
-
-
-def make_manifests(source: Path | None, out: Path, seed: int = 0) -> dict[str, int]:
-    """Write all manifests into `out`; returns how many rows each has."""
-    corpus.check_arguments(source, out, seed)
-    recordings = source or corpus.obtain(ARCHIVE, out / "recordings", place, read_people)
-    splits = split_of(read_people(recordings), np.random.default_rng([seed, 98]))
-    return corpus.write_manifests(out, manifests(splits, out, seed))
 
 
 def main(argv: list[str]) -> None:
     args = corpus.parser_of(__doc__, "people").parse_args(argv)
-    corpus.print_counts(args.out, make_manifests(args.source, args.out, args.seed))
+    found = read_people(corpus.find(args.source, args.out, ARCHIVE, place, read_people))
+    splits = into_splits(found, np.random.default_rng([args.seed, 98]))
+    corpus.write_manifests(args.out, manifests(splits, args.out, args.seed))
 
 
 if __name__ == "__main__":

@@ -42,24 +42,24 @@ ORDERS, PEOPLE = 0.4, 0.2  # shares of the backbone's texts; the others are the 
 
 
 def rows_of(folder: Path, name: str) -> list[dict]:
-    """The rows of a corpus that go into a manifest of small, with whole paths to their clips."""
-    path = folder / f"{name}.json"
+    """The rows of a corpus that go into a manifest of small, with whole paths to their clips.
+    Raises UserError."""
     if name == "stage1" and folder.name == "orders":  # which have no transcripts
         return []
-    rows = read_manifest(path)
+    rows = read_manifest(folder / f"{name}.json")
     if folder.name == "toy" and name != "stage1":
         rows = [row for row in rows if row["domain"] != "speech"]
     return [row | {"audio_filepath": str((folder / row["audio_filepath"]).resolve())}
             for row in rows]
 
 
-def mix(data: Path, out: Path, seed: int = 0) -> dict[str, int]:
-    """Write the manifests of small into `out`, from the folders in `data`; returns how many rows
-    each has. Raises UserError that names what is missing."""
+def mix(data: Path, out: Path, seed: int = 0) -> None:
+    """Write the manifests of small into `out`, from the folders in `data`. Raises UserError that
+    names what is missing."""
     missing = [folder for folder in FOLDERS if not (data / folder / "sft.json").is_file()]
+    commands = " && ".join(f"python data/{folder}.py" for folder in missing)
     require(not missing, f"{data}: expected {', '.join(FOLDERS)} with their manifests, got none "
-            f"for {', '.join(missing)}: python data/{(missing or FOLDERS)[0]}.py makes them")
-    corpus.make_folder(out)
+            f"for {', '.join(missing)}; {commands} makes them")
     rng, manifests = np.random.default_rng(seed), {name: [] for name in NAMES}
     for name in NAMES:
         for folder in FOLDERS:
@@ -70,7 +70,7 @@ def mix(data: Path, out: Path, seed: int = 0) -> dict[str, int]:
                 seen[row["type"]] += 1
                 if name != "validation" or seen[row["type"]] <= N_PER_TYPE:
                     manifests[name].append(row)
-    return corpus.write_manifests(out, manifests)
+    corpus.write_manifests(out, manifests)
 
 
 def order_example(rng: np.random.Generator) -> TextExample:
@@ -93,10 +93,10 @@ def order_example(rng: np.random.Generator) -> TextExample:
 def person_example(texts: list[str], rng: np.random.Generator) -> TextExample:
     """A question about what someone reads, or about who does."""
     words, kind = str(rng.choice(texts)).split(), str(rng.choice(people.KINDS))
-    each = people.Utterance(Path(), "", False, " ".join(words), kind)
-    question = people.ask(each, rng)
+    utterance = people.Utterance(Path(), "", False, " ".join(words), kind)
+    question = people.ask(utterance, rng)
     if rng.random() < 0.5:
-        question = people.transcribe(each, rng)
+        question = people.transcribe(utterance, rng)
     elif rng.random() < people.SHARE_LETTERED:
         question = toy_text.lettered(question, rng)
     return TextExample(["speech", kind, *words], [], question.type, question.instruction,
@@ -123,7 +123,8 @@ def texts(folder: Path = DATA / "people") -> Callable[[np.random.Generator, bool
 
 def make_tokenizer(path: Path, folder: Path = DATA / "people", seed: int = 0) -> None:
     """Train a BPE on the texts of small. Each word of questions, orders and the toy becomes one
-    token; of what people read, only training's transcripts count, by how often a word is there."""
+    token; of what people read, only training's transcripts count, by how often a word is there.
+    Raises UserError as `texts` does."""
     draw, rng = texts(folder), np.random.default_rng(seed)
     transcripts = [row["transcription"] for row in read_manifest(folder / "stage1.json")]
     every = [TextConfig().train_system, "This is the audio: <audio>.", "system", "user",
@@ -153,7 +154,7 @@ def main(argv: list[str]) -> None:
     if args.tokenizer:
         make_tokenizer(ASSETS / "small.bpe", args.data / "people", args.seed)
     else:
-        corpus.print_counts(args.out, mix(args.data, args.out, args.seed))
+        mix(args.data, args.out, args.seed)
 
 
 if __name__ == "__main__":

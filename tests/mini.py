@@ -54,9 +54,19 @@ def train_here(world, out, *extra):
 
 
 def prepare(script, source, out, *extra):
-    """Run a script that prepares recordings, given its main: the folder, its manifests by name."""
-    assert run_script(script, ["--source", str(source), "--out", str(out), *extra]) == 0
+    """Run a script that prepares recordings, given its main, on a copy or, where `source` is None,
+    on what it downloads: the folder, its manifests by name."""
+    copy = ["--source", str(source)] if source else []
+    assert run_script(script, [*copy, "--out", str(out), *extra]) == 0
     return out, {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+
+
+def refused(script, capsys, *arguments) -> str:
+    """The only line that a script, given its main, prints as it ends with an error."""
+    assert run_script(script, [str(each) for each in arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    return printed
 
 
 def logged(out):

@@ -2,19 +2,17 @@
 errors are a line."""
 
 import io
-import json
+import shutil
 import tarfile
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
-from mini import prepare
+from mini import full_disk, prepare, refused
 
 from data import corpus, fsdd, toy_text
 from data.toy_scene import DIGITS, Scene
-from diffa2_mini.command.script import run_script
-from diffa2_mini.errors import UserError
 
 SPEAKERS = ("george", "lucas", "theo")
 TAKES = (*range(8), 45, 46)
@@ -215,47 +213,47 @@ def test_each_manifest_asks_what_it_should(made):
 def test_the_seed_decides_everything(made, source, tmp_path):
     again, other = tmp_path / "again", tmp_path / "other"
     # the recordings' own folder does as well
-    fsdd.make_manifests(source / "recordings", again, "theo")
+    prepare(fsdd.main, source / "recordings", again, "--hold-out", "theo")
     assert files(again) == files(made[0])
-    fsdd.make_manifests(source, other, seed=1)
+    prepare(fsdd.main, source, other, "--seed", "1")
     assert (other / "stage0.json").read_bytes() != (made[0] / "stage0.json").read_bytes()
-    fsdd.make_manifests(source, again)  # nobody held out: the old manifest does not stay
-    assert not (again / "held_out.json").exists()
-    assert any(row["target"] == "theo" for row in json.loads((again / "test.json").read_text()))
+    _, manifests = prepare(fsdd.main, source, again)  # nobody held out: no old manifest stays
+    assert "held_out" not in manifests
+    assert any(row["target"] == "theo" for row in manifests["test"])
 
 
 # ------------------------------------------------------------------------------------------- errors
 
 
-def one_line(capsys, *arguments):
-    assert run_script(fsdd.main, [str(a) for a in arguments]) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and printed.count("\n") == 1
-    return printed
+def test_errors_are_one_line_and_leave_nothing(capsys, source, tmp_path):
+    def error(folder, *more):
+        return refused(fsdd.main, capsys, "--source", folder, "--out", out, *more)
 
-
-def test_errors_are_one_line(capsys, source, tmp_path):
-    out = tmp_path / "out"
-    assert "--source" in one_line(capsys, "--out", out, "--source", tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    assert "got none" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
-    assert "george, lucas, theo" in one_line(
-        capsys, "--out", out, "--source", source, "--hold-out", "nobody")
-    assert "--seed" in one_line(capsys, "--out", out, "--source", source, "--seed", -1)
+    out, copy = tmp_path / "out", tmp_path / "copy"
+    assert "--source" in error(copy)
+    copy.mkdir()
+    assert "got none" in error(copy)
+    assert "george, lucas, theo" in error(source, "--hold-out", "nobody")
+    assert "--seed" in error(source, "--seed", -1)
     (tmp_path / "file").touch()
-    assert "--out" in one_line(capsys, "--out", tmp_path / "file", "--source", source)
-    broken = tmp_path / "empty" / "3_theo_5.wav"
+    assert "--out" in refused(fsdd.main, capsys, "--source", source, "--out", tmp_path / "file")
+    broken = copy / "3_theo_5.wav"
     broken.write_bytes(b"not audio")
-    assert str(broken) in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
+    assert str(broken) in error(copy)
     soundfile.write(broken, np.zeros(800), fsdd.RATE)
-    assert "silence" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
+    assert "silence" in error(copy)
     soundfile.write(broken, np.ones(800) / 2, fsdd.RATE)
-    assert "0_theo_N.wav" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
-    assert "another speaker" in one_line(
-        capsys, "--out", out, "--source", tmp_path / "empty", "--hold-out", "theo")
-    broken.rename(tmp_path / "empty" / "3_zorro_5.wav")
-    assert "expected a speaker of" in one_line(capsys, "--out", out, "--source", tmp_path / "empty")
-    assert not list(out.glob("*.json"))
+    assert "0_theo_N.wav" in error(copy)
+    assert "another speaker" in error(copy, "--hold-out", "theo")
+    broken.rename(copy / "3_zorro_5.wav")
+    assert "expected a speaker of" in error(copy)
+    (copy / "3_zorro_5.wav").unlink()
+    for path in source.rglob("*_[5-7].wav"):  # enough for training, not for validation
+        shutil.copy(path, copy)
+    assert "0_george_N.wav with N of 45-49" in error(copy)
+    assert not [*out.iterdir()]
+    with full_disk(1000):
+        assert "stage0_00000.wav: could not be written" in error(source)
 
 
 # ----------------------------------------------------------------------------------------- download
@@ -291,28 +289,28 @@ def serve(tmp_path, monkeypatch):
     return path.write_bytes
 
 
-def test_download(source, made, serve, tmp_path, monkeypatch):
+def test_download(source, made, serve, tmp_path, monkeypatch, capsys):
     serve(packed(source))
     out = tmp_path / "data"
     monkeypatch.setattr(fsdd, "SPEAKERS", SPEAKERS)
     # they are not the real ones
-    with pytest.raises(UserError, match="expected recordings with the SHA-256.*--source DIR"):
-        fsdd.make_manifests(None, out, "theo")
-    assert [path.name for path in out.iterdir()] == ["clips"]
+    error = refused(fsdd.main, capsys, "--out", out)
+    assert "expected recordings with the SHA-256" in error and "--source DIR" in error
+    assert not [*out.iterdir()]
     monkeypatch.setattr(fsdd, "SHA256", fsdd.digest(source / "recordings"))
-    fsdd.make_manifests(None, out, "theo")
+    prepare(fsdd.main, None, out, "--hold-out", "theo")
     assert files(out / "recordings") == {
         path.relative_to("recordings"): data
         for path, data in files(source).items()}
     assert (out / "sft.json").read_bytes() == (made[0] / "sft.json").read_bytes()
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["clips", "recordings"]
     monkeypatch.setattr(fsdd, "ARCHIVE", corpus.Archive("http://127.0.0.1:9/gone"))
-    fsdd.make_manifests(None, out, "theo")  # nothing is fetched twice
+    prepare(fsdd.main, None, out, "--hold-out", "theo")  # nothing is fetched twice
 
 
 def test_what_cannot_be_downloaded_is_one_line(serve, tmp_path, capsys):
-    assert "--source DIR" in one_line(capsys, "--out", tmp_path / "data")
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["clips"]
+    assert "--source DIR" in refused(fsdd.main, capsys, "--out", tmp_path / "data")
+    assert not [*(tmp_path / "data").iterdir()]
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
@@ -323,5 +321,5 @@ def test_a_damaged_archive_gives_nothing(source, serve, damage, tmp_path, capsys
     serve({"cut": archive[: len(archive) // 2], "garbage": b"garbage" * 99,
            "empty": empty.getvalue()}[damage])
     out = tmp_path / "data"
-    assert "recordings.tar.gz: could not be unpacked" in one_line(capsys, "--out", out)
-    assert {path.name for path in out.iterdir()} == {"clips", "recordings.tar.gz"}
+    assert "recordings.tar.gz: could not be unpacked" in refused(fsdd.main, capsys, "--out", out)
+    assert [path.name for path in out.iterdir()] == ["recordings.tar.gz"]

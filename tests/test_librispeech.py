@@ -117,8 +117,8 @@ def test_the_manifests_are_those_that_stage_1_reads(site, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "dev-clean", "stage1.json", "train-clean-100", "validation.json"]
     before = len(site[0].asked)
-    assert librispeech.prepare(["dev-clean"], tmp_path / "out",
-                               site[1]) == {"validation": 2, "stage1": 2}
+    librispeech.prepare(["dev-clean"], tmp_path / "out", site[1])
+    assert "validation.json 2, stage1.json 2 rows" in capsys.readouterr().out
     assert len(site[0].asked) == before  # nothing is fetched twice
 
 

@@ -8,10 +8,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import soundfile
-from mini import prepare
+from mini import full_disk, prepare, refused
 
 from data import corpus, orders
-from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import load_examples
 
@@ -123,38 +122,38 @@ def test_a_download_and_the_other_layout_give_the_same(source, made, tmp_path, m
     with tarfile.open(tmp_path / "master.tar.gz", "w:gz") as tar:
         tar.add(source, "speech-to-intent-benchmark-master")
     monkeypatch.setattr(orders, "ARCHIVE", corpus.Archive((tmp_path / "master.tar.gz").as_uri()))
-    out = tmp_path / "out"
-    assert orders.make_manifests(None, out) == {name: len(rows) for name, rows in made[1].items()}
+    out, manifests = prepare(orders.main, None, tmp_path / "out")
     kept = {path.relative_to(out / "recordings").as_posix() for path in out.rglob("*.wav")}
     assert kept == {f"clean/{name}" for name in labels()}
-    rows = json.loads((out / "sft.json").read_text())
-    assert rows[0]["audio_filepath"].startswith("recordings/clean/")
-    assert [row | {"audio_filepath": ""} for row in rows] == [
-        row | {"audio_filepath": ""} for row in made[1]["sft"]]
+    assert manifests["sft"][0]["audio_filepath"].startswith("recordings/clean/")
+    for name, rows in made[1].items():
+        assert [row | {"audio_filepath": ""} for row in manifests[name]] == [
+            row | {"audio_filepath": ""} for row in rows]
     config, stages = SIZES["full"]
     assert len(load_examples(out / "preference.json", stages[4], config)) == len(
         made[1]["preference"])
 
 
-def test_errors_are_one_line(source, tmp_path, capsys):
+def test_errors_are_one_line_and_leave_nothing(source, tmp_path, capsys):
     def error(folder):
-        assert run_script(orders.main, ["--source", str(folder), "--out", str(tmp_path)]) == 2
-        printed = capsys.readouterr().err
-        assert printed.startswith("error: ") and printed.count("\n") == 1
-        assert not [*tmp_path.glob("*.json")]
-        return printed
+        return refused(orders.main, capsys, "--source", folder, "--out", tmp_path / "out")
 
     copy = tmp_path / "copy"
     assert "--source" in error(copy)
-    copy.mkdir()
-    assert "expected data/label/label.json or label.json" in error(copy)
-    (copy / "label.json").write_text("[1]")
-    assert "expected data/speech/clean or clean" in error(copy)
-    (copy / "clean").mkdir()
-    assert "expected clips with their slots" in error(copy)
+    (copy / "clean").mkdir(parents=True)
+    assert "or label.json and clean, got neither" in error(copy)
+    for text in ("[1]", "[" * 100_000):
+        (copy / "label.json").write_text(text)
+        assert "expected clips with their slots" in error(copy)
     odd = labels()
     odd["0-a.wav"]["slots"]["size"] = "venti"
     (copy / "label.json").write_text(json.dumps(odd))
     assert "got ['venti']" in error(copy)
     (copy / "label.json").write_text(json.dumps(labels()))
-    assert f"no recording for {N}" in error(copy)
+    assert f"no clip for {N}" in error(copy)
+    for name in labels():
+        soundfile.write(copy / "clean" / name, np.zeros(15_001), 1000)
+    assert "expected 15 s at most" in error(copy)
+    with full_disk(1000):
+        assert "sft.json: could not be written" in error(source)
+    assert not [*(tmp_path / "out").iterdir()]

@@ -7,10 +7,9 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
-from mini import prepare
+from mini import prepare, refused
 
 from data import corpus, people
-from diffa2_mini.command.script import run_script
 
 AGES = {"0001": ("m", 6), "0002": ("f", 12), "0003": ("m", 13), "0004": ("f", 17),
         "0005": ("f", 18), "0006": ("m", 43), "0007": ("f", 8), "0008": ("m", 30)}
@@ -43,11 +42,9 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few(tmp_path_factory):
-    ids = tmp_path_factory.mktemp("ids") / "ids.txt"
-    ids.write_text("\n".join(" ".join(names) for names in IDS.values()))
+def few():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(people, "IDS", ids)
+        patch.setattr(people, "IDS", {name for names in IDS.values() for name in names})
         patch.setattr(people, "N_SPEAKERS", len(AGES))
         yield
 
@@ -82,17 +79,15 @@ def test_each_manifest_asks_what_it_should(made):
     types = {name: {row["type"].removesuffix("+abcd") for row in rows}
              for name, rows in made[1].items()}
     assert types["stage1"] == {"asr"} and types["test"] == {"asr", "adult", "child"}
-    assert types["preference"] <= {"adult", "child"} and len(made[1]["test"]) == 2 * 6
+    assert types["preference"] == {"adult", "child"} and len(made[1]["test"]) == 2 * 6
 
 
 def test_a_download_and_the_other_layout_give_the_same(source, made, tmp_path, monkeypatch):
     with tarfile.open(tmp_path / "corpus.tar.gz", "w:gz") as tar:
         tar.add(source, "speechocean762")
     monkeypatch.setattr(people, "ARCHIVE", corpus.Archive((tmp_path / "corpus.tar.gz").as_uri()))
-    counts = people.make_manifests(None, tmp_path / "out")
-    assert counts == {name: len(rows) for name, rows in made[1].items()}
-    kept = {path.stem for path in (tmp_path / "out").rglob("*.WAV")}
-    assert kept == {name for names in IDS.values() for name in names}
+    out, downloaded = prepare(people.main, None, tmp_path / "out")
+    assert {path.stem for path in out.rglob("*.WAV")} == people.IDS
     copy = tmp_path / "copy"
     copy.mkdir()
     lines = [json.dumps({
@@ -101,11 +96,11 @@ def test_a_download_and_the_other_layout_give_the_same(source, made, tmp_path, m
         "sex": "woman" if sex == "f" else "man", "age": age})
         for speaker, (sex, age) in AGES.items() for name in IDS[speaker]]
     (copy / "people.jsonl").write_text("\n".join(lines))
-    people.make_manifests(copy, tmp_path / "again")
-    for name, rows in made[1].items():
-        again = json.loads((tmp_path / "again" / f"{name}.json").read_text())
-        assert [row | {"audio_filepath": ""} for row in again] == [
-            row | {"audio_filepath": ""} for row in rows]
+    _, again = prepare(people.main, copy, tmp_path / "again")
+    for manifests in (downloaded, again):
+        for name, rows in made[1].items():
+            assert [row | {"audio_filepath": ""} for row in manifests[name]] == [
+                row | {"audio_filepath": ""} for row in rows]
 
 
 def test_the_list_that_ships_is_of_the_speakers_that_are_expected():
@@ -114,13 +109,9 @@ def test_the_list_that_ships_is_of_the_speakers_that_are_expected():
     assert len({name[:5] for name in ids}) == 250  # an id begins with its speaker's
 
 
-def test_errors_are_one_line(source, tmp_path, capsys):
+def test_errors_are_one_line_and_leave_nothing(tmp_path, capsys):
     def error(folder):
-        assert run_script(people.main, ["--source", str(folder), "--out", str(tmp_path)]) == 2
-        printed = capsys.readouterr().err
-        assert printed.startswith("error: ") and printed.count("\n") == 1
-        assert not [*tmp_path.glob("*.json")]
-        return printed
+        return refused(people.main, capsys, "--source", folder, "--out", tmp_path / "out")
 
     copy = tmp_path / "copy"
     assert "--source" in error(copy)
@@ -128,5 +119,7 @@ def test_errors_are_one_line(source, tmp_path, capsys):
     assert "train/text" in error(copy).replace("\\", "/")
     (copy / "people.jsonl").write_text('{"audio": 1}')
     assert "expected speechocean762" in error(copy)
-    (copy / "people.jsonl").write_text("")
-    assert "expected the 24 utterances" in error(copy) and "got 0" in error(copy)
+    row = {"audio": "a.ogg", "speaker": "1", "split": "test", "text": "A", "sex": "man", "age": 6}
+    (copy / "people.jsonl").write_text(json.dumps(row))
+    assert "expected the 24 utterances of people_ids.txt by 8 speakers, got 0 by 0" in error(copy)
+    assert not [*(tmp_path / "out").iterdir()]
