@@ -6,7 +6,7 @@
     prompt with these + masked response -> LLaDA -> commit the surest tokens, and again
 
 Weights are a dictionary `w` of tensors by name; each function gets those of its part, and
-its part `c` of the config, which the checkpoint carries. One clip, so no batch. Shapes:
+`c`, its part of the config (adapters: all of it), which the checkpoint carries. One clip, so no batch. Shapes:
 M mel frames, T encoder frames, E encoder width, N taps (encoder states that the acoustic
 adapter reads), Q queries, A audio embeddings, R response tokens, K masks among them,
 S all tokens that LLaDA reads, D its width, H heads of width h, V vocabulary.
@@ -30,7 +30,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "diffa2_mini" / "assets"
 
 # ---- Weights, and the layers that several networks share
 def load():
-    """The weights; and `about`: `config`, and as `audio` the embeddings in a prompt."""
+    """The weights; and `about`: the config, and `audio`, which adapters a prompt gets."""
     w = {}
     for name in ("toy_whisper", "toy_llada", "toy_diffa2"):
         file = safe_open(ASSETS / f"{name}.safetensors", "pt")
@@ -134,8 +134,8 @@ def acoustic_adapter(states, w, c):
     """How it sounded, by a Q-Former: for each tap, queries [Q, E] attend to each other
     and to its frames [T, E]. A mean over the N taps, learned per query, gives [Q, D]."""
     outputs = []
-    for tap, state in enumerate(c.whisper.taps):
-        x, frames = w[f"layer_prompts.{tap}"][0], states[state]  # learned queries, frames
+    for tap, depth in enumerate(c.whisper.taps):
+        x, frames = w[f"layer_prompts.{tap}"][0], states[depth]  # learned queries, frames
         for i in range(c.adapter.qformer_layers):
             layer = part(w, f"qformer.{i}.")
             x = attend(x, x, part(layer, "attention."), c.whisper.n_heads)
