@@ -6,11 +6,10 @@
     prompt with these + masked response -> LLaDA -> commit the surest tokens, and again
 
 Weights are a dictionary `w` of tensors by name; each function gets those of its part, and
-`c`, its part of the config (adapters: all of it), which the checkpoint carries. One clip,
-so no batch. Shapes: M mel frames, T encoder frames, E encoder width, N taps (encoder
-states that the acoustic adapter reads), Q queries, A audio embeddings, R response tokens,
-K masks among them, S all tokens that LLaDA reads, D its width, H heads of width h,
-V vocabulary.
+`c`, its part of the checkpoint's config (adapters: all of it). One clip, so no batch.
+Shapes: M mel frames, T encoder frames, E encoder width, N taps (encoder states that the
+acoustic adapter reads), Q queries, A audio embeddings, R response tokens, K masks among
+them, S all tokens that LLaDA reads, D its width, H heads of width h, V vocabulary.
 """
 
 import base64
