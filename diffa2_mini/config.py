@@ -253,7 +253,7 @@ TOY = Config(  # its last tap is the final state, which is normalised
     size="toy",
     audio=AudioConfig(max_seconds=4),
     whisper=WhisperConfig(n_positions=200, width=96, n_layers=4, n_heads=4, taps=(1, 2, 3, 4)),
-    adapter=AdapterConfig(n_queries=12, qformer_hidden=256),
+    adapter=AdapterConfig(n_queries=12, qformer_hidden=256), lora=LoraConfig(rank=32, alpha=64.0),
     llada=LladaConfig(vocab_size=628, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=1e4),
     text=TextConfig(tokenizer="toy.bpe", train_system=TextConfig.system, response_multiple=16),
     decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5))
@@ -270,13 +270,13 @@ SMALL = Config(  # its encoder is whisper-tiny.en
 DIFFA1 = Config(  # arXiv 2507.18452, on Whisper-small
     size="diffa1", audio=AudioConfig(n_mels=80),
     whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12, taps=(2, 5, 8, 11)))
-HALF = dict(masking="half-masked", adapter_dropout=0.0)
+HALF = dict(masking="half-masked", lora_dropout=0.0, adapter_dropout=0.0)
 SIZES = {  # a config and the stages by number
     "toy": (TOY, scaled(  # 8 sequences at once are faster on a CPU than all
-        dict(HALF, lr=3e-3, batch_size=16, micro_batch=8, steps=400, warmup=30),
+        dict(HALF, lr=3e-3, batch_size=16, micro_batch=4, steps=400, warmup=30),
         dict(HALF, lr=1.1e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
         dict(HALF, lr=5e-4, batch_size=4, micro_batch=4, steps=2800, warmup=60),
-        dict(masking="all-masked", lr=2e-4, batch_size=16, micro_batch=8, steps=360, warmup=30,
+        dict(masking="all-masked", lr=2e-4, batch_size=16, micro_batch=4, steps=360, warmup=30,
              vrpo_beta=0.5, vrpo_samples=1))),
     "small": (SMALL, scaled(  # for two CPU cores; not measured
         dict(lr=3e-3, batch_size=32, micro_batch=8, steps=600, warmup=30),

@@ -27,6 +27,7 @@ from diffa2_mini.config import (
     FULL_STAGES,
     SIZES,
     DecodeConfig,
+    LoraConfig,
     StageConfig,
 )
 from diffa2_mini.data import (
@@ -64,6 +65,7 @@ from tutorials.claims_targets import count_targets, gradient_spread, training_lo
 from tutorials.score_variance import bounds_apart, score_variance
 
 CONFIG, STAGES = SIZES["toy"]
+CONFIG = dataclasses.replace(CONFIG, lora=LoraConfig())  # rank 8, as in full
 CPU = torch.device("cpu")
 BACKBONE = "autoregressive.safetensors"  # in the folder of the variants
 LOW = dict(masking="low-variance")  # whatever the toy's own is

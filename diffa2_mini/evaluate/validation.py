@@ -49,7 +49,7 @@ class Validator:
         respondent = Respondent(self.features, self.tokenizer, stage.audio, config.decode,
                                 after_batch=self.after_batch)
         with self.evaluating():
-            return respondent.answer(examples, 16 if config.from_scratch else stage.micro_batch)[0]
+            return respondent.answer(examples, stage.micro_batch)[0]
 
     def report(self, stage: StageConfig, examples: list[Example]) -> scoreboard.Report:
         """How good the answers are."""
