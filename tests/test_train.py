@@ -279,7 +279,7 @@ def test_random_weights_try_a_machine_and_measure_nothing(world, tmp_path, capsy
         "--stage", "3", "--random-weights", "--steps", "1", "--batch-size", "2", "--recompute",
         "blocks", "--data", str(world), "--out", str(tmp_path), "--threads", "1"])
     printed = capsys.readouterr().out
-    assert "trainable parameters: 540,784" in printed and "peak memory" in printed
+    assert "trainable parameters: 798,832" in printed and "peak memory" in printed
     assert "questions" not in printed
     assert load_checkpoint(tmp_path / "stage3.safetensors").done
 

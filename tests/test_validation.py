@@ -90,7 +90,8 @@ def test_answers_are_those_of_all_questions_at_once_and_may_be_ended_after_any_b
         if len(done) == limit:
             raise Ended
 
-    many = examples * (1 + 16 // len(examples))  # two batches
+    size = STAGES[2].micro_batch
+    many = (examples * size)[:size + 1]  # two batches
     validator = validator_of(model.train(), after_batch=after_batch)
     texts = validator.answers(STAGES[2], many)
     assert len(done) == 2 and len(texts) == len(many) and model.training
