@@ -48,11 +48,11 @@ N_QUESTIONS = {"speech": 5, "sound": 7, "music": 3}
 TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 4, "caption": 2, "premise": 4, "present": 3,
                 "absent": 3}
 # and training on clips
-WEIGHTS = {"asr": 3, "sounds": 3, "first": 2, "last": 2, "after": 6, "caption": 4, "kind": 0.5,
-           "who": 0.5, "speed": 0.7, "present": 5,
+WEIGHTS = {"asr": 3, "sounds": 3, "first": 2, "last": 2, "after": 6, "caption": 5,
+           "kind": 0.5, "who": 0.5, "speed": 0.7, "tempo": 2, "present": 5,
            "absent": 0.3, "premise": 0.3}  # few false premises: stage 4 has them
-N_PAIRS = 2880  # pairs of all types alike, and as many about premises, half of them false
-N_PER_TYPE = 25  # questions of each type in the validation set
+N_PAIRS = 1920  # pairs of all types alike; half as many more ask about premises, half of them false
+N_PER_TYPE = 20  # questions of each type in the validation set
 
 
 def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:
@@ -96,7 +96,7 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
     others = dict.fromkeys(toy_text.ABOUT_X, 0)
     pairs = [ask_row(row, toy_text.random_question(scene, rng, others, share_lettered=0.4), rng)
              for scene, row in (clips[i] for i in rng.integers(len(clips), size=N_PAIRS))]
-    pairs += premises(clips, rng, "paired", N_PAIRS // len(toy_text.ABOUT_X))
+    pairs += premises(clips, rng, "paired", 3 * N_PAIRS // 2 // len(toy_text.ABOUT_X))
     preference = [row | {"chosen": row["target"]} for row in pairs]
 
     by_type = {}

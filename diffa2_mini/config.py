@@ -273,10 +273,10 @@ DIFFA1 = Config(  # arXiv 2507.18452, on Whisper-small
 HALF = dict(masking="half-masked", lora_dropout=0.0, adapter_dropout=0.0)
 SIZES = {  # a config and the stages by number
     "toy": (TOY, scaled(  # 4 sequences at once are faster on a CPU than all
-        dict(HALF, lr=3e-3, batch_size=16, micro_batch=4, steps=400, warmup=30),
+        dict(HALF, lr=1.5e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
         dict(HALF, lr=1.1e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
         dict(HALF, lr=5e-4, batch_size=4, micro_batch=4, steps=2600, warmup=60),
-        dict(masking="all-masked", lr=1.2e-4, batch_size=16, micro_batch=4, steps=360, warmup=30,
+        dict(masking="all-masked", lr=1.4e-4, batch_size=16, micro_batch=4, steps=300, warmup=30,
              vrpo_beta=0.5, vrpo_samples=1))),
     "small": (SMALL, scaled(  # for two CPU cores; not measured
         dict(lr=3e-3, batch_size=32, micro_batch=8, steps=600, warmup=30),

@@ -19,8 +19,8 @@ from diffa2_mini.training.objective import answer_loss
 
 CONFIG, STAGE = SIZES["toy"][0], SIZES["toy"][1][1]
 N_CLIPS = 8
-FLAGS = ["--stage", "1", "--steps", "60", "--batch-size", str(N_CLIPS), "--warmup", "5",
-         "--save-every", "100", "--sample-every", "100"]
+FLAGS = ["--stage", "1", "--steps", "60", "--batch-size", str(N_CLIPS), "--lr", "3e-3",
+         "--warmup", "5", "--save-every", "100", "--sample-every", "100"]
 
 
 @pytest.fixture(scope="module")

@@ -137,8 +137,7 @@ class Variant:
 
 def variants(scale: Scale) -> dict[str, Variant]:
     """Every way to train, by name."""
-    # as many examples as stages 1 and 2: a step of stage 1 has 32, not 16
-    alone = dict(steps=2 * scale.steps[1] + scale.steps[2])
+    alone = dict(steps=scale.steps[1] + scale.steps[2])  # as many examples as stages 1 and 2
     found = {
         "stage 1": Variant(None, 1),
         "stage 2": Variant("stage 1", 2),
