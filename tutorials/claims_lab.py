@@ -94,8 +94,9 @@ def write_json(path: Path, value) -> None:
 class Scale:
     """How much of everything."""
 
-    # of each stage
-    steps: dict[int, int] = field(default_factory=lambda: {n: STAGES[n].steps for n in STAGES})
+    # of each stage; of stage 4 with four samples, whose steps cost more than the toy's own
+    steps: dict[int, int] = field(
+        default_factory=lambda: {n: STAGES[n].steps for n in STAGES} | {4: 60})
     batch_size: int | None = None  # None: the toy's
     n_clips: tuple[int, int] = (250, 1000)  # distinct training clips, beside all of them
     every: int = 1  # one question out of so many is asked
@@ -147,17 +148,19 @@ def variants(scale: Scale) -> dict[str, Variant]:
         "acoustic": Variant("stage 1", 2, dict(trains=("acoustic",), audio=("acoustic",))),
         "2": Variant(None, 2, alone),
         "1, 2, 2": Variant("stage 2", 3, dict(trains=ACOUSTIC_AND_SEMANTIC)),
-        "1, 2, 3, 3": Variant("stage 3", 3, dict(number=5, steps=scale.steps[4], lr=PAIRS["lr"],
-                                                warmup=PAIRS["warmup"])),  # 5: noise of its own
+        "1, 2, 3, 3": Variant("stage 3", 3, dict(  # 5: noise of its own
+            number=5, steps=scale.steps[4], batch_size=scale.batch_size or STAGES[4].batch_size,
+            lr=PAIRS["lr"], warmup=PAIRS["warmup"])),
         "attention": Variant("stage 2", 3, lora=dict(targets=("q_proj", "k_proj", "v_proj"))),
         "feed-forward": Variant("stage 2", 3, lora=dict(targets=("ff_proj", "up_proj"))),
     }
     for rank in (2, 32):
         # a scale of 2, as for rank 8
         found[f"rank {rank}"] = Variant("stage 2", 3, lora=dict(rank=rank, alpha=2.0 * rank))
-    for n, independent in ((1, False), (1, True), (4, True)):
+    for n, independent in ((1, False), (1, True), (4, True)):  # as many samples in all
         found[f"{n}, {'independent' if independent else 'shared'}"] = Variant(
-            "stage 3", 4, dict(PAIRS, vrpo_samples=n), independent=independent)
+            "stage 3", 4, dict(PAIRS, vrpo_samples=n, steps=4 // n * scale.steps[4]),
+            independent=independent)
     for n in (*scale.n_clips, None):
         found[f"diffusion, {n}"] = Variant(None, 2, n_clips=n, watched=("accuracy",))
         found[f"causal, {n}"] = Variant(None, 2, n_clips=n, causal=True, watched=("accuracy",))
