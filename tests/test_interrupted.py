@@ -20,6 +20,7 @@ from test_weights import other_part
 import train
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
+from diffa2_mini.config import SIZES
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate.answers import Respondent
@@ -245,7 +246,7 @@ def other_manifest(world, folder):
 
 SETTINGS = [(["--seed", "7"], "was trained with seed 42, got 7"),
             (["--batch-size", "4"], "was trained with batch size 3, got 4"),
-            (["--lr", "0.5"], "was trained with lr 0.003, got 0.5"),
+            (["--lr", "0.5"], f"was trained with lr {SIZES['toy'][1][1].lr}, got 0.5"),
             (["--steps", "8"], "was trained with steps 4, got 8"),
             (["--warmup", "2"], "was trained with warmup 1, got 2"),
             (["--dtype", "bfloat16"], "was trained with dtype float32, got bfloat16"),
