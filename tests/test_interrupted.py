@@ -14,7 +14,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini import MINI, SECONDS, command, full_disk, logged, same, started_by, train_here
+from mini import (
+    MINI,
+    SECONDS,
+    command,
+    full_disk,
+    logged,
+    refused,
+    same,
+    started_by,
+    train_here,
+)
 from test_weights import other_part
 
 import train
@@ -227,14 +237,6 @@ def test_a_resumed_run_falls_back_to_the_save_before(world, whole, tmp_path, cap
     assert all(same(out, whole[0], stages=(number,)) for number in (1, 2, 3, 4))
 
 
-def refused(capsys, *arguments):
-    """The one line with which a command is refused."""
-    assert run_script(train.main, [*map(str, arguments)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
-
-
 def other_manifest(world, folder):
     """The small world with one word changed; its clips are where they were."""
     rows = [row | {"audio_filepath": str(world / row["audio_filepath"])}
@@ -268,7 +270,7 @@ def test_a_run_does_not_go_on_as_another(flags, message, done, world, whole, tmp
         part = tmp_path / "part.safetensors"
         flags = [flags[0], str(other.get(flags[0], lambda: other_part(flags[0][2:], part))())]
     arguments = ["--stage", 1, "--resume", "--data", world, "--out", out, *MINI, *flags]
-    assert message in refused(capsys, *arguments)
+    assert message in refused(train.main, capsys, *arguments)
     assert {file.name for file in out.iterdir()} <= {".lock", path.name}  # no config.json above all
 
 
@@ -288,11 +290,11 @@ def test_preferences_go_on_against_their_own_reference(world, whole, tmp_path, c
     shutil.copy(whole[0] / "log.jsonl", tmp_path)
     shutil.copy(whole[0] / "stage4.previous.safetensors", tmp_path / "stage4.safetensors")
     arguments = ["--stage", "4", "--resume"]
-    assert "no such file" in refused(capsys, *command(world, tmp_path, *arguments)[2:])
+    assert "no such file" in refused(train.main, capsys, *command(world, tmp_path, *arguments)[2:])
     before = load_checkpoint(whole[0] / "stage3.safetensors")
     next(iter(before.model.values())).view(-1)[0] += 1
     save_checkpoint(tmp_path / "stage3.safetensors", before)  # another stage 3, in --out
-    error = refused(capsys, *command(world, tmp_path, *arguments)[2:])
+    error = refused(train.main, capsys, *command(world, tmp_path, *arguments)[2:])
     assert "another start (--init" in error
     train_here(world, tmp_path, *arguments, "--init", str(whole[0] / "stage3.safetensors"))
     assert same(tmp_path, whole[0], stages=(4,))

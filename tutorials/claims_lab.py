@@ -64,8 +64,8 @@ from tutorials.autoregressive import answer_tokens
 from tutorials.claims_targets import count_targets, gradient_spread, training_loss
 from tutorials.score_variance import bounds_apart, score_variance
 
-CONFIG, STAGES = SIZES["toy"]
-CONFIG = dataclasses.replace(CONFIG, lora=LoraConfig())  # rank 8, as in full
+TOY, STAGES = SIZES["toy"]
+CONFIG = dataclasses.replace(TOY, lora=LoraConfig())  # rank 8, as in full
 CPU = torch.device("cpu")
 BACKBONE = "autoregressive.safetensors"  # in the folder of the variants
 LOW = dict(masking="low-variance")  # whatever the toy's own is
