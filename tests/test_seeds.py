@@ -88,7 +88,7 @@ def test_a_question_is_judged_as_toybench_judges_it(asked):
 class Affirming:
     """Answers that every premise is true, and everything else right."""
 
-    def answer(self, examples, batch_size):
+    def answer(self, examples):
         false = {"absent": "yes", "premise": "siren"}
         return [false.get(example.type, example.answer) for example in examples], 0
 

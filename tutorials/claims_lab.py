@@ -467,7 +467,7 @@ class Lab:
         features.model = model.eval()
         respondent = Respondent(features, self.tokenizer, stage.audio, decode,
                                 generator_of(variant.causal))
-        texts, n_steps = respondent.answer(questions, at_once or 64)
+        texts, n_steps = respondent.answer(questions, at_once or 8)
         seconds, result = time.perf_counter() - began, scoreboard.report(questions, texts)
         figures = dict(result.figures)
         if at_once:

@@ -54,7 +54,6 @@ from diffa2_mini.training.features import FeatureCache
 from tutorials.claims_lab import made_of, write_json
 from tutorials.seeds_table import table
 
-AT_ONCE = 8  # questions; more are slower on a CPU
 TRUE, FALSE = ("present", "after"), ("absent", "premise")  # types of question, by their premise
 
 
@@ -81,11 +80,11 @@ def affirms(example: Example, reply: str) -> bool:
 
 def measure(respondent: Respondent, questions: list[Example], premises: list[Example]) -> dict:
     """The figures of a model that was trained on questions."""
-    replies, _ = respondent.answer(questions, AT_ONCE)
+    replies, _ = respondent.answer(questions)
     report = scoreboard.report(questions, replies)
     types = {type: value for (_, type), value in report.accuracy.items()}
     other = share(questions, replies, [type for type in types if type not in ABOUT_X])
-    replies, _ = respondent.answer(premises, AT_ONCE)
+    replies, _ = respondent.answer(premises)
     true, false = (share(premises, replies, part) for part in (TRUE, FALSE))
     return report.figures | {
         "other": other, "true": true, "false": false, "balanced": (true + false) / 2,
@@ -140,7 +139,7 @@ class Curriculum:
             model.eval()
             respondent = Respondent(features, self.tokenizer, saved.audio, self.config.decode)
             if number == 1:  # which has learnt transcripts alone
-                report = scoreboard.report(said, respondent.answer(said, AT_ONCE)[0])
+                report = scoreboard.report(said, respondent.answer(said)[0])
                 found["1"] = {"wer": report.figures["wer"]}
             else:
                 found[str(number)] = measure(respondent, self.questions, self.premises)

@@ -72,7 +72,7 @@ def decoders(diffa2: Diffa2, asked: list[Example]) -> Iterator[Row]:
         counts, decode = Counter(), decode_settings(diffa2.config.decode, **changes)
         respondent = Respondent(features, diffa2.tokenizer, diffa2.parts, decode,
                                 partial(counted, counts))
-        figures = scoreboard.report(asked, respondent.answer(asked)[0]).figures
+        figures = scoreboard.report(asked, respondent.answer(asked, 64)[0]).figures
         right = ", ".join(f"{name} {figures[name]:.3f}" for name in ("overall", "wer")
                           if name in figures)
         name = ", ".join(f"{name} {value}" for name, value in changes.items()) or "as it is"

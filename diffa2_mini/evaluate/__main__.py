@@ -44,7 +44,6 @@ def ask_all(args: argparse.Namespace, every: list[BenchmarkQuestion]) -> None:
     decode = flags.decode_config(args, decode)
     device, dtype = flags.device_and_dtype(args, config)
     by = flags.identify_model(source, decode, dtype, args.merge_lora, args.quantize)
-    size = args.batch_size or (64 if config.from_scratch else 8)
     with files.lock(args.out.parent, args.out.name):
         answers = resume(args.out, args.benchmark, by, every)
         left = [(i, each) for i, each in enumerate(questions) if each.id not in answers]
@@ -54,8 +53,8 @@ def ask_all(args: argparse.Namespace, every: list[BenchmarkQuestion]) -> None:
         diffa2 = Diffa2.load(source, *how) if left else None
         verdicts = scoreboard.judged(questions, answers)
         with progress(total=len(questions), initial=n_known, unit="question") as bar:
-            for start in range(0, len(left), size):
-                batch = left[start:start + size]
+            for start in range(0, len(left), args.batch_size):
+                batch = left[start:start + args.batch_size]
                 for (_, question), reply in zip(batch, answer_questions(diffa2, decode, batch)):
                     files.append(args.out, to_line(args.benchmark, by, question, reply))
                     answers[question.id] = reply
@@ -77,7 +76,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--out", type=Path,
         help="where answers go (default: runs/evaluate/BENCHMARK.jsonl); the result is beside them")
     add("--limit", type=int, help="ask the first so many questions alone")
-    add("--batch-size", type=int, help="clips at a time (default: toy 64, published weights 8)")
+    add("--batch-size", type=int, default=8, help="clips at a time (default: 8)")
     add("--shuffle-options", type=int, metavar="SEED",
         help="show the choices in an order that SEED and the question's id decide")
     flags.add_model_flags(add)

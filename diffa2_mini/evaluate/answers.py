@@ -54,7 +54,7 @@ class Respondent:
     after_batch: Callable[[], None] = lambda: None  # may raise, to end early
 
     @torch.no_grad()
-    def answer(self, examples: list[Example], batch_size: int = 64,
+    def answer(self, examples: list[Example], batch_size: int = 8,
                numbers: Sequence[int] | None = None) -> tuple[list[str], int]:
         """Answers, in the order of the examples, and the number of forward passes for all.
         `numbers`: which of all that are asked each example is (default: its place in the list)."""
