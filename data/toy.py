@@ -51,7 +51,7 @@ TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 4, "caption": 2, "premise": 4, "
 WEIGHTS = {"asr": 3, "sounds": 3, "first": 2, "last": 2, "after": 6, "caption": 5,
            "kind": 0.5, "who": 0.5, "speed": 0.7, "tempo": 2, "present": 5,
            "absent": 0.3, "premise": 0.3}  # few false premises: stage 4 has them
-N_PAIRS = 1920  # pairs of all types alike; half as many more ask about premises, half of them false
+N_PAIRS = 2752  # of all types alike; 1.5 times as many ask about premises, half of them false
 N_PER_TYPE = 20  # questions of each type in the validation set
 
 

@@ -276,7 +276,7 @@ SIZES = {  # a config and the stages by number
         dict(HALF, lr=1.5e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
         dict(HALF, lr=1.1e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
         dict(HALF, lr=5e-4, batch_size=4, micro_batch=4, steps=2600, warmup=60),
-        dict(masking="all-masked", lr=1.4e-4, batch_size=16, micro_batch=4, steps=300, warmup=30,
+        dict(masking="all-masked", lr=1.4e-4, batch_size=16, micro_batch=4, steps=430, warmup=30,
              vrpo_beta=0.5, vrpo_samples=1))),
     "small": (SMALL, scaled(  # for two CPU cores; not measured
         dict(lr=3e-3, batch_size=32, micro_batch=8, steps=600, warmup=30),
