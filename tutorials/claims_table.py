@@ -98,7 +98,8 @@ CLAIMS = (
          Comparison("bias of the loss likewise", "4 x 1, independent", "4 x 1, shared", "bias"),
          Comparison("bias of the loss with n = 1 against n = 4", "1 x 1, shared", "4 x 1, shared",
                     "bias"),
-         Comparison("held-out pairs ranked right, trained with n = 4 against n = 1",
+         Comparison("held-out pairs ranked right, trained with n = 4 against n = 1 in four times "
+                    "the steps",
                     "trained: 4, shared", "trained: 1, shared", "reward_accuracy"),
          Comparison("likewise, shared masks against independent ones", "trained: 4, shared",
                     "trained: 4, independent", "reward_accuracy"),
