@@ -40,7 +40,7 @@ from diffa2_mini.data import (
 )
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import scoreboard
-from diffa2_mini.evaluate.answers import Respondent
+from diffa2_mini.evaluate.answers import AT_ONCE, Respondent
 from diffa2_mini.evaluate.validation import Validator
 from diffa2_mini.fast.generate import generate_responses
 from diffa2_mini.fast.llada import FastLlada
@@ -467,7 +467,7 @@ class Lab:
         features.model = model.eval()
         respondent = Respondent(features, self.tokenizer, stage.audio, decode,
                                 generator_of(variant.causal))
-        texts, n_steps = respondent.answer(questions, at_once or 8)
+        texts, n_steps = respondent.answer(questions, at_once or AT_ONCE)
         seconds, result = time.perf_counter() - began, scoreboard.report(questions, texts)
         figures = dict(result.figures)
         if at_once:

@@ -27,6 +27,7 @@ from ..training.features import FeatureCache
 from ..training.files import append, digest_of, write_whole
 from .benchmarks import BenchmarkQuestion, choices_of, id_of, read_questions
 
+AT_ONCE = 8  # questions; with 64 a CPU takes nearly twice as long
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
 START = '{"benchmark": '  # of a line that we wrote
 OURS = ("benchmark", "by", "id", "prompt_sha256", "clip_sha256", "error", "cut", "incomplete")
@@ -54,7 +55,7 @@ class Respondent:
     after_batch: Callable[[], None] = lambda: None  # may raise, to end early
 
     @torch.no_grad()
-    def answer(self, examples: list[Example], batch_size: int = 8,
+    def answer(self, examples: list[Example], batch_size: int = AT_ONCE,
                numbers: Sequence[int] | None = None) -> tuple[list[str], int]:
         """Answers, in the order of the examples, and the number of forward passes for all.
         `numbers`: which of all that are asked each example is (default: its place in the list)."""
