@@ -122,6 +122,7 @@ class DecodeConfig(Ranged):
     cache: Literal["none", "prefix", "dual"] = "none"  # of keys and values
     refresh: int | None = None  # steps after which the cache is renewed; None: once a block
     capture: bool = False  # record the cached step as a CUDA graph; no effect on other devices
+    compile: bool = False  # and have torch.compile fuse its operations
     seed: int = 0
 
     @property
@@ -151,6 +152,7 @@ class DecodeConfig(Ranged):
                 "--revise needs --factor or --threshold, not a fixed schedule")
         require(self.cache != "none" or not (self.refresh or self.capture),
                 "--refresh and --capture need --cache prefix or dual")
+        require(self.capture or not self.compile, "--compile needs --capture")
 
 
 # The forward process: two of the same bound (diffusion.py), and two that are biased (data.py).

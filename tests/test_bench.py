@@ -29,13 +29,15 @@ def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, 
     for name in ("matmul_ceiling", "copy_bandwidth"):
         monkeypatch.setattr(bench, name, lambda *about: 1e9)
     command = ["--size", "full", "--random-weights", "--runs", "1", "--out",
-               str(tmp_path / "full.json"), "--dtype", "float32"]
+               str(tmp_path / "full.json"), "--device", "cpu", "--dtype", "float32"]
     assert run_script(bench.main, command) == 0, capsys.readouterr().err
     rows = json.loads((tmp_path / "full.json").read_text())["rows"]
-    trained = [row for row in rows[6:] if row["of"] == "of the matmul ceiling (MFU)"]
-    assert [row["of"] for row in rows[:6]] == [
-        *["GiB"] * 4, "real-time factor", "times the reading of the weights"]
-    assert len(trained) == len(rows[6:]) and [row["variant"] for row in trained[:2]] == [
+    trained = [row for row in rows[11:] if row["of"] == "of the matmul ceiling (MFU)"]
+    assert rows[8]["case"] == "its first run, which prepares" and rows.pop(8)["ratio"] is None
+    assert [row["of"].split(" (")[0] for row in rows[:11]] == [
+        "TB/s", "TFLOP/s", *["GiB"] * 5, "real-time factor", "times the reading of the weights",
+        *["times the throughput of one"] * 2]
+    assert len(trained) == len(rows[11:]) and [row["variant"] for row in trained[:2]] == [
         "1 at once", "2 at once"]
     assert {row["case"] for row in trained} == {"stage 1, training", "stage 3, training"}
     assert all(row["ratio"] > 0 and math.isfinite(row["ratio"]) for row in rows)

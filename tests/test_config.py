@@ -117,6 +117,7 @@ def test_a_switch_that_is_off_may_be_missing_as_in_checkpoints_from_before_it():
     dict(revise=-0.1),
     dict(factor=None, revise=0.5),
     dict(capture=True),
+    dict(cache="dual", compile=True),
     dict(cache="dual", refresh=0),
     dict(remasking="best"),
 ])

@@ -7,12 +7,12 @@ import pytest
 import torch
 from test_generate import EOS, random_state, restless_model  # noqa: F401  (a fixture)
 
-from diffa2_mini.config import DecodeConfig
+from diffa2_mini.config import DecodeConfig, LladaConfig
 from diffa2_mini.fast import state
-from diffa2_mini.fast.cache import N_SLOTS
-from diffa2_mini.fast.compiling import Captured
+from diffa2_mini.fast.cache import N_SLOTS, Slot
+from diffa2_mini.fast.compiling import Captured, compiled
 from diffa2_mini.fast.generate import generate
-from diffa2_mini.fast.llada import fuse
+from diffa2_mini.fast.llada import FastLlada, fuse
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.quantize import quantize_linears
 from diffa2_mini.tokenizer import Prompt
@@ -88,6 +88,39 @@ def test_the_next_clip_and_block_use_what_was_recorded(restless_model, recorded)
 
 
 @torch.no_grad()
+def test_a_block_is_compiled_once_for_each_rounded_shape(restless_model, recorded, monkeypatch):
+    """And once for the steps that read all: twice for each rounded length."""
+    graphs = []
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx",
+                        lambda graph, inputs: graphs.append(graph) or graph)
+    torch._dynamo.reset()
+    compiled.cache_clear()
+    for n_audio, n_compiled in ((3, 2), (20, 2), (70, 4), (9, 4)):
+        batch = batch_of(restless_model, 1, n_audio)
+        plain, fast = (decoded(batch, capture, compile=capture) for capture in (False, True))
+        assert torch.equal(plain[-1].tokens, fast[-1].tokens)
+        assert len(graphs) == n_compiled
+    decoded(batch_of(restless_model, 1, 3), True)  # not to be compiled, so in a slot of its own
+    assert [slot.fuses for slot in restless_model.llada.slots] == [True, True, False]
+
+
+@torch.no_grad()
+def test_a_block_in_float8_is_fused_too():
+    config = LladaConfig(vocab_size=23, width=32, n_layers=1, n_heads=2, hidden=48)
+    llada = FastLlada(config).bfloat16()
+    kept = {name: each.clone() for name, each in llada.state_dict().items()}
+    quantize_linears(llada, "fp8", kept.get)
+    slot, x = Slot(llada, 2, 8), torch.randn(2, 8, 32).bfloat16()
+    positions = torch.arange(8).expand(2, -1)
+    assert len(slot.weights[0][1]) == 2  # codes and scales
+    try:
+        fused = slot.read_all(x, None, positions)
+    except (NotImplementedError, RuntimeError):
+        pytest.skip("this torch has no such product on the CPU")
+    torch.testing.assert_close(fused, llada(x, None, positions), atol=0.02, rtol=0.02)
+
+
+@torch.no_grad()
 def test_batches_at_the_same_time_have_memory_of_their_own(restless_model, recorded):
     batches = [random_state(restless_model, 1).rows([i]) for i in (0, 1)]
     alone = [decoded(random_state(restless_model, 1).rows([i]), False)[-1].tokens for i in (0, 1)]
@@ -107,9 +140,9 @@ def test_fused_weights_are_the_models_own_and_follow_it(restless_model, recorded
     first = decoded(one, True)[-1].tokens
     assert all(torch.equal(each, before[name]) for name, each in llada.state_dict().items())
     weights = fuse(llada.blocks[0])
-    assert weights[1].data_ptr() == llada.slots[0].weights[0][1].data_ptr()
+    assert weights[1][0].data_ptr() == llada.slots[0].weights[0][1][0].data_ptr()
     llada.blocks[0].k_proj.weight.mul_(-3)  # in place, as an optimizer does
-    assert torch.equal(weights[1][12:24], llada.blocks[0].k_proj.weight)
+    assert torch.equal(weights[1][0][12:24], llada.blocks[0].k_proj.weight)
     other = decoded(random_state(restless_model, 5).rows([0]), True)[-1].tokens
     assert torch.equal(other, decoded(random_state(restless_model, 5).rows([0]), False)[-1].tokens)
     for block in llada.blocks:  # other memory, as after a move to another device

@@ -290,6 +290,7 @@ def test_a_gpu_without_bfloat16_answers_in_float16_and_trains_in_float32(monkeyp
 
 
 def test_float8_is_refused_where_a_gpu_has_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in ("cpu", "auto"):
         with pytest.raises(UserError, match="capability 8.9 or above, got device cpu; use int8"):
             choose_device(device, quantize="fp8")

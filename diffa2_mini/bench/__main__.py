@@ -16,13 +16,13 @@ from ..command.script import begin, run_script
 begin(__name__)  # Ctrl-C while the rest is imported
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .. import weights
@@ -38,6 +38,7 @@ from ..listen import Diffa2, find_source
 from ..lora import merge_lora
 from ..model import Audio
 from ..published.sources import load_tokenizer, locate_all
+from ..quantize import KINDS
 from ..tokenizer import Prompt
 from ..training import dry_run
 from ..training.objective import piece_loss
@@ -47,6 +48,11 @@ from .timing import Row, decode, report
 
 DECODE = DecodeConfig(gen_length=64, block_length=32, steps=60, factor=None, cache="dual",
                       capture=True)
+AT_ONCE = 8  # clips
+# by kind of quantisation, and stage: times the reading of bfloat16 weights; GiB
+STEP_TARGETS = {None: "<= 1.4", "fp8": "<= 1.15"}
+WEIGHT_TARGETS = {"int8": "<= 9", "nf4": "<= 5.5"}
+PEAK_TARGETS = {("nf4", 3): 9.5, ("nf4", 4): 11}
 
 
 def encode_clips(diffa2: Diffa2, n: int) -> Audio:
@@ -112,53 +118,108 @@ def training(diffa2: Diffa2, stage: StageConfig, runs: int) -> Iterator[Row]:
         best = row.ratio
 
 
-def decoding(diffa2: Diffa2, runs: int) -> Iterator[Row]:
-    """A clip in 60 steps, encoder included; and one cached step against the time to read the
-    weights once."""
-    ends = []  # of the steps of each run
+def decode_clips(diffa2: Diffa2, n: int, runs: int, how: DecodeConfig
+                 ) -> tuple[list[float], list[float]]:
+    """Seconds that n clips at once take in each run, encoder included, and that their steps take.
+    The first run prepares what the others use."""
+    steps = []  # of each run
 
-    def decode_clip() -> None:
-        clip = encode_clips(diffa2, 1)
+    def decode_them() -> None:
+        clips = encode_clips(diffa2, n)
         with torch.no_grad(), autocast(diffa2.device, diffa2.dtype):
-            ends.append(decode(diffa2.model, diffa2.model.embed_audio(clip, diffa2.parts), DECODE))
+            steps.append(decode(diffa2.model, diffa2.model.embed_audio(clips, diffa2.parts), how))
 
-    seconds, llada = diffa2.config.audio.max_seconds, diffa2.model.llada
-    row = Row(f"{seconds} s of sound in {DECODE.steps} steps", "dual cache, captured",
-              time_runs(decode_clip, diffa2.device, runs + 1)[1:])  # the first prepares
-    row.ratio, row.of, row.target = row.median / seconds, "real-time factor", "<= 0.012"
-    yield row
-    step = Row("one cached step", row.variant, np.diff(ends[-1]).tolist(),
-               of="times the reading of the weights", target="<= 1.4")
-    # of the embedding table a few rows are read
-    n_bytes = sum(p.nbytes for p in llada.parameters()) - llada.wte.weight.nbytes
-    step.ratio = step.median * copy_bandwidth(diffa2.device) / n_bytes
+    return time_runs(decode_them, diffa2.device, runs + 1), sum(steps[1:], [])
+
+
+def decoding(diffa2: Diffa2, runs: int, kind: str | None, how: DecodeConfig) -> Iterator[Row]:
+    """A clip in 60 steps; a cached step against the time to read the weights of the backbone once
+    in `dtype`, its embeddings not counted; 8 clips at once; and what was compiled. A step is the
+    median one, as few read all."""
+    length, device = diffa2.config.audio.max_seconds, diffa2.device
+    name = f"{kind or diffa2.dtype}, dual cache, captured{', compiled' * how.compile}"
+    compiled = torch._dynamo.utils.counters["stats"]  # since the process began
+    before = compiled["unique_graphs"]
+    (first, *clip), steps = decode_clips(diffa2, 1, runs, how)
+    one = Row(f"{length} s of sound in {how.steps} steps", name, clip, target="<= 0.0165")
+    one.ratio, one.of = one.median / length, "real-time factor"
+    yield one
+    yield Row("its first run, which prepares", name, [first])
+    n_weights = sum(layer.in_features * layer.out_features for layer in
+                    diffa2.model.llada.modules() if hasattr(layer, "in_features"))
+    floor = n_weights * diffa2.dtype.itemsize / copy_bandwidth(device)
+    step = Row("a cached step", name, steps, target=STEP_TARGETS.get(kind, ""))
+    step.ratio, step.of = step.median / floor, f"times the reading of the weights ({floor:.4g} s)"
     yield step
+    (_, *clips), all_steps = decode_clips(diffa2, AT_ONCE, runs, how)
+    for alone, seconds, target in ((one, clips, ">= 4"), (step, all_steps, ">= 5.5")):
+        row = Row(f"{alone.case}, {AT_ONCE} at once", name, seconds, target=target)
+        row.ratio, row.of = AT_ONCE * alone.median / row.median, "times the throughput of one"
+        yield row
+    if how.compile:
+        yield Row("compiled", name, ratio=compiled["unique_graphs"] - before, of="times",
+                  target="<= 4")
 
 
-def whole_size(size: str, runs: int, device: torch.device, dtype: torch.dtype, compiled: bool,
-               random: bool) -> Iterator[Row]:
-    """Memory of a training step of each stage on one clip, or pair, with blocks recomputed; then
-    decoding, and the speed of stages 1 and 3."""
-    config, stages = SIZES[size]
-    paths = None if random else locate_all({"whisper": None, "llada": None}, size)
-    model = weights.build(config, paths, device, dtype, FastLlada).eval()
-    if random:
-        fill_at_random(device, dtype, model.whisper, model.llada)
-    tokenizer = load_tokenizer(config, None, random)
-    diffa2 = Diffa2(model, ACOUSTIC_AND_SEMANTIC, tokenizer, device, dtype)
+def memory(diffa2: Diffa2, stages: dict[int, StageConfig], kind: str | None) -> Iterator[Row]:
+    """Of a training step of each stage on one clip, or pair, with blocks recomputed; then of all
+    weights for answering, of which none is in float32."""
+    model, device = diffa2.model, diffa2.device
     model.llada.recompute = "blocks"
     for stage in stages.values():
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         training_step(diffa2, stage, 1)()
-        yield Row(f"stage {stage.number}, 1 at once, recomputed", "peak memory",
-                  ratio=peak_memory(device), of="GiB", target="<= 22")
-    merge_lora(model.llada)  # decoding and stage 1 have none beside the weights
-    if compiled:
-        compile_blocks(model.whisper.blocks, model.llada.blocks)
-    yield from decoding(diffa2, runs)
+        yield Row(f"stage {stage.number}, 1 at once, recomputed, {kind or diffa2.dtype}",
+                  "peak memory", ratio=peak_memory(device), of="GiB",
+                  target=f"<= {PEAK_TARGETS.get((kind, stage.number), 22)}")
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.data, parameter.grad = parameter.data.to(diffa2.dtype), None
+    n_bytes = sum(tensor.nbytes for tensor in {*model.parameters(), *model.buffers()})
+    yield Row(f"all weights, {kind or diffa2.dtype}", "to answer", ratio=n_bytes / 2**30, of="GiB",
+              target=WEIGHT_TARGETS.get(kind, ""))
+
+
+def load(args: argparse.Namespace, device: torch.device, dtype: torch.dtype, kind: str | None
+         ) -> Diffa2:
+    """The size, with downloaded or random weights."""
+    config, random = SIZES[args.size][0], args.random_weights
+    paths = None if random else locate_all({"whisper": None, "llada": None}, args.size)
+    model = weights.build(config, paths, device, dtype, FastLlada, weights.Loading(kind)).eval()
+    if random:
+        fill_at_random(device, dtype, model.whisper, model.llada, quantize=kind)
+    return Diffa2(model, ACOUSTIC_AND_SEMANTIC, load_tokenizer(config, None, random), device, dtype)
+
+
+def answering(diffa2: Diffa2, stages: dict[int, StageConfig], runs: int, kind: str | None
+              ) -> Iterator[Row]:
+    """Memory; then decoding, on a GPU as it is recorded and then compiled too."""
+    yield from memory(diffa2, {} if kind == "fp8" else stages, kind)
+    if kind is None:
+        merge_lora(diffa2.model.llada)  # decoding has none beside the weights
+    yield from decoding(diffa2, runs, kind, DECODE)
+    if diffa2.device.type == "cuda" and kind in (None, "fp8"):
+        yield from decoding(diffa2, runs, kind, replace(DECODE, compile=True))
+
+
+def whole_size(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Row]:
+    """What the device can do; the size in each kind of `--quantize`, on a GPU as it is and in all
+    kinds; and how fast it trains in stages 1 and 3, if nothing is quantised."""
+    yield Row("copy of memory", str(device), ratio=copy_bandwidth(device) / 1e12, of="TB/s")
+    yield Row("product of matrices", str(dtype), ratio=matmul_ceiling(device, dtype) / 1e12,
+              of="TFLOP/s")
+    stages, kinds = SIZES[args.size][1], (None, *KINDS)[:4 if device.type == "cuda" else 1]
+    for kind in args.quantize or kinds:
+        choose_device(args.device, args.dtype, quantize=kind)
+        yield from answering(load(args, device, dtype, kind), stages, args.runs, kind)
+        gc.collect()  # so that no tensor of a kind counts for the next
+    if args.quantize:
+        return
+    diffa2 = load(args, device, dtype, None)
+    if args.compile:
+        compile_blocks(diffa2.model.whisper.blocks, diffa2.model.llada.blocks)
     for number in {1, 3} & stages.keys():
-        yield from training(diffa2, stages[number], runs)
+        yield from training(diffa2, stages[number], args.runs)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -167,6 +228,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--size", choices=list(SIZES))
     add("--random-weights", action="store_true", help="instead of downloads")
     add("--compile", action="store_true", help="have torch.compile fuse operations")
+    add("--quantize", nargs="+", choices=list(KINDS),
+        help="measure these kinds alone (default: none; on a GPU, as it is and all kinds)")
     add("--runs", type=int, default=5)
     add("--decoders", action="store_true", help="how right and how fast each rule of decoding is")
     add("--checkpoint", type=Path, help="of --decoders: what train.py wrote (default: the size's)")
@@ -198,8 +261,7 @@ def main(argv: list[str]) -> None:
         name, asked = "decoders", questions_of(args.file, args.type, args.limit, config.size)
         rows = decoders(Diffa2.load(source, device, dtype), asked)
     else:
-        name, random = args.size, args.random_weights
-        rows = whole_size(name, args.runs, device, dtype, args.compile, random)
+        name, rows = args.size, whole_size(args, device, dtype)
     report(rows, args.out or Path("runs", f"bench_{name}.json"), argv, device, dtype)
 
 

@@ -6,14 +6,15 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 
-def compile_blocks(*stacks: nn.ModuleList) -> None:
-    """Compile each block when it is first used. After the first failure, which one line tells, all
-    that is not compiled yet runs as it is."""
+def quiet_compiler() -> Callable:
+    """What turns a graph into kernels, for torch.compile. After the first failure, which one line
+    tells, all that is not compiled yet runs as it is."""
     torch._logging.set_logs(all=logging.ERROR)  # else thousands of lines; see TORCH_LOGS
     torch._dynamo.config.suppress_errors = True  # in what comes before `compiler`
     failures = []
@@ -30,8 +31,20 @@ def compile_blocks(*stacks: nn.ModuleList) -> None:
                 failures.append(error)
         return graph
 
+    return compiler
+
+
+def compile_blocks(*stacks: nn.ModuleList) -> None:
+    """Compile each block when it is first used."""
+    compiler = quiet_compiler()
     for block in itertools.chain(*stacks):
         block.forward = torch.compile(block.forward, backend=compiler)
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    """A function of tensors that is compiled once for each shape of its inputs."""
+    return torch.compile(function, backend=quiet_compiler(), dynamic=False)
 
 
 class Captured:

@@ -57,7 +57,8 @@ def predict(block: ActiveBlock, config: DecodeConfig, tokens: Tensor, positions:
     end = tokens.shape[1] if config.cache == "prefix" else min(block.stop, tokens.shape[1])
     for state in block.states:
         if fresh:
-            hidden = state.forward_all(tokens, keep, config.capture)[:, block.start:block.stop]
+            hidden = state.forward_all(tokens, keep, config.capture, config.compile)
+            hidden = hidden[:, block.start:block.stop]
         else:
             hidden = state.forward_block(tokens, block.start, end)
         logits.append(state.logits(hidden.take_along_dim(positions[..., None], 1)))  # [b, n, V]

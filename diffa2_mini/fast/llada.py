@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..llada import Block, Llada, rotate
+from ..quantize import Float8Linear, float8_product
+
+Weight = tuple[Tensor, ...]  # a matrix [out, in]; or codes of 8 bits and their scales [out, 1]
 
 
 class FastBlock(Block):
@@ -37,28 +40,38 @@ class FastBlock(Block):
         return self.attn_out(y.transpose(1, 2).flatten(2))  # [B, S - first, D]
 
 
-def join(*layers: nn.Linear) -> Tensor:
-    """The weights of equal layers as one matrix, of which theirs become slices, once and for all:
-    none is in memory twice."""
-    first, n = layers[0].weight, len(layers)
-    at = [(layer.weight.untyped_storage().data_ptr(), layer.weight.data_ptr()) for layer in layers]
+def join(*parts: Tensor) -> Tensor:
+    """Matrices of one shape as one, of which they become slices, once and for all: none is in
+    memory twice."""
+    first, n = parts[0], len(parts)
+    at = [(part.untyped_storage().data_ptr(), part.data_ptr()) for part in parts]
     if at != [(at[0][0], at[0][1] + i * first.nbytes) for i in range(n)]:
-        for layer, part in zip(layers, torch.cat([layer.weight.data for layer in layers]).chunk(n)):
-            layer.weight.data = part
+        for part, joined in zip(parts, torch.cat([part.data for part in parts]).chunk(n)):
+            part.data = joined
     return first.data.as_strided((n * len(first), first.shape[1]), first.stride()).data
 
 
-def fuse(block: Block) -> tuple[Tensor, ...] | None:
-    """The weights of a block for `fused_block`; None if it has LoRA or is quantised."""
-    qkv, inner = (block.q_proj, block.k_proj, block.v_proj), (block.ff_proj, block.up_proj)
-    if any(type(each) is not nn.Linear for each in (*qkv, block.attn_out, *inner, block.ff_out)):
+def fuse(block: Block) -> tuple[Weight, ...] | None:
+    """The weights of a block for `fused_block`; None if it has LoRA or is quantised, but to fp8."""
+    layers = ((block.q_proj, block.k_proj, block.v_proj), (block.attn_out,),
+              (block.ff_proj, block.up_proj), (block.ff_out,))
+    kinds = {type(layer) for some in layers for layer in some}
+    names = {nn.Linear: ("weight",), Float8Linear: ("codes", "scale")}.get(kinds.pop())
+    if kinds or names is None:
         return None
-    return (block.attn_norm.weight.data, join(*qkv), block.attn_out.weight.data,
-            block.ff_norm.weight.data, join(*inner), block.ff_out.weight.data)
+    qkv, attn_out, inner, ff_out = (tuple(
+        join(*(getattr(layer, name) for layer in some)) for name in names) for some in layers)
+    return ((block.attn_norm.weight.data,), qkv, attn_out, (block.ff_norm.weight.data,), inner,
+            ff_out)
+
+
+def product(x: Tensor, weight: Weight) -> Tensor:
+    """x [..., in] times a weight [out, in], [..., out]."""
+    return F.linear(x, *weight) if len(weight) == 1 else float8_product(x, *weight)
 
 
 def fused_block(x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor,
-                cache: tuple[Tensor, Tensor, Tensor], weights: tuple[Tensor, ...],
+                cache: tuple[Tensor, Tensor, Tensor], weights: tuple[Weight, ...],
                 sizes: tuple[int, float]) -> Tensor:
     """A block, x [B, n, D] -> [B, n, D]. `cache`: keys and values [B, H, S, D/H], which are renewed
     at the positions [n]. `sizes`: the number of heads, and the norms' eps."""
@@ -68,14 +81,14 @@ def fused_block(x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor,
 
     (n_heads, eps), (keys, values, at) = sizes, cache
     attn_norm, qkv, attn_out, ff_norm, inner, ff_out = weights
-    heads = F.linear(norm(x, attn_norm), qkv).unflatten(2, (3, n_heads, -1))  # [B, n, 3, H, D/H]
+    heads = product(norm(x, *attn_norm), qkv).unflatten(2, (3, n_heads, -1))  # [B, n, 3, H, D/H]
     q, k, v = heads.permute(2, 0, 3, 1, 4)  # [B, H, n, D/H] each
     keys.index_copy_(2, at, rotate(k, rotation))
     values.index_copy_(2, at, v)
     y = F.scaled_dot_product_attention(rotate(q, rotation), keys, values, attn_mask=mask)
-    x = x + F.linear(y.transpose(1, 2).flatten(2), attn_out)  # [B, H, n, D/H] -> [B, n, D]
-    gate, up = F.linear(norm(x, ff_norm), inner).chunk(2, dim=-1)
-    return x + F.linear(F.silu(gate) * up, ff_out)
+    x = x + product(y.transpose(1, 2).flatten(2), attn_out)  # [B, H, n, D/H] -> [B, n, D]
+    gate, up = product(norm(x, *ff_norm), inner).chunk(2, dim=-1)
+    return x + product(F.silu(gate) * up, ff_out)
 
 
 class FastLlada(Llada):

@@ -63,14 +63,16 @@ class DecodingState:
         else:
             self.n_read = int(self.valid[:, self.n_before:].any(0).sum())
 
-    def forward_all(self, tokens: Tensor, keep: bool = False, capture: bool = False) -> Tensor:
+    def forward_all(self, tokens: Tensor, keep: bool = False, capture: bool = False,
+                    fuses: bool = False) -> Tensor:
         """Hidden states [B, n, D] of the tokens [B, n], computed with everything before them. With
-        `keep`, all keys and values are put into the cache; with `capture`, into that of a graph."""
+        `keep`, all keys and values are put into the cache; with `capture`, into that of a graph,
+        whose blocks are compiled if it `fuses`."""
         x = torch.cat([self.before, self.model.llada.wte(tokens)], dim=1)  # [B, P + n, D]
         caches, positions = None, self.positions[:, :x.shape[1]]
         valid = None if self.valid is None else self.valid[:, :x.shape[1]]
         if keep and capture and x.device.type in CAPTURES_ON:
-            self.slot = self.slot or slot_for(self, self.model.llada, *x.shape[:2])
+            self.slot = self.slot or slot_for(self, self.model.llada, *x.shape[:2], fuses)
             return self.slot.read_all(x, valid, positions)[:, self.n_before:]
         if keep:
             self.caches = self.caches or empty_caches(self.model.llada, *self.positions.shape)
