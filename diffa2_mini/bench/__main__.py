@@ -145,8 +145,8 @@ def decoding(diffa2: Diffa2, runs: int, kind: str | None, how: DecodeConfig) -> 
     one.ratio, one.of = one.median / length, "real-time factor"
     yield one
     yield Row("its first run, which prepares", name, [first])
-    n_weights = sum(layer.in_features * layer.out_features for layer in
-                    diffa2.model.llada.modules() if hasattr(layer, "in_features"))
+    of = diffa2.config.llada
+    n_weights = of.width * (of.n_layers * (4 * of.width + 3 * of.hidden) + of.vocab_size)
     floor = n_weights * diffa2.dtype.itemsize / copy_bandwidth(device)
     step = Row("a cached step", name, steps, target=STEP_TARGETS.get(kind, ""))
     step.ratio, step.of = step.median / floor, f"times the reading of the weights ({floor:.4g} s)"
