@@ -21,7 +21,7 @@ PENDING = "not measured yet"
 LOGGED = ("variance", "variance_start", "forward_passes", "seconds")
 # at which an experiment was measured; whoever measures its cells anew says so here
 COMMITS = dict.fromkeys(("adapters", "curriculum", "autoregressive", "lora"),
-                        "5149114 or earlier") | dict.fromkeys(("factor", "vrpo"), "01bf624")
+                        "5149114 or earlier") | dict.fromkeys(("factor", "vrpo"), "01bf624") | {"small": "c019ef3"}
 # a setting that is interpolated between those measured
 SAME_PASSES = "fixed schedule with as many passes"
 
