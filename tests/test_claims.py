@@ -129,6 +129,8 @@ def test_the_variants_differ_in_what_they_say(quick):
 def test_a_verdict_needs_every_seed_and_a_difference_beyond_the_spread():
     assert verdict([0.10, 0.11, 0.12]) == SHOWS
     assert verdict([0.10, 0.11]) == "not measured yet"
+    assert verdict([0.10, 0.11], n_seeds=2) == SHOWS  # .105 - 6.31 (.00707 / sqrt 2) > 0
+    assert verdict([0.10, 0.16], n_seeds=2) == HIDES  # .130 - 6.31 (.0424 / sqrt 2) < 0
     assert verdict([0.30, -0.10, 0.05]) == HIDES
     assert verdict([-0.10, -0.11, -0.12]) == OPPOSITE
     assert verdict([0.0, 0.0, 0.0]) == HIDES

@@ -62,9 +62,7 @@ from tutorials.claims_lab import (
     variants,
     write_json,
 )
-from tutorials.claims_table import FIGURES, SEEDS
-
-SEEDS_OF = {"small": SEEDS[:1]}  # of other experiments: all
+from tutorials.claims_table import FIGURES, SEEDS, SEEDS_OF
 
 # estimates of the score, from which its variance and the bias of the loss are computed
 N_DRAWS = 4000

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 SEEDS = (0, 1, 2)
-T95 = 2.92  # of Student's distribution with two degrees of freedom, as three seeds have
+SEEDS_OF = {"small": SEEDS[:1], "again": SEEDS[:2]}  # of other experiments: all
+STUDENT = {2: 6.31, 3: 2.92}  # 95 % points of Student's distribution, by number of seeds
+T95 = STUDENT[len(SEEDS)]
 MARGIN = 0.02  # in accuracy
 SHOWS, HIDES, OPPOSITE = "shows", "does not show at this scale", "the opposite shows at this scale"
 PENDING = "not measured yet"
@@ -21,7 +23,8 @@ PENDING = "not measured yet"
 LOGGED = ("variance", "variance_start", "forward_passes", "seconds")
 # at which an experiment was measured; whoever measures its cells anew says so here
 COMMITS = dict.fromkeys(("adapters", "curriculum", "autoregressive", "lora"),
-                        "5149114 or earlier") | dict.fromkeys(("factor", "vrpo"), "01bf624") | {"small": "c019ef3"}
+                        "5149114 or earlier")
+COMMITS |= dict.fromkeys(("factor", "vrpo"), "01bf624") | {"small": "c019ef3"}
 # a setting that is interpolated between those measured
 SAME_PASSES = "fixed schedule with as many passes"
 
@@ -215,18 +218,19 @@ def numbers(cell: dict) -> dict[str, float]:
     return found | cell.get("types", {})
 
 
-def verdict(differences: list[float], margin: float = 0.0) -> str:
+def verdict(differences: list[float], margin: float = 0.0, n_seeds: int = len(SEEDS)) -> str:
     """Whether what should be positive is so over the seeds: above -margin with 95 % confidence."""
-    if len(differences) < len(SEEDS):
+    if len(differences) < n_seeds:
         return PENDING
     mean, spread = mean_and_spread(differences)
-    error = T95 * spread / math.sqrt(len(differences))
+    error = STUDENT[n_seeds] * spread / math.sqrt(n_seeds)
     if mean - error > -margin:
         return SHOWS
     return OPPOSITE if mean + error < -margin else HIDES
 
 
-def judge(comparison: Comparison, settings: dict[str, dict[int, dict]]) -> dict:
+def judge(comparison: Comparison, settings: dict[str, dict[int, dict]],
+          n_seeds: int = len(SEEDS)) -> dict:
     """A comparison's figures and its verdict."""
     more, less = ({seed: cell[comparison.figure] for seed, cell in settings.get(name, {}).items()}
                   for name in (comparison.more, comparison.less))
@@ -236,7 +240,7 @@ def judge(comparison: Comparison, settings: dict[str, dict[int, dict]]) -> dict:
     return {
         "text": comparison.text, "figure": comparison.figure,
         "more": [more[seed] for seed in seeds], "less": [less[seed] for seed in seeds],
-        "verdict": verdict(differences, comparison.margin)}
+        "verdict": verdict(differences, comparison.margin, n_seeds)}
 
 
 def together(verdicts: list[str]) -> str:
@@ -275,8 +279,8 @@ def summary(cells: list[dict]) -> dict:
             experiments.setdefault(experiment, {})[setting] = figures
     claims = []
     for claim in measured_claims(found):
-        settings = found[claim.experiment]
-        judged = [judge(comparison, settings) for comparison in claim.comparisons]
+        settings, seeds = found[claim.experiment], SEEDS_OF.get(claim.experiment, SEEDS)
+        judged = [judge(comparison, settings, len(seeds)) for comparison in claim.comparisons]
         claims.append({"claim": claim.claim, "experiment": claim.experiment,
                        "verdict": together([each["verdict"] for each in judged]),
                        "comparisons": judged})
