@@ -77,7 +77,7 @@ def forming(tokens: list[tuple[str, int, float]]) -> str:
     width, height = 2 * LEFT + PER_ROW * (WIDTH + GAP) - GAP, 66 + rows * (HEIGHT + GAP) + 10
     style = """text{font:15px ui-monospace,Menlo,Consolas,monospace;fill:#1f2328}
 .token{text-anchor:middle}
-.said{fill:#59636e}.box{fill:#8a929b;fill-opacity:.16}.word{fill:#3b82c4}.end{fill:#8a929b}
+.said{fill:#59636e}.box{fill:none;stroke:#8a929b}.word{fill:#3b82c4}.end{fill:#8a929b}
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.said{fill:#9198a1}}
 @media(prefers-reduced-motion:reduce){g{animation:none!important}}"""
     return (
