@@ -43,11 +43,13 @@ def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, 
     assert all(row["ratio"] > 0 and math.isfinite(row["ratio"]) for row in rows)
 
 
-@pytest.mark.parametrize("flags", [[], ["--only", "decoding"], ["--toy", "--data", "world"]])
-def test_what_is_compared_on_a_cpu_is_said_to_be_elsewhere(flags, capsys):
+@pytest.mark.parametrize("flags, message", [
+    ([], "a CPU and the toy's caches are measured by 'python tutorials/speed.py'"),
+    (["--size", "full", "--quantize", "int8", "fp8", "--device", "cpu"], "got device cpu; use")])
+def test_what_cannot_be_measured_is_said_before_all_else(flags, message, capsys):
     assert run_script(bench.main, flags) == 2
-    error = capsys.readouterr().err
-    assert "'python tutorials/speed.py'" in error and error.count("\n") == 1
+    printed, error = capsys.readouterr()
+    assert message in error and error.count("\n") == 1 and not printed
 
 
 def test_ceilings_are_measured():

@@ -76,6 +76,8 @@ def test_recorded_decoding_gives_the_tokens_of_plain_decoding(restless_model, re
                                        rtol=1e-4)
         answers.add(tuple(plain[-1].tokens.flatten().tolist()))
     assert len(answers) > 25 and recorded
+    slot = restless_model.llada.slots[0]
+    assert all((each is None) == (weights == "int8") for each in slot.weights)
     assert len(restless_model.llada.slots) <= N_SLOTS
 
 
@@ -87,21 +89,39 @@ def test_the_next_clip_and_block_use_what_was_recorded(restless_model, recorded)
     assert recorded == [[4, 4, 12]] and len(restless_model.llada.slots) == 1
 
 
-@torch.no_grad()
-def test_a_block_is_compiled_once_for_each_rounded_shape(restless_model, recorded, monkeypatch):
-    """And once for the steps that read all: twice for each rounded length."""
+@pytest.fixture
+def graphs(monkeypatch):
+    """What was compiled."""
     graphs = []
     monkeypatch.setattr("torch._inductor.compile_fx.compile_fx",
                         lambda graph, inputs: graphs.append(graph) or graph)
     torch._dynamo.reset()
     compiled.cache_clear()
+    return graphs
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@torch.no_grad()
+def test_a_block_is_compiled_once_for_each_rounded_shape(restless_model, recorded, graphs, lora):
+    """And once for the steps that read all: twice for each rounded length."""
+    if lora:
+        restless_model.add_lora()
     for n_audio, n_compiled in ((3, 2), (20, 2), (70, 4), (9, 4)):
         batch = batch_of(restless_model, 1, n_audio)
         plain, fast = (decoded(batch, capture, compile=capture) for capture in (False, True))
         assert torch.equal(plain[-1].tokens, fast[-1].tokens)
         assert len(graphs) == n_compiled
     decoded(batch_of(restless_model, 1, 3), True)  # not to be compiled, so in a slot of its own
-    assert [slot.fuses for slot in restless_model.llada.slots] == [True, True, False]
+    assert [slot.compiles for slot in restless_model.llada.slots] == [True, True, False]
+
+
+@torch.no_grad()
+def test_the_eleventh_shape_is_compiled_too(restless_model, recorded, graphs):
+    """Torch alone would stop at eight, and say nothing."""
+    slots = [Slot(restless_model.llada, 1, n, compiles=True) for n in range(1, 12)]
+    for slot in slots:
+        slot.read_all(torch.randn(1, slot.shape[1], 12), None, torch.arange(slot.shape[1])[None])
+    assert len(graphs) == 11
 
 
 @torch.no_grad()
@@ -112,7 +132,7 @@ def test_a_block_in_float8_is_fused_too():
     quantize_linears(llada, "fp8", kept.get)
     slot, x = Slot(llada, 2, 8), torch.randn(2, 8, 32).bfloat16()
     positions = torch.arange(8).expand(2, -1)
-    assert len(slot.weights[0][1]) == 2  # codes and scales
+    assert len(slot.weights[0][2][0]) == 2  # codes and scales
     try:
         fused = slot.read_all(x, None, positions)
     except (NotImplementedError, RuntimeError):
@@ -139,14 +159,21 @@ def test_fused_weights_are_the_models_own_and_follow_it(restless_model, recorded
     before = {name: each.clone() for name, each in llada.state_dict().items()}
     first = decoded(one, True)[-1].tokens
     assert all(torch.equal(each, before[name]) for name, each in llada.state_dict().items())
-    weights = fuse(llada.blocks[0])
-    assert weights[1][0].data_ptr() == llada.slots[0].weights[0][1][0].data_ptr()
+    ((qkv,), _), same = fuse(llada.blocks[0])[2], llada.slots[0].weights[0][2][0][0]
+    assert qkv.data_ptr() == same.data_ptr()
     llada.blocks[0].k_proj.weight.mul_(-3)  # in place, as an optimizer does
-    assert torch.equal(weights[1][0][12:24], llada.blocks[0].k_proj.weight)
+    assert torch.equal(qkv[12:24], llada.blocks[0].k_proj.weight)
     other = decoded(random_state(restless_model, 5).rows([0]), True)[-1].tokens
     assert torch.equal(other, decoded(random_state(restless_model, 5).rows([0]), False)[-1].tokens)
+    restless_model.add_lora()
+    for name, parameter in restless_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    learned = decoded(random_state(restless_model, 5).rows([0]), True)[-1].tokens
+    plain = decoded(random_state(restless_model, 5).rows([0]), False)[-1].tokens
+    assert torch.equal(learned, plain)
     for block in llada.blocks:  # other memory, as after a move to another device
         block.q_proj.weight.data = block.q_proj.weight.data.clone() * 2
     moved = decoded(random_state(restless_model, 5).rows([0]), True)[-1].tokens
     assert torch.equal(moved, decoded(random_state(restless_model, 5).rows([0]), False)[-1].tokens)
-    assert len({tuple(each[0].tolist()) for each in (first, other, moved)}) > 1
+    assert len({tuple(each[0].tolist()) for each in (first, other, learned, moved)}) > 2

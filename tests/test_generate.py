@@ -56,7 +56,7 @@ class Guess:
         return Guess(lambda tokens, **more: self.predict(tokens, conditional=False, **more),
                      len(self.response))
 
-    def forward_all(self, tokens, keep=False, *how):
+    def forward_all(self, tokens, how):
         assert tokens.shape[1] == self.n_read
         everything = torch.full((len(self.response), 8), MASK)
         everything[self.kept, :tokens.shape[1]] = tokens

@@ -4,6 +4,7 @@ one by one."""
 import pytest
 import torch
 
+from diffa2_mini.config import DecodeConfig
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.model import lay_out, part_of
 from diffa2_mini.tokenizer import Prompt
@@ -13,6 +14,7 @@ PROMPTS = [Prompt([1, 2, 3, 4, 5], 2), Prompt([6, 7, 8], 1), Prompt([9, 10, 11, 
 LENGTHS = [16, 3, 9]  # encoder frames that hold sound: 4, 0 and 2 semantic embeddings
 RESPONSE = torch.tensor([[16, 17, 18, MASK], [19, MASK, 0, 0], [MASK, MASK, 20, 0]])
 VALID = torch.tensor([[True] * 4, [True] * 2 + [False] * 2, [True] * 3 + [False]])
+DUAL = DecodeConfig(cache="dual")
 PARTS = [("prompts", "semantic"), ("acoustic", "semantic")]
 
 
@@ -170,7 +172,7 @@ def test_a_cached_block_is_exact_if_nothing_else_has_changed_and_depends_on_the_
     other = RESPONSE.clone()
     other[:, 1] = 5
     again = state(model, model.embed_audio(audio, PARTS[1]))
-    before = again.forward_all(RESPONSE, keep=True)
+    before = again.forward_all(RESPONSE, DUAL)
     torch.testing.assert_close(again.forward_block(RESPONSE, 1, 3), before[:, 1:3], atol=1e-5,
                                rtol=0)
     changed = again.forward_block(other, 1, 2)  # the cached others do not know of the change
@@ -178,7 +180,7 @@ def test_a_cached_block_is_exact_if_nothing_else_has_changed_and_depends_on_the_
     assert not torch.allclose(changed, again.forward_all(other)[:, 1:2], atol=1e-6)
     first = again.forward_block(RESPONSE, 0, 1)  # and what is cached of the changed one is new
     assert not torch.allclose(first, before[:, :1], atol=1e-6)
-    again.forward_all(other, keep=True)
+    again.forward_all(other, DUAL)
     torch.testing.assert_close(again.forward_block(other, 1, 2),
                                again.forward_all(other)[:, 1:2], atol=1e-5, rtol=0)
 
@@ -189,6 +191,6 @@ def test_the_cache_is_in_the_dtype_of_the_computation(model, audio):
         model.llada.to(dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             again = state(model, model.embed_audio(audio, PARTS[1]))
-            again.forward_all(RESPONSE, keep=True)
+            again.forward_all(RESPONSE, DUAL)
             assert again.caches[0].keys.dtype == (torch.bfloat16 if autocast else torch.float32)
             assert again.forward_block(RESPONSE, 1, 3).shape == (3, 2, 12)

@@ -24,6 +24,7 @@ from diffa2_mini.fast.device import choose_device
 from diffa2_mini.fast.token_losses import token_losses
 from diffa2_mini.lora import LoraLinear, add_lora
 from diffa2_mini.quantize import KINDS, QuantizedLinear, nf4_levels, quantize_linears
+from diffa2_mini.training import dry_run
 from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.training.random_weights import fill_at_random
 
@@ -285,6 +286,11 @@ def test_a_gpu_without_bfloat16_answers_in_float16_and_trains_in_float32(monkeyp
     with_gpu(monkeypatch, (7, 5))
     assert choose_device()[:2] == (torch.device("cuda"), torch.float16)
     assert choose_device(trains=True)[1] == torch.float32
+    stage = dataclasses.replace(SIZES["toy"][1][3], micro_batch=2)
+    counts = {"whisper": (9, 0), "llada": (9, 0)}
+    planned = [dry_run.memory_of(dry_run.Plan("toy", dtype, "nothing"), stage, counts)
+               for dtype in ("auto", "float32")]
+    assert planned[0] == planned[1]
     with_gpu(monkeypatch, (8, 0))
     assert choose_device()[1] == choose_device(trains=True)[1] == torch.bfloat16
 

@@ -204,13 +204,13 @@ def answering(diffa2: Diffa2, stages: dict[int, StageConfig], runs: int, kind: s
 
 def whole_size(args: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Iterator[Row]:
     """What the device can do; the size in each kind of `--quantize`, on a GPU as it is and in all
-    kinds; and how fast it trains in stages 1 and 3, if nothing is quantised."""
+    kinds that this has; and how fast it trains in stages 1 and 3, if nothing is quantised."""
+    stages, on_gpu = SIZES[args.size][1], device.type == "cuda"
+    n_kinds = 3 + (torch.cuda.get_device_capability() >= (8, 9)) if on_gpu else 1  # fp8 is last
     yield Row("copy of memory", str(device), ratio=copy_bandwidth(device) / 1e12, of="TB/s")
     yield Row("product of matrices", str(dtype), ratio=matmul_ceiling(device, dtype) / 1e12,
               of="TFLOP/s")
-    stages, kinds = SIZES[args.size][1], (None, *KINDS)[:4 if device.type == "cuda" else 1]
-    for kind in args.quantize or kinds:
-        choose_device(args.device, args.dtype, quantize=kind)
+    for kind in args.quantize or (None, *KINDS)[:n_kinds]:
         yield from answering(load(args, device, dtype, kind), stages, args.runs, kind)
         gc.collect()  # so that no tensor of a kind counts for the next
     if args.quantize:
@@ -227,8 +227,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--size", choices=list(SIZES))
     add("--random-weights", action="store_true", help="instead of downloads")
-    add("--compile", action="store_true", help="have torch.compile fuse operations")
-    add("--quantize", nargs="+", choices=list(KINDS),
+    add("--compile", action="store_true", help="compile in training (decoding is measured so too)")
+    add("--quantize", nargs="+", choices=list(KINDS), default=[],
         help="measure these kinds alone (default: none; on a GPU, as it is and all kinds)")
     add("--runs", type=int, default=5)
     add("--decoders", action="store_true", help="how right and how fast each rule of decoding is")
@@ -241,11 +241,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES])
     add("--threads", type=int, help="CPU threads (default: one per core)")
-    add("--toy", "--only", "--data", dest="moved", nargs="?", const=True, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    require((args.size or args.decoders) and not args.moved,
-            "expected --size or --decoders; the cases for a CPU and the toy's caches (--only, "
-            "--toy) are measured by 'python tutorials/speed.py', in a clone")
+    require(args.size or args.decoders, "expected --size or --decoders; the cases for a CPU and "
+            "the toy's caches are measured by 'python tutorials/speed.py', in a clone")
     return args
 
 
@@ -255,7 +253,8 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(args.threads)
     source = find_source(args.size, args.checkpoint) if args.decoders else None
     config = source.config if source else SIZES[args.size][0]
-    device, dtype, _ = choose_device(args.device, args.dtype, not config.from_scratch)
+    device, dtype, _ = choose_device(args.device, args.dtype, not config.from_scratch,
+                                     quantize="fp8" if "fp8" in args.quantize else None)
     torch.manual_seed(0)
     if source:
         name, asked = "decoders", questions_of(args.file, args.type, args.limit, config.size)

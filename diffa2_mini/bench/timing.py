@@ -76,14 +76,10 @@ def decode(model: Diffa2Model, clips: list[Tensor], config: DecodeConfig,
            state: type[DecodingState] = DecodingState) -> list[float]:
     """Answer about the clips [A, D], as a batch; returns the seconds between the ends of steps. A
     CUDA device notes them itself, and no step waits for that."""
-    n, device, ends = len(clips), clips[0].device, []
+    n, device = len(clips), clips[0].device
     batch = state(model, clips, [PROMPT] * n, [config.gen_length] * n, MASK_ID)
-    for _ in generate(batch, config, EOS_ID):
-        if device.type == "cuda":
-            ends.append(torch.cuda.Event(enable_timing=True))
-            ends[-1].record()
-        else:
-            ends.append(now(device))
+    ends = [torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))
+            if device.type == "cuda" else now(device) for _ in generate(batch, config, EOS_ID)]
     now(device)  # waits for the last one
     return [end.elapsed_time(after) / 1000 if device.type == "cuda" else after - end
             for end, after in pairwise(ends)]

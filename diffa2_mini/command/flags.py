@@ -41,7 +41,7 @@ def add_model_flags(add: Callable) -> None:
     add("--revise", type=float, help="mask once more what was committed less confidently")
     add("--cache", choices=CACHES, help="which keys and values outside the block to keep")
     add("--capture", action="store_true", default=None, help="on CUDA: replay a recorded step")
-    add("--compile", action="store_true", default=None, help="of --capture: fuse small operations")
+    add("--compile", action="store_true", default=None, help="of --capture: compile the step")
     add("--refresh", type=int, help="steps between renewals of a cache (default: once a block)")
     add("--temperature", type=float, help="0 takes the most probable tokens")
     add("--cfg", type=float, help="scale of classifier-free guidance, 0 is none")

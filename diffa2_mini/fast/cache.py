@@ -44,24 +44,24 @@ def place(caches: list[KeyValueCache], at: Tensor) -> list[KeyValueCache]:
     return [replace(cache, at=at) for cache in caches]
 
 
-class Slot:
-    """Caches for batches of at most B rows and S positions, one after another. With `fuses`, its
-    blocks are compiled."""
+def addresses(llada: Llada) -> list[int]:
+    """Where the weights of the first block, and of its LoRA, are in memory."""
+    return [tensor.data_ptr() for tensor in llada.blocks[0].state_dict().values()]
 
-    def __init__(self, llada: Llada, n_rows: int, n_positions: int, fuses: bool = False):
+
+class Slot:
+    """Caches for batches of at most B rows and S positions, one after another."""
+
+    def __init__(self, llada: Llada, n_rows: int, n_positions: int, compiles: bool = False):
         self.llada, self.caches = llada, empty_caches(llada, n_rows, n_positions)
-        self.weights = [fuse(block) for block in llada.blocks]
-        self.fused = compiled(fused_block) if fuses else fused_block
+        self.weights, self.addresses = [fuse(block) for block in llada.blocks], addresses(llada)
+        self.block = compiled(fused_block) if compiles else fused_block
         keys, half = self.caches[0].keys, llada.config.width // llada.config.n_heads // 2
         self.mask = keys.new_zeros(n_rows, 1, 1, n_positions)  # added to scores: 0 or -inf
         self.rotation = torch.zeros(2, n_rows, 1, n_positions, half, device=keys.device)
         self.everywhere = torch.arange(n_positions, device=keys.device)  # [S]
-        self.shape, self.fuses, self.captured = (n_rows, n_positions), fuses, Captured(self.forward)
-
-    def is_current(self) -> bool:
-        """Whether the weights are still where they were, with or without LoRA."""
-        now, then = fuse(self.llada.blocks[0]), self.weights[0]
-        return now is then or bool(now and then) and now[1][0].data_ptr() == then[1][0].data_ptr()
+        self.captured, self.shape = Captured(self.forward), (n_rows, n_positions)
+        self.compiles = compiles
 
     def read_all(self, x: Tensor, valid: Tensor | None, positions: Tensor) -> Tensor:
         """Hidden states [b, s, D] of all x [b, s, D], whose keys and values it keeps. `valid` and
@@ -91,22 +91,21 @@ class Slot:
         rotation = self.rotation.index_select(3, at).unbind()  # [B, 1, n, D/(2H)] each
         for block, weights, cache in zip(llada.blocks, self.weights, place(self.caches, at)):
             kept = cache.keys, cache.values, at
-            x = (self.fused(x, rotation, self.mask, kept, weights, sizes) if weights else
+            x = (self.block(x, rotation, self.mask, kept, weights, sizes) if weights else
                  block(x, rotation, self.mask, cache))
         return llada.ln_f(x)
 
 
-def slot_for(batch: object, llada: Llada, n_rows: int, n_positions: int, fuses: bool) -> Slot:
-    """A slot that is free, or a new one. It is the batch's as long as that is there and has it as
-    `batch.slot`."""
+def slot_for(batch: object, llada: Llada, n_rows: int, n_positions: int, compiles: bool) -> Slot:
+    """A slot that is free, or a new one: the batch's as long as that has it as `batch.slot`."""
     shape = 1 << (n_rows - 1).bit_length(), -(-n_positions // MULTIPLE) * MULTIPLE
-    slots = [slot for slot in getattr(llada, "slots", []) if slot.is_current()]
+    slots = [slot for slot in getattr(llada, "slots", []) if slot.addresses == addresses(llada)]
     free = [slot for slot in slots if getattr(slot.batch(), "slot", None) is not slot]
-    slot = next((slot for slot in free if (slot.shape, slot.fuses) == (shape, fuses)), None)
+    slot = next((slot for slot in free if (slot.shape, slot.compiles) == (shape, compiles)), None)
     if slot is None:
         for old in free[:max(0, len(slots) - N_SLOTS + 1)]:
             slots.remove(old)
-        slot = Slot(llada, *shape, fuses)
+        slot = Slot(llada, *shape, compiles)
     slot.batch = weakref.ref(batch)
     llada.slots = [each for each in slots if each is not slot] + [slot]  # the last used is last
     return slot

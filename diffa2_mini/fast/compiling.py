@@ -44,6 +44,7 @@ def compile_blocks(*stacks: nn.ModuleList) -> None:
 @cache
 def compiled(function: Callable) -> Callable:
     """A function of tensors that is compiled once for each shape of its inputs."""
+    torch._dynamo.config.cache_size_limit = 64  # shapes; at first 8, and no others are compiled
     return torch.compile(function, backend=quiet_compiler(), dynamic=False)
 
 

@@ -53,12 +53,11 @@ def predict(block: ActiveBlock, config: DecodeConfig, tokens: Tensor, positions:
     """Logits [b, n, V] at `positions` [b, n] of the block, from all `tokens` [b, R]. `fresh` renews
     a cache; else only the block is computed, and with a prefix cache all after it. With guidance:
     uncond + (s + 1)(cond - uncond)."""
-    logits, keep = [], config.cache != "none"
+    logits = []
     end = tokens.shape[1] if config.cache == "prefix" else min(block.stop, tokens.shape[1])
     for state in block.states:
         if fresh:
-            hidden = state.forward_all(tokens, keep, config.capture, config.compile)
-            hidden = hidden[:, block.start:block.stop]
+            hidden = state.forward_all(tokens, config)[:, block.start:block.stop]
         else:
             hidden = state.forward_block(tokens, block.start, end)
         logits.append(state.logits(hidden.take_along_dim(positions[..., None], 1)))  # [b, n, V]

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..llada import Block, Llada, rotate
+from ..lora import LoraLinear
 from ..quantize import Float8Linear, float8_product
 
-Weight = tuple[Tensor, ...]  # a matrix [out, in]; or codes of 8 bits and their scales [out, 1]
+# a matrix, or codes of 8 bits and their scales; and LoRA's A, B and scale of each layer in it
+Weight = tuple[tuple[Tensor, ...], list[tuple[Tensor, Tensor, float]]]
 
 
 class FastBlock(Block):
@@ -51,28 +53,36 @@ def join(*parts: Tensor) -> Tensor:
     return first.data.as_strided((n * len(first), first.shape[1]), first.stride()).data
 
 
-def fuse(block: Block) -> tuple[Weight, ...] | None:
-    """The weights of a block for `fused_block`; None if it has LoRA or is quantised, but to fp8."""
-    layers = ((block.q_proj, block.k_proj, block.v_proj), (block.attn_out,),
-              (block.ff_proj, block.up_proj), (block.ff_out,))
-    kinds = {type(layer) for some in layers for layer in some}
-    names = {nn.Linear: ("weight",), Float8Linear: ("codes", "scale")}.get(kinds.pop())
-    if kinds or names is None:
+def weight_of(*layers: nn.Module) -> Weight | None:
+    """The weights of layers of one kind as one; None if they are in int8 or nf4."""
+    frozen = [getattr(layer, "quantized", None) or layer for layer in layers]
+    if len({*map(type, layers)}) > 1 or not isinstance(frozen[0], (nn.Linear, Float8Linear)):
         return None
-    qkv, attn_out, inner, ff_out = (tuple(
-        join(*(getattr(layer, name) for layer in some)) for name in names) for some in layers)
-    return ((block.attn_norm.weight.data,), qkv, attn_out, (block.ff_norm.weight.data,), inner,
-            ff_out)
+    names = ("codes", "scale") if isinstance(frozen[0], Float8Linear) else ("weight",)
+    loras = (layer for layer in layers if isinstance(layer, LoraLinear))
+    return (tuple(join(*(getattr(each, name) for each in frozen)) for name in names),
+            [(layer.lora_A.data, layer.lora_B.data, layer.scale) for layer in loras])
+
+
+def fuse(block: Block) -> tuple | None:
+    """The weights of a block for `fused_block`; None if it is in int8 or nf4."""
+    weights = (weight_of(block.q_proj, block.k_proj, block.v_proj), weight_of(block.attn_out),
+               weight_of(block.ff_proj, block.up_proj), weight_of(block.ff_out))
+    return None if None in weights else (
+        block.attn_norm.weight.data, block.ff_norm.weight.data, *weights)
 
 
 def product(x: Tensor, weight: Weight) -> Tensor:
     """x [..., in] times a weight [out, in], [..., out]."""
-    return F.linear(x, *weight) if len(weight) == 1 else float8_product(x, *weight)
+    matrix, loras = weight
+    y = F.linear(x, *matrix) if len(matrix) == 1 else float8_product(x, *matrix)
+    changes = [F.linear(scale * F.linear(x, A.to(x.dtype)), B.to(x.dtype)) for A, B, scale in loras]
+    return y + torch.cat(changes, dim=-1) if changes else y
 
 
 def fused_block(x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor,
-                cache: tuple[Tensor, Tensor, Tensor], weights: tuple[Weight, ...],
-                sizes: tuple[int, float]) -> Tensor:
+                cache: tuple[Tensor, Tensor, Tensor], weights: tuple, sizes: tuple[int, float]
+                ) -> Tensor:
     """A block, x [B, n, D] -> [B, n, D]. `cache`: keys and values [B, H, S, D/H], which are renewed
     at the positions [n]. `sizes`: the number of heads, and the norms' eps."""
     def norm(x: Tensor, weight: Tensor) -> Tensor:  # as RMSNorm
@@ -80,14 +90,14 @@ def fused_block(x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor,
         return weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
     (n_heads, eps), (keys, values, at) = sizes, cache
-    attn_norm, qkv, attn_out, ff_norm, inner, ff_out = weights
-    heads = product(norm(x, *attn_norm), qkv).unflatten(2, (3, n_heads, -1))  # [B, n, 3, H, D/H]
+    attn_norm, ff_norm, qkv, attn_out, inner, ff_out = weights
+    heads = product(norm(x, attn_norm), qkv).unflatten(2, (3, n_heads, -1))  # [B, n, 3, H, D/H]
     q, k, v = heads.permute(2, 0, 3, 1, 4)  # [B, H, n, D/H] each
     keys.index_copy_(2, at, rotate(k, rotation))
     values.index_copy_(2, at, v)
     y = F.scaled_dot_product_attention(rotate(q, rotation), keys, values, attn_mask=mask)
     x = x + product(y.transpose(1, 2).flatten(2), attn_out)  # [B, H, n, D/H] -> [B, n, D]
-    gate, up = product(norm(x, *ff_norm), inner).chunk(2, dim=-1)
+    gate, up = product(norm(x, ff_norm), inner).chunk(2, dim=-1)
     return x + product(F.silu(gate) * up, ff_out)
 
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from ..config import DecodeConfig
 from ..model import Diffa2Model, lay_out
 from ..tokenizer import Prompt
 from .cache import KeyValueCache, Slot, empty_caches, place, slot_for
 
 CACHES = ("none", "prefix", "dual")
 CAPTURES_ON = ("cuda",)  # kinds of device
+PLAIN = DecodeConfig()  # without a cache
 
 
 class DecodingState:
@@ -63,18 +65,16 @@ class DecodingState:
         else:
             self.n_read = int(self.valid[:, self.n_before:].any(0).sum())
 
-    def forward_all(self, tokens: Tensor, keep: bool = False, capture: bool = False,
-                    fuses: bool = False) -> Tensor:
-        """Hidden states [B, n, D] of the tokens [B, n], computed with everything before them. With
-        `keep`, all keys and values are put into the cache; with `capture`, into that of a graph,
-        whose blocks are compiled if it `fuses`."""
+    def forward_all(self, tokens: Tensor, how: DecodeConfig = PLAIN) -> Tensor:
+        """Hidden states [B, n, D] of the tokens [B, n], computed with everything before them. All
+        keys and values are put into the cache, if there is one; with `capture`, into a graph's."""
         x = torch.cat([self.before, self.model.llada.wte(tokens)], dim=1)  # [B, P + n, D]
         caches, positions = None, self.positions[:, :x.shape[1]]
         valid = None if self.valid is None else self.valid[:, :x.shape[1]]
-        if keep and capture and x.device.type in CAPTURES_ON:
-            self.slot = self.slot or slot_for(self, self.model.llada, *x.shape[:2], fuses)
+        if how.capture and x.device.type in CAPTURES_ON:
+            self.slot = self.slot or slot_for(self, self.model.llada, *x.shape[:2], how.compile)
             return self.slot.read_all(x, valid, positions)[:, self.n_before:]
-        if keep:
+        if how.cache != "none":
             self.caches = self.caches or empty_caches(self.model.llada, *self.positions.shape)
             caches = place(self.caches, torch.arange(x.shape[1], device=x.device))
             valid = self.valid  # of all that is in the cache

@@ -187,13 +187,12 @@ def memory_of(plan: Plan, stage: StageConfig, counts: dict[str, tuple[int, int]]
               ) -> dict[str, int]:
     """Bytes in each process, by what they hold, with `count_parameters`."""
     config = SIZES[plan.size][0]
-    width = choose_device("auto", plan.dtype, large=not config.from_scratch)[1].itemsize
+    width = choose_device("auto", plan.dtype, not config.from_scratch, trains=True)[1].itemsize
     away = split_away(config, plan.processes) if plan.shard else 0
     memory = resident_bytes(counts, stage, width, away)
-    if plan.quantize:
-        memory["weights, frozen"] = frozen_bytes(config, width, plan.quantize)
-        memory[f"a layer turned back from {plan.quantize}"] = turned_back(config, width,
-                                                                          plan.quantize)
+    if kind := plan.quantize:
+        memory["weights, frozen"] = frozen_bytes(config, width, kind)
+        memory[f"a layer turned back from {kind}"] = turned_back(config, width, kind)
     again = "" if plan.recompute == "nothing" else f", {plan.recompute} recomputed"
     memory[f"activations, {stage.micro_batch} at once{again}"] = activation_bytes(
         config, stage, shape_of(config, stage, stage.micro_batch), width, plan.recompute)

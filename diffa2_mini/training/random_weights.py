@@ -22,12 +22,9 @@ def fill_at_random(device: torch.device, dtype: torch.dtype, *modules: nn.Module
             piece.copy_(pool[:len(piece)])
         return tensor
 
-    def fill(module: nn.Module) -> None:
+    for module in modules:
         empty = module.state_dict()
         if quantize:
-            quantize_linears(module, quantize, lambda name: filled(name, empty.pop(name)))
+            quantize_linears(module, quantize, lambda name, of=empty: filled(name, of.pop(name)))
         module.load_state_dict({name: filled(name, like) for name, like in empty.items()},
                                strict=not quantize, assign=True)
-
-    for module in modules:
-        fill(module)
