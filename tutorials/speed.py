@@ -84,7 +84,7 @@ class ReleasedDecoding(DecodingState):
     """Computes as the authors' decoder does: everything in every step, and logits at all positions,
     those of prompt and audio too."""
 
-    def forward_all(self, tokens: Tensor, how: DecodeConfig) -> Tensor:
+    def forward_all(self, tokens: Tensor, how: DecodeConfig | None = None) -> Tensor:
         before, _ = self.model.splice(self.audio_embeddings, self.prompts)  # [B, P, D]
         x = torch.cat([before, self.model.llada.wte(tokens)], dim=1)  # [B, P + R, D]
         hidden = self.model.llada(x, self.valid, self.positions)
