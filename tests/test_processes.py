@@ -349,12 +349,15 @@ def test_processes_wait_for_one_another_but_not_within_a_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_that_is_told_to_stop_saves_and_leaves_nobody_behind(manifests, tmp_path):
+@pytest.mark.parametrize("to", ["torchrun", "one that trains"])
+def test_a_signal_to_torchrun_or_to_one_process_saves_and_leaves_nobody_behind(
+        manifests, tmp_path, to):
     many = command(2, manifests, tmp_path, "--stage", "1", "--steps", "100000", "--sample-every",
                    "100000", "--save-every", "100000", "--workers", "1", "--no-cache-audio")
     running = started(many, tmp_path)
     assert len(processes(tmp_path)) == 5  # torchrun, two that train, two that load audio
-    os.kill(running.pid, signal.SIGTERM)
+    of = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    os.kill(running.pid if to == "torchrun" else int(of[-1]), signal.SIGTERM)
     printed, error = running.communicate(timeout=SECONDS)
     last = printed.splitlines()[-1]
     assert last == ("stopped; all steps made are saved; go on with: the same torchrun command and "
