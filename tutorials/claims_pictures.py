@@ -37,7 +37,7 @@ def draw_dumbbells(axes, settings: dict, names: dict[str, str]) -> None:
             axes.plot(mean, row, "o", color=colour, markersize=9,
                       label="" if row else names[setting])
     axes.set_yticks(range(len(DOMAINS)), DOMAINS)
-    axes.set(xlim=(0, 1), ylim=(len(DOMAINS) - 0.5, -1.4), xlabel="accuracy")
+    axes.set(xlim=(0, 1.04), ylim=(len(DOMAINS) - 0.5, -1.4), xlabel="accuracy")
     axes.legend()
 
 
@@ -121,8 +121,11 @@ def draw_again(axes, settings: dict) -> None:
             losses = np.mean([[point[f"nats_{name}"] for point in curve] for curve in curves], 0)
             axes[1].plot([point["passes"] for point in curves[0]], losses, style, marker="o",
                          label=f"{kind}, {name.replace('_', ' ')}", color=colour)
-    axes[0].set(xscale="log", xlabel="passes over the data", ylabel="accuracy")
-    axes[1].set(xscale="log", xlabel="passes over the data", ylabel="loss of an answer, nats")
+    for axis, label, first in zip(axes, ("accuracy", "loss of an answer, nats"), (1, 2)):
+        axis.set(xscale="log", xlabel="passes over the data", ylabel=label)
+        ticks = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= first]
+        axis.set_xticks(ticks, ticks)
+        axis.minorticks_off()
 
 
 def draw_cost(axes, settings: dict) -> None:

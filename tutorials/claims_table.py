@@ -24,7 +24,8 @@ LOGGED = ("variance", "variance_start", "forward_passes", "seconds")
 # at which an experiment was measured; whoever measures its cells anew says so here
 COMMITS = dict.fromkeys(("adapters", "curriculum", "autoregressive", "lora"),
                         "5149114 or earlier")
-COMMITS |= dict.fromkeys(("factor", "vrpo"), "01bf624") | {"small": "c019ef3"}
+COMMITS |= dict.fromkeys(("factor", "vrpo"), "01bf624")
+COMMITS |= dict.fromkeys(("learning", "again", "cost", "small"), "c019ef3")
 # a setting that is interpolated between those measured
 SAME_PASSES = "fixed schedule with as many passes"
 
@@ -172,8 +173,8 @@ FIGURES = {  # what the settings of an experiment are listed with, and what that
     "learning": {
         "overall": "accuracy", "targets": "targets a step", "answer_targets": "of the answer",
         "targets_from_audio_alone": "from the audio alone",
-        "signal_to_noise_start": "signal to noise, first step",
-        "signal_to_noise_end": "last step"},
+        "variance_start": "variance of the gradient, first step", "variance_end": "last step",
+        "signal_to_noise_start": "signal to noise, first step", "signal_to_noise_end": "last"},
     "again": {"overall": "accuracy", "rise": "rise of the held-out loss, nats"},
     "cost": {"tokens": "tokens", "forward_passes": "forward passes", "seconds": "seconds",
              "overall": "accuracy"},
