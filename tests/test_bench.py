@@ -45,7 +45,8 @@ def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, 
 
 
 @pytest.mark.parametrize("flags, message", [
-    ([], "a CPU and the toy's caches are measured by 'python tutorials/speed.py'"),
+    *((flags, "a CPU and the toy's caches are measured by 'python tutorials/speed.py'")
+      for flags in ([], ["--only", "decoding"], ["--toy", "--data", "world"])),
     (["--size", "full", "--quantize", "int8", "fp8", "--device", "cpu"], "got device cpu; use")])
 def test_what_cannot_be_measured_is_said_before_all_else(flags, message, capsys):
     assert run_script(bench.main, flags) == 2

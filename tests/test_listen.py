@@ -204,6 +204,6 @@ def test_an_installed_package_answers_from_any_folder(tmp_path):
     assert run(python, "-c", say) == "three one four\n"
     assert run(python, "-c", "import diffa2_mini; print(diffa2_mini.__file__)").startswith(site)
     for flags, maker in ((["evaluate", "--benchmark", "toy"], "python data/toybench.py"),
-                         (["bench"], "python tutorials/speed.py")):
+                         (["bench", "--toy"], "python tutorials/speed.py")):
         error = run(python, "-m", f"diffa2_mini.{flags[0]}", *flags[1:], code=2)
         assert maker in error and "clone" in error and error.count("\n") == 1

@@ -121,9 +121,9 @@ def draw_again(axes, settings: dict) -> None:
             losses = np.mean([[point[f"nats_{name}"] for point in curve] for curve in curves], 0)
             axes[1].plot([point["passes"] for point in curves[0]], losses, style, marker="o",
                          label=f"{kind}, {name.replace('_', ' ')}", color=colour)
-    for axis, label, first in zip(axes, ("accuracy", "loss of an answer, nats"), (1, 2)):
+    for axis, label, first in zip(axes, ("accuracy", "loss of an answer, nats"), (0, 1)):
         axis.set(xscale="log", xlabel="passes over the data", ylabel=label)
-        ticks = [n for n in (1, 2, 4, 8, 16, 32, 64) if n >= first]
+        ticks = [2**i for i in range(first, 7)]
         axis.set_xticks(ticks, ticks)
         axis.minorticks_off()
 

@@ -31,7 +31,7 @@ from ..config import ACOUSTIC_AND_SEMANTIC, SIZES, DecodeConfig, StageConfig
 from ..data import AnswerBatch, Batch, PreferenceBatch
 from ..errors import require
 from ..fast.compiling import compile_blocks
-from ..fast.device import DTYPES, autocast, choose_device
+from ..fast.device import DTYPES, FLOAT8, autocast, choose_device
 from ..fast.llada import FastLlada
 from ..fast.measure import copy_bandwidth, matmul_ceiling, peak_memory, time_runs
 from ..listen import Diffa2, find_source
@@ -120,8 +120,7 @@ def training(diffa2: Diffa2, stage: StageConfig, runs: int) -> Iterator[Row]:
 
 def decode_clips(diffa2: Diffa2, n: int, runs: int, how: DecodeConfig
                  ) -> tuple[list[float], list[float]]:
-    """Seconds that n clips at once take in each run, encoder included, and that their steps take.
-    The first run prepares what the others use."""
+    """Seconds that n clips at once take in each run, the first of which prepares, and of steps."""
     steps = []  # of each run
 
     def decode_them() -> None:
@@ -133,9 +132,8 @@ def decode_clips(diffa2: Diffa2, n: int, runs: int, how: DecodeConfig
 
 
 def decoding(diffa2: Diffa2, runs: int, kind: str | None, how: DecodeConfig) -> Iterator[Row]:
-    """A clip in 60 steps; a cached step against the time to read the weights of the backbone once
-    in `dtype`, its embeddings not counted; 8 clips at once; and what was compiled. A step is the
-    median one, as few read all."""
+    """A clip in 60 steps; a cached step, the median one, against the time to read the backbone's
+    weights once in `dtype`, without its embeddings; 8 clips at once; and what was compiled."""
     length, device = diffa2.config.audio.max_seconds, diffa2.device
     name = f"{kind or diffa2.dtype}, dual cache, captured{', compiled' * how.compile}"
     compiled = torch._dynamo.utils.counters["stats"]  # since the process began
@@ -162,8 +160,7 @@ def decoding(diffa2: Diffa2, runs: int, kind: str | None, how: DecodeConfig) -> 
 
 
 def memory(diffa2: Diffa2, stages: dict[int, StageConfig], kind: str | None) -> Iterator[Row]:
-    """Of a training step of each stage on one clip, or pair, with blocks recomputed; then of all
-    weights for answering, of which none is in float32."""
+    """Of a training step of each stage on one clip, or pair; then of all weights to answer."""
     model, device = diffa2.model, diffa2.device
     model.llada.recompute = "blocks"
     for stage in stages.values():
@@ -206,7 +203,7 @@ def whole_size(args: argparse.Namespace, device: torch.device, dtype: torch.dtyp
     """What the device can do; the size in each kind of `--quantize`, on a GPU as it is and in all
     kinds that this has; and how fast it trains in stages 1 and 3, if nothing is quantised."""
     stages, on_gpu = SIZES[args.size][1], device.type == "cuda"
-    n_kinds = 3 + (torch.cuda.get_device_capability() >= (8, 9)) if on_gpu else 1  # fp8 is last
+    n_kinds = 3 + (torch.cuda.get_device_capability() >= FLOAT8) if on_gpu else 1  # fp8 is last
     yield Row("copy of memory", str(device), ratio=copy_bandwidth(device) / 1e12, of="TB/s")
     yield Row("product of matrices", str(dtype), ratio=matmul_ceiling(device, dtype) / 1e12,
               of="TFLOP/s")
@@ -228,8 +225,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--size", choices=list(SIZES))
     add("--random-weights", action="store_true", help="instead of downloads")
     add("--compile", action="store_true", help="compile in training (decoding is measured so too)")
-    add("--quantize", nargs="+", choices=list(KINDS), default=[],
-        help="measure these kinds alone (default: none; on a GPU, as it is and all kinds)")
+    add("--quantize", nargs="+", choices=list(KINDS), default=[], help="measure these kinds alone")
     add("--runs", type=int, default=5)
     add("--decoders", action="store_true", help="how right and how fast each rule of decoding is")
     add("--checkpoint", type=Path, help="of --decoders: what train.py wrote (default: the size's)")
@@ -241,9 +237,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     add("--dtype", default="auto", choices=["auto", *DTYPES])
     add("--threads", type=int, help="CPU threads (default: one per core)")
+    add("--toy", "--only", "--data", dest="moved", nargs="?", const=True, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    require(args.size or args.decoders, "expected --size or --decoders; the cases for a CPU and "
-            "the toy's caches are measured by 'python tutorials/speed.py', in a clone")
+    require((args.size or args.decoders) and not args.moved,
+            "expected --size or --decoders; the cases for a CPU and the toy's caches are measured "
+            "by 'python tutorials/speed.py', in a clone")
     return args
 
 

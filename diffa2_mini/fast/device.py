@@ -6,6 +6,7 @@ from ..errors import require
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
           "float64": torch.float64}
+FLOAT8 = (8, 9)  # the compute capability from which a GPU multiplies in 8-bit floating point
 
 
 def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False,
@@ -29,7 +30,7 @@ def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False
             "--dtype float64: a Mac's GPU has no float64; use float32, or --device cpu")
     capability = torch.cuda.get_device_capability() if device == "cuda" else (0, 0)
     got = "{}.{}".format(*capability) if device == "cuda" else f"device {device}"
-    require(quantize != "fp8" or capability >= (8, 9), "--quantize fp8: expected a GPU of compute "
+    require(quantize != "fp8" or capability >= FLOAT8, "--quantize fp8: expected a GPU of compute "
             f"capability 8.9 or above, got {got}; use int8 or nf4")
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" or large else "float32"

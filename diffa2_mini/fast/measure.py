@@ -30,6 +30,7 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / min(time_runs(lambda: nn.functional.linear(a, a), device, 5))
 
 
+@lru_cache
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second, read and written, of copying a large tensor."""
     a = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
