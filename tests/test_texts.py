@@ -8,7 +8,7 @@ import torch
 
 from data.pretraining.backbone import init_backbone
 from data.pretraining.config import PretrainConfig
-from data.pretraining.texts import embed_like_audio, embed_words, token_weights
+from data.pretraining.texts import as_sentence, embed, ids_of, like_audio, token_weights
 from data.toy import TextExample
 from diffa2_mini.config import SIZES
 from diffa2_mini.model import Diffa2Model
@@ -29,17 +29,19 @@ def model():
 @pytest.mark.parametrize("max_silences", [0, 3])
 def test_traits_and_items_with_their_ordinals_come_in_order_of_time(model, max_silences):
     tokenizer = load_tokenizer(TOY)
+    wte = model.llada.wte.weight.detach()
     known = {
-        "speech": embed_words(model, tokenizer, ["speech"])[0],
-        "fast": embed_words(model, tokenizer, ["fast"])[0],
-        "three": embed_words(model, tokenizer, ["first", "three"]).sum(0),
-        "one": embed_words(model, tokenizer, ["second", "one"]).sum(0),
-        "": model.llada.wte.weight.mean(0),  # silence
+        "speech": wte[ids_of(tokenizer, ["speech"])][0],
+        "fast": wte[ids_of(tokenizer, ["fast"])][0],
+        "three": wte[ids_of(tokenizer, ["first", "three"])].sum(0),
+        "one": wte[ids_of(tokenizer, ["second", "one"])].sum(0),
+        "": wte.mean(0),  # silence
     }
     lengths = set()
     for seed in range(20):
-        rows = embed_like_audio(model, tokenizer, EXAMPLE, max_silences,
-                                np.random.default_rng(seed))
+        described = like_audio(tokenizer, EXAMPLE, max_silences, np.random.default_rng(seed))
+        rows, words = embed(model, [described, as_sentence(tokenizer, EXAMPLE)])
+        assert torch.equal(words, wte[ids_of(tokenizer, EXAMPLE.words())])
         found = [next(word for word, x in known.items() if torch.allclose(row, x)) for row in rows]
         runs = [(word, len(list(group))) for word, group in groupby(found)]
         assert [word for word, _ in runs if word] == ["speech", "fast", "three", "one"]

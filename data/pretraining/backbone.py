@@ -22,9 +22,10 @@ from data.pretraining.recall import learn_recall, recall_loss, words_to_recall
 from data.pretraining.texts import (
     TextBatch,
     TextSource,
+    as_sentence,
     draw_batch,
-    embed_like_audio,
-    embed_words,
+    embed,
+    like_audio,
 )
 from data.toy import TextExample, text_example
 from diffa2_mini.command.script import progress
@@ -112,9 +113,9 @@ def accuracy_by_type(model: Diffa2Model, tokenizer: Tokenizer, examples: list[Te
     right, rng = {}, np.random.default_rng(0)
     for start in range(0, len(examples), 100):
         batch = examples[start:start + 100]
-        audio_embeddings = [embed_words(model, tokenizer, each.words()) if max_silences is None
-                            else embed_like_audio(model, tokenizer, each, max_silences, rng)
-                            for each in batch]
+        audio_embeddings = embed(model, [
+            as_sentence(tokenizer, each) if max_silences is None
+            else like_audio(tokenizer, each, max_silences, rng) for each in batch])
         prompts = [tokenizer.prompt(model.config.text.system, each.instruction) for each in batch]
         tokens, _ = generate(model, tokenizer, audio_embeddings, prompts, model.config.decode)
         for example, row in zip(batch, tokens.tolist()):
@@ -183,11 +184,12 @@ def pretrain_backbone(model: Diffa2Model, config: PretrainConfig, seed: int,
         loss = paradigm.text_loss(model, tokenizer, batch, config, rng)
         recalled = exercise()
         update(optimizer, parameters, loss + recalled, lr)
-        mean, recall = running_mean(mean, loss.item()), running_mean(recall, recalled.item())
+        mean = running_mean(mean, loss.detach())  # not .item(), for which the device would wait
+        recall = running_mean(recall, recalled.detach())
         is_last = step + 1 == n_steps
         if step % REPORT_EVERY == REPORT_EVERY - 1 or is_last:
             say(f"backbone step {step + 1}: loss {mean:.3f}, recall {recall:.3f}")
             asked = evaluation[:n_asked] if is_last else evaluation[:max(1, n_asked // 5)]
             say(report(model, tokenizer, asked, config.silences, paradigm.generate))
     llada.requires_grad_(False)
-    return mean
+    return float(mean)

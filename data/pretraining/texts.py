@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from data.pretraining.config import PretrainConfig
@@ -21,6 +22,10 @@ from diffa2_mini.tokenizer import Prompt, Tokenizer
 # draws an example, of the evaluation or not
 TextSource = Callable[[np.random.Generator, bool], TextExample]
 LETTERS = ("A.", "B.", "C.", "D.")  # of lettered choices
+# what stands in the audio's place: at each position one token id, two whose embeddings are summed,
+# or none
+Description = list[tuple[int, ...]]
+SILENCE = ()
 
 
 @dataclass(frozen=True)
@@ -34,27 +39,45 @@ class TextBatch:
     weight: Tensor  # [B, R], how much each token's loss counts
 
 
-def embed_words(model: Diffa2Model, tokenizer: Tokenizer, words: list[str]) -> Tensor:
-    """Embeddings [A, D] of words, one after the other."""
-    ids = [token for word in words for token in tokenizer.encode(f" {word}")]
-    return model.llada.wte(torch.tensor(ids, device=model.llada.wte.weight.device))
+def ids_of(tokenizer: Tokenizer, words: list[str]) -> list[int]:
+    """Token ids of words, one after the other."""
+    return [token for word in words for token in tokenizer.encode(f" {word}")]
 
 
-def embed_like_audio(model: Diffa2Model, tokenizer: Tokenizer, example: TextExample,
-                     max_silences: int, rng: np.random.Generator) -> Tensor:
-    """Embeddings [A, D] that resemble those of an adapter. Each trait, and each item summed with
-    its ordinal, comes one to five times in a row, followed by up to `max_silences` times the mean
-    of all embeddings, which is no word."""
-    parts = embed_words(model, tokenizer, example.traits)
+def as_sentence(tokenizer: Tokenizer, example: TextExample) -> Description:
+    """The description as a sentence."""
+    return [(token,) for token in ids_of(tokenizer, example.words())]
+
+
+def like_audio(tokenizer: Tokenizer, example: TextExample, max_silences: int,
+               rng: np.random.Generator) -> Description:
+    """The description in a form that resembles what an adapter gives. Each trait, and each item
+    summed with its ordinal, comes one to five times in a row, followed by up to `max_silences`
+    silences."""
+    parts = [(token,) for token in ids_of(tokenizer, example.traits)]
     if example.items:
-        ordinals, items = (embed_words(model, tokenizer, words) for words in zip(*example.items))
-        parts = torch.cat([parts, items + ordinals])
-    silence = model.llada.wte.weight.detach().mean(0)
+        ordinals, items = (ids_of(tokenizer, words) for words in zip(*example.items))
+        parts += zip(items, ordinals)
     rows = []
     for part in parts:
-        rows.append(part.expand(rng.integers(1, 6), -1))
-        rows.append(silence.expand(rng.integers(0, max_silences + 1), -1))
-    return torch.cat(rows)
+        rows += [part] * rng.integers(1, 6)
+        rows += [SILENCE] * rng.integers(0, max_silences + 1)
+    return rows
+
+
+def embed(model: Diffa2Model, descriptions: list[Description], noise: float = 0.0,
+          rng: np.random.Generator | None = None) -> list[Tensor]:
+    """Embeddings [A, D] of each description, looked up at once, with Gaussian `noise` of this
+    standard deviation. Silence is the mean of all embeddings, which is no word."""
+    weight = model.llada.wte.weight
+    silence, nothing = len(weight), len(weight) + 1  # rows behind the vocabulary's
+    table = torch.cat([weight, weight.detach().mean(0, keepdim=True), torch.zeros_like(weight[:1])])
+    pairs = [((*part, nothing) if part else (silence, nothing))[:2]
+             for description in descriptions for part in description]
+    x = F.embedding(torch.tensor(pairs, device=weight.device), table).sum(1)  # [sum of A, D]
+    if noise:
+        x = x + noise * torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(x)
+    return x.split([len(each) for each in descriptions])
 
 
 def token_weights(response: Tensor, tokenizer: Tokenizer, config: PretrainConfig) -> Tensor:
@@ -74,10 +97,9 @@ def draw_batch(model: Diffa2Model, tokenizer: Tokenizer, max_silences: int, conf
     text, device = model.config.text, model.llada.wte.weight.device
     system = str(rng.choice(["", text.system, TextConfig.train_system], p=[0.5, 0.3, 0.2]))
     examples = [draw(rng, False) for _ in range(config.backbone_batch)]
-    clean = [embed_like_audio(model, tokenizer, example, max_silences, rng) if rng.random() < 0.5
-             else embed_words(model, tokenizer, example.words()) for example in examples]
-    noise = [rng.standard_normal(x.shape, dtype=np.float32) for x in clean]
-    audio_embeddings = [x + config.noise * torch.from_numpy(e).to(x) for x, e in zip(clean, noise)]
+    descriptions = [like_audio(tokenizer, example, max_silences, rng) if rng.random() < 0.5
+                    else as_sentence(tokenizer, example) for example in examples]
+    audio_embeddings = embed(model, descriptions, config.noise, rng)
     prompts = [tokenizer.prompt(system, example.instruction) for example in examples]
     rows = [torch.tensor(tokenizer.response(example.answer, text.response_multiple))
             for example in examples]
