@@ -21,6 +21,7 @@ begin(__name__)  # Ctrl-C while the rest is imported
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -103,22 +104,26 @@ def person_example(texts: list[str], rng: np.random.Generator) -> TextExample:
                        question.answer)
 
 
+def draw_text(said: dict[bool, list[str]], rng: np.random.Generator,
+              evaluation: bool = False) -> TextExample:
+    """A question about an order, a person or a clip of the toy. `said`: what people read, in the
+    evaluation and not."""
+    which = rng.random()
+    if which < ORDERS:
+        return order_example(rng)
+    if which < ORDERS + PEOPLE:
+        return person_example(said[evaluation], rng)
+    return text_example(rng, evaluation)
+
+
 def texts(folder: Path = DATA / "people") -> Callable[[np.random.Generator, bool], TextExample]:
-    """What draws the texts of small's backbone: a question about an order, a person or a clip of
-    the toy. Raises UserError where there are no transcripts of people."""
+    """What draws the texts of small's backbone. Raises UserError where there are no transcripts of
+    people."""
     require((folder / "stage1.json").is_file(), f"{folder}: expected stage1.json with transcripts, "
             "got none; python data/people.py makes it")
     said = {evaluation: [row["transcription"] for row in read_manifest(folder / f"{name}.json")]
             for evaluation, name in ((False, "stage1"), (True, "validation"))}
-
-    def draw(rng: np.random.Generator, evaluation: bool = False) -> TextExample:
-        which = rng.random()
-        if which < ORDERS:
-            return order_example(rng)
-        if which < ORDERS + PEOPLE:
-            return person_example(said[evaluation], rng)
-        return text_example(rng, evaluation)
-    return draw
+    return partial(draw_text, said)
 
 
 def make_tokenizer(path: Path, folder: Path = DATA / "people", seed: int = 0) -> None:

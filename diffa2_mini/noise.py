@@ -22,7 +22,7 @@ KINDS = {  # what is drawn: the key that decides it
     "places": "the order in which random remasking commits: the same",
     "clips": "which part of the training clips is used: seed",
     "encoder": "pretraining: seed",
-    "texts": "pretraining of the backbone, texts and noise: seed",
+    "texts": "pretraining of the backbone, texts and noise: seed, step; masks: the same, `masks`",
     "held-out texts": "seed",
     "backbone": "pretraining, weights and the exercise in recall: seed, which of them",
 }

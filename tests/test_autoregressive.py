@@ -11,7 +11,7 @@ from torch import nn
 
 from data.pretraining.backbone import init_backbone
 from data.pretraining.config import PretrainConfig
-from data.pretraining.texts import draw_batch
+from data.pretraining.texts import Texts
 from diffa2_mini import weights
 from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC, SIZES, DecodeConfig
 from diffa2_mini.data import Batch, Example
@@ -207,8 +207,8 @@ def test_recall_and_texts_cost_what_guessing_costs_before_they_are_learned_and_l
                              torch.Generator().manual_seed(0))
     assert recall > math.log(60)
     pretrain = PretrainConfig(backbone_batch=4)
-    for _ in range(8):  # the same batch each time
-        batch = draw_batch(model, tokenizer, 0, pretrain, np.random.default_rng(0))
+    batch = Texts(config, pretrain, tokenizer, 0)[0]
+    for _ in range(8):
         loss = text_loss(model, tokenizer, batch, pretrain, np.random.default_rng(0))
         losses.append(loss.item())
         optimizer.zero_grad()

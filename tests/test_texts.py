@@ -5,10 +5,19 @@ from itertools import groupby
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from data.pretraining.backbone import init_backbone
 from data.pretraining.config import PretrainConfig
-from data.pretraining.texts import as_sentence, embed, ids_of, like_audio, token_weights
+from data.pretraining.texts import (
+    Texts,
+    as_sentence,
+    embed,
+    ids_of,
+    like_audio,
+    pairs_of,
+    token_weights,
+)
 from data.toy import TextExample
 from diffa2_mini.config import SIZES
 from diffa2_mini.model import Diffa2Model
@@ -40,7 +49,8 @@ def test_traits_and_items_with_their_ordinals_come_in_order_of_time(model, max_s
     lengths = set()
     for seed in range(20):
         described = like_audio(tokenizer, EXAMPLE, max_silences, np.random.default_rng(seed))
-        rows, words = embed(model, [described, as_sentence(tokenizer, EXAMPLE)])
+        pairs = pairs_of([described, as_sentence(tokenizer, EXAMPLE)], len(wte))
+        rows, words = embed(model, pairs).tensor_split([len(described)])
         assert torch.equal(words, wte[ids_of(tokenizer, EXAMPLE.words())])
         found = [next(word for word, x in known.items() if torch.allclose(row, x)) for row in rows]
         runs = [(word, len(list(group))) for word, group in groupby(found)]
@@ -60,3 +70,18 @@ def test_the_letter_of_a_choice_counts_more_and_every_eos_but_the_first_less():
         expected = config.letter_weight if token == letter else 1.0
         assert weight == pytest.approx(config.eos_weight if ends > 1 else expected)
     assert response[0, 0] == letter and ends > 1
+
+
+def test_a_batch_depends_on_its_step_alone_and_processes_that_draw_ahead_change_nothing(model):
+    pretrain = PretrainConfig(backbone_batch=8, backbone_steps=2)
+    texts = Texts(TOY, pretrain, load_tokenizer(TOY), 0)
+    ahead = [*DataLoader(texts, batch_size=None, sampler=range(1, 4), num_workers=2)]
+    here = [*texts.batches(range(1, 4), torch.device("cpu"))]
+    for one, two in zip(ahead, here, strict=True):
+        assert one.prompts == two.prompts and torch.equal(one.response, two.response)
+        for row, again in zip(one.audio_embeddings(model), two.audio_embeddings(model)):
+            assert torch.equal(row, again)
+    assert not torch.equal(here[0].response, here[1].response)
+    # silence only after the first steps
+    assert [bool((each.audio == len(model.llada.wte.weight)).any()) for each in here] == [
+        False, True, True]

@@ -117,7 +117,7 @@ def text_loss(model: Diffa2Model, tokenizer: Tokenizer, batch: TextBatch, config
               rng: np.random.Generator) -> Tensor:
     """What stage 0 minimises, on the same texts with the same weights per token as the diffusion
     model. Nothing is drawn."""
-    return next_token_loss(model, batch.audio_embeddings, batch.prompts, batch.response,
+    return next_token_loss(model, batch.audio_embeddings(model), batch.prompts, batch.response,
                            batch.valid, batch.weight)
 
 

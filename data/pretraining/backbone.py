@@ -21,11 +21,12 @@ from data.pretraining.optimization import REPORT_EVERY, learning_rate, running_m
 from data.pretraining.recall import learn_recall, recall_loss, words_to_recall
 from data.pretraining.texts import (
     TextBatch,
+    Texts,
     TextSource,
     as_sentence,
-    draw_batch,
     embed,
     like_audio,
+    pairs_of,
 )
 from data.toy import TextExample, text_example
 from diffa2_mini.command.script import progress
@@ -83,7 +84,7 @@ def text_loss(model: Diffa2Model, tokenizer: Tokenizer, batch: TextBatch, config
     masked = torch.from_numpy(rng.random(batch.response.shape)) < t  # [B, R]
     masked = masked.to(batch.valid.device) & batch.valid
     noisy = batch.response.masked_fill(masked, tokenizer.mask_id)
-    hidden = model.hidden_states(batch.audio_embeddings, batch.prompts, noisy, batch.valid)
+    hidden = model.hidden_states(batch.audio_embeddings(model), batch.prompts, noisy, batch.valid)
     logits = model.llada.logits(hidden[masked])  # [K, V]
     losses = F.cross_entropy(logits, batch.response[masked], reduction="none")
     weight = batch.weight[masked]
@@ -113,9 +114,11 @@ def accuracy_by_type(model: Diffa2Model, tokenizer: Tokenizer, examples: list[Te
     right, rng = {}, np.random.default_rng(0)
     for start in range(0, len(examples), 100):
         batch = examples[start:start + 100]
-        audio_embeddings = embed(model, [
-            as_sentence(tokenizer, each) if max_silences is None
-            else like_audio(tokenizer, each, max_silences, rng) for each in batch])
+        descriptions = [as_sentence(tokenizer, each) if max_silences is None
+                        else like_audio(tokenizer, each, max_silences, rng) for each in batch]
+        pairs = pairs_of(descriptions, model.config.llada.vocab_size)
+        embeddings = embed(model, pairs.to(model.llada.wte.weight.device))
+        audio_embeddings = list(embeddings.split([len(each) for each in descriptions]))
         prompts = [tokenizer.prompt(model.config.text.system, each.instruction) for each in batch]
         tokens, _ = generate(model, tokenizer, audio_embeddings, prompts, model.config.decode)
         for example, row in zip(batch, tokens.tolist()):
@@ -143,14 +146,12 @@ def report(model: Diffa2Model, tokenizer: Tokenizer, examples: list[TextExample]
     return "\n".join(lines)
 
 
-def phase_at(step: int, config: PretrainConfig) -> tuple[int, float]:
-    """The most silences in a row, and the learning rate, of a step on texts: at first there are no
-    silences."""
+def rate_at(step: int, config: PretrainConfig) -> float:
+    """The learning rate of a step on texts: up and down twice, without silences and with them."""
     if step < config.backbone_steps:
-        factor = learning_rate(step, config.backbone_steps, config.warmup)
-        return 0, config.backbone_lr * factor
-    factor = learning_rate(step - config.backbone_steps, config.silence_steps, config.warmup)
-    return config.silences, config.silence_lr * factor
+        return config.backbone_lr * learning_rate(step, config.backbone_steps, config.warmup)
+    return config.silence_lr * learning_rate(step - config.backbone_steps, config.silence_steps,
+                                             config.warmup)
 
 
 def pretrain_backbone(model: Diffa2Model, config: PretrainConfig, seed: int,
@@ -160,8 +161,7 @@ def pretrain_backbone(model: Diffa2Model, config: PretrainConfig, seed: int,
     silences. Says now and then how many held-out texts it answers right; of these no more are asked
     than it learns from. Returns the mean loss at the end."""
     llada, tokenizer = model.llada, load_tokenizer(model.config)
-    device = llada.wte.weight.device
-    rng, held_out = stream("texts", seed), stream("held-out texts", seed)
+    device, held_out = llada.wte.weight.device, stream("held-out texts", seed)
     evaluation = [paradigm.draw(held_out, True) for _ in range(config.n_held_out)]
     if not goes_on:
         init_backbone(llada.cpu(),
@@ -178,12 +178,12 @@ def pretrain_backbone(model: Diffa2Model, config: PretrainConfig, seed: int,
         recall = learn_recall(exercise, optimizer, parameters, config, say)
     n_steps = config.backbone_steps + config.silence_steps
     n_asked = min(len(evaluation), config.backbone_steps * config.backbone_batch)
-    for step in progress(range(config.backbone_steps if goes_on else 0, n_steps), desc="backbone"):
-        max_silences, lr = phase_at(step, config)
-        batch = draw_batch(model, tokenizer, max_silences, config, rng, paradigm.draw)
-        loss = paradigm.text_loss(model, tokenizer, batch, config, rng)
-        recalled = exercise()
-        update(optimizer, parameters, loss + recalled, lr)
+    steps = range(config.backbone_steps if goes_on else 0, n_steps)
+    texts = Texts(model.config, config, tokenizer, seed, paradigm.draw)
+    for step, batch in zip(progress(steps, desc="backbone"), texts.batches(steps, device)):
+        masks = stream("texts", seed, step, "masks")
+        loss, recalled = paradigm.text_loss(model, tokenizer, batch, config, masks), exercise()
+        update(optimizer, parameters, loss + recalled, rate_at(step, config))
         mean = running_mean(mean, loss.detach())  # not .item(), for which the device would wait
         recall = running_mean(recall, recalled.detach())
         is_last = step + 1 == n_steps

@@ -2,7 +2,7 @@
 DIFFA-2."""
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,17 @@ class PretrainConfig:
     noise: float = 0.3  # standard deviation, on embeddings of the description, whose own is 1
 
 
+PRETRAINING = {  # by size; the batches of small are for a GPU
+    "toy": PretrainConfig(),
+    "small": PretrainConfig(recall_steps=300, backbone_batch=192, backbone_lr=1.5e-3,
+                            backbone_steps=2500, silence_steps=400, n_held_out=1000)}
+
+
 def pretrain_config(args: argparse.Namespace) -> PretrainConfig:
-    """The settings, with what the flags of train.py change in all phases."""
+    """The settings of `args.size`, with what the flags of train.py change in all phases."""
     by_ending = {"steps": args.steps, "batch": args.batch_size, "lr": args.lr,
                  "warmup": args.warmup}
     changes = {field.name: by_ending.get(field.name.split("_")[-1])
                for field in fields(PretrainConfig)}
-    return PretrainConfig(**{name: value for name, value in changes.items() if value is not None})
+    return replace(PRETRAINING[args.size],
+                   **{name: value for name, value in changes.items() if value is not None})

@@ -77,6 +77,5 @@ def run(args: argparse.Namespace, world: World) -> None:
     if makes_backbone and world.rank == min(1, world.size - 1):
         paradigm = replace(MASKED_DIFFUSION, draw=small.texts()) if args.size == "small" else (
             MASKED_DIFFUSION)
-        pretrain_backbone(model, config, args.seed, say,
-                          bool(args.llada), paradigm)
+        pretrain_backbone(model, config, args.seed, say, bool(args.llada), paradigm)
         save("llada")

@@ -4,19 +4,22 @@ A description of the clip takes the place of the audio embeddings: either as a s
 form that resembles what an adapter gives. Nothing of this is in DIFFA-2.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
 
 from data.pretraining.config import PretrainConfig
 from data.toy import TextExample, text_example
-from diffa2_mini.config import TextConfig
+from diffa2_mini.config import Config, TextConfig
 from diffa2_mini.model import Diffa2Model
+from diffa2_mini.noise import stream
 from diffa2_mini.tokenizer import Prompt, Tokenizer
 
 # draws an example, of the evaluation or not
@@ -32,11 +35,22 @@ SILENCE = ()
 class TextBatch:
     """Examples as the model takes them."""
 
-    audio_embeddings: list[Tensor]  # [A, D] each
+    audio: Tensor  # [n, 2], the descriptions one after the other: see `pairs_of`
+    n_audio: list[int]  # the length A of each description, n in all
+    noise: Tensor  # [n, D]
     prompts: list[Prompt]
     response: Tensor  # [B, R]
     valid: Tensor  # bool [B, R], False at padding
     weight: Tensor  # [B, R], how much each token's loss counts
+
+    def to(self, device: torch.device) -> "TextBatch":
+        moved = {name: value.to(device) for name, value in vars(self).items()
+                 if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+    def audio_embeddings(self, model: Diffa2Model) -> list[Tensor]:
+        """What stands in the audio's place, [A, D] each."""
+        return list((embed(model, self.audio) + self.noise).split(self.n_audio))
 
 
 def ids_of(tokenizer: Tokenizer, words: list[str]) -> list[int]:
@@ -65,19 +79,20 @@ def like_audio(tokenizer: Tokenizer, example: TextExample, max_silences: int,
     return rows
 
 
-def embed(model: Diffa2Model, descriptions: list[Description], noise: float = 0.0,
-          rng: np.random.Generator | None = None) -> list[Tensor]:
-    """Embeddings [A, D] of each description, looked up at once, with Gaussian `noise` of this
-    standard deviation. Silence is the mean of all embeddings, which is no word."""
+def pairs_of(descriptions: list[Description], vocab_size: int) -> Tensor:
+    """Descriptions one after the other, as two ids [n, 2] for each position. Behind the vocabulary
+    there is one for silence, and one for nothing."""
+    silence, nothing = vocab_size, vocab_size + 1
+    return torch.tensor([((*part, nothing) if part else (silence, nothing))[:2]
+                         for description in descriptions for part in description])
+
+
+def embed(model: Diffa2Model, pairs: Tensor) -> Tensor:
+    """Embeddings [n, D] of `pairs` [n, 2], looked up at once and summed. Silence is the mean of all
+    embeddings, which is no word."""
     weight = model.llada.wte.weight
-    silence, nothing = len(weight), len(weight) + 1  # rows behind the vocabulary's
-    table = torch.cat([weight, weight.detach().mean(0, keepdim=True), torch.zeros_like(weight[:1])])
-    pairs = [((*part, nothing) if part else (silence, nothing))[:2]
-             for description in descriptions for part in description]
-    x = F.embedding(torch.tensor(pairs, device=weight.device), table).sum(1)  # [sum of A, D]
-    if noise:
-        x = x + noise * torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32)).to(x)
-    return x.split([len(each) for each in descriptions])
+    silence, nothing = weight.detach().mean(0, keepdim=True), torch.zeros_like(weight[:1])
+    return F.embedding(pairs, torch.cat([weight, silence, nothing])).sum(1)
 
 
 def token_weights(response: Tensor, tokenizer: Tokenizer, config: PretrainConfig) -> Tensor:
@@ -90,21 +105,41 @@ def token_weights(response: Tensor, tokenizer: Tokenizer, config: PretrainConfig
     return weight
 
 
-def draw_batch(model: Diffa2Model, tokenizer: Tokenizer, max_silences: int, config: PretrainConfig,
-               rng: np.random.Generator, draw: TextSource = text_example) -> TextBatch:
-    """A batch of new examples, in either form with the same probability, with Gaussian noise. Half
-    of the batches have no system prompt: short ones are faster."""
-    text, device = model.config.text, model.llada.wte.weight.device
-    system = str(rng.choice(["", text.system, TextConfig.train_system], p=[0.5, 0.3, 0.2]))
-    examples = [draw(rng, False) for _ in range(config.backbone_batch)]
-    descriptions = [like_audio(tokenizer, example, max_silences, rng) if rng.random() < 0.5
-                    else as_sentence(tokenizer, example) for example in examples]
-    audio_embeddings = embed(model, descriptions, config.noise, rng)
-    prompts = [tokenizer.prompt(system, example.instruction) for example in examples]
-    rows = [torch.tensor(tokenizer.response(example.answer, text.response_multiple))
-            for example in examples]
-    response = pad_sequence(rows, batch_first=True, padding_value=tokenizer.eos_id)
-    valid = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
-    weight = token_weights(response, tokenizer, config)
-    return TextBatch(audio_embeddings, prompts, response.to(device), valid.to(device),
-                     weight.to(device))
+@dataclass(frozen=True)
+class Texts(Dataset):
+    """The batch of each step: new examples, each in either form with the same probability, with
+    Gaussian noise. Half of the batches have no system prompt: short ones are faster. In the
+    steps after the first `backbone_steps`, descriptions like audio have silences too."""
+
+    config: Config
+    pretrain: PretrainConfig
+    tokenizer: Tokenizer
+    seed: int
+    draw: TextSource = text_example
+
+    def __getitem__(self, step: int) -> TextBatch:
+        rng, text, llada = stream("texts", self.seed, step), self.config.text, self.config.llada
+        max_silences = self.pretrain.silences if step >= self.pretrain.backbone_steps else 0
+        system = str(rng.choice(["", text.system, TextConfig.train_system], p=[0.5, 0.3, 0.2]))
+        examples = [self.draw(rng, False) for _ in range(self.pretrain.backbone_batch)]
+        descriptions = [like_audio(self.tokenizer, example, max_silences, rng)
+                        if rng.random() < 0.5 else as_sentence(self.tokenizer, example)
+                        for example in examples]
+        audio = pairs_of(descriptions, llada.vocab_size)
+        noise = self.pretrain.noise * rng.standard_normal((len(audio), llada.width), np.float32)
+        prompts = [self.tokenizer.prompt(system, example.instruction) for example in examples]
+        rows = [torch.tensor(self.tokenizer.response(example.answer, text.response_multiple))
+                for example in examples]
+        response = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eos_id)
+        valid = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows],
+                             batch_first=True)
+        return TextBatch(audio, [len(each) for each in descriptions], torch.from_numpy(noise),
+                         prompts, response, valid,
+                         token_weights(response, self.tokenizer, self.pretrain))
+
+    def batches(self, steps: range, device: torch.device) -> Iterator[TextBatch]:
+        """The batches of some steps, on the device. Processes draw them ahead for a GPU, which is
+        faster than they are."""
+        n_workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
+        loader = DataLoader(self, batch_size=None, sampler=steps, num_workers=n_workers)
+        return (batch.to(device) for batch in loader)
