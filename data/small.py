@@ -21,6 +21,7 @@ begin(__name__)  # Ctrl-C while the rest is imported
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -39,7 +40,7 @@ NAMES = ("stage1", "sft", "preference", "validation")
 MOST = {"sft": 3000, "preference": 480}  # of one corpus
 N_PER_TYPE = 30  # questions of each type and corpus in the validation set
 FILLERS = ("can i have", "i would like", "please", "with", "and", "um", "thank you", "get me")
-ORDERS, PEOPLE = 0.4, 0.2  # shares of the backbone's texts; the others are the toy's
+ORDERS, PEOPLE, DIGITS = 0.3, 0.15, 0.25  # shares of the backbone's texts; the rest is the toy's
 
 
 def rows_of(folder: Path, name: str) -> list[dict]:
@@ -104,16 +105,35 @@ def person_example(texts: list[str], rng: np.random.Generator) -> TextExample:
                        question.answer)
 
 
+def without_ordinals(example: TextExample) -> TextExample:
+    """The same, its items one after the other: Whisper writes down what is said, and does not
+    count."""
+    return replace(example, traits=[*example.traits, *(item for _, item in example.items)],
+                   items=[])
+
+
+def digits_example(rng: np.random.Generator, evaluation: bool) -> TextExample:
+    """A question about digits that someone with a name says; half are transcripts."""
+    scene = toy_text.random_named_scene(rng, evaluation)
+    question = (toy_text.ask("asr", scene, rng) if rng.random() < 0.5
+                else toy_text.random_question(scene, rng, {}, people.SHARE_LETTERED))
+    return TextExample(*toy_text.describe(scene, rng), question.type, question.instruction,
+                       question.answer)
+
+
 def draw_text(said: dict[bool, list[str]], rng: np.random.Generator,
               evaluation: bool = False) -> TextExample:
-    """A question about an order, a person or a clip of the toy. `said`: what people read, in the
-    evaluation and not."""
+    """A question about an order, a person, digits or a clip of the toy. `said`: what people read,
+    in the evaluation and not."""
     which = rng.random()
     if which < ORDERS:
         return order_example(rng)
     if which < ORDERS + PEOPLE:
         return person_example(said[evaluation], rng)
-    return text_example(rng, evaluation)
+    if which < ORDERS + PEOPLE + DIGITS:
+        return without_ordinals(digits_example(rng, evaluation))
+    example = text_example(rng, evaluation)
+    return without_ordinals(example) if rng.random() < 0.5 else example
 
 
 def texts(folder: Path = DATA / "people") -> Callable[[np.random.Generator, bool], TextExample]:

@@ -265,25 +265,25 @@ SMALL = Config(  # its encoder is whisper-tiny.en
     whisper=WhisperConfig(n_mels=80, n_positions=650, width=384, n_layers=4, n_heads=6,
                           taps=(2, 3, 4)),
     adapter=AdapterConfig(n_queries=16, only_sound=True, qformer_hidden=768),
-    llada=LladaConfig(vocab_size=2048, width=192, n_layers=6, n_heads=6, hidden=576,
-                      rope_theta=1e4),
-    text=TextConfig(tokenizer="small.bpe"),
+    lora=LoraConfig(rank=32, alpha=64.0), llada=LladaConfig(
+        vocab_size=2048, width=192, n_layers=6, n_heads=6, hidden=576, rope_theta=1e4),
+    text=TextConfig(tokenizer="small.bpe", train_system=TextConfig.system),
     decode=DecodeConfig(gen_length=32, steps=32, factor=0.5))
 DIFFA1 = Config(  # arXiv 2507.18452, on Whisper-small
     size="diffa1", audio=AudioConfig(n_mels=80),
     whisper=WhisperConfig(n_mels=80, width=768, n_layers=12, n_heads=12, taps=(2, 5, 8, 11)))
 HALF = dict(masking="half-masked", lora_dropout=0.0, adapter_dropout=0.0)
+PAIRS = dict(masking="all-masked", batch_size=16, micro_batch=4, vrpo_beta=0.5, vrpo_samples=1)
 SIZES = {  # a config and the stages by number
     "toy": (TOY, scaled(  # 4 sequences at once are faster on a CPU than all
         dict(HALF, lr=1.5e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
         dict(HALF, lr=1.1e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
         dict(HALF, lr=5e-4, batch_size=4, micro_batch=4, steps=2600, warmup=60),
-        dict(masking="all-masked", lr=1.4e-4, batch_size=16, micro_batch=4, steps=430, warmup=30,
-             vrpo_beta=0.5, vrpo_samples=1))),
-    "small": (SMALL, scaled(  # for two CPU cores; not measured
-        dict(lr=3e-3, batch_size=32, micro_batch=8, steps=600, warmup=30),
-        dict(lr=2e-3, batch_size=16, micro_batch=8, steps=900, warmup=30, adapter_dropout=0.0),
-        dict(lr=1e-3, batch_size=16, micro_batch=8, steps=900, warmup=30, adapter_dropout=0.0),
-        dict(lr=2e-4, batch_size=16, micro_batch=2, steps=100, warmup=5, vrpo_samples=2))),
+        dict(PAIRS, lr=1.4e-4, steps=430, warmup=30))),
+    "small": (SMALL, scaled(
+        dict(HALF, lr=1.5e-3, batch_size=8, micro_batch=8, steps=900, warmup=60),
+        dict(HALF, lr=1e-3, batch_size=8, micro_batch=8, steps=1500, warmup=60),
+        dict(HALF, lr=5e-4, batch_size=8, micro_batch=8, steps=2000, warmup=60),
+        dict(PAIRS, lr=1.4e-4, steps=120, warmup=20))),
     "diffa1": (DIFFA1, scaled({}, {})),  # it has no LoRA
     "full": (Config(), FULL_STAGES)}

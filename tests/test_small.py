@@ -4,6 +4,7 @@ and train.py on it, from stage 0 on, with a published encoder."""
 import dataclasses
 import json
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 import train
 from data import orders, people, small
 from data.toy import write_json
+from data.toy_sound import DIGITS
 from diffa2_mini import config as configs
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import ASSETS, SIZES
@@ -87,6 +89,20 @@ def test_texts_are_answered_by_their_descriptions(data):
         elif example.type in ("adult", "child"):
             assert example.answer == example.traits[1] and example.answer in people.KINDS
     assert {"order", "none", "drink", "adult", "child", "asr", "sounds"} <= {*types}
+
+
+def test_half_of_the_digits_and_of_the_toys_clips_are_not_counted():
+    """Whisper writes down what is said; ordinals must not be all that tells the order."""
+    draw, rng = partial(small.draw_text, {False: ["some one"]}), np.random.default_rng(0)
+    examples = [draw(rng) for _ in range(1500)]
+    counted = [bool(example.items) for example in examples if example.traits[0] == "sound"]
+    assert 0.25 < np.mean(counted) < 0.75 and len(counted) > 100
+    digits = [example for example in examples if example.type == "asr"
+              and {*example.answer.split()} <= {*DIGITS}]
+    for example in digits:
+        said = [word for word in example.words() if word in DIGITS]
+        assert " ".join(said) == example.answer
+    assert np.mean([bool(example.items) for example in digits]) < 0.3
 
 
 def test_the_shipped_tokenizer_has_a_token_for_each_word_of_orders_and_people():

@@ -1,0 +1,75 @@
+"""What a run of small reaches, and what is easy: the figures follow from answers and vectors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import orders
+from diffa2_mini.data import Example
+from tutorials.small_goals import (
+    GOALS,
+    commonest,
+    key_of,
+    paired_bound,
+    ridge_answers,
+    score,
+    table,
+)
+
+
+def example(type, answer, instruction="?"):
+    return Example(Path("a.wav"), instruction, answer, "", type, "speech")
+
+
+def test_questions_about_a_slot_have_its_answers_whether_it_was_said_or_not():
+    size, other = orders.WORDINGS["size"][:2]
+    train = [example("size", "small", size), example("none", "none", other),
+             example("none", "none", size), example("adult", "man"), example("child", "boy"),
+             example("child", "boy"), example("asr", "one")]
+    assert [key_of(each) for each in train] == ["size"] * 3 + ["who"] * 3 + ["asr"]
+    assert commonest(train) == {"size": "none", "who": "boy", "asr": "one"}
+
+
+def test_digits_are_scored_by_words_and_other_answers_as_a_whole():
+    said = [example("asr", "one two"), example("asr", "three")]
+    assert score("known", said, ["one two", "three"]) == 0
+    assert score("held_out", said, ["one", "three"]) == pytest.approx(1 / 3)
+    assert score("said", said, ["one", " three"]) == 0.5
+
+
+def test_ridge_regression_names_the_class_and_with_much_ridge_the_most_frequent():
+    rng = np.random.default_rng(0)
+    train = [(rng.normal(size=8) + 4 * np.eye(8)[i % 2], "ab"[i % 2]) for i in range(100)]
+    train += [(rng.normal(size=8), "b") for _ in range(10)]
+    asked = [4 * np.eye(8)[0], 4 * np.eye(8)[1]]
+    assert ridge_answers(train, asked, 1.0) == ["a", "b"]
+    assert ridge_answers(train, asked, 1e9) == ["b", "b"]
+
+
+def cell(before, after, clips="abcd"):
+    figures = {goal.name: 0.5 for goal in GOALS}
+    return {"stages": {number: figures | {"affirmed": [*map(list, zip(clips, found))]}
+                       for number, found in (("3", before), ("4", after))}}
+
+
+def test_the_change_of_false_affirmations_is_bounded_by_clips():
+    same = cell([True, False, True, False], [True, False, True, False])
+    assert paired_bound([same]) == [0, 0]
+    less = cell([True] * 4, [False] * 4)
+    assert paired_bound([less, less]) == [-1, -1]
+    low, high = paired_bound([cell([True] * 4, [True, False, False, False])])
+    assert -1 <= low < -0.75 < high <= 0
+
+
+def test_the_table_has_a_row_for_each_goal_and_the_worst_run():
+    one, two = cell([True] * 4, [True] * 4), cell([True] * 4, [False] * 4)
+    two["stages"]["4"] |= {"known": 0.75, "who": 0.25}
+    text = table([one, two], {"most frequent": {"who": 0.4}, "probe": {}}).splitlines()
+    assert len(text) >= len(GOALS) + 2
+    known = next(line for line in text if "known" in line).split()
+    assert known[-2:] == ["0.625", "0.750"]
+    who = next(line for line in text if "girl" in line).split()
+    assert who[-5:] == ["0.400", "-", "0.500", "0.375", "0.250"]
+    affirmed = next(line for line in text if "affirmed" in line).split()
+    assert affirmed[-3:] == ["1.000", "0.500", "1.000"]

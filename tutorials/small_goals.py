@@ -1,0 +1,286 @@
+"""What `--size small` reaches on real recordings, beside what is easy about them.
+
+    python train.py --size small --data data/small --out runs/small     # data/README.md: its data
+    python tutorials/small_goals.py                    # measure that run, print the table
+    python tutorials/small_goals.py runs/a runs/b      # several runs
+    python tutorials/small_goals.py --table            # measure nothing more; the table, so far
+
+A cell is a run: what it answers to the test questions of data/orders, data/people and data/fsdd
+after stages 3 and 4. It is written to tutorials/results/small. Beside the runs stand the answer
+that training has most often, and a linear probe: ridge regression on the mean of the encoder's
+final states of a clip. It names a value of each slot or `none`, or who speaks; it cannot write
+digits down.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that this file runs as a script
+
+from diffa2_mini.command.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data import orders
+from diffa2_mini import weights
+from diffa2_mini.command.script import Parser, progress
+from diffa2_mini.command.table import columns
+from diffa2_mini.config import DATA, SIZES
+from diffa2_mini.data import Example, load_examples
+from diffa2_mini.errors import require
+from diffa2_mini.evaluate.answers import Respondent
+from diffa2_mini.evaluate.scoreboard import word_error_rate
+from diffa2_mini.evaluate.scoring import is_right, word_errors
+from diffa2_mini.fast.device import choose_device
+from diffa2_mini.fast.llada import FastLlada
+from diffa2_mini.published.sources import load_tokenizer, locate_all
+from diffa2_mini.training.checkpoint import load_checkpoint
+from diffa2_mini.training.features import FeatureCache
+from tutorials.claims_lab import write_json
+
+CONFIG, STAGES = SIZES["small"]
+RIDGES = (1.0, 10.0, 100.0, 1000.0, 10_000.0)  # the one that is best in validation counts
+SLOT_OF = {wording: slot for slot, wordings in orders.WORDINGS.items() for wording in wordings}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A figure of the table: what must be reached, what is hoped for, and whether less is more."""
+
+    text: str
+    name: str
+    must: float
+    aim: float
+    lower: bool = False
+
+
+GOALS = (
+    Goal("digits, word error rate, known speakers", "known", 0.05, 0.02, lower=True),
+    Goal("digits, word error rate, the held-out speaker", "held_out", 0.10, 0.04, lower=True),
+    Goal("orders: slots that were said", "said", 0.85, 0.95),
+    Goal("orders: none where nothing was said", "none", 0.90, 0.97),
+    Goal("orders: the whole order", "order", 0.50, 0.75),
+    Goal("woman, man, girl, boy", "who", 0.70, 0.80),
+    Goal("woman or man, among adults", "adult", 0.93, 0.98),
+)
+FOLDERS = {"orders": "test", "people": "test", "fsdd": "test", "george": "held_out"}
+
+
+def examples_of(data: Path, folder: str, name: str) -> list[Example]:
+    """The open questions of a manifest."""
+    manifest = data / folder / f"{name}.json"
+    require(manifest.is_file(), f"{manifest}: found no such file; data/README.md says how to make "
+            "it")
+    examples = load_examples(manifest, STAGES[2], CONFIG)
+    return [example for example in examples if not example.type.endswith("+abcd")]
+
+
+def tests_of(data: Path) -> dict[str, list[Example]]:
+    """The test questions of each goal."""
+    found = {"known": examples_of(data, "fsdd", "test"),
+             "held_out": examples_of(data, "fsdd", "held_out")}
+    found = {name: [e for e in examples if e.type == "asr"] for name, examples in found.items()}
+    said = examples_of(data, "orders", "test")
+    who = [e for e in examples_of(data, "people", "test") if e.type != "asr"]
+    return found | {"said": [e for e in said if e.type in orders.SLOTS],
+                    "none": [e for e in said if e.type == orders.NONE],
+                    "order": [e for e in said if e.type == "order"],
+                    "who": who, "adult": [e for e in who if e.type == "adult"]}
+
+
+def score(name: str, examples: list[Example], answers: list[str]) -> float:
+    """The word error rate of digits, the share of right answers to the rest."""
+    if name in ("known", "held_out"):
+        return word_error_rate([word_errors(e.answer, a) for e, a in zip(examples, answers)])
+    return float(np.mean([is_right(e, a) for e, a in zip(examples, answers)]))
+
+
+# ------------------------------------------------------------------------------------- what is easy
+
+
+def key_of(example: Example) -> str:
+    """Which questions have the same answers: about one slot, or who speaks, or what is said."""
+    return SLOT_OF.get(example.instruction, "who" if example.type in ("adult", "child")
+                       else example.type)
+
+
+def commonest(train: list[Example]) -> dict[str, str]:
+    """The most frequent answer to each kind of question."""
+    counts = defaultdict(Counter)
+    for example in train:
+        counts[key_of(example)][example.answer] += 1
+    return {key: found.most_common(1)[0][0] for key, found in counts.items()}
+
+
+def ridge_answers(train: list[tuple[np.ndarray, str]], asked: list[np.ndarray], ridge: float
+                  ) -> list[str]:
+    """What ridge regression on standardised vectors answers, the constant not shrunk."""
+    classes = sorted({label for _, label in train})
+    x, y = np.stack([vector for vector, _ in train]), np.eye(len(classes))[
+        [classes.index(label) for _, label in train]]
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x = (x - mean) / std
+    solved = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ (y - y.mean(0)))
+    scores = (np.stack(asked) - mean) / std @ solved + y.mean(0)
+    return [classes[i] for i in scores.argmax(1)]
+
+
+class Probe:
+    """Ridge regression for each kind of question, on the mean final state of a clip."""
+
+    def __init__(self, features: FeatureCache, train: list[Example], validation: list[Example]):
+        self.features, self.train, self.ridges = features, train, {}
+        for key in {key_of(e) for e in train}:
+            asked = [e for e in validation if key_of(e) == key]
+            self.ridges[key] = max(RIDGES, key=lambda ridge: sum(
+                is_right(e, a) for e, a in zip(asked, self.answers(key, asked, ridge))))
+
+    def vector(self, example: Example) -> np.ndarray:
+        return self.features.get(example.path).final.float().mean(0).numpy()
+
+    def answers(self, key: str, asked: list[Example], ridge: float) -> list[str]:
+        train = [(self.vector(e), e.answer) for e in self.train if key_of(e) == key]
+        return ridge_answers(train, [self.vector(e) for e in asked], ridge)
+
+    def answer(self, asked: list[Example]) -> list[str]:
+        found = {}
+        for key in {key_of(e) for e in asked}:
+            some = [e for e in asked if key_of(e) == key]
+            found |= zip(map(id, some), self.answers(key, some, self.ridges[key]))
+        return [found[id(e)] for e in asked]
+
+
+def whole_orders(asked: list[Example], probe: Probe) -> list[str]:
+    """The sentence of the slots that a probe names."""
+    slots = {}
+    for slot in orders.SLOTS:
+        values = probe.answers(slot, asked, probe.ridges[slot])
+        for example, value in zip(asked, values):
+            slots.setdefault(id(example), {})[slot] = value
+    return [orders.sentence({slot: value for slot, value in slots[id(e)].items()
+                             if value != orders.NONE}) for e in asked]
+
+
+def easy(data: Path, features: FeatureCache) -> dict[str, dict[str, float]]:
+    """What the most frequent answer and a linear probe reach."""
+    tests = tests_of(data)
+    train = {folder: examples_of(data, folder, "sft") for folder in ("orders", "people", "fsdd")}
+    most = {**commonest(train["fsdd"]), **commonest(train["people"]), **commonest(train["orders"]),
+            "asr": commonest(train["fsdd"])["asr"]}
+    found = {"most frequent": {name: score(name, asked, [most[key_of(e)] for e in asked])
+                               for name, asked in tests.items()}}
+    named = [e for folder in ("orders", "people") for e in train[folder]
+             if e.type not in ("asr", "order")]
+    validation = [e for folder in ("orders", "people") for e in
+                  examples_of(data, folder, "validation") if e.type not in ("asr", "order")]
+    features.prepare([e.path for e in [*named, *validation]], progress)
+    probe = Probe(features, named, validation)
+    found["probe"] = {name: score(name, tests[name], probe.answer(tests[name]))
+                      for name in ("said", "none", "who", "adult")}
+    found["probe"]["order"] = score("order", tests["order"], whole_orders(tests["order"], probe))
+    return found
+
+
+# ----------------------------------------------------------------------------------------- the runs
+
+
+def measure(run: Path, data: Path, features: FeatureCache) -> dict:
+    """The figures of a run's stages 3 and 4, and for each question about what was not said the
+    clip and whether a value was named, which affirms it."""
+    found, tests = {}, tests_of(data)
+    for number in (3, 4):
+        path = run / f"stage{number}.safetensors"
+        saved = load_checkpoint(path)
+        weights.restore(features.model, saved.model, str(path))
+        respondent = Respondent(features, load_tokenizer(CONFIG), saved.audio, CONFIG.decode)
+        answers = {name: respondent.answer(asked)[0] for name, asked in tests.items()}
+        found[str(number)] = {name: score(name, tests[name], some)
+                              for name, some in answers.items()}
+        found[str(number)]["affirmed"] = [
+            [e.path.stem, bool(a.strip()) and a.strip() != orders.NONE]
+            for e, a in zip(tests["none"], answers["none"])]
+    return found
+
+
+def affirmed(stage: dict) -> float:
+    return float(np.mean([yes for _, yes in stage["affirmed"]]))
+
+
+def paired_bound(cells: list[dict]) -> list[float]:
+    """The 95 % interval of the change of false affirmations by stage 4, over 10,000 drawings of as
+    many clips, each with all its questions in all runs."""
+    by_clip = defaultdict(list)
+    for cell in cells:
+        for (clip, before), (_, after) in zip(*(cell["stages"][n]["affirmed"] for n in ("3", "4"))):
+            by_clip[clip].append(after - before)
+    sums = np.array([[sum(changes), len(changes)] for changes in by_clip.values()])
+    drawn = sums[np.random.default_rng(0).integers(len(sums), size=(10_000, len(sums)))].sum(1)
+    return np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5]).tolist()
+
+
+def table(cells: list[dict], easy: dict[str, dict[str, float]]) -> str:
+    """The goals beside what is easy and what the runs reach."""
+    rows = [("", "must", "aim", "most frequent", "probe", "stage 3", "stage 4",
+             f"worst of {len(cells)}")]
+    for goal in GOALS:
+        sign = "<=" if goal.lower else ">="
+        three, four = ([cell["stages"][n][goal.name] for cell in cells] for n in ("3", "4"))
+        base = (easy[name].get(goal.name) for name in ("most frequent", "probe"))
+        rows.append((goal.text, f"{sign} {goal.must:.2f}", f"{goal.aim:.2f}",
+                     *("-" if value is None else f"{value:.3f}" for value in base),
+                     f"{np.mean(three):.3f}", f"{np.mean(four):.3f}",
+                     f"{(max if goal.lower else min)(four):.3f}"))
+    before, after = ([affirmed(cell["stages"][n]) for cell in cells] for n in ("3", "4"))
+    low, high = paired_bound(cells)
+    rows.append(("orders: what was not said is affirmed", "halved", "", "-", "-",
+                 f"{np.mean(before):.3f}", f"{np.mean(after):.3f}", f"{max(after):.3f}"))
+    return (columns(rows) + f"\nfalse affirmations change by {low:+.3f} to {high:+.3f} (95 %, "
+            "drawn by clip)")
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("runs", type=Path, nargs="*", default=[ROOT / "runs" / "small"],
+        help="folders of runs (default: runs/small)")
+    add("--table", action="store_true", help="measure nothing more; print what there is")
+    add("--data", type=Path, default=DATA, help="the folder that has those of the corpora")
+    add("--out", type=Path, default=ROOT / "tutorials" / "results" / "small",
+        help="where cells go (default: tutorials/results/small)")
+    for part in ("whisper", "llada"):
+        add(f"--{part}", help="as of train.py")
+    add("--cache-audio", type=Path, help="as of train.py")
+    add("--device", default="auto", help="as of train.py")
+    add("--threads", type=int, help="as of train.py")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    args = parse_arguments(argv)
+    if not args.table:
+        torch.set_num_threads(args.threads or torch.get_num_threads())
+        device, dtype, _ = choose_device(args.device, "float32")
+        parts = locate_all({"whisper": args.whisper, "llada": args.llada}, "small")
+        model = weights.build(CONFIG, parts, device, dtype, FastLlada).eval()
+        features = FeatureCache(model, device, dtype, True, args.cache_audio)
+        if not (args.out / "easy.json").exists():
+            write_json(args.out / "easy.json", easy(args.data, features))
+        for run in args.runs:
+            write_json(args.out / f"run_{run.name}.json",
+                       {"run": run.name, "stages": measure(run, args.data, features)})
+    cells = [json.loads(path.read_text()) for path in sorted(args.out.glob("run_*.json"))]
+    require(cells, f"{args.out}: no run is measured yet; leave out --table")
+    print(table(cells, json.loads((args.out / "easy.json").read_text())))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main, sys.argv[1:]))
