@@ -263,7 +263,7 @@ SMALL = Config(  # its encoder is whisper-tiny.en
     size="small",
     audio=AudioConfig(n_mels=80, max_seconds=13),
     whisper=WhisperConfig(n_mels=80, n_positions=650, width=384, n_layers=4, n_heads=6,
-                          taps=(2, 3, 4)),
+                          taps=(2, 4)),
     adapter=AdapterConfig(n_queries=16, only_sound=True, qformer_hidden=768),
     lora=LoraConfig(rank=32, alpha=64.0), llada=LladaConfig(
         vocab_size=2048, width=192, n_layers=6, n_heads=6, hidden=576, rope_theta=1e4),
@@ -281,8 +281,8 @@ SIZES = {  # a config and the stages by number
         dict(HALF, lr=5e-4, batch_size=4, micro_batch=4, steps=2600, warmup=60),
         dict(PAIRS, lr=1.4e-4, steps=430, warmup=30))),
     "small": (SMALL, scaled(
-        dict(HALF, lr=1.5e-3, batch_size=8, micro_batch=8, steps=900, warmup=60),
-        dict(HALF, lr=1e-3, batch_size=8, micro_batch=8, steps=1500, warmup=60),
+        dict(HALF, lr=1.5e-3, batch_size=8, micro_batch=8, steps=1800, warmup=60),
+        dict(HALF, lr=1e-3, batch_size=8, micro_batch=8, steps=1200, warmup=60),
         dict(HALF, lr=5e-4, batch_size=8, micro_batch=8, steps=2000, warmup=60),
         dict(PAIRS, lr=1.4e-4, steps=120, warmup=20))),
     "diffa1": (DIFFA1, scaled({}, {})),  # it has no LoRA

@@ -49,6 +49,16 @@ def test_kept_in_memory(model, paths):
     assert not fresh.memory and not fresh.keeps_features and features.keeps_features
 
 
+def test_what_is_kept_lies_in_blocks_and_leaves_no_holes_between(model, paths, monkeypatch):
+    kept = features_of(model, keep=True)
+    audios = [kept.get(path) for path in paths]
+    tensors = [tensor for audio in audios for tensor in (audio.final, audio.taps)]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    monkeypatch.setattr(features, "BLOCK", tensors[0].numel() + 1)  # taps do not fit behind it
+    narrow = features_of(model, keep=True)
+    assert all(same(narrow.get(path), audio) for path, audio in zip(paths, audios))
+
+
 def test_a_batch_is_its_clips_one_by_one(model, paths):
     together = features_of(model, keep=False)(paths)
     for i, path in enumerate(paths):

@@ -94,7 +94,7 @@ def test_texts_are_answered_by_their_descriptions(data):
 def test_half_of_the_digits_and_of_the_toys_clips_are_not_counted():
     """Whisper writes down what is said; ordinals must not be all that tells the order."""
     draw, rng = partial(small.draw_text, {False: ["some one"]}), np.random.default_rng(0)
-    examples = [draw(rng) for _ in range(1500)]
+    examples = [draw(rng) for _ in range(2500)]
     counted = [bool(example.items) for example in examples if example.traits[0] == "sound"]
     assert 0.25 < np.mean(counted) < 0.75 and len(counted) > 100
     digits = [example for example in examples if example.type == "asr"

@@ -34,7 +34,7 @@ class PretrainConfig:
 PRETRAINING = {  # by size; the batches of small are for a GPU
     "toy": PretrainConfig(),
     "small": PretrainConfig(recall_steps=300, backbone_batch=192, backbone_lr=1.5e-3,
-                            backbone_steps=2500, silence_steps=400, n_held_out=1000)}
+                            backbone_steps=4500, silence_steps=500, n_held_out=1000)}
 
 
 def pretrain_config(args: argparse.Namespace) -> PretrainConfig:

@@ -63,8 +63,7 @@ def encode_clips(diffa2: Diffa2, n: int) -> Audio:
 
 
 def batch_of(diffa2: Diffa2, stage: StageConfig, n: int) -> Batch:
-    """A batch of n clips, still without their audio. Half of each response counts as masked; what
-    its tokens are changes no time."""
+    """A batch of n clips, still without their audio. Half of each response counts as masked."""
     rows, R, device = n * (1 + stage.preference), dry_run.RESPONSE, diffa2.device
     response = torch.randint(10, diffa2.config.llada.vocab_size - 10, (rows, R), device=device)
     masks = torch.arange(R, device=device).expand(rows, stage.vrpo_samples, R) % 2 == 0

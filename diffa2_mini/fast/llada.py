@@ -43,8 +43,7 @@ class FastBlock(Block):
 
 
 def join(*parts: Tensor) -> Tensor:
-    """Matrices of one shape as one, of which they become slices, once and for all: none is in
-    memory twice."""
+    """Matrices of one shape as one, of which they become slices, so that none is there twice."""
     first, n = parts[0], len(parts)
     at = [(part.untyped_storage().data_ptr(), part.data_ptr()) for part in parts]
     if at != [(at[0][0], at[0][1] + i * first.nbytes) for i in range(n)]:

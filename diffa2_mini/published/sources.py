@@ -1,5 +1,4 @@
-"""Where the weights and the tokenizer of each size are: shipped, at a path, or downloaded from the
-Hugging Face hub."""
+"""Where each size's weights and tokenizer are: shipped, at a path, or on the Hugging Face hub."""
 
 import os
 import re

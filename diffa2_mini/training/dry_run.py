@@ -48,8 +48,7 @@ class Shape:
 
 
 def shape_of(config: Config, stage: StageConfig, clips: int) -> Shape:
-    """The shape of `clips` examples, or pairs, of the longest clips; half of the tokens of the
-    response are masked."""
+    """The shape of `clips` examples or pairs of the longest clips, half of each answer masked."""
     before = n_embeddings(config.adapter, stage.audio, config.audio.max_frames // 2) + PROMPT
     rows = clips * (2 * stage.vrpo_samples if stage.preference else 1)
     return Shape(clips, [(before, RESPONSE)] * rows, rows * RESPONSE // 2)
@@ -90,8 +89,7 @@ def frozen_bytes(config: Config, width: int, quantize: str) -> int:
 
 def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int,
                      recompute: str) -> int:
-    """The most bytes that the forward pass keeps and the backward pass adds, with `width` bytes to
-    a number of the frozen parts."""
+    """The most bytes that forward and backward pass keep; frozen numbers have `width` bytes."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     tokens, lora = shape.tokens, width * D * ("lora" in stage.trains)
     # A block keeps the float32 input of its norm, q, k, v and what attention gives; then that of

@@ -25,11 +25,11 @@ from .files import save_tensors
 from .processes import World
 
 NAMES = ("final", "taps", "n_frames")  # fields of Audio
+BLOCK = 2**25  # numbers
 
 
 class FeatureCache:
-    """Hidden states of clips by path. `keep` keeps them in memory; with a `folder` they are kept
-    there, for other runs too."""
+    """Hidden states of clips by path: to `keep` in memory, or in a `folder`, for other runs too."""
 
     def __init__(self, model: Diffa2Model, device: torch.device, dtype: torch.dtype,
                  keep: bool = False, folder: Path | None = None):
@@ -38,6 +38,7 @@ class FeatureCache:
         self.folder = folder and folder / self.fingerprint()
         self.file_of = cache(self.find_file)  # a run looks at each clip once
         self.memory: dict[Path, Audio] = {}
+        self.block = torch.empty(0)  # what is left of the last
         self.incomplete: dict[Path, str] = {}  # what is missing of clips that end early
         self.waited = 0.0  # total seconds of waiting for the disk
 
@@ -49,8 +50,7 @@ class FeatureCache:
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
     def find_file(self, path: Path) -> Path:
-        """Where the hidden states of a clip are kept. A clip that has changed since an earlier run
-        has another file."""
+        """Where the hidden states of a clip are kept; of one that has changed, elsewhere."""
         status = path.stat()
         key = repr((str(path.resolve()), status.st_size, status.st_mtime_ns))
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
@@ -87,8 +87,18 @@ class FeatureCache:
                 line = self.incomplete.get(path)
                 save_tensors(self.file_of(path), vars(audio), {"incomplete": line} if line else {})
         if self.keep:
-            self.memory[path] = audio
+            audio = self.memory[path] = Audio(*map(self.copied, (audio.final, audio.taps)),
+                                              audio.n_frames)
         return audio
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """A copy in a large block: small tensors between those of the encoder, which come and go,
+        would leave holes that take ten times as much memory."""
+        n = tensor.numel()
+        if n > len(self.block):
+            self.block = tensor.new_empty(max(n, BLOCK))
+        copy, self.block = self.block[:n].view_as(tensor).copy_(tensor), self.block[n:]
+        return copy
 
     def read(self, path: Path) -> Audio | None:
         """Hidden states of a clip from the folder; None if they are not there, or damaged."""

@@ -42,8 +42,7 @@ def keep_previous(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make the folder of a file that is written in this block. Raises UserError where that fails,
-    as when the disk is full."""
+    """Make the folder of a file written in this block. Raises UserError where that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -45,8 +45,7 @@ def learning_rate(step: int, n_steps: int, stage: StageConfig) -> float:
 
 def answer_loss(model: Diffa2Model, batch: AnswerBatch, stage: StageConfig,
                 n_tokens: int) -> Tensor:
-    """Stages 1 to 3: the masked diffusion loss of a batch. The answers of the whole step have
-    `n_tokens` tokens."""
+    """Stages 1 to 3: the masked diffusion loss of a batch; the whole step has `n_tokens` tokens."""
     hidden = predictor(model, batch, stage)(batch.noisy, batch.valid, batch.masked)  # [K, D]
     losses_of = token_losses(model.llada.logits)
     return diffusion_loss(hidden, batch.response, batch.masked, batch.weight, n_tokens, losses_of)

@@ -72,8 +72,7 @@ def section(diffa2: Diffa2, name: str, samples: np.ndarray, prompt: str, answer:
 
 
 def save(path: Path, sections: list[dict]) -> None:
-    """Write the page, or raise UserError. No `<` is left in the JSON, which could end the script
-    that holds it."""
+    """Write the page, or raise UserError. No `<` of the JSON can end the script that holds it."""
     data = json.dumps(sections).replace("<", "\\u003c")
     text = TEMPLATE.read_text(encoding="utf-8").replace("SECTIONS", data)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
