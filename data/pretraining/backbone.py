@@ -188,7 +188,7 @@ def pretrain_backbone(model: Diffa2Model, config: PretrainConfig, seed: int,
         recall = running_mean(recall, recalled.detach())
         is_last = step + 1 == n_steps
         if step % REPORT_EVERY == REPORT_EVERY - 1 or is_last:
-            say(f"backbone step {step + 1}: loss {mean:.3f}, recall {recall:.3f}")
+            say(f"backbone step {step + 1}: loss {float(mean):.3f}, recall {float(recall):.3f}")
             asked = evaluation[:n_asked] if is_last else evaluation[:max(1, n_asked // 5)]
             say(report(model, tokenizer, asked, config.silences, paradigm.generate))
     llada.requires_grad_(False)
