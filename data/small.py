@@ -29,7 +29,7 @@ import numpy as np
 from data import corpus, orders, people, toy_text
 from data.bpe import count_words, save_ranks, train_bpe
 from data.toy import TextExample, text_example
-from data.toy_sound import DIGITS as DIGIT_WORDS
+from data.toy_sound import DIGITS
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import ASSETS, DATA, SIZES, TextConfig
 from diffa2_mini.data import read_manifest
@@ -41,7 +41,7 @@ NAMES = ("stage1", "sft", "preference", "validation")
 MOST = {"sft": 3000, "preference": 480}  # of one corpus
 N_PER_TYPE = 30  # questions of each type and corpus in the validation set
 FILLERS = ("can i have", "i would like", "please", "with", "and", "um", "thank you", "get me")
-SHARES = (0.35, 0.25, 0.1, 0.1)  # of dictations, orders, people and digits; the rest is the toy's
+SHARES = {"dictation": 0.35, "order": 0.25, "person": 0.1, "digits": 0.1, "toy": 0.2}  # of texts
 
 
 def rows_of(folder: Path, name: str) -> list[dict]:
@@ -118,14 +118,14 @@ def digits_example(rng: np.random.Generator, evaluation: bool) -> TextExample:
     scene = toy_text.random_named_scene(rng, evaluation)
     question = (toy_text.ask("asr", scene, rng) if rng.random() < 0.5
                 else toy_text.random_question(scene, rng, {}, people.SHARE_LETTERED))
-    return TextExample(*toy_text.describe(scene, rng), question.type, question.instruction,
-                       question.answer)
+    return without_ordinals(TextExample(*toy_text.describe(scene, rng), question.type,
+                                        question.instruction, question.answer))
 
 
 def dictation(texts: list[str], rng: np.random.Generator) -> TextExample:
     """Words to be written down in their order, which makes no sense: digits, or words that people
     read."""
-    known = DIGIT_WORDS if rng.random() < 0.5 else " ".join(rng.choice(texts, 8)).split()
+    known = DIGITS if rng.random() < 0.5 else " ".join(rng.choice(texts, 8)).split()
     words = rng.choice(known, int(rng.integers(1, 9))).tolist()
     return TextExample(["speech", str(rng.choice(people.KINDS)), *words], [], "asr",
                        str(rng.choice(people.INSTRUCTIONS)), " ".join(words))
@@ -135,15 +135,15 @@ def draw_text(said: dict[bool, list[str]], rng: np.random.Generator,
               evaluation: bool = False) -> TextExample:
     """A dictation, or a question about an order, a person, digits or a clip of the toy. `said`:
     what people read, in the evaluation and not."""
-    kind = rng.choice(5, p=[*SHARES, 1 - sum(SHARES)])
-    if kind == 0:
+    kind = rng.choice([*SHARES], p=[*SHARES.values()])
+    if kind == "dictation":
         return dictation(said[evaluation], rng)
-    if kind == 1:
+    if kind == "order":
         return order_example(rng)
-    if kind == 2:
+    if kind == "person":
         return person_example(said[evaluation], rng)
-    if kind == 3:
-        return without_ordinals(digits_example(rng, evaluation))
+    if kind == "digits":
+        return digits_example(rng, evaluation)
     example = text_example(rng, evaluation)
     return without_ordinals(example) if rng.random() < 0.5 else example
 

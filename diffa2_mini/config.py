@@ -260,13 +260,13 @@ TOY = Config(  # its last tap is the final state, which is normalised
     text=TextConfig(tokenizer="toy.bpe", train_system=TextConfig.system, response_multiple=16),
     decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5))
 SMALL = Config(  # its encoder is whisper-tiny.en
-    size="small",
-    audio=AudioConfig(n_mels=80, max_seconds=13),
+    size="small", audio=AudioConfig(n_mels=80, max_seconds=13),
     whisper=WhisperConfig(n_mels=80, n_positions=650, width=384, n_layers=4, n_heads=6,
                           taps=(2, 4)),
     adapter=AdapterConfig(n_queries=16, only_sound=True, qformer_hidden=768),
-    lora=LoraConfig(rank=32, alpha=64.0), llada=LladaConfig(
-        vocab_size=2048, width=192, n_layers=6, n_heads=6, hidden=576, rope_theta=1e4),
+    lora=LoraConfig(rank=32, alpha=64.0),
+    llada=LladaConfig(vocab_size=2048, width=192, n_layers=6, n_heads=6, hidden=576,
+                      rope_theta=1e4),
     text=TextConfig(tokenizer="small.bpe", train_system=TextConfig.system),
     decode=DecodeConfig(gen_length=32, steps=32, factor=0.5))
 DIFFA1 = Config(  # arXiv 2507.18452, on Whisper-small

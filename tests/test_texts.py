@@ -1,11 +1,11 @@
 """The texts of stage 0: what stands in the audio's place says what the clip says."""
 
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from data.pretraining.backbone import init_backbone
 from data.pretraining.config import PretrainConfig
@@ -50,7 +50,7 @@ def test_traits_and_items_with_their_ordinals_come_in_order_of_time(model, max_s
     for seed in range(20):
         described = like_audio(tokenizer, EXAMPLE, max_silences, np.random.default_rng(seed))
         pairs = pairs_of([described, as_sentence(tokenizer, EXAMPLE)], len(wte))
-        rows, words = embed(model, pairs).tensor_split([len(described)])
+        rows, words = embed(model, pairs, [len(described), len(pairs) - len(described)])
         assert torch.equal(words, wte[ids_of(tokenizer, EXAMPLE.words())])
         found = [next(word for word, x in known.items() if torch.allclose(row, x)) for row in rows]
         runs = [(word, len(list(group))) for word, group in groupby(found)]
@@ -75,7 +75,8 @@ def test_the_letter_of_a_choice_counts_more_and_every_eos_but_the_first_less():
 def test_a_batch_depends_on_its_step_alone_and_processes_that_draw_ahead_change_nothing(model):
     pretrain = PretrainConfig(backbone_batch=8, backbone_steps=2)
     texts = Texts(TOY, pretrain, load_tokenizer(TOY), 0)
-    ahead = [*DataLoader(texts, batch_size=None, sampler=range(1, 4), num_workers=2)]
+    two = replace(texts, pretrain=replace(pretrain, workers=2))
+    ahead = [*two.batches(range(1, 4), torch.device("cpu"))]
     here = [*texts.batches(range(1, 4), torch.device("cpu"))]
     for one, two in zip(ahead, here, strict=True):
         assert one.prompts == two.prompts and torch.equal(one.response, two.response)

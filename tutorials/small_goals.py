@@ -72,7 +72,6 @@ GOALS = (
     Goal("woman, man, girl, boy", "who", 0.70, 0.80),
     Goal("woman or man, among adults", "adult", 0.93, 0.98),
 )
-FOLDERS = {"orders": "test", "people": "test", "fsdd": "test", "george": "held_out"}
 
 
 def examples_of(data: Path, folder: str, name: str) -> list[Example]:
@@ -174,8 +173,8 @@ def easy(data: Path, features: FeatureCache) -> dict[str, dict[str, float]]:
     """What the most frequent answer and a linear probe reach."""
     tests = tests_of(data)
     train = {folder: examples_of(data, folder, "sft") for folder in ("orders", "people", "fsdd")}
-    most = {**commonest(train["fsdd"]), **commonest(train["people"]), **commonest(train["orders"]),
-            "asr": commonest(train["fsdd"])["asr"]}
+    most = commonest(train["orders"] + train["people"])
+    most["asr"] = commonest(train["fsdd"])["asr"]
     found = {"most frequent": {name: score(name, asked, [most[key_of(e)] for e in asked])
                                for name, asked in tests.items()}}
     named = [e for folder in ("orders", "people") for e in train[folder]
@@ -196,13 +195,15 @@ def easy(data: Path, features: FeatureCache) -> dict[str, dict[str, float]]:
 def measure(run: Path, data: Path, features: FeatureCache) -> dict:
     """The figures of a run's stages 3 and 4, and for each question about what was not said the
     clip and whether a value was named, which affirms it."""
-    found, tests = {}, tests_of(data)
+    found, tests, tokenizer = {}, tests_of(data), load_tokenizer(CONFIG)
+    asked = {id(e): e for some in tests.values() for e in some}  # adults are in two of them
     for number in (3, 4):
         path = run / f"stage{number}.safetensors"
         saved = load_checkpoint(path)
         weights.restore(features.model, saved.model, str(path))
-        respondent = Respondent(features, load_tokenizer(CONFIG), saved.audio, CONFIG.decode)
-        answers = {name: respondent.answer(asked)[0] for name, asked in tests.items()}
+        respondent = Respondent(features, tokenizer, saved.audio, CONFIG.decode)
+        replies = dict(zip(asked, respondent.answer([*asked.values()])[0], strict=True))
+        answers = {name: [replies[id(e)] for e in some] for name, some in tests.items()}
         found[str(number)] = {name: score(name, tests[name], some)
                               for name, some in answers.items()}
         found[str(number)]["affirmed"] = [

@@ -117,8 +117,7 @@ def accuracy_by_type(model: Diffa2Model, tokenizer: Tokenizer, examples: list[Te
         descriptions = [as_sentence(tokenizer, each) if max_silences is None
                         else like_audio(tokenizer, each, max_silences, rng) for each in batch]
         pairs = pairs_of(descriptions, model.config.llada.vocab_size)
-        embeddings = embed(model, pairs.to(model.llada.wte.weight.device))
-        audio_embeddings = list(embeddings.split([len(each) for each in descriptions]))
+        audio_embeddings = embed(model, pairs, [len(each) for each in descriptions])
         prompts = [tokenizer.prompt(model.config.text.system, each.instruction) for each in batch]
         tokens, _ = generate(model, tokenizer, audio_embeddings, prompts, model.config.decode)
         for example, row in zip(batch, tokens.tolist()):

@@ -29,6 +29,7 @@ class PretrainConfig:
     letter_weight: float = 4.0  # of an answer's letter: hard, and one token among many
     n_held_out: int = 1500  # texts that it is asked at the end; before that a fifth of them
     noise: float = 0.3  # standard deviation, on embeddings of the description, whose own is 1
+    workers: int | None = None  # processes that draw texts ahead; None: some for a GPU alone
 
 
 PRETRAINING = {  # by size; the batches of small are for a GPU
@@ -40,7 +41,7 @@ PRETRAINING = {  # by size; the batches of small are for a GPU
 def pretrain_config(args: argparse.Namespace) -> PretrainConfig:
     """The settings of `args.size`, with what the flags of train.py change in all phases."""
     by_ending = {"steps": args.steps, "batch": args.batch_size, "lr": args.lr,
-                 "warmup": args.warmup}
+                 "warmup": args.warmup, "workers": args.workers}
     changes = {field.name: by_ending.get(field.name.split("_")[-1])
                for field in fields(PretrainConfig)}
     return replace(PRETRAINING[args.size],

@@ -21,6 +21,7 @@ from diffa2_mini.config import Config, TextConfig
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import stream
 from diffa2_mini.tokenizer import Prompt, Tokenizer
+from diffa2_mini.training.loader import leave_process_group, signals_blocked
 
 # draws an example, of the evaluation or not
 TextSource = Callable[[np.random.Generator, bool], TextExample]
@@ -50,7 +51,7 @@ class TextBatch:
 
     def audio_embeddings(self, model: Diffa2Model) -> list[Tensor]:
         """What stands in the audio's place, [A, D] each."""
-        return list((embed(model, self.audio) + self.noise).split(self.n_audio))
+        return embed(model, self.audio, self.n_audio, self.noise)
 
 
 def ids_of(tokenizer: Tokenizer, words: list[str]) -> list[int]:
@@ -87,12 +88,14 @@ def pairs_of(descriptions: list[Description], vocab_size: int) -> Tensor:
                          for description in descriptions for part in description])
 
 
-def embed(model: Diffa2Model, pairs: Tensor) -> Tensor:
-    """Embeddings [n, D] of `pairs` [n, 2], looked up at once and summed. Silence is the mean of all
-    embeddings, which is no word."""
+def embed(model: Diffa2Model, pairs: Tensor, lengths: list[int], noise: Tensor | float = 0.0
+          ) -> list[Tensor]:
+    """Embeddings [A, D] of descriptions of these `lengths`: those of `pairs` [n, 2], looked up at
+    once and summed, and `noise` [n, D]. Silence is the mean of all embeddings, which is no word."""
     weight = model.llada.wte.weight
     silence, nothing = weight.detach().mean(0, keepdim=True), torch.zeros_like(weight[:1])
-    return F.embedding(pairs, torch.cat([weight, silence, nothing])).sum(1)
+    table = torch.cat([weight, silence, nothing])
+    return list((F.embedding(pairs.to(table.device), table).sum(1) + noise).split(lengths))
 
 
 def token_weights(response: Tensor, tokenizer: Tokenizer, config: PretrainConfig) -> Tensor:
@@ -138,8 +141,14 @@ class Texts(Dataset):
                          token_weights(response, self.tokenizer, self.pretrain))
 
     def batches(self, steps: range, device: torch.device) -> Iterator[TextBatch]:
-        """The batches of some steps, on the device. Processes draw them ahead for a GPU, which is
-        faster than they are."""
-        n_workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
-        loader = DataLoader(self, batch_size=None, sampler=steps, num_workers=n_workers)
-        return (batch.to(device) for batch in loader)
+        """The batches of some steps, on the device. By default up to eight processes draw them
+        ahead for a GPU, which is faster than they are."""
+        n_workers = self.pretrain.workers
+        if n_workers is None:
+            n_workers = min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
+        loader = DataLoader(self, batch_size=None, sampler=steps, num_workers=n_workers,
+                            generator=torch.Generator(),
+                            worker_init_fn=leave_process_group if n_workers else None)
+        with signals_blocked():
+            drawn = iter(loader)
+        return (batch.to(device) for batch in drawn)

@@ -77,7 +77,7 @@ def fingerprints_of(paths: dict[str, Path]) -> dict[str, str]:
 
 
 def digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """SHA-256 in hexadecimal over metadata, and each tensor's name, dtype, shape and bytes."""
+    """SHA-256 in hexadecimal over metadata and, by name, all names, dtypes, shapes and bytes."""
     found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

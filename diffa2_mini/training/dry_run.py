@@ -89,7 +89,7 @@ def frozen_bytes(config: Config, width: int, quantize: str) -> int:
 
 def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: int,
                      recompute: str) -> int:
-    """The most bytes that forward and backward pass keep; frozen numbers have `width` bytes."""
+    """Most bytes the forward pass keeps and the backward pass adds; `width` for a frozen number."""
     D, H, layers = config.llada.width, config.llada.hidden, config.llada.n_layers
     tokens, lora = shape.tokens, width * D * ("lora" in stage.trains)
     # A block keeps the float32 input of its norm, q, k, v and what attention gives; then that of

@@ -25,11 +25,11 @@ from .files import save_tensors
 from .processes import World
 
 NAMES = ("final", "taps", "n_frames")  # fields of Audio
-BLOCK = 2**25  # numbers
+BLOCK = 2**25  # numbers in one piece of memory
 
 
 class FeatureCache:
-    """Hidden states of clips by path: to `keep` in memory, or in a `folder`, for other runs too."""
+    """Hidden states of clips by path. `keep`: in memory; `folder`: on disk, for other runs too."""
 
     def __init__(self, model: Diffa2Model, device: torch.device, dtype: torch.dtype,
                  keep: bool = False, folder: Path | None = None):
@@ -50,7 +50,7 @@ class FeatureCache:
         return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
     def find_file(self, path: Path) -> Path:
-        """Where the hidden states of a clip are kept; of one that has changed, elsewhere."""
+        """Where a clip's hidden states are kept: in another file once the clip has changed."""
         status = path.stat()
         key = repr((str(path.resolve()), status.st_size, status.st_mtime_ns))
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"

@@ -42,7 +42,7 @@ def keep_previous(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make the folder of a file written in this block. Raises UserError where that fails."""
+    """Make the folder of a file written in this block. UserError if that fails (a full disk)."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

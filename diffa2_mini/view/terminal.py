@@ -35,7 +35,7 @@ def characters(tokens: list[int], confidence: list[float], tokenizer: Tokenizer)
 
 
 def lay_out(cells: list[Cell], columns: int) -> list[str]:
-    """The rows that cells take, of so many columns at most; confident characters are bright."""
+    """The rows that cells take, each so many columns at most; the more confident, the brighter."""
     rows, used = [""], 0
     for character, c in cells:
         wide = east_asian_width(character) in ("W", "F")
