@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from data import librispeech, toy
-from data.pretraining import stage0
+from data.pretraining import fit, stage0
 from diffa2_mini import weights
 from diffa2_mini.config import DATA, SIZES, StageConfig
 from diffa2_mini.data import BatchDataset
@@ -142,13 +142,13 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
     world, folder, stage = run.world, run.folder, stage_config(args, number)
     parameters = start_stage(args, run, stage, init, resumed)
     examples = run.cache_features(number, args.skip_broken)
+    fit.fit_new_adapters(run, examples)
     folder.note(number, {"examples": len(examples)})
     first_step = resumed.step if resumed else 0
     n_steps = dry_run.number_of_steps(stage, len(examples))
     # a short run warms up in its first half
     stage = dataclasses.replace(stage, warmup=min(stage.warmup, n_steps // 2))
     run.print_stage(stage, examples, n_steps, first_step)
-
     dataset = BatchDataset(examples, args.seed, stage, run.model.config, run.tokenizer,
                            not run.features.keeps_features, args.skip_broken)
     order = batches(len(examples), stage.batch_size, n_steps, first_step, args.seed, number)

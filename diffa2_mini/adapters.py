@@ -5,8 +5,8 @@ second to 12.5 embeddings. The acoustic adapter is for *how it sounded*: a Q-For
 queries attend to several depths of the encoder; it always gives the same number of embeddings.
 Module names are those of the published weights.
 
-What differs: in a batch, the release keeps embeddings of short clips' padding, this does not. With
-`only_sound` the acoustic adapter passes over frames of padding, which the release attends to.
+What differs: in a batch, the release keeps embeddings of short clips' padding, this does not. Of
+`small` the acoustic adapter whitens taps (`fitted`) and passes over padding (`only_sound`).
 """
 
 import torch
@@ -40,8 +40,7 @@ class SemanticAdapter(nn.Module):
         T = int(n_valid.max()) * self.stride
         if T == 0:
             return final.new_zeros(len(final), 0, self.layernorm.weight.numel()), n_valid
-        x = final[:, :T].transpose(1, 2)  # [B, T, E] -> [B, E, T]
-        x = self.conv(x).transpose(1, 2)  # [B, 4E, A] -> [B, A, 4E]
+        x = self.conv(final[:, :T].transpose(1, 2)).transpose(1, 2)  # [B, T, E] -> [B, A, 4E]
         return self.layernorm(self.linear_connector(x)), n_valid
 
 
@@ -92,14 +91,18 @@ class AcousticAdapter(nn.Module):
     """Hidden states of N taps [B, N, T, E] -> Q embeddings [B, Q, D].
 
     Each tap has its own queries. All taps share one decoder. It attends to all T frames, those of
-    padding too; with `only_sound`, to the `n_frames` [B] of each clip that hold sound. The outputs
+    padding too; with `only_sound`, to the `n_frames` [B] of each clip that hold sound. If `fitted`,
+    a fixed map first gives each tap mean 0 and covariance 1 (data/pretraining/fit.py). The outputs
     are averaged over taps with learned weights per query. The queries get no dropout: the release
     bypasses BERT's embeddings, which have it.
     """
 
     def __init__(self, config: AdapterConfig, whisper: WhisperConfig, out_width: int):
         super().__init__()
-        n_taps, width, self.only_sound = len(whisper.taps), whisper.width, config.only_sound
+        n_taps, width, self.config = len(whisper.taps), whisper.width, config
+        if config.fitted:
+            self.register_buffer("mean", torch.zeros(n_taps, 1, width))
+            self.register_buffer("whitening", torch.eye(width).repeat(n_taps, 1, 1))
         self.layer_prompts = nn.ParameterList(
             nn.Parameter(torch.randn(1, config.n_queries, width)) for _ in range(n_taps))
         self.layer_weights = nn.Parameter(torch.zeros(config.n_queries, n_taps))
@@ -108,18 +111,17 @@ class AcousticAdapter(nn.Module):
         self.proj = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, out_width))
 
     def forward(self, taps: Tensor, n_frames: Tensor | None = None) -> Tensor:
-        valid = None
-        if self.only_sound:
+        valid = None  # or bool [B * N, 1, 1, T], for all heads and queries
+        if self.config.only_sound:
             taps = taps[:, :, :int(n_frames.max())]
             columns = torch.arange(taps.shape[2], device=taps.device)
-            valid = columns < n_frames.repeat_interleave(taps.shape[1])[:, None]  # [B * N, T]
-            valid = valid[:, None, None]  # for all heads and queries
+            valid = columns < n_frames.repeat_interleave(taps.shape[1])[:, None, None, None]
+        if self.config.fitted:
+            taps = (taps - self.mean) @ self.whitening
         B, N, T, E = taps.shape
-        frames = taps.reshape(B * N, T, E)
-        queries = torch.cat(list(self.layer_prompts))  # [N, Q, E]
-        x = queries.repeat(B, 1, 1)  # [B * N, Q, E]
+        x = torch.cat(list(self.layer_prompts)).repeat(B, 1, 1)  # [N, Q, E] -> [B * N, Q, E]
         for layer in self.qformer:
-            x = layer(x, frames, valid)  # [B * N, Q, E]
+            x = layer(x, taps.reshape(B * N, T, E), valid)  # [B * N, Q, E]
         weights = self.layer_weights.softmax(dim=-1)  # [Q, N], sums to 1 over the taps
         mixed = torch.einsum("bnqe,qn->bqe", x.view(B, N, -1, E), weights)  # [B, Q, E]
         return self.proj(mixed)  # [B, Q, D]

@@ -3,7 +3,7 @@
 Sources are sections of the paper (arXiv 2601.23161) unless another is named. "The release", in this
 file and wherever a file says what differs, is the authors' code (github.com/NKU-HLT/DIFFA, folder
 DIFFA-2). `toy` has the architecture of `full` with smaller numbers; `small` too, but for what
-`only_sound` says.
+`only_sound` and `fitted` say.
 
 Letters used in shape comments everywhere:
     B batch                 M mel frames         T encoder frames     E encoder width
@@ -63,6 +63,7 @@ class AdapterConfig(Ranged):
 
     n_queries: int = 64  # acoustic embeddings per clip
     only_sound: bool = False  # whether the acoustic adapter passes over frames of padding
+    fitted: bool = False  # whether it whitens the taps, and both start as data/pretraining/fit.py
     qformer_layers: int = 2
     qformer_hidden: int = 3072  # inner width of the Q-Former's feed-forward
     semantic_stride: int = 4  # encoder frames per semantic embedding: 50 Hz -> 12.5 Hz
@@ -209,8 +210,7 @@ class Config:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether stage 0 makes the backbone (with a rank file of ours); else it is published. Of
-        `small` the encoder is."""
+        """Whether stage 0 makes the backbone; else it is published, as the encoder of small is."""
         return self.text.tokenizer.endswith(".bpe")
 
 
@@ -263,7 +263,7 @@ SMALL = Config(  # its encoder is whisper-tiny.en
     size="small", audio=AudioConfig(n_mels=80, max_seconds=13),
     whisper=WhisperConfig(n_mels=80, n_positions=650, width=384, n_layers=4, n_heads=6,
                           taps=(2, 4)),
-    adapter=AdapterConfig(n_queries=16, only_sound=True, qformer_hidden=768),
+    adapter=AdapterConfig(n_queries=16, only_sound=True, fitted=True, qformer_hidden=768),
     lora=LoraConfig(rank=32, alpha=64.0),
     llada=LladaConfig(vocab_size=2048, width=192, n_layers=6, n_heads=6, hidden=576,
                       rope_theta=1e4),

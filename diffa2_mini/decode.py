@@ -13,8 +13,7 @@ left to right, until no mask is left before its first EOS; this is asked before 
 
 What differs: the released code commits one token too many when only the last one fails its test.
 `decode` is everything, for a model that maps tokens to logits. `fast/generate.py` gives the same
-tokens faster, and adds sampling, guidance, a cache, responses of several lengths, an early end, and
-tokens that are taken back.
+tokens faster, and adds sampling, guidance, a cache, several lengths, an early end, and revision.
 """
 
 from collections.abc import Callable

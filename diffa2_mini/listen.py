@@ -103,8 +103,7 @@ class Diffa2:
                 f"--quantize: expected one of {', '.join(KINDS)}, got {quantize}")
         config, trained, paths, _ = source
         tokenizer = load_tokenizer(config, paths["llada"])
-        model = weights.build(config, paths, device, dtype, FastLlada,
-                              weights.Loading(quantize))
+        model = weights.build(config, paths, device, dtype, FastLlada, weights.Loading(quantize))
         if trained:
             weights.restore(model, trained.model, "the checkpoint")
         parts = trained.audio if trained else weights.load_diffa2(model, paths["diffa2"])

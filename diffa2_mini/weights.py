@@ -209,8 +209,8 @@ def build(config: Config, paths: dict[str, Path] | None = SHIPPED,
 
 
 def trained_tensors(model: Diffa2Model) -> dict[str, Tensor]:
-    """All that the four stages train: adapters, prompts and LoRA, by name."""
-    return {name: p.detach() for name, p in model.named_parameters()
+    """All that the four stages train: adapters, prompts and LoRA, by name; and what is fitted."""
+    return {name: tensor for name, tensor in model.state_dict().items()
             if part_of(name) not in ("whisper", "llada")}
 
 

@@ -23,6 +23,7 @@ from diffa2_mini.config import ASSETS, SIZES
 from diffa2_mini.errors import UserError
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.tokenizer import Tokenizer
+from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.whisper import WhisperEncoder
 
 SMALL = SIZES["small"][0]
@@ -157,7 +158,10 @@ def test_all_stages_of_small_run_on_a_published_encoder(data, narrow, tmp_path, 
     printed = capsys.readouterr().out
     assert "the first 50 of 200 positions are used" in printed
     assert f"whisper: {folder.relative_to(tmp_path)}, llada: {made}" in printed
-    assert all((out / f"stage{n}.safetensors").is_file() for n in (1, 2, 3, 4))
+    saved = [load_checkpoint(out / f"stage{n}.safetensors").model for n in (1, 2, 3, 4)]
+    maps = [tensors["acoustic_connector.whitening"] for tensors in saved]
+    assert not torch.equal(maps[0][0], torch.eye(24))  # fitted at the start of stage 1
+    assert all(torch.equal(maps[0], other) for other in maps)
     assert torch.isfinite(torch.tensor([json.loads(line)["loss"] for line in (
         out / "log.jsonl").read_text().splitlines() if '"loss"' in line])).all()
 
