@@ -69,7 +69,9 @@ WORDINGS = {
     "order": ("What is the order?", "Repeat the whole order.", "What does the customer order?"),
 }
 TEST, VALIDATION = 0.2, 0.08  # shares of the clips
-N_LETTERED = 2  # questions per training clip, beside one about each slot and the whole order
+# questions per training clip, beside one about each slot: about the whole order, which teach most,
+# as their answers name all that is said; and with lettered choices
+N_WHOLE, N_LETTERED = 6, 2
 N_PAIRS = 600  # for preference
 
 
@@ -175,21 +177,23 @@ def manifests(splits: dict[str, list[Order]], out: Path, seed: int) -> dict[str,
     UserError."""
     rng = np.random.default_rng([seed, 99])
 
-    def rows(order: Order, n_lettered: int) -> list[dict]:
+    def rows(order: Order, n_whole: int, n_lettered: int) -> list[dict]:
         seconds = duration(order.path)
         require(seconds <= LONGEST, f"{order.path}: expected {LONGEST} s at most, got "
                 f"{seconds:.1f} s; get it again")
-        questions = [ask(slot, order.slots, rng) for slot in (*SLOTS, "order")]
+        asked = (*SLOTS, *["order"] * n_whole)
+        questions = [ask(slot, order.slots, rng) for slot in asked]
         questions += [ask_lettered(order.slots, rng) for _ in range(n_lettered)]
         row = {"audio_id": order.path.stem, "audio_filepath": corpus.named_from(out, order.path),
                "dataset": "orders", "domain": "speech", "duration": seconds}
         return [ask_row(row, question, rng) for question in questions]
 
-    found = {"sft": [row for order in splits["train"] for row in rows(order, N_LETTERED)]}
+    found = {"sft": [row for order in splits["train"]
+                     for row in rows(order, N_WHOLE, N_LETTERED)]}
     pairs = [row | {"chosen": row["target"]} for row in found["sft"] if "+" not in row["type"]]
     found["preference"] = rng.permutation(pairs)[:N_PAIRS].tolist()
     for split in ("validation", "test"):
-        found[split] = [row for order in splits[split] for row in rows(order, 1)]
+        found[split] = [row for order in splits[split] for row in rows(order, 1, 1)]
     return found
 
 

@@ -51,6 +51,7 @@ WORDINGS = ("Who speaks: a woman, a man, a girl or a boy?",
             "Is this the voice of a woman, a man, a girl or a boy?")
 VALIDATION = 0.1  # of the speakers of the train split
 SHARE_LETTERED = 0.2
+N_WHO = 3  # questions about who speaks per training clip
 N_PAIRS = 480  # for preference
 
 
@@ -156,9 +157,9 @@ def manifests(splits: dict[str, list[Utterance]], out: Path, seed: int) -> dict[
     def who(split: str) -> list[dict]:
         return [row(each, ask(each, rng)) for each in splits[split] if each.kind]
 
-    found = {"stage1": transcripts("train"), "sft": transcripts("train")}
+    found = {"stage1": transcripts("train"), "sft": []}
     for each in splits["train"]:
-        if each.kind:
+        for _ in range(N_WHO * bool(each.kind)):
             question = ask(each, rng)
             if rng.random() < SHARE_LETTERED:
                 question = toy_text.lettered(question, rng)

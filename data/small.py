@@ -38,7 +38,7 @@ from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
 FOLDERS = ("fsdd", "orders", "people", "toy")
 NAMES = ("stage1", "sft", "preference", "validation")
-MOST = {"sft": 3000, "preference": 480}  # of one corpus
+MOST = {"sft": {"fsdd": 1500, "toy": 1500}, "preference": dict.fromkeys(FOLDERS, 480)}
 N_PER_TYPE = 30  # questions of each type and corpus in the validation set
 FILLERS = ("can i have", "i would like", "please", "with", "and", "um", "thank you", "get me")
 SHARES = {"dictation": 0.35, "order": 0.25, "person": 0.1, "digits": 0.1, "toy": 0.2}  # of texts
@@ -67,7 +67,7 @@ def mix(data: Path, out: Path, seed: int = 0) -> None:
     for name in NAMES:
         for folder in FOLDERS:
             rows = rows_of(data / folder, name)
-            rows = [rows[i] for i in rng.permutation(len(rows))[:MOST.get(name)]]
+            rows = [rows[i] for i in rng.permutation(len(rows))[:MOST.get(name, {}).get(folder)]]
             seen = Counter()
             for row in rows:
                 seen[row["type"]] += 1

@@ -102,6 +102,8 @@ def test_each_slot_and_the_whole_order_is_asked_about_each_clip(made):
     assert types["order"] == types["drink"] == types["milk"] == types["roast"] == N // 5
     assert types["sugar"] + types["none"] == 3 * (N // 5)  # nobody said a size or shots
     assert any(type.endswith("+abcd") for type in types)
+    asked = Counter((row["audio_id"], row["type"]) for row in made[1]["sft"])
+    assert {n for (_, type), n in asked.items() if type == "order"} == {orders.N_WHOLE}
 
 
 def test_labels_are_said_in_one_way():

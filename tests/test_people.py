@@ -3,6 +3,7 @@ errors are a line."""
 
 import json
 import tarfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def made(source, tmp_path_factory):
 def test_no_speaker_is_in_two_splits(made):
     speakers = {name: {row["speaker"] for row in rows} for name, rows in made[1].items()}
     assert speakers["test"] == TEST and len(speakers["validation"]) == 1
-    assert speakers["stage1"] == speakers["sft"] == {*AGES} - TEST - speakers["validation"]
+    assert speakers["stage1"] == {*AGES} - TEST - speakers["validation"]
+    assert speakers["sft"] == {each for each in speakers["stage1"] if each in KINDS}
     assert speakers["preference"] <= speakers["sft"]
 
 
@@ -79,7 +81,10 @@ def test_each_manifest_asks_what_it_should(made):
     types = {name: {row["type"].removesuffix("+abcd") for row in rows}
              for name, rows in made[1].items()}
     assert types["stage1"] == {"asr"} and types["test"] == {"asr", "adult", "child"}
-    assert types["preference"] == {"adult", "child"} and len(made[1]["test"]) == 2 * 6
+    assert types["sft"] == types["preference"] == {"adult", "child"}
+    assert len(made[1]["test"]) == 2 * 6
+    asked = Counter(row["audio_id"] for row in made[1]["sft"])
+    assert {*asked.values()} == {people.N_WHO}
 
 
 def test_a_download_and_the_other_layout_give_the_same(source, made, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def data(tmp_path_factory):
 
 
 def test_the_manifests_of_all_corpora_become_one(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(small, "MOST", {"sft": 6})
+    monkeypatch.setattr(small, "MOST", {"sft": {"orders": 6}})
     monkeypatch.setattr(small, "N_PER_TYPE", 2)
     assert run_script(small.main, ["--data", str(data), "--out", str(tmp_path / "out")]) == 0
     assert "stage1.json 15, sft.json 18" in capsys.readouterr().out
