@@ -92,3 +92,26 @@ def test_the_number_of_steps_bounds_every_phase(monkeypatch):
     assert said[1].splitlines() == [f"  on {form}: open 1.000, lettered nan (asr 1.00)"
                                     for form in ("sentences", "audio-like")]
     assert asked == [6, 6] and (steps.count("recall"), steps.count("backbone")) == (2, 4)
+
+
+def test_products_in_bfloat16_learn_the_same_with_weights_and_losses_in_float32(monkeypatch):
+    monkeypatch.setattr(backbone, "report", lambda *args: "")
+    config, weights, losses = PretrainConfig(
+        recall_steps=2, backbone_steps=8, silence_steps=0, backbone_batch=8, warmup=1,
+        n_held_out=8), {}, {}
+
+    def loss_of(*args):
+        loss = backbone.text_loss(*args)
+        assert loss.dtype == torch.float32
+        losses.setdefault(dtype, []).append(float(loss.detach()))
+        return loss
+
+    for dtype in ("float32", "bfloat16"):
+        model = Diffa2Model(TOY)
+        backbone.pretrain_backbone(model, replace(config, dtype=dtype), 0, lambda line: None,
+                                   paradigm=replace(backbone.MASKED_DIFFUSION, text_loss=loss_of))
+        weights[dtype] = torch.cat([p.flatten() for p in model.llada.parameters()])
+    assert weights["bfloat16"].dtype == torch.float32
+    assert not torch.equal(*weights.values())  # bfloat16 has 8 bits, 2 to 3 digits
+    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
+    assert losses["float32"][-1] < losses["float32"][0]

@@ -31,6 +31,7 @@ from data.pretraining.texts import (
 from data.toy import TextExample, text_example
 from diffa2_mini.command.script import progress
 from diffa2_mini.config import LladaConfig
+from diffa2_mini.fast.device import DTYPES, autocast
 from diffa2_mini.fast.generate import generate_responses
 from diffa2_mini.llada import Block, Llada, rotary
 from diffa2_mini.model import Diffa2Model
@@ -181,7 +182,8 @@ def pretrain_backbone(model: Diffa2Model, config: PretrainConfig, seed: int,
     texts = Texts(model.config, config, tokenizer, seed, paradigm.draw)
     for step, batch in zip(progress(steps, desc="backbone"), texts.batches(steps, device)):
         masks = stream("texts", seed, step, "masks")
-        loss, recalled = paradigm.text_loss(model, tokenizer, batch, config, masks), exercise()
+        with autocast(device, DTYPES[config.dtype]):
+            loss, recalled = paradigm.text_loss(model, tokenizer, batch, config, masks), exercise()
         update(optimizer, parameters, loss + recalled, rate_at(step, config))
         mean = running_mean(mean, loss.detach())  # not .item(), for which the device would wait
         recall = running_mean(recall, recalled.detach())

@@ -4,6 +4,8 @@ DIFFA-2."""
 import argparse
 from dataclasses import dataclass, fields, replace
 
+from diffa2_mini.errors import require
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -30,19 +32,24 @@ class PretrainConfig:
     n_held_out: int = 1500  # texts that it is asked at the end; before that a fifth of them
     noise: float = 0.3  # standard deviation, on embeddings of the description, whose own is 1
     workers: int | None = None  # processes that draw texts ahead; None: some for a GPU alone
+    dtype: str = "float32"  # or "bfloat16": of the products; weights are in float32
 
 
-PRETRAINING = {  # by size; the batches of small are for a GPU
+PRETRAINING = {  # by size
     "toy": PretrainConfig(),
-    "small": PretrainConfig(recall_steps=300, backbone_batch=192, backbone_lr=1.5e-3,
-                            backbone_steps=4500, silence_steps=500, n_held_out=1000)}
+    "small": PretrainConfig(recall_steps=300, backbone_batch=64, backbone_steps=3700,
+                            silence_steps=400, n_held_out=1000)}
 
 
 def pretrain_config(args: argparse.Namespace) -> PretrainConfig:
-    """The settings of `args.size`, with what the flags of train.py change in all phases."""
+    """The settings of `args.size`, with what the flags of train.py change in all phases. Raises
+    UserError."""
     by_ending = {"steps": args.steps, "batch": args.batch_size, "lr": args.lr,
                  "warmup": args.warmup, "workers": args.workers}
     changes = {field.name: by_ending.get(field.name.split("_")[-1])
                for field in fields(PretrainConfig)}
+    changes["dtype"] = None if args.dtype == "auto" else args.dtype
+    require(args.dtype in ("auto", "float32", "bfloat16"),
+            f"--stage 0 computes in float32 or bfloat16, got --dtype {args.dtype}")
     return replace(PRETRAINING[args.size],
                    **{name: value for name, value in changes.items() if value is not None})

@@ -23,6 +23,7 @@ from diffa2_mini.command.script import progress
 from diffa2_mini.config import AudioConfig
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import require
+from diffa2_mini.fast.device import DTYPES, autocast
 from diffa2_mini.noise import seed_of, stream
 from diffa2_mini.training.objective import adamw
 from diffa2_mini.whisper import WhisperEncoder
@@ -156,8 +157,9 @@ def pretrain_encoder(encoder: WhisperEncoder, clips: LabelledClips, config: Pret
         while len(order) < config.encoder_batch:
             order += rng.permutation(len(clips.mel)).tolist()
         at, order = torch.tensor(order[:config.encoder_batch]), order[config.encoder_batch:]
-        final, _ = encoder(spec_augment(clips.mel[at].float(), config, rng).to(device))
-        loss, right = encoder_loss(final, heads, clips, at)
+        mel = spec_augment(clips.mel[at].float(), config, rng).to(device)
+        with autocast(device, DTYPES[config.dtype]):
+            loss, right = encoder_loss(encoder(mel)[0], heads, clips, at)
         factor = learning_rate(step, config.encoder_steps, config.warmup)
         update(optimizer, parameters.values(), loss, config.encoder_lr * factor)
         mean_loss = running_mean(mean_loss, loss.item())

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace, world: World) -> None:
             "--size small hears with a published encoder; --parts llada makes its backbone")
     require(args.data is None or args.parts != "llada",
             "--parts llada learns from texts; leave out --data")
-    device, _, why = choose_device(args.device, "float32")
+    config = pretrain_config(args)
+    device, _, why = choose_device(args.device, config.dtype, trains=True)
     device = world.device(device)
     print(why)
     say = tqdm.write if world.is_main else partial(tqdm.write, file=sys.stderr)
@@ -67,10 +68,10 @@ def run(args: argparse.Namespace, world: World) -> None:
         save_part(getattr(model, part), part, args.out / f"{args.size}_{part}.safetensors",
                   f"python train.py --stage 0 --size {args.size} --seed {args.seed}")
 
-    config, audio = pretrain_config(args), model.config.audio
     if args.parts != "llada" and world.is_main:
         manifest = (args.data or toy.make_stage0(DATA / "toy")) / "stage0.json"
-        clips = LabelledClips.load(manifest, audio, config.encoder_steps * config.encoder_batch)
+        clips = LabelledClips.load(manifest, model.config.audio,
+                                   config.encoder_steps * config.encoder_batch)
         pretrain_encoder(model.whisper, clips, config, args.seed, say)
         save("whisper")
     makes_backbone = args.parts != "whisper" and args.data is None
