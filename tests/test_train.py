@@ -331,7 +331,7 @@ def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
     (["--size", "full", "--stage", "0"], "they are published"),
     (["--init", "a", "--diffa2", "b"], "exclude each other"),
     (["--stage", "0", "--dry-run"], "leave out --stage 0"),
-    (["--stage", "0", "--dtype", "float64"], "computes in float32 or bfloat16, got --dtype float64"),
+    (["--stage", "0", "--dtype", "float64"], "float32 or bfloat16, got --dtype float64"),
     (["--dry-run", "--data", "nowhere.json"], "nowhere.json"),
 ])
 def test_what_full_size_lacks_is_one_line(flags, message, tmp_path, monkeypatch, capsys):

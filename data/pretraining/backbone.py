@@ -19,6 +19,7 @@ from tqdm import tqdm
 from data.pretraining.config import PretrainConfig
 from data.pretraining.optimization import REPORT_EVERY, learning_rate, running_mean, update
 from data.pretraining.recall import learn_recall, recall_loss, words_to_recall
+from data.pretraining.saves import NOT_SAVED, Saves
 from data.pretraining.texts import (
     TextBatch,
     Texts,
@@ -156,10 +157,10 @@ def rate_at(step: int, config: PretrainConfig) -> float:
 
 def pretrain_backbone(model: Diffa2Model, config: PretrainConfig, seed: int,
                       say: Callable = tqdm.write, goes_on: bool = False,
-                      paradigm: Paradigm = MASKED_DIFFUSION) -> float:
-    """Train the backbone in place, from its start; or, if it `goes_on`, the last part alone, with
-    silences. Says now and then how many held-out texts it answers right; of these no more are asked
-    than it learns from. Returns the mean loss at the end."""
+                      paradigm: Paradigm = MASKED_DIFFUSION, saves: Saves = NOT_SAVED) -> float:
+    """Train the backbone in place, from its start or what `saves` has; or, if it `goes_on`, the
+    last part alone, with silences. Says now and then how many held-out texts it answers right; of
+    these no more are asked than it learns from. Returns the mean loss at the end."""
     llada, tokenizer = model.llada, load_tokenizer(model.config)
     device, held_out = llada.wte.weight.device, stream("held-out texts", seed)
     evaluation = [paradigm.draw(held_out, True) for _ in range(config.n_held_out)]
@@ -168,29 +169,29 @@ def pretrain_backbone(model: Diffa2Model, config: PretrainConfig, seed: int,
                       torch.Generator().manual_seed(seed_of("backbone", seed, "weights")))
         llada.to(device)
     named = dict(llada.requires_grad_(True).named_parameters())
-    parameters = named.values()
     optimizer = adamw(named, config.backbone_lr, (0.9, 0.98), weight_decay=0.01)
     words = words_to_recall(evaluation, tokenizer).to(device)
-    exercise = partial(paradigm.recall_loss, llada, words, tokenizer, config,
-                       torch.Generator().manual_seed(seed_of("backbone", seed, "recall")))
-    mean, recall = 0.0, math.log(config.recall_pairs)
-    if not goes_on:
-        recall = learn_recall(exercise, optimizer, parameters, config, say)
+    generator = torch.Generator().manual_seed(seed_of("backbone", seed, "recall"))
+    exercise = partial(paradigm.recall_loss, llada, words, tokenizer, config, generator)
+    means = torch.tensor([0, math.log(config.recall_pairs)], device=device)  # of both losses
+    first = saves.restore(llada, optimizer, means, generator) or config.backbone_steps * goes_on
+    if not first:
+        means[1] = learn_recall(exercise, optimizer, named.values(), config, say)
     n_steps = config.backbone_steps + config.silence_steps
-    n_asked = min(len(evaluation), config.backbone_steps * config.backbone_batch)
-    steps = range(config.backbone_steps if goes_on else 0, n_steps)
+    asked = evaluation[:config.backbone_steps * config.backbone_batch]
+    steps = range(first, n_steps)
     texts = Texts(model.config, config, tokenizer, seed, paradigm.draw)
     for step, batch in zip(progress(steps, desc="backbone"), texts.batches(steps, device)):
         masks = stream("texts", seed, step, "masks")
         with autocast(device, DTYPES[config.dtype]):
             loss, recalled = paradigm.text_loss(model, tokenizer, batch, config, masks), exercise()
-        update(optimizer, parameters, loss + recalled, rate_at(step, config))
-        mean = running_mean(mean, loss.detach())  # not .item(), for which the device would wait
-        recall = running_mean(recall, recalled.detach())
+        update(optimizer, named.values(), loss + recalled, rate_at(step, config))
+        means.copy_(running_mean(means, torch.stack([loss.detach(), recalled.detach()])))
+        saves.save(step + 1, llada, optimizer, means, generator)
         is_last = step + 1 == n_steps
         if step % REPORT_EVERY == REPORT_EVERY - 1 or is_last:
-            say(f"backbone step {step + 1}: loss {float(mean):.3f}, recall {float(recall):.3f}")
-            asked = evaluation[:n_asked] if is_last else evaluation[:max(1, n_asked // 5)]
-            say(report(model, tokenizer, asked, config.silences, paradigm.generate))
+            say(f"backbone step {step + 1}: loss {means[0]:.3f}, recall {means[1]:.3f}")
+            some = asked if is_last else asked[:max(1, len(asked) // 5)]
+            say(report(model, tokenizer, some, config.silences, paradigm.generate))
     llada.requires_grad_(False)
-    return float(mean)
+    return float(means[0])

@@ -25,6 +25,6 @@ def update(optimizer: torch.optim.Optimizer, parameters: list, loss: Tensor, lr:
     optimizer.step()
 
 
-def running_mean(mean: float, value: float) -> float:
-    """The mean of about the last 50 values, to be printed."""
+def running_mean(mean: float | Tensor, value: float | Tensor) -> float | Tensor:
+    """The mean of about the last 50 values, to be printed. For a tensor no device has to wait."""
     return 0.98 * mean + 0.02 * value

@@ -7,7 +7,7 @@ the backbone.
 
 import argparse
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from data import small, toy
 from data.pretraining.backbone import MASKED_DIFFUSION, pretrain_backbone
-from data.pretraining.config import pretrain_config
+from data.pretraining.config import PretrainConfig, pretrain_config
 from data.pretraining.encoder import LabelledClips, pretrain_encoder
+from data.pretraining.saves import Saves
 from diffa2_mini import weights
 from diffa2_mini.config import DATA, SIZES
 from diffa2_mini.errors import require
@@ -40,6 +41,13 @@ def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:
     save_tensors(path, tensors, {"format": "pt", "made_by": made_by})
 
 
+def saves_of(args: argparse.Namespace, config: PretrainConfig) -> Saves:
+    """Where the backbone is saved on its way: `small_llada.partial.safetensors`."""
+    settings = asdict(config) | {"seed": args.seed, "llada": args.llada}
+    return Saves(args.out / f"{args.size}_llada.partial.safetensors", args.save_every, args.resume,
+                 SIZES[args.size][0], settings)
+
+
 def run(args: argparse.Namespace, world: World) -> None:
     """Pretrain the parts that the flags of train.py ask for, from given weights if there are any,
     and write them to `args.out`. `args.data`, a folder with a stage0.json, is for the encoder
@@ -55,8 +63,7 @@ def run(args: argparse.Namespace, world: World) -> None:
     device = world.device(device)
     print(why)
     say = tqdm.write if world.is_main else partial(tqdm.write, file=sys.stderr)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     torch.manual_seed(seed_of("weights", args.seed, 0))
     model = Diffa2Model(SIZES[args.size][0], llada=FastLlada).to(device)
     for part, start in (("whisper", args.whisper), ("llada", args.llada)):
@@ -70,13 +77,14 @@ def run(args: argparse.Namespace, world: World) -> None:
 
     if args.parts != "llada" and world.is_main:
         manifest = (args.data or toy.make_stage0(DATA / "toy")) / "stage0.json"
-        clips = LabelledClips.load(manifest, model.config.audio,
-                                   config.encoder_steps * config.encoder_batch)
+        clips = LabelledClips.load(manifest, model.config.audio, config.encoder_clips)
         pretrain_encoder(model.whisper, clips, config, args.seed, say)
         save("whisper")
     makes_backbone = args.parts != "whisper" and args.data is None
     if makes_backbone and world.rank == min(1, world.size - 1):
         paradigm = replace(MASKED_DIFFUSION, draw=small.texts()) if args.size == "small" else (
             MASKED_DIFFUSION)
-        pretrain_backbone(model, config, args.seed, say, bool(args.llada), paradigm)
+        saves = saves_of(args, config)
+        pretrain_backbone(model, config, args.seed, say, bool(args.llada), paradigm, saves)
         save("llada")
+        saves.remove()
