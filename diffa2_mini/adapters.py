@@ -6,7 +6,7 @@ queries attend to several depths of the encoder; it always gives the same number
 Module names are those of the published weights.
 
 What differs: in a batch, the release keeps embeddings of short clips' padding, this does not. Of
-`small` the acoustic adapter whitens taps (`fitted`) and passes over padding (`only_sound`).
+`small` the acoustic adapter standardises taps (`fitted`), and passes over padding (`only_sound`).
 """
 
 import torch
@@ -92,7 +92,7 @@ class AcousticAdapter(nn.Module):
 
     Each tap has its own queries. All taps share one decoder. It attends to all T frames, those of
     padding too; with `only_sound`, to the `n_frames` [B] of each clip that hold sound. If `fitted`,
-    a fixed map first gives each tap mean 0 and covariance 1 (data/pretraining/fit.py). The outputs
+    each channel of a tap first gets mean 0 and variance 1 (data/pretraining/fit.py). The outputs
     are averaged over taps with learned weights per query. The queries get no dropout: the release
     bypasses BERT's embeddings, which have it.
     """
@@ -102,7 +102,7 @@ class AcousticAdapter(nn.Module):
         n_taps, width, self.config = len(whisper.taps), whisper.width, config
         if config.fitted:
             self.register_buffer("mean", torch.zeros(n_taps, 1, width))
-            self.register_buffer("whitening", torch.eye(width).repeat(n_taps, 1, 1))
+            self.register_buffer("std", torch.ones(n_taps, 1, width))
         self.layer_prompts = nn.ParameterList(
             nn.Parameter(torch.randn(1, config.n_queries, width)) for _ in range(n_taps))
         self.layer_weights = nn.Parameter(torch.zeros(config.n_queries, n_taps))
@@ -117,7 +117,7 @@ class AcousticAdapter(nn.Module):
             columns = torch.arange(taps.shape[2], device=taps.device)
             valid = columns < n_frames.repeat_interleave(taps.shape[1])[:, None, None, None]
         if self.config.fitted:
-            taps = (taps - self.mean) @ self.whitening
+            taps = (taps - self.mean) / self.std
         B, N, T, E = taps.shape
         x = torch.cat(list(self.layer_prompts)).repeat(B, 1, 1)  # [N, Q, E] -> [B * N, Q, E]
         for layer in self.qformer:

@@ -63,7 +63,7 @@ class AdapterConfig(Ranged):
 
     n_queries: int = 64  # acoustic embeddings per clip
     only_sound: bool = False  # whether the acoustic adapter passes over frames of padding
-    fitted: bool = False  # whether it whitens the taps, and both start as data/pretraining/fit.py
+    fitted: bool = False  # whether both start as data/pretraining/fit.py says, on scaled taps
     qformer_layers: int = 2
     qformer_hidden: int = 3072  # inner width of the Q-Former's feed-forward
     semantic_stride: int = 4  # encoder frames per semantic embedding: 50 Hz -> 12.5 Hz
@@ -282,8 +282,8 @@ SIZES = {  # a config and the stages by number
         dict(PAIRS, lr=1.4e-4, steps=430, warmup=30))),
     "small": (SMALL, scaled(  # a trial: it does not learn orders or voices yet
         dict(HALF, lr=1.5e-3, batch_size=8, micro_batch=8, steps=1800, warmup=60),
-        dict(HALF, lr=1e-3, batch_size=8, micro_batch=8, steps=1200, warmup=60),
-        dict(HALF, lr=5e-4, batch_size=8, micro_batch=8, steps=2000, warmup=60, lora_dropout=0.05),
+        dict(masking="all-masked", lr=1e-3, batch_size=8, micro_batch=8, steps=1400, warmup=60),
+        dict(masking="half-masked", lr=1e-3, batch_size=8, micro_batch=8, steps=4200, warmup=60),
         dict(PAIRS, lr=1.4e-4, steps=120, warmup=20))),
     "diffa1": (DIFFA1, scaled({}, {})),  # it has no LoRA
     "full": (Config(), FULL_STAGES)}

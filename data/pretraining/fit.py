@@ -1,8 +1,7 @@
 """How the adapters of small start: fitted to the encoder and to the backbone that they connect.
 
-* The mean over all frames has three quarters of the power of Whisper's second block, and a few
-  directions have most of the rest. On such states the acoustic adapter collapses: it gives every
-  clip the same embeddings. So it whitens them first.
+* The mean over all frames has three quarters of the power of Whisper's second block. On such states
+  the acoustic adapter collapses: it gives every clip the same embeddings. So it standardises them.
 * All words that the backbone knows have one direction in common (backbone.py), by which its first
   block finds their neighbours. So both adapters give the mean word at first, and learn the rest.
 
@@ -17,24 +16,15 @@ from diffa2_mini.model import Diffa2Model
 from diffa2_mini.training.run import Run
 
 N_CLIPS = 64
-FLOOR = 0.01  # is added to each direction's variance, in parts of their mean
-
-
-def whitening(states: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean [E] of `states` [F, E], and a symmetric matrix [E, E] by which they, less their
-    mean, have covariance 1, or less in directions in which they hardly vary."""
-    variances, directions = torch.linalg.eigh(states.T.cov())
-    scales = (variances + FLOOR * variances.mean()).rsqrt()
-    return states.mean(0), directions * scales @ directions.T
 
 
 @torch.no_grad()
 def fit(model: Diffa2Model, taps: Tensor) -> None:
     """Fit new adapters to the backbone, and to an encoder whose taps have the states [N, F, E]."""
     acoustic, mean_word = model.acoustic_connector, model.llada.wte.weight.float().mean(0)
-    for i, states in enumerate(taps.double()):
-        mean, matrix = whitening(states)
-        acoustic.mean[i, 0], acoustic.whitening[i] = mean.float(), matrix.float()
+    std, mean = torch.std_mean(taps.float(), dim=1, keepdim=True)
+    acoustic.mean.copy_(mean)
+    acoustic.std.copy_(std.clamp_min(1e-5))  # a channel may be constant
     acoustic.proj[1].bias.copy_(mean_word)
     model.semantic_connector.layernorm.bias.copy_(mean_word)
 
