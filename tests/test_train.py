@@ -23,6 +23,7 @@ from test_weights import other_part
 import sample
 import train
 from data import librispeech, toy
+from data.pretraining import backbone
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.data import read_manifest
@@ -138,6 +139,40 @@ def test_stage_0_pretrains_both_parts(world, tmp_path, monkeypatch, capsys):
         tmp_path / "toy_llada.safetensors").stat().st_size < 5e6
     printed = capsys.readouterr().out
     assert "sentences: " in printed and "audio-like: " in printed
+    assert not [*tmp_path.glob("*.partial.safetensors")]
+
+
+def test_stage_0_goes_on_where_it_was_stopped(world, tmp_path, monkeypatch, capsys):
+    """What is made stays, what is on its way goes on; but not with another seed."""
+    monkeypatch.setattr(toy, "make_stage0", lambda folder: world)
+    few = ["--stage", "0", "--steps", "4", "--batch-size", "2", "--threads", "1", "--save-every",
+           "1", "--out", str(tmp_path), "--resume"]
+    update, steps = backbone.update, []
+
+    def cut(*args):
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        update(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "update", cut)
+        assert run_script(train.main, few) == 130
+    encoder, partial = (tmp_path / f"toy_{name}.safetensors" for name in (
+        "whisper", "llada.partial"))
+    before = encoder.stat().st_mtime_ns
+    assert load_checkpoint(partial).step == 2 and not (tmp_path / "toy_llada.safetensors").exists()
+    capsys.readouterr()
+    assert run_script(train.main, [*few, "--parts", "llada", "--batch-size", "3"]) == 2
+    assert "was trained with backbone batch 2, got 3; encoder batch" in capsys.readouterr().err
+    assert run_script(train.main, few) == 0
+    assert "backbone step 8: " in capsys.readouterr().out
+    assert encoder.stat().st_mtime_ns == before and not partial.exists()
+    assert run_script(train.main, few) == 0
+    printed = capsys.readouterr().out
+    assert f"{encoder} is done" in printed and "toy_llada.safetensors is done" in printed
+    assert run_script(train.main, [*few, "--seed", "5"]) == 2
+    assert "was made by `python train.py --stage 0 --size toy --seed 42`" in capsys.readouterr().err
 
 
 def test_stage_0_names_an_entry_without_its_alignment(world, tmp_path, capsys):

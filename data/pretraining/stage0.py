@@ -7,6 +7,7 @@ the backbone.
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from diffa2_mini.noise import seed_of
 from diffa2_mini.published.sources import locate_all
 from diffa2_mini.training.files import save_tensors
 from diffa2_mini.training.processes import World
+from diffa2_mini.weights import read_tensors
 
 PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}
 
@@ -41,11 +43,37 @@ def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:
     save_tensors(path, tensors, {"format": "pt", "made_by": made_by})
 
 
-def saves_of(args: argparse.Namespace, config: PretrainConfig) -> Saves:
-    """Where the backbone is saved on its way: `small_llada.partial.safetensors`."""
+def command(args: argparse.Namespace) -> str:
+    """The command that makes a part, as its file names it."""
+    dtype = f" --dtype {args.dtype}" * (args.dtype != "auto")
+    return f"python train.py --stage 0 --size {args.size} --seed {args.seed}{dtype}"
+
+
+def is_made(args: argparse.Namespace, path: Path) -> bool:
+    """Whether a part is there, where --resume goes on. Raises UserError if it is another's."""
+    if not (args.resume and path.is_file()):
+        return False
+    made_by = read_tensors(path, "a part of stage 0")[1].get("made_by")
+    require(made_by == command(args),
+            f"{path}: was made by `{made_by}`; leave out --resume to make it anew")
+    print(f"{path} is done")
+    return True
+
+
+def make_backbone(args: argparse.Namespace, model: Diffa2Model, config: PretrainConfig,
+                  say: Callable) -> None:
+    """Pretrain the backbone. On its way it is saved beside the place where it will be."""
+    path = args.out / f"{args.size}_llada.safetensors"
     settings = asdict(config) | {"seed": args.seed, "llada": args.llada}
-    return Saves(args.out / f"{args.size}_llada.partial.safetensors", args.save_every, args.resume,
-                 SIZES[args.size][0], settings)
+    saves = Saves(path.with_suffix(".partial.safetensors"), args.save_every, args.resume,
+                  model.config, settings)
+    if not saves.path.is_file() and is_made(args, path):
+        return
+    draw = small.texts() if args.size == "small" else MASKED_DIFFUSION.draw
+    pretrain_backbone(model, config, args.seed, say, bool(args.llada),
+                      replace(MASKED_DIFFUSION, draw=draw), saves)
+    save_part(model.llada, "llada", path, command(args))
+    saves.remove()
 
 
 def run(args: argparse.Namespace, world: World) -> None:
@@ -70,21 +98,12 @@ def run(args: argparse.Namespace, world: World) -> None:
         if start:
             path = locate_all({part: start}, args.size)[part]
             weights.load_part(getattr(model, part), part, path, device)
-
-    def save(part: str) -> None:
-        save_part(getattr(model, part), part, args.out / f"{args.size}_{part}.safetensors",
-                  f"python train.py --stage 0 --size {args.size} --seed {args.seed}")
-
-    if args.parts != "llada" and world.is_main:
+    encoder = args.out / f"{args.size}_whisper.safetensors"
+    if args.parts != "llada" and world.is_main and not is_made(args, encoder):
         manifest = (args.data or toy.make_stage0(DATA / "toy")) / "stage0.json"
         clips = LabelledClips.load(manifest, model.config.audio, config.encoder_clips)
         pretrain_encoder(model.whisper, clips, config, args.seed, say)
-        save("whisper")
+        save_part(model.whisper, "whisper", encoder, command(args))
     makes_backbone = args.parts != "whisper" and args.data is None
     if makes_backbone and world.rank == min(1, world.size - 1):
-        paradigm = replace(MASKED_DIFFUSION, draw=small.texts()) if args.size == "small" else (
-            MASKED_DIFFUSION)
-        saves = saves_of(args, config)
-        pretrain_backbone(model, config, args.seed, say, bool(args.llada), paradigm, saves)
-        save("llada")
-        saves.remove()
+        make_backbone(args, model, config, say)
