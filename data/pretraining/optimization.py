@@ -26,5 +26,5 @@ def update(optimizer: torch.optim.Optimizer, parameters: list, loss: Tensor, lr:
 
 
 def running_mean(mean: float | Tensor, value: float | Tensor) -> float | Tensor:
-    """The mean of about the last 50 values, to be printed. For a tensor no device has to wait."""
+    """The mean of about the last 50 values, to be printed. A tensor stays where it is."""
     return 0.98 * mean + 0.02 * value
