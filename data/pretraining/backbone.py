@@ -190,7 +190,7 @@ def pretrain_backbone(model: Diffa2Model, config: PretrainConfig, seed: int,
         saves.save(step + 1, llada, optimizer, means, generator)
         is_last = step + 1 == n_steps
         if step % REPORT_EVERY == REPORT_EVERY - 1 or is_last:
-            say(f"backbone step {step + 1}: loss {means[0]:.3f}, recall {means[1]:.3f}")
+            say("backbone step {}: loss {:.3f}, recall {:.3f}".format(step + 1, *means.tolist()))
             some = asked if is_last else asked[:max(1, len(asked) // 5)]
             say(report(model, tokenizer, some, config.silences, paradigm.generate))
     llada.requires_grad_(False)
