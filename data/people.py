@@ -159,7 +159,7 @@ def manifests(splits: dict[str, list[Utterance]], out: Path, seed: int) -> dict[
 
     found = {"stage1": transcripts("train"), "sft": []}
     for each in splits["train"]:
-        for _ in range(N_WHO * bool(each.kind)):
+        for _ in range(N_WHO if each.kind else 0):
             question = ask(each, rng)
             if rng.random() < SHARE_LETTERED:
                 question = toy_text.lettered(question, rng)

@@ -34,10 +34,6 @@ class PretrainConfig:
     workers: int | None = None  # processes that draw texts ahead; None: some for a GPU alone
     dtype: str = "float32"  # or "bfloat16": of the products; weights are in float32
 
-    @property
-    def encoder_clips(self) -> int:
-        return self.encoder_steps * self.encoder_batch
-
 
 PRETRAINING = {  # by size
     "toy": PretrainConfig(),

@@ -57,8 +57,7 @@ class Saves:
 
     def remove(self) -> None:
         """Delete the file: the backbone is done."""
-        if self.path:
-            self.path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 NOT_SAVED = Saves()

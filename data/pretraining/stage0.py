@@ -31,7 +31,6 @@ from diffa2_mini.noise import seed_of
 from diffa2_mini.published.sources import locate_all
 from diffa2_mini.training.files import save_tensors
 from diffa2_mini.training.processes import World
-from diffa2_mini.weights import read_tensors
 
 PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}
 
@@ -53,7 +52,7 @@ def is_made(args: argparse.Namespace, path: Path) -> bool:
     """Whether a part is there, where --resume goes on. Raises UserError if it is another's."""
     if not (args.resume and path.is_file()):
         return False
-    made_by = read_tensors(path, "a part of stage 0")[1].get("made_by")
+    made_by = weights.read_tensors(path, "a part of stage 0")[1].get("made_by")
     require(made_by == command(args),
             f"{path}: was made by `{made_by}`; leave out --resume to make it anew")
     print(f"{path} is done")
@@ -101,7 +100,8 @@ def run(args: argparse.Namespace, world: World) -> None:
     encoder = args.out / f"{args.size}_whisper.safetensors"
     if args.parts != "llada" and world.is_main and not is_made(args, encoder):
         manifest = (args.data or toy.make_stage0(DATA / "toy")) / "stage0.json"
-        clips = LabelledClips.load(manifest, model.config.audio, config.encoder_clips)
+        clips = LabelledClips.load(manifest, model.config.audio,
+                                   config.encoder_steps * config.encoder_batch)
         pretrain_encoder(model.whisper, clips, config, args.seed, say)
         save_part(model.whisper, "whisper", encoder, command(args))
     makes_backbone = args.parts != "whisper" and args.data is None
