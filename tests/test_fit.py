@@ -1,4 +1,5 @@
-"""The adapters of small start on standardised taps, at the mean word; once, and for good."""
+"""The adapters of small start on standardised taps, clips apart, at the mean word; once, and for
+good."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from test_data import MICRO, examples, features_of  # noqa: F401  (a fixture)
 from data.pretraining.fit import fit, fit_new_adapters
 from diffa2_mini import weights
 from diffa2_mini.model import Diffa2Model
+from diffa2_mini.training.objective import set_dropout
 from diffa2_mini.training.processes import World
 
 
@@ -22,14 +24,18 @@ def new_model(fitted: bool) -> Diffa2Model:
 @torch.no_grad()
 def test_fitted_adapters_read_standardised_taps_and_give_the_mean_word():
     plain, fitted = new_model(False), new_model(True)
-    taps = torch.randn(2, 300, 8) * torch.arange(8) + 3  # the first channel is constant
+    clips = list((torch.randn(2, 300, 8) * torch.arange(8) + 3).split([40, 160, 100], dim=1))
+    taps = torch.cat(clips, dim=1)  # its first channel is constant
     before = fitted.state_dict()
     before = {name: tensor.clone() for name, tensor in before.items()}
-    fit(fitted, taps)
+    fit(fitted, clips)
     changed = {name for name, tensor in fitted.state_dict().items()
                if not torch.equal(tensor, before[name])}
-    assert changed == {"acoustic_connector.mean", "acoustic_connector.std",
-                       "acoustic_connector.proj.1.bias", "semantic_connector.layernorm.bias"}
+    layers = range(len(fitted.acoustic_connector.qformer))
+    assert changed == {
+        "acoustic_connector.mean", "acoustic_connector.std", "acoustic_connector.proj.1.bias",
+        "semantic_connector.layernorm.bias",
+        *(f"acoustic_connector.qformer.{i}.crossattention.dense.weight" for i in layers)}
     plain.load_state_dict({name: tensor for name, tensor in fitted.state_dict().items()
                            if name in plain.state_dict()})
     scaled = (taps - taps.mean(1, keepdim=True)) / taps.std(1, keepdim=True).clamp_min(1e-5)
@@ -39,6 +45,25 @@ def test_fitted_adapters_read_standardised_taps_and_give_the_mean_word():
     mean_word = fitted.llada.wte.weight.mean(0)
     torch.testing.assert_close(embeddings.mean(-1), mean_word.mean().expand(1, 10))
     assert torch.equal(fitted.acoustic_connector.proj[1].bias, mean_word)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("training", [False, True])
+def test_what_attention_adds_differs_between_clips_by_one(training):
+    """In each layer, though dropout may be on."""
+    clips = [torch.randn(2, n, 8) + torch.randn(2, 1, 8) for n in (20, 60, 40, 90)]
+    found, added = new_model(True).train(training), {}
+    set_dropout(found.acoustic_connector, 0.5)
+    fit(found, clips)
+    assert found.acoustic_connector.training == training
+    layers = found.eval().acoustic_connector.qformer
+    for i, layer in enumerate(layers):
+        layer.crossattention.dense.register_forward_hook(
+            lambda *call, i=i: added.setdefault(i, []).append(call[-1]))
+    for clip in clips:
+        found.acoustic_connector(clip[None])
+    for i in range(len(layers)):
+        torch.testing.assert_close(torch.stack(added[i]).var(0).mean(), torch.tensor(1.0))
 
 
 @torch.no_grad()
