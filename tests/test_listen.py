@@ -127,7 +127,7 @@ def test_a_model_comes_from_a_size_a_checkpoint_or_a_folder_of_training(diffa2, 
 @pytest.mark.parametrize("arguments, message", [
     (dict(name="huge"), "expected a size (toy, small, diffa1, full) or a folder"),
     (dict(name="full"), "hf download zhoujiaming777/DIFFA-2"),
-    (dict(name="small"), "python train.py --stage 1 --size small makes some"),
+    (dict(name="small"), "hf download openai/whisper-tiny.en model.safetensors"),
     (dict(checkpoint="gone.safetensors"),
      "gone.safetensors: expected a checkpoint, found no such file; python train.py"),
     (dict(checkpoint="data/toy_diffa2.safetensors"), f"it is now {weights.SHIPPED['diffa2']}"),

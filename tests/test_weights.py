@@ -174,6 +174,16 @@ def test_a_fingerprint_tells_contents_and_not_names_of_files(tmp_path, model):
     assert checkpoint.fingerprint({"another": tensor}) != checkpoint.fingerprint({name: tensor})
 
 
+def test_float16_weights_have_one_fingerprint_in_either_precision(model):
+    """The hub has whisper-tiny.en in float32; OpenAI published the same numbers in float16."""
+    halves = {name: tensor.half() for name, tensor in model.whisper.state_dict().items()}
+    floats = {name: tensor.float() for name, tensor in halves.items()}
+    assert checkpoint.fingerprint(floats) == checkpoint.fingerprint(halves)
+    name = next(iter(floats))
+    others = floats | {name: floats[name] * (1 + 2**-20)}
+    assert checkpoint.fingerprint(others) != checkpoint.fingerprint(halves)
+
+
 def test_files_have_the_fingerprints_of_what_they_hold(tmp_path, model):
     for part in PARTS:
         save_part(getattr(model, part), part, tmp_path / part, made_by="a test")

@@ -3,8 +3,7 @@ memory there, which are measured in the same run; or what each rule of decoding 
 
     python -m diffa2_mini.bench --size full --random-weights
     python data/toybench.py && python -m diffa2_mini.bench --decoders
-    python -m diffa2_mini.bench --decoders --checkpoint runs/small/stage4.safetensors \\
-        --file data/orders/test.json --type order
+    python -m diffa2_mini.bench --decoders --size small --file data/orders/test.json --type order
 
 Random weights are never confident, so decoding follows a fixed schedule. A figure is the median
 over `--runs`, with the fastest and the slowest run behind it. It is printed and written as soon as
