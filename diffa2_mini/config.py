@@ -280,10 +280,10 @@ SIZES = {  # a config and the stages by number
         dict(HALF, lr=1.1e-3, batch_size=4, micro_batch=4, steps=1200, warmup=60),
         dict(HALF, lr=5e-4, batch_size=4, micro_batch=4, steps=2600, warmup=60),
         dict(PAIRS, lr=1.4e-4, steps=430, warmup=30))),
-    "small": (SMALL, scaled(  # not yet run whole; who speaks is hardly learnt so far
+    "small": (SMALL, scaled(
         dict(HALF, lr=1.5e-3, batch_size=8, micro_batch=8, steps=1800, warmup=60),
         dict(masking="all-masked", lr=4e-4, batch_size=8, micro_batch=8, steps=1400, warmup=60),
         dict(masking="half-masked", lr=4e-4, batch_size=8, micro_batch=8, steps=4200, warmup=60),
-        dict(PAIRS, lr=1.4e-4, steps=120, warmup=20))),
+        dict(PAIRS, lr=5e-5, steps=120, warmup=20))),
     "diffa1": (DIFFA1, scaled({}, {})),  # it has no LoRA
     "full": (Config(), FULL_STAGES)}
