@@ -29,9 +29,8 @@ from diffa2_mini import Diffa2
 from diffa2_mini.command.script import Parser
 from diffa2_mini.command.table import columns
 from diffa2_mini.config import DATA
-from diffa2_mini.data import read_manifest
-from diffa2_mini.errors import require
 from diffa2_mini.listen import Answer, Clip
+from tutorials.small_goals import examples_of
 
 N_CLIPS = 40  # of each corpus
 SECONDS = 4  # of silence, and of noise
@@ -47,20 +46,17 @@ def confidence(answer: Answer, eos: int) -> float:
     return float(when_committed[:length].min())
 
 
-def clips_of(folder: Path) -> list[Clip]:
+def clips_of(data: Path, corpus: str) -> list[Clip]:
     """Some of the test clips of a corpus, each once. Raises UserError."""
-    manifest = folder / "test.json"
-    require(manifest.is_file(),
-            f"{manifest}: found no such file; data/README.md says how to make it")
-    clips = dict.fromkeys(folder / row["audio_filepath"] for row in read_manifest(manifest))
-    return [*clips][::max(1, len(clips) // N_CLIPS)][:N_CLIPS]
+    clips = [*dict.fromkeys(example.path for example in examples_of(data, corpus, "test"))]
+    return clips[::max(1, len(clips) // N_CLIPS)][:N_CLIPS]
 
 
 def groups_of(args: argparse.Namespace, rate: int) -> dict[str, list[Clip]]:
     """The clips to ask about, by what is in them."""
     noise = np.random.default_rng(0).normal(0, 0.01, SECONDS * rate)
-    return {"an order": clips_of(args.data / "orders"),
-            "reading": clips_of(args.data / "people"), "the clips named": args.clips,
+    return {"an order": clips_of(args.data, "orders"), "reading": clips_of(args.data, "people"),
+            "the clips named": args.clips,
             "silence": [(np.zeros(SECONDS * rate, np.float32), rate)],
             "noise": [(noise.astype(np.float32), rate)]}
 

@@ -14,8 +14,8 @@ from .tokenizer_json import read_tokenizer_json
 LLADA = "GSAI-ML/LLaDA-8B-Instruct"
 SOURCES = {  # of each part, unless the user says otherwise: files, folders or hub names
     "toy": SHIPPED,
-    "small": {"whisper": "openai/whisper-tiny.en",
-              **{part: ASSETS / f"small_{part}.safetensors" for part in ("llada", "diffa2")}},
+    "small": {"whisper": "openai/whisper-tiny.en", "llada": ASSETS / "small_llada.safetensors",
+              "diffa2": ASSETS / "small_diffa2.safetensors"},
     "diffa1": {"whisper": "openai/whisper-small", "llada": LLADA, "diffa2": "zhoujiaming777/DIFFA"},
     "full": {"whisper": "openai/whisper-large-v3", "llada": LLADA,
              "diffa2": "zhoujiaming777/DIFFA-2"},
