@@ -25,6 +25,7 @@ from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.tokenizer import Tokenizer
 from diffa2_mini.training.checkpoint import load_checkpoint
 from diffa2_mini.whisper import WhisperEncoder
+from tutorials import small_without
 
 SMALL = SIZES["small"][0]
 
@@ -164,6 +165,17 @@ def test_all_stages_of_small_run_on_a_published_encoder(data, narrow, tmp_path, 
     assert all(torch.equal(means[0], other) for other in means)
     assert torch.isfinite(torch.tensor([json.loads(line)["loss"] for line in (
         out / "log.jsonl").read_text().splitlines() if '"loss"' in line])).all()
+
+    small_without.main([*few, "--llada", made, "--data", str(tmp_path / "mixed"), "--steps", "1",
+                        "--out", str(tmp_path / "without")])
+    first, *rest = (load_checkpoint(tmp_path / f"without/stage{n}.safetensors") for n in (1, 2, 4))
+    assert first.audio == ("prompts", "semantic")
+    acoustic = [name for name in first.model if name.startswith("acoustic_connector")]
+    for later in rest:
+        assert later.audio == ("semantic",)
+        assert all(torch.equal(later.model[name], first.model[name]) for name in acoustic)
+        assert not torch.equal(later.model["semantic_connector.linear_connector.0.weight"],
+                               first.model["semantic_connector.linear_connector.0.weight"])
 
 
 def test_the_rank_file_ships():

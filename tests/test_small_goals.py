@@ -1,12 +1,17 @@
 """What a run of small reaches, and what is easy: the figures follow from answers and vectors."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 
 from data import orders
+from data.toy import write_json
 from diffa2_mini.data import Example
+from tutorials import small_goals
 from tutorials.small_goals import (
     GOALS,
     commonest,
@@ -73,3 +78,40 @@ def test_the_table_has_a_row_for_each_goal_and_the_worst_run():
     assert who[-5:] == ["0.400", "-", "0.500", "0.375", "0.250"]
     affirmed = next(line for line in text if "affirmed" in line).split()
     assert affirmed[-3:] == ["1.000", "0.500", "1.000"]
+
+
+def test_runs_without_the_acoustic_adapter_and_on_digits_alone_have_rows_of_their_own():
+    whole, without = cell([True], [True], "a"), cell([True], [True], "a")
+    without["stages"]["4"]["who"] = 0.125
+    digits = [{"known": 0.01, "held_out": rate} for rate in (0.06, 0.1)]
+    whole["stages"]["4"]["held_out"] = 0.02
+    lines = table([whole], {"most frequent": {}, "probe": {}}, [without], digits).splitlines()
+    assert [line.split()[-1] for line in lines if "girl" in line] == ["0.500", "0.125"]
+    assert "3 held-out speakers" in lines[-1]
+    assert "mean 0.060" in lines[-1] and "worst 0.100" in lines[-1]
+
+
+def test_a_run_on_digits_is_measured_on_its_own_data(tmp_path, monkeypatch):
+    """Whose speakers are others than those of data/fsdd."""
+    (tmp_path / "config.json").write_text(json.dumps({"arguments": {"data": str(tmp_path)}}))
+    for name, said in (("test", "one"), ("held_out", "two")):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(1600), 16_000)
+        write_json(tmp_path / f"{name}.json", [
+            {"audio_filepath": f"{name}.wav", "input": "?", "target": target, "type": type}
+            for target, type in ((said, "asr"), ("yes", "first"))])
+    answered = []
+
+    class Echo:
+        def __init__(self, features, tokenizer, audio, decode):
+            assert audio == ("acoustic", "semantic")
+
+        def answer(self, examples):
+            answered.append([example.answer for example in examples])
+            return ["one"] * len(examples), None
+
+    monkeypatch.setattr(small_goals, "Respondent", Echo)
+    monkeypatch.setattr(small_goals, "load_checkpoint", lambda path: SimpleNamespace(
+        model={}, audio=("acoustic", "semantic")))
+    monkeypatch.setattr(small_goals.weights, "restore", lambda *given: None)
+    found = small_goals.measure_digits(tmp_path, SimpleNamespace(model=None))
+    assert found == {"known": 0, "held_out": 1} and answered == [["one"], ["two"]]

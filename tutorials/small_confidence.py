@@ -48,7 +48,7 @@ def confidence(answer: Answer, eos: int) -> float:
 
 def clips_of(data: Path, corpus: str) -> list[Clip]:
     """Some of the test clips of a corpus, each once. Raises UserError."""
-    clips = [*dict.fromkeys(example.path for example in examples_of(data, corpus, "test"))]
+    clips = [*dict.fromkeys(example.path for example in examples_of(data / corpus, "test"))]
     return clips[::max(1, len(clips) // N_CLIPS)][:N_CLIPS]
 
 

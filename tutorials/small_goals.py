@@ -3,13 +3,15 @@
     python train.py --size small --data data/small --out runs/small     # data/README.md: its data
     python tutorials/small_goals.py                    # measure that run, print the table
     python tutorials/small_goals.py runs/a runs/b      # several runs
+    python tutorials/small_goals.py --digits runs/jackson    # runs on digits alone
     python tutorials/small_goals.py --table            # measure nothing more; the table, so far
 
 A cell is a run: what it answers to the test questions of data/orders, data/people and data/fsdd
 after stages 3 and 4. It is written to tutorials/results/small. Beside the runs stand the answer
 that training has most often, and a linear probe: ridge regression on the mean of the encoder's
 final states of a clip. It names a value of each slot or `none`, or who speaks; it cannot write
-digits down.
+digits down. A run without the acoustic adapter (small_without.py) has rows of its own, and so have
+runs on digits alone, each with the test clips of the data that it was trained on.
 """
 
 import sys
@@ -74,26 +76,30 @@ GOALS = (
 )
 
 
-def examples_of(data: Path, folder: str, name: str) -> list[Example]:
+def examples_of(folder: Path, name: str) -> list[Example]:
     """The open questions of a manifest."""
-    manifest = data / folder / f"{name}.json"
+    manifest = folder / f"{name}.json"
     require(manifest.is_file(), f"{manifest}: found no such file; data/README.md says how to make "
             "it")
     examples = load_examples(manifest, STAGES[2], CONFIG)
     return [example for example in examples if not example.type.endswith("+abcd")]
 
 
+def digits_of(folder: Path, name: str) -> list[Example]:
+    """The digits to write down of a manifest."""
+    return [e for e in examples_of(folder, name) if e.type == "asr"]
+
+
 def tests_of(data: Path) -> dict[str, list[Example]]:
     """The test questions of each goal."""
-    found = {"known": examples_of(data, "fsdd", "test"),
-             "held_out": examples_of(data, "fsdd", "held_out")}
-    found = {name: [e for e in examples if e.type == "asr"] for name, examples in found.items()}
-    said = examples_of(data, "orders", "test")
-    who = [e for e in examples_of(data, "people", "test") if e.type != "asr"]
-    return found | {"said": [e for e in said if e.type in orders.SLOTS],
-                    "none": [e for e in said if e.type == orders.NONE],
-                    "order": [e for e in said if e.type == "order"],
-                    "who": who, "adult": [e for e in who if e.type == "adult"]}
+    said = examples_of(data / "orders", "test")
+    who = [e for e in examples_of(data / "people", "test") if e.type != "asr"]
+    return {"known": digits_of(data / "fsdd", "test"),
+            "held_out": digits_of(data / "fsdd", "held_out"),
+            "said": [e for e in said if e.type in orders.SLOTS],
+            "none": [e for e in said if e.type == orders.NONE],
+            "order": [e for e in said if e.type == "order"],
+            "who": who, "adult": [e for e in who if e.type == "adult"]}
 
 
 def score(name: str, examples: list[Example], answers: list[str]) -> float:
@@ -172,7 +178,7 @@ def whole_orders(asked: list[Example], probe: Probe) -> list[str]:
 def easy(data: Path, features: FeatureCache) -> dict[str, dict[str, float]]:
     """What the most frequent answer and a linear probe reach."""
     tests = tests_of(data)
-    train = {folder: examples_of(data, folder, "sft") for folder in ("orders", "people", "fsdd")}
+    train = {folder: examples_of(data / folder, "sft") for folder in ("orders", "people", "fsdd")}
     most = commonest(train["orders"] + train["people"])
     most["asr"] = commonest(train["fsdd"])["asr"]
     found = {"most frequent": {name: score(name, asked, [most[key_of(e)] for e in asked])
@@ -180,7 +186,7 @@ def easy(data: Path, features: FeatureCache) -> dict[str, dict[str, float]]:
     named = [e for folder in ("orders", "people") for e in train[folder]
              if e.type not in ("asr", "order")]
     validation = [e for folder in ("orders", "people") for e in
-                  examples_of(data, folder, "validation") if e.type not in ("asr", "order")]
+                  examples_of(data / folder, "validation") if e.type not in ("asr", "order")]
     features.prepare([e.path for e in [*named, *validation]], progress)
     probe = Probe(features, named, validation)
     found["probe"] = {name: score(name, tests[name], probe.answer(tests[name]))
@@ -209,7 +215,20 @@ def measure(run: Path, data: Path, features: FeatureCache) -> dict:
         found[str(number)]["affirmed"] = [
             [e.path.stem, bool(a.strip()) and a.strip() != orders.NONE]
             for e, a in zip(tests["none"], answers["none"])]
-    return found
+    return {"audio": saved.audio, "stages": found}
+
+
+def measure_digits(run: Path, features: FeatureCache) -> dict[str, float]:
+    """The word error rates of a run on digits alone after stage 4, for the speakers that it has
+    heard and for the one that was held out of its data."""
+    path = run / "stage4.safetensors"
+    saved, tokenizer = load_checkpoint(path), load_tokenizer(CONFIG)
+    data = Path(json.loads((run / "config.json").read_text())["arguments"]["data"])
+    weights.restore(features.model, saved.model, str(path))
+    respondent = Respondent(features, tokenizer, saved.audio, CONFIG.decode)
+    tests = {name: digits_of(data, manifest)
+             for name, manifest in (("known", "test"), ("held_out", "held_out"))}
+    return {name: score(name, asked, respondent.answer(asked)[0]) for name, asked in tests.items()}
 
 
 def affirmed(stage: dict) -> float:
@@ -228,24 +247,39 @@ def paired_bound(cells: list[dict]) -> list[float]:
     return np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5]).tolist()
 
 
-def table(cells: list[dict], easy: dict[str, dict[str, float]]) -> str:
-    """The goals beside what is easy and what the runs reach."""
+def row_of(goal: Goal, easy: dict[str, dict[str, float]], cells: list[dict]) -> tuple[str, ...]:
+    """A goal beside what is easy and what the runs reach."""
+    three, four = ([cell["stages"][n][goal.name] for cell in cells] for n in ("3", "4"))
+    base = (easy[name].get(goal.name) for name in ("most frequent", "probe"))
+    return (goal.text, f"{'<=' if goal.lower else '>='} {goal.must:.2f}", f"{goal.aim:.2f}",
+            *("-" if value is None else f"{value:.3f}" for value in base),
+            f"{np.mean(three):.3f}", f"{np.mean(four):.3f}",
+            f"{(max if goal.lower else min)(four):.3f}")
+
+
+def table(runs: list[dict], easy: dict[str, dict[str, float]], without: list[dict] = (),
+          digits: list[dict] = ()) -> str:
+    """The goals beside what is easy and what the runs reach: whole ones, those `without` the
+    acoustic adapter, and those on `digits` alone, with which the held-out speaker of the first run
+    counts."""
     rows = [("", "must", "aim", "most frequent", "probe", "stage 3", "stage 4",
-             f"worst of {len(cells)}")]
-    for goal in GOALS:
-        sign = "<=" if goal.lower else ">="
-        three, four = ([cell["stages"][n][goal.name] for cell in cells] for n in ("3", "4"))
-        base = (easy[name].get(goal.name) for name in ("most frequent", "probe"))
-        rows.append((goal.text, f"{sign} {goal.must:.2f}", f"{goal.aim:.2f}",
-                     *("-" if value is None else f"{value:.3f}" for value in base),
-                     f"{np.mean(three):.3f}", f"{np.mean(four):.3f}",
-                     f"{(max if goal.lower else min)(four):.3f}"))
-    before, after = ([affirmed(cell["stages"][n]) for cell in cells] for n in ("3", "4"))
-    low, high = paired_bound(cells)
+             f"worst of {len(runs)}"), *(row_of(goal, easy, runs) for goal in GOALS)]
+    before, after = ([affirmed(cell["stages"][n]) for cell in runs] for n in ("3", "4"))
     rows.append(("orders: what was not said is affirmed", "halved", "", "-", "-",
                  f"{np.mean(before):.3f}", f"{np.mean(after):.3f}", f"{max(after):.3f}"))
-    return (columns(rows) + f"\nfalse affirmations change by {low:+.3f} to {high:+.3f} (95 %, "
-            "drawn by clip)")
+    if without:
+        rows += [("", *[""] * 7), ("without the acoustic adapter", *[""] * 6,
+                                   f"worst of {len(without)}")]
+        rows += [row_of(goal, easy, without) for goal in GOALS]
+    low, high = paired_bound(runs)
+    lines = [columns(rows), f"false affirmations change by {low:+.3f} to {high:+.3f} (95 %, drawn "
+             "by clip)"]
+    if digits:
+        rates = [cell["held_out"] for cell in (runs[0]["stages"]["4"], *digits)]
+        lines.append(f"digits, {len(rates)} held-out speakers, all but the first in runs on digits "
+                     f"alone: mean {np.mean(rates):.3f} (must 0.10, aim 0.04), worst "
+                     f"{max(rates):.3f} (must 0.15, aim 0.08)")
+    return "\n".join(lines)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -253,6 +287,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("runs", type=Path, nargs="*", default=[ROOT / "runs" / "small"],
         help="folders of runs (default: runs/small)")
+    add("--digits", action="store_true", help="the runs had digits alone")
     add("--table", action="store_true", help="measure nothing more; print what there is")
     add("--data", type=Path, default=DATA, help="the folder that has those of the corpora")
     add("--out", type=Path, default=ROOT / "tutorials" / "results" / "small",
@@ -276,11 +311,15 @@ def main(argv: list[str]) -> None:
         if not (args.out / "easy.json").exists():
             write_json(args.out / "easy.json", easy(args.data, features))
         for run in args.runs:
-            write_json(args.out / f"run_{run.name}.json",
-                       {"run": run.name, "stages": measure(run, args.data, features)})
-    cells = [json.loads(path.read_text()) for path in sorted(args.out.glob("run_*.json"))]
-    require(cells, f"{args.out}: no run is measured yet; leave out --table")
-    print(table(cells, json.loads((args.out / "easy.json").read_text())))
+            name, found = (("digits", measure_digits(run, features)) if args.digits
+                           else ("run", measure(run, args.data, features)))
+            write_json(args.out / f"{name}_{run.name}.json", {"run": run.name} | found)
+    cells, digits = ([json.loads(path.read_text()) for path in sorted(args.out.glob(pattern))]
+                     for pattern in ("run_*.json", "digits_*.json"))
+    runs = [cell for cell in cells if "acoustic" in cell["audio"]]
+    require(runs, f"{args.out}: no run is measured yet; leave out --table")
+    without = [cell for cell in cells if "acoustic" not in cell["audio"]]
+    print(table(runs, json.loads((args.out / "easy.json").read_text()), without, digits))
 
 
 if __name__ == "__main__":
