@@ -237,10 +237,10 @@ def train_stages(args: argparse.Namespace, run: Run, init: Checkpoint | None) ->
 
 
 def resume_command(args: argparse.Namespace, argv: list[str]) -> str:
-    """How to go on with a run that was started with the flags `argv`."""
+    """How to go on with a run that was started as `argv`: a script and its flags."""
     if args.processes > 1:
         return "the same torchrun command and --resume"
-    return shlex.join(["python", "train.py", *argv, *([] if args.resume else ["--resume"])])
+    return shlex.join(["python", *argv, *([] if args.resume else ["--resume"])])
 
 
 def ask_command(args: argparse.Namespace, path: Path) -> str:
@@ -271,7 +271,7 @@ def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
     try:
         train_stages(args, run, init)
     except Stopped:
-        again = resume_command(args, sys.argv[1:])
+        again = resume_command(args, sys.argv)
         print(f"stopped; all steps made are saved; go on with: {again}")
         sys.exit(128 + (run.signals.received or signal.SIGTERM))
     if not world.is_main:

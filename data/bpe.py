@@ -11,6 +11,7 @@ from pathlib import Path
 import regex
 
 from diffa2_mini.tokenizer import WORD_PATTERN
+from diffa2_mini.training.files import write_whole
 
 
 def train_bpe(words: Counter, n_merges: int) -> dict[bytes, int]:
@@ -47,4 +48,4 @@ def count_words(text: str) -> Counter:
 def save_ranks(ranks: dict[bytes, int], path: str | Path) -> None:
     """Write the rank file that `Tokenizer.from_ranks` reads."""
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
-    Path(path).write_text("".join(lines))
+    write_whole(Path(path), lambda temporary: temporary.write_text("".join(lines)))

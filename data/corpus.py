@@ -18,14 +18,12 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 from data.toy import write_json
 from diffa2_mini.command.script import Parser, progress
 from diffa2_mini.config import DATA
 from diffa2_mini.errors import UserError, require
-from diffa2_mini.training.files import write_whole
 
 TRIES = 5  # of a connection that breaks
 # where a file of an archive goes, relative to a folder of ours; None if it is not wanted
@@ -180,7 +178,7 @@ def write_manifests(out: Path, manifests: dict[str, list[dict]]) -> None:
     """Write each manifest, and print how many rows each has. Raises UserError when the disk is
     full."""
     for name, rows in manifests.items():
-        write_whole(out / f"{name}.json", partial(write_json, rows=rows))
+        write_json(out / f"{name}.json", rows)
     counts = (f"{name}.json {len(rows):,}" for name, rows in manifests.items())
     print(f"{out}: {', '.join(counts)} rows")
 

@@ -32,14 +32,12 @@ from fractions import Fraction
 from pathlib import PurePosixPath
 
 import numpy as np
-import soundfile
 
 from data import corpus, toy_text
-from data.toy import ask_row
+from data.toy import ask_row, write_clip
 from data.toy_scene import DIGITS, MAX_SECONDS, SAMPLE_RATE, Scene, Segment, shaped_noise
 from diffa2_mini.audio import load_audio, resample
 from diffa2_mini.errors import require
-from diffa2_mini.training.files import writing
 
 ARCHIVE = corpus.Archive(
     "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz")
@@ -215,8 +213,7 @@ def make_clips(folder: Path, pool: dict, split: str, seed: int) -> list[tuple[Sc
         scene, made_of, samples, segments = make_clip(pool, SPLITS[split], rng)
         name = f"{split}_{i:05d}"
         path = folder / "clips" / f"{name}.wav"
-        with writing(path):
-            soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+        write_clip(path, samples)
         row = {
             "audio_id": name, "audio_filepath": f"clips/{name}.wav", "dataset": "fsdd",
             "domain": "speech", "duration": len(samples) / SAMPLE_RATE,

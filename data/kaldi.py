@@ -21,7 +21,6 @@ import re
 from data.toy import write_json
 from diffa2_mini.command.script import Parser
 from diffa2_mini.errors import read_text, require
-from diffa2_mini.training.files import write_whole
 
 
 def read_table(path: Path) -> dict[str, str]:
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("folder", type=Path, help="where the tables are, and the manifest goes")
     folder = parser.parse_args(argv).folder
     rows, path = read_kaldi(folder), folder / "manifest.json"
-    write_whole(path, lambda temporary: write_json(temporary, rows))
+    write_json(path, rows)
     print(f"{len(rows):,} transcripts: {path}")
 
 

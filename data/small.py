@@ -32,8 +32,8 @@ from data.toy import TextExample, text_example
 from data.toy_sound import DIGITS
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import ASSETS, DATA, SIZES, TextConfig
-from diffa2_mini.data import read_manifest
-from diffa2_mini.errors import require
+from diffa2_mini.data import read_manifest, text_of
+from diffa2_mini.errors import UserError, require
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
 FOLDERS = ("fsdd", "orders", "people", "toy")
@@ -44,12 +44,27 @@ FILLERS = ("can i have", "i would like", "please", "with", "and", "um", "thank y
 SHARES = {"dictation": 0.35, "order": 0.25, "person": 0.1, "digits": 0.1, "toy": 0.2}  # of texts
 
 
+def read_rows(path: Path, *names: str) -> list[dict]:
+    """The entries of a corpus's manifest, each with text in the fields `names`. Raises UserError
+    that names one without."""
+    rows = read_manifest(path)
+    for i, row in enumerate(rows, start=1):
+        try:
+            require(isinstance(row, dict), f"expected an object, got {type(row).__name__}")
+            for name in names:
+                text_of(row, name)
+        except UserError as error:
+            raise UserError(f"{path}: entry {i}: {error}; python data/{path.parent.name}.py makes "
+                            "it anew") from None
+    return rows
+
+
 def rows_of(folder: Path, name: str) -> list[dict]:
     """The rows of a corpus that go into a manifest of small, with whole paths to their clips.
     Raises UserError."""
     if name == "stage1" and folder.name == "orders":  # which have no transcripts
         return []
-    rows = read_manifest(folder / f"{name}.json")
+    rows = read_rows(folder / f"{name}.json", "audio_filepath", "type", "domain")
     if folder.name == "toy" and name != "stage1":
         rows = [row for row in rows if row["domain"] != "speech"]
     return [row | {"audio_filepath": str((folder / row["audio_filepath"]).resolve())}
@@ -148,14 +163,18 @@ def draw_text(said: dict[bool, list[str]], rng: np.random.Generator,
     return without_ordinals(example) if rng.random() < 0.5 else example
 
 
+def transcripts(folder: Path, name: str) -> list[str]:
+    """What people read, of a manifest. Raises UserError."""
+    return [row["transcription"] for row in read_rows(folder / f"{name}.json", "transcription")]
+
+
 def texts(folder: Path = DATA / "people") -> Callable[[np.random.Generator, bool], TextExample]:
     """What draws the texts of small's backbone. Raises UserError where there are no transcripts of
     people."""
     require((folder / "stage1.json").is_file(), f"{folder}: expected stage1.json with transcripts, "
             "got none; python data/people.py makes it")
-    said = {evaluation: [row["transcription"] for row in read_manifest(folder / f"{name}.json")]
-            for evaluation, name in ((False, "stage1"), (True, "validation"))}
-    return partial(draw_text, said)
+    return partial(draw_text, {False: transcripts(folder, "stage1"),
+                               True: transcripts(folder, "validation")})
 
 
 def make_tokenizer(path: Path, folder: Path = DATA / "people", seed: int = 0) -> None:
@@ -163,7 +182,6 @@ def make_tokenizer(path: Path, folder: Path = DATA / "people", seed: int = 0) ->
     token; of what people read, only training's transcripts count, by how often a word is there.
     Raises UserError as `texts` does."""
     draw, rng = texts(folder), np.random.default_rng(seed)
-    transcripts = [row["transcription"] for row in read_manifest(folder / "stage1.json")]
     every = [TextConfig().train_system, "This is the audio: <audio>.", "system", "user",
              "assistant", *(f" {filler}" for filler in FILLERS)]
     for _ in range(20_000):
@@ -174,7 +192,7 @@ def make_tokenizer(path: Path, folder: Path = DATA / "people", seed: int = 0) ->
         if not {*example.traits} & {*people.KINDS}:
             every += [f" {word}" for word in example.words()]
     counted = Counter(dict.fromkeys(count_words("\n".join(every)), 1000))
-    counted += count_words("\n".join(f"{text}\n {text}" for text in transcripts))
+    counted += count_words("\n".join(f"{text}\n {text}" for text in transcripts(folder, "stage1")))
     n_merges = SIZES["small"][0].llada.vocab_size - 256 - len(SPECIAL_TOKENS)
     save_ranks(train_bpe(counted, n_merges), path)
 

@@ -33,6 +33,8 @@ from data.bpe import count_words, save_ranks, train_bpe
 from data.toy_sound import SAMPLE_RATE, Scene, synthesize
 from diffa2_mini.command.script import Parser
 from diffa2_mini.config import ASSETS, DATA, TextConfig
+from diffa2_mini.errors import require
+from diffa2_mini.training.files import write_whole, writing
 
 KINDS = ("speech", "sound", "music")
 SPLITS = {  # clips of each kind, in the order of KINDS
@@ -55,6 +57,12 @@ N_PAIRS = 2752  # of all types alike; 1.5 times as many ask about premises, half
 N_PER_TYPE = 20  # questions of each type in the validation set
 
 
+def write_clip(path: Path, samples: np.ndarray) -> None:
+    """Write a clip, mono, 16 bits a sample. Raises UserError when the disk is full."""
+    with writing(path):
+        soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+
+
 def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:
     """Write the clips of a split; returns each scene with the manifest fields that any stage
     needs."""
@@ -67,7 +75,7 @@ def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:
         scene = toy_text.random_scene(rng, kind, evaluation=split in HELD_OUT)
         samples, segments = synthesize(scene, rng)
         name = f"clips/{split}_{i:05d}.wav"
-        soundfile.write(folder / name, samples, SAMPLE_RATE, subtype="PCM_16")
+        write_clip(folder / name, samples)
         row = {
             "audio_id": f"{split}_{i:05d}", "audio_filepath": name, "dataset": "toy",
             "domain": kind, "duration": len(samples) / SAMPLE_RATE,
@@ -133,14 +141,21 @@ def premises(clips: list[tuple[Scene, dict]], rng: np.random.Generator, part: st
 
 
 def write_json(path: Path, rows: list[dict]) -> None:
-    """Write a manifest: one object a line, so that it can be read by eye."""
-    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    """Write a manifest, or nothing: one object a line, so that it can be read by eye. Raises
+    UserError when the disk is full."""
+    text = "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+    write_whole(path, lambda temporary: temporary.write_text(text))
+
+
+def is_made(folder: Path) -> bool:
+    """Whether the data of stages 1 to 4 are in `folder`."""
+    return (folder / "validation.json").exists()  # the last file written
 
 
 def make_world(folder: Path, seed: int = 0) -> Path:
     """Make the data of stages 1 to 4 in `folder`, unless it is there."""
     folder = Path(folder)
-    if not (folder / "validation.json").exists():  # the last file written
+    if not is_made(folder):
         clips = make_clips(folder, "train", seed)
         evaluation = make_clips(folder, "evaluation", seed)
         for name, rows in manifests(clips, evaluation, seed).items():
@@ -206,7 +221,7 @@ def listen(folder: Path, seed: int = 0) -> None:
         for i in range(2):
             scene = toy_text.random_scene(rng, kind)
             path = folder / f"{kind}_{i}.wav"
-            soundfile.write(path, synthesize(scene, rng)[0], SAMPLE_RATE, subtype="PCM_16")
+            write_clip(path, synthesize(scene, rng)[0])
             print(f"\n{path}")
             for question in toy_text.questions(scene, rng):
                 instruction = " / ".join(question.instruction.splitlines())
@@ -227,28 +242,31 @@ def make_shipped(folder: Path, seed: int = 0) -> None:
     for i, (name, scene) in enumerate(SHIPPED.items()):
         assert toy_text.held_out(scene), name
         samples, _ = synthesize(scene, np.random.default_rng([seed, 7, i]))
-        soundfile.write(folder / f"{name}.wav", samples, SAMPLE_RATE, subtype="PCM_16")
+        write_clip(folder / f"{name}.wav", samples)
 
 
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=DATA / "toy",
                         help="where the data goes (default: data/toy)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of all that is random (default: 0)")
     parser.add_argument("--listen", type=Path, metavar="OUT",
                         help="write a few clips with their questions instead")
     parser.add_argument("--clips", action="store_true", help="make the clips in data/clips instead")
     parser.add_argument("--tokenizer", choices=["toy"],
                         help="train toy.bpe of diffa2_mini/assets instead")
     args = parser.parse_args(argv)
+    seed = args.seed or 0
     if args.listen:
-        listen(args.listen, args.seed)
+        listen(args.listen, seed)
     elif args.clips:
-        make_shipped(DATA / "clips", args.seed)
+        make_shipped(DATA / "clips", seed)
     elif args.tokenizer == "toy":
-        make_tokenizer(ASSETS / "toy.bpe", n_merges=2000, seed=args.seed)
+        make_tokenizer(ASSETS / "toy.bpe", n_merges=2000, seed=seed)
     else:
-        print(f"the toy world is in {make_world(args.out, args.seed)}")
+        require(args.seed is None or not is_made(args.out), f"{args.out}: has a toy world, which "
+                "stays as it is; leave out --seed, or choose another --out")
+        print(f"the toy world is in {make_world(args.out, seed)}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 good."""
 
 import dataclasses
+from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +40,8 @@ def test_fitted_adapters_read_standardised_taps_and_give_the_mean_word():
         *(f"acoustic_connector.qformer.{i}.crossattention.dense.weight" for i in layers)}
     plain.load_state_dict({name: tensor for name, tensor in fitted.state_dict().items()
                            if name in plain.state_dict()})
-    scaled = (taps - taps.mean(1, keepdim=True)) / taps.std(1, keepdim=True).clamp_min(1e-5)
+    std, mean = torch.std_mean(taps, 1, correction=0, keepdim=True)
+    scaled = (taps - mean) / std.clamp_min(1e-5)
     torch.testing.assert_close(fitted.acoustic_connector(taps[None]),
                                plain.acoustic_connector(scaled[None]))
     embeddings, _ = fitted.semantic_connector(torch.randn(1, 40, 8), torch.tensor([40]))
@@ -80,7 +83,7 @@ def test_adapters_are_fitted_once_and_only_where_the_size_asks_for_it(examples):
                       for each in examples], dim=1)
     assert taps.shape[1] == n_sound < 50 * len(examples)  # padding is passed over
     torch.testing.assert_close(model.acoustic_connector.mean[:, 0], taps.mean(1))
-    torch.testing.assert_close(model.acoustic_connector.std[:, 0], taps.std(1))
+    torch.testing.assert_close(model.acoustic_connector.std[:, 0], taps.std(1, correction=0))
     saved = {name: tensor.clone() for name, tensor in weights.trained_tensors(model).items()}
     fit_new_adapters(run, examples[:2])
     assert all(torch.equal(tensor, saved[name])
@@ -93,15 +96,51 @@ def test_adapters_are_fitted_once_and_only_where_the_size_asks_for_it(examples):
         assert torch.equal(one, same)
 
 
+def clips_of(number: int, examples: list, get) -> tuple[list, dict, object]:
+    """Examples of `number` clips, each with two questions; which clips are read; what reads."""
+    more = [dataclasses.replace(examples[i % 4], path=Path(f"{i}.wav")) for i in range(number)]
+    read = Counter()
+
+    def reads(path):
+        read[path] += 1
+        return get(examples[int(path.stem) % 4].path)
+    return [each for one in more for each in (one, one)], read, reads
+
+
 def test_some_clips_of_all_the_manifest_are_read(examples):  # noqa: F811
-    """Of all corpora of a manifest, which come one after the other; and each clip is read once."""
-    model, read = new_model(True), []
+    """Of all corpora of a manifest, which come one after the other; and each clip is read once,
+    however many questions it has."""
+    model = new_model(True)
     features = features_of(model, True)
-    get = features.get
-    features.get = lambda path: read.append(path) or get(path)
-    run = SimpleNamespace(model=model, features=features, world=World())
-    fit_new_adapters(run, examples[:4] * 100)
-    assert 32 < len(read) <= 64 and {*read} == {each.path for each in examples[:4]}
+    asked, read, features.get = clips_of(300, examples, features.get)
+    fit_new_adapters(SimpleNamespace(model=model, features=features, world=World()), asked)
+    assert 32 < len(read) <= 64 and {*read.values()} == {1}
+    assert max(int(path.stem) for path in read) >= 290
+
+
+@torch.no_grad()
+def test_clips_that_do_not_differ_leave_the_attention_as_it_is():
+    """One clip, or one several times: between them nothing varies."""
+    clip = torch.randn(2, 20, 8)
+    for clips in ([clip], [clip] * 3, [clip[:, :1]]):
+        model = new_model(True)
+        dense = model.acoustic_connector.qformer[0].crossattention.dense
+        before = dense.weight.clone()
+        fit(model, clips)
+        assert torch.equal(dense.weight, before)
+        assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
+def test_clips_that_cannot_be_read_are_left_out(examples, tmp_path):  # noqa: F811
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    broken = dataclasses.replace(examples[0], path=tmp_path / "broken.wav")
+    means = []
+    for asked in (examples, [broken, *examples], [broken]):
+        model = new_model(True)
+        run = SimpleNamespace(model=model, features=features_of(model, True), world=World())
+        fit_new_adapters(run, asked)
+        means.append(model.acoustic_connector.mean)
+    assert torch.equal(means[0], means[1]) and not means[2].any()
 
 
 @pytest.mark.parametrize("fitted", [False, True])

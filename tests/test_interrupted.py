@@ -88,8 +88,7 @@ def test_a_signal_to_the_whole_group_spares_those_that_load_audio_until_it_is_sa
     printed, error = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + signal.SIGTERM and "Traceback" not in error, error
     hint = shlex.split(printed.splitlines()[-1].partition("go on with: ")[2])
-    assert hint == [
-        "python", "train.py", *command(world, tmp_path / "a run", *LONG)[2:], "--resume"]
+    assert hint == ["python", *command(world, tmp_path / "a run", *LONG)[1:], "--resume"]
     state = load_checkpoint(tmp_path / "a run" / "stage1.safetensors")
     assert state.step == len(logged(tmp_path / "a run")) and not state.done
     assert until(lambda: not processes(tmp_path), SECONDS)

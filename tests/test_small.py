@@ -3,6 +3,7 @@ and train.py on it, from stage 0 on, with a published encoder."""
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from functools import partial
 
@@ -74,6 +75,25 @@ def test_what_is_missing_is_one_line(tmp_path, capsys):
         small.main, capsys, "--data", tmp_path)
     with pytest.raises(UserError, match="python data/people.py makes it"):
         small.texts(tmp_path)
+
+
+@pytest.mark.parametrize("change", [
+    None, 3, {"domain": None}, {"type": 3}, {"audio_filepath": None}, {"audio_filepath": "\0"}])
+def test_a_damaged_manifest_of_a_corpus_is_one_line(change, data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data" / "toy" / "sft.json"
+    rows = json.loads(path.read_text())
+    rows[2] = rows[2] | change if isinstance(change, dict) else change
+    write_json(path, rows)
+    message = refused(small.main, capsys, "--data", tmp_path / "data", "--out", tmp_path / "out")
+    assert "toy/sft.json: entry 3: " in message and "data/toy.py makes it anew" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_without_transcripts_is_one_line(tmp_path):
+    write_json(tmp_path / "people" / "stage1.json", [row("a.wav", "asr"), {"transcription": None}])
+    with pytest.raises(UserError, match="stage1.json: entry 2: the field transcription is missing"):
+        small.texts(tmp_path / "people")
 
 
 def test_texts_are_answered_by_their_descriptions(data):
@@ -167,7 +187,7 @@ def test_all_stages_of_small_run_on_a_published_encoder(data, narrow, tmp_path, 
         out / "log.jsonl").read_text().splitlines() if '"loss"' in line])).all()
 
     small_without.main([*few, "--llada", made, "--data", str(tmp_path / "mixed"), "--steps", "1",
-                        "--out", str(tmp_path / "without")])
+                        "--out", str(tmp_path / "without"), "--size", "toy"])  # it has one size
     first, *rest = (load_checkpoint(tmp_path / f"without/stage{n}.safetensors") for n in (1, 2, 4))
     assert first.audio == ("prompts", "semantic")
     acoustic = [name for name in first.model if name.startswith("acoustic_connector")]

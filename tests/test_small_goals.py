@@ -10,7 +10,10 @@ import soundfile
 
 from data import orders
 from data.toy import write_json
+from diffa2_mini.command.script import run_script
+from diffa2_mini.config import SIZES
 from diffa2_mini.data import Example
+from diffa2_mini.errors import UserError
 from tutorials import small_goals
 from tutorials.small_goals import (
     GOALS,
@@ -111,7 +114,34 @@ def test_a_run_on_digits_is_measured_on_its_own_data(tmp_path, monkeypatch):
 
     monkeypatch.setattr(small_goals, "Respondent", Echo)
     monkeypatch.setattr(small_goals, "load_checkpoint", lambda path: SimpleNamespace(
-        model={}, audio=("acoustic", "semantic")))
+        **CHECKPOINT, model={}, audio=("acoustic", "semantic")))
     monkeypatch.setattr(small_goals.weights, "restore", lambda *given: None)
-    found = small_goals.measure_digits(tmp_path, SimpleNamespace(model=None))
+    found = small_goals.measure_digits(tmp_path, SimpleNamespace(model=None), {"llada": "a"})
     assert found == {"known": 0, "held_out": 1} and answered == [["one"], ["two"]]
+
+
+CHECKPOINT = {"step": 7, "done": True, "config": small_goals.CONFIG, "fingerprints": {"llada": "a"}}
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"done": False}, "expected a stage that is done, got 7 steps"),
+    ({"fingerprints": {"llada": "b"}}, "name those that it was trained on"),
+    ({"config": SIZES["toy"][0]}, "size toy, got small")])
+def test_a_run_that_is_not_done_or_is_of_other_parts_is_not_measured(change, message, monkeypatch):
+    monkeypatch.setattr(small_goals, "load_checkpoint",
+                        lambda path: SimpleNamespace(**CHECKPOINT | change))
+    with pytest.raises(UserError, match=message):
+        small_goals.restore(Path("a"), None, {"llada": "a"})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"arguments": {}}', '{"arguments": null}'])
+def test_a_damaged_description_of_a_run_is_told_in_one_line(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json: expected what train.py writes"):
+        small_goals.data_of(tmp_path)
+
+
+def test_a_table_without_a_whole_run_says_what_it_needs(tmp_path, capsys):
+    (tmp_path / "digits_a.json").write_text('{"run": "a", "known": 0.1, "held_out": 0.2}')
+    assert run_script(small_goals.main, ["--table", "--out", str(tmp_path)]) == 2
+    assert "no run on all the data is measured yet; name one" in capsys.readouterr().err

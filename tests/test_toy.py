@@ -7,12 +7,15 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from mini import full_disk
 
 from data import toy, toy_text
+from data.bpe import save_ranks
 from data.toy_sound import Scene
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import load_examples, read_manifest
+from diffa2_mini.errors import UserError
 
 SPEECH = Scene("speech", ("three", "one", "four"), voice="high", speed="fast")
 NAMED = Scene("speech", ("two",), voice="theo")
@@ -220,6 +223,28 @@ def test_a_clip_is_the_same_whenever_it_is_made_and_evaluation_is_no_training_cl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy, "make_clips", None)  # what is there is not made again
         assert toy.make_world(folder) == folder
+
+
+def test_what_is_made_on_a_full_disk_is_one_line_and_nothing_is_half_written(
+        tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(toy, "SPLITS", dict.fromkeys(toy.SPLITS, (2, 2, 2)))
+    with full_disk(1000):  # no clip
+        assert run_script(toy.main, ["--out", str(tmp_path / "a")]) == 2
+    assert "could not be written" in capsys.readouterr().err
+    rows = [{"audio_filepath": "a.wav"}] * 1000
+    with full_disk(1000), pytest.raises(UserError, match="could not be written"):
+        toy.write_json(tmp_path / "b.json", rows)
+    with full_disk(1000), pytest.raises(UserError, match="could not be written"):
+        save_ranks({bytes([i % 256]) * 9: i for i in range(1000)}, tmp_path / "c.bpe")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".json", ".bpe", ".tmp")]
+
+
+def test_a_world_that_is_there_has_its_own_seed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(toy, "SPLITS", dict.fromkeys(toy.SPLITS, (2, 2, 2)))
+    assert run_script(toy.main, ["--out", str(tmp_path), "--seed", "1"]) == 0
+    assert run_script(toy.main, ["--out", str(tmp_path)]) == 0
+    assert run_script(toy.main, ["--out", str(tmp_path), "--seed", "2"]) == 2
+    assert "leave out --seed, or choose another --out" in capsys.readouterr().err
 
 
 def test_a_negative_seed_is_one_line_and_writes_nothing(tmp_path, capsys):

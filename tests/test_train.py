@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ import sample
 import train
 from data import librispeech, toy
 from data.pretraining import backbone
+from data.pretraining.encoder import is_segment
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
 from diffa2_mini.data import read_manifest
@@ -173,11 +175,26 @@ def test_stage_0_goes_on_where_it_was_stopped(world, tmp_path, monkeypatch, caps
     assert f"{encoder} is done" in printed and "toy_llada.safetensors is done" in printed
     assert run_script(train.main, [*few, "--seed", "5"]) == 2
     assert "was made by `python train.py --stage 0 --size toy --seed 42`" in capsys.readouterr().err
+    assert run_script(train.main, [*few, "--lr", "0.5"]) == 2
+    assert "was made with backbone lr 0.001, got 0.5; encoder lr" in capsys.readouterr().err
+    assert run_script(train.main, [*few, "--workers", "1"]) == 0  # which change nothing
 
 
-def test_stage_0_names_an_entry_without_its_alignment(world, tmp_path, capsys):
+@pytest.mark.parametrize("change", [
+    {"label": 3}, {"start": None}, {"start": math.nan}, {"end": math.inf}, {"start": 2, "end": 1},
+    {"ordinal": 4, "pitches": []}, {"ordinal": -1, "pitches": []}, {"pitches": [12]},
+    {"pitches": [None]}, {"pitches": 3}])
+def test_a_segment_that_says_nothing_that_can_be_learnt_is_refused(change):
+    segment = {"start": 0.1, "end": 0.5, "label": "siren", "ordinal": 3, "pitches": []}
+    assert is_segment(segment) and is_segment(segment | {"pitches": [0, 11], "ordinal": 9})
+    assert not is_segment(segment | change) and not is_segment([segment])
+
+
+@pytest.mark.parametrize("change", [{"segments": [{}]}, {"segments": None}, {"traits": {"a": 1}},
+                                    {"traits": []}, {"audio_filepath": None}])
+def test_stage_0_names_an_entry_without_its_alignment(change, world, tmp_path, capsys):
     rows = read_manifest(world / "stage0.json")
-    del rows[1]["segments"][0]["label"]
+    rows[1] |= change
     (tmp_path / "stage0.json").write_text(json.dumps(rows))
     out = tmp_path / "out"
     assert run_script(
@@ -206,6 +223,12 @@ def test_what_a_user_gets_wrong_is_one_line_and_exit_code_2(arguments, message, 
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_goes_on_with_the_script_that_began_it():
+    args, flags = SimpleNamespace(processes=1, resume=False), ["--out", "a run"]
+    assert train.resume_command(args, ["tutorials/small_without.py", *flags]) == (
+        "python tutorials/small_without.py --out 'a run' --resume")
 
 
 def test_a_run_is_never_overwritten(world, whole, capsys):

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from matplotlib import rcParams
 from matplotlib.axes import Axes
@@ -20,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # so that a chapter runs without installing the package
 
 from data import toy_text
-from data.toy_sound import SAMPLE_RATE, synthesize
+from data.toy import write_clip
+from data.toy_sound import synthesize
 from diffa2_mini import weights
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import Example
@@ -60,7 +60,7 @@ def toy_pairs(folder: Path, n: int, seed: int, evaluation: bool = False) -> list
         question = toy_text.random_question(scene, rng, {}, share_lettered=0.0)
         if question.wrong:
             path = Path(folder) / f"{seed}_{len(pairs)}.wav"
-            soundfile.write(path, synthesize(scene, rng)[0], SAMPLE_RATE, subtype="PCM_16")
+            write_clip(path, synthesize(scene, rng)[0])
             pairs.append(Example(path, question.instruction, question.answer,
                                  str(rng.choice(question.wrong)), question.type, kind))
     return pairs

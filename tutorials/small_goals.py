@@ -10,8 +10,10 @@ A cell is a run: what it answers to the test questions of data/orders, data/peop
 after stages 3 and 4. It is written to tutorials/results/small. Beside the runs stand the answer
 that training has most often, and a linear probe: ridge regression on the mean of the encoder's
 final states of a clip. It names a value of each slot or `none`, or who speaks; it cannot write
-digits down. A run without the acoustic adapter (small_without.py) has rows of its own, and so have
-runs on digits alone, each with the test clips of the data that it was trained on.
+digits down; easy.json keeps both (delete it where the data have changed). A run without the
+acoustic adapter (small_without.py) has rows of its own, and so have runs on digits alone, each with
+the test clips of the data that it was trained on. The table is of all runs that --out holds, ours
+among them: another --out keeps yours apart.
 """
 
 import sys
@@ -38,14 +40,19 @@ from diffa2_mini.command.script import Parser, progress
 from diffa2_mini.command.table import columns
 from diffa2_mini.config import DATA, SIZES
 from diffa2_mini.data import Example, load_examples
-from diffa2_mini.errors import require
+from diffa2_mini.errors import UserError, require
 from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.evaluate.scoreboard import word_error_rate
 from diffa2_mini.evaluate.scoring import is_right, word_errors
 from diffa2_mini.fast.device import choose_device
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.published.sources import load_tokenizer, locate_all
-from diffa2_mini.training.checkpoint import load_checkpoint
+from diffa2_mini.training.checkpoint import (
+    Checkpoint,
+    fingerprints_of,
+    load_checkpoint,
+    require_same,
+)
 from diffa2_mini.training.features import FeatureCache
 from tutorials.claims_lab import write_json
 
@@ -198,15 +205,25 @@ def easy(data: Path, features: FeatureCache) -> dict[str, dict[str, float]]:
 # ----------------------------------------------------------------------------------------- the runs
 
 
-def measure(run: Path, data: Path, features: FeatureCache) -> dict:
+def restore(path: Path, features: FeatureCache, fingerprints: dict[str, str]) -> Checkpoint:
+    """Fill the model with a checkpoint. Raises UserError unless its stage is done, and was trained
+    on the frozen parts that have these fingerprints."""
+    saved = load_checkpoint(path)
+    require(saved.done, f"{path}: expected a stage that is done, got {saved.step} steps of one; "
+            "finish it with --resume")
+    require_same(path, saved, "name those that it was trained on: --whisper, --llada",
+                 config=CONFIG, fingerprints=fingerprints)
+    weights.restore(features.model, saved.model, str(path))
+    return saved
+
+
+def measure(run: Path, data: Path, features: FeatureCache, fingerprints: dict[str, str]) -> dict:
     """The figures of a run's stages 3 and 4, and for each question about what was not said the
     clip and whether a value was named, which affirms it."""
     found, tests, tokenizer = {}, tests_of(data), load_tokenizer(CONFIG)
     asked = {id(e): e for some in tests.values() for e in some}  # adults are in two of them
     for number in (3, 4):
-        path = run / f"stage{number}.safetensors"
-        saved = load_checkpoint(path)
-        weights.restore(features.model, saved.model, str(path))
+        saved = restore(run / f"stage{number}.safetensors", features, fingerprints)
         respondent = Respondent(features, tokenizer, saved.audio, CONFIG.decode)
         replies = dict(zip(asked, respondent.answer([*asked.values()])[0], strict=True))
         answers = {name: [replies[id(e)] for e in some] for name, some in tests.items()}
@@ -218,14 +235,23 @@ def measure(run: Path, data: Path, features: FeatureCache) -> dict:
     return {"audio": saved.audio, "stages": found}
 
 
-def measure_digits(run: Path, features: FeatureCache) -> dict[str, float]:
+def data_of(run: Path) -> Path:
+    """The data that a run was trained on. Raises UserError."""
+    path = run / "config.json"
+    try:
+        return Path(json.loads(path.read_text(encoding="utf-8"))["arguments"]["data"])
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f"{path}: expected what train.py writes, got something else; choose "
+                        "another run") from None
+
+
+def measure_digits(run: Path, features: FeatureCache, fingerprints: dict[str, str]
+                   ) -> dict[str, float]:
     """The word error rates of a run on digits alone after stage 4, for the speakers that it has
     heard and for the one that was held out of its data."""
-    path = run / "stage4.safetensors"
-    saved, tokenizer = load_checkpoint(path), load_tokenizer(CONFIG)
-    data = Path(json.loads((run / "config.json").read_text())["arguments"]["data"])
-    weights.restore(features.model, saved.model, str(path))
-    respondent = Respondent(features, tokenizer, saved.audio, CONFIG.decode)
+    data = data_of(run)
+    saved = restore(run / "stage4.safetensors", features, fingerprints)
+    respondent = Respondent(features, load_tokenizer(CONFIG), saved.audio, CONFIG.decode)
     tests = {name: digits_of(data, manifest)
              for name, manifest in (("known", "test"), ("held_out", "held_out"))}
     return {name: score(name, asked, respondent.answer(asked)[0]) for name, asked in tests.items()}
@@ -306,18 +332,20 @@ def main(argv: list[str]) -> None:
         torch.set_num_threads(args.threads or torch.get_num_threads())
         device, dtype, _ = choose_device(args.device, "float32")
         parts = locate_all({"whisper": args.whisper, "llada": args.llada}, "small")
+        fingerprints = fingerprints_of(parts)
         model = weights.build(CONFIG, parts, device, dtype, FastLlada).eval()
         features = FeatureCache(model, device, dtype, True, args.cache_audio)
         if not (args.out / "easy.json").exists():
             write_json(args.out / "easy.json", easy(args.data, features))
         for run in args.runs:
-            name, found = (("digits", measure_digits(run, features)) if args.digits
-                           else ("run", measure(run, args.data, features)))
+            name, found = (("digits", measure_digits(run, features, fingerprints))
+                           if args.digits else
+                           ("run", measure(run, args.data, features, fingerprints)))
             write_json(args.out / f"{name}_{run.name}.json", {"run": run.name} | found)
     cells, digits = ([json.loads(path.read_text()) for path in sorted(args.out.glob(pattern))]
                      for pattern in ("run_*.json", "digits_*.json"))
     runs = [cell for cell in cells if "acoustic" in cell["audio"]]
-    require(runs, f"{args.out}: no run is measured yet; leave out --table")
+    require(runs, f"{args.out}: no run on all the data is measured yet; name one")
     without = [cell for cell in cells if "acoustic" not in cell["audio"]]
     print(table(runs, json.loads((args.out / "easy.json").read_text()), without, digits))
 

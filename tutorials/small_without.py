@@ -34,7 +34,7 @@ def semantic_alone(stage: StageConfig) -> StageConfig:
 def main(argv: list[str]) -> None:
     config, stages = SIZES["small"]
     SIZES["small"] = config, {n: semantic_alone(stage) for n, stage in stages.items()}
-    train.main(["--size", "small", *argv])
+    train.main([*argv, "--size", "small"])
 
 
 if __name__ == "__main__":

@@ -29,16 +29,34 @@ from diffa2_mini.training.objective import adamw
 from diffa2_mini.whisper import WhisperEncoder
 
 N_ORDINALS = 5  # none, first, second, third, fourth
-# what a manifest says of each thing that sounds
-SEGMENT = {"start", "end", "label", "ordinal", "pitches"}
+# what a manifest says of each thing that sounds, and of what type that is
+SEGMENT = {"start": (int, float), "end": (int, float), "label": str, "ordinal": int,
+           "pitches": list}
+ENTRY = {"audio_filepath": str, "segments": list, "traits": dict}
+
+
+def has(found, fields: dict[str, type]) -> bool:
+    """Whether it is an object with all these fields, of these types."""
+    return isinstance(found, dict) and all(isinstance(found.get(name), type)
+                                           for name, type in fields.items())
+
+
+def is_segment(found) -> bool:
+    """Whether it says what a thing is, when it sounds, and its place among four at most or its
+    pitch classes."""
+    if not has(found, SEGMENT):
+        return False
+    return (0 <= found["start"] <= found["end"] < float("inf")
+            and all(isinstance(pitch, int) and 0 <= pitch < 12 for pitch in found["pitches"])
+            and (found["pitches"] or 0 <= found["ordinal"] < N_ORDINALS - 1))
 
 
 def read_labelled(manifest: Path) -> list[dict]:
     """The entries of a stage-0 manifest. Raises UserError if one lacks its alignment."""
     rows = read_manifest(manifest)
     for i, row in enumerate(rows, start=1):
-        complete = isinstance(row, dict) and {"audio_filepath", "segments", "traits"} <= set(row)
-        require(complete and all(SEGMENT <= set(segment) for segment in row["segments"]),
+        complete = has(row, ENTRY) and all(isinstance(v, str) for v in row["traits"].values())
+        require(complete and all(map(is_segment, row["segments"])),
                 f"{manifest}: entry {i}: expected audio_filepath, traits and segments, each with "
                 f"{', '.join(sorted(SEGMENT))}; data/toy.py and data/fsdd.py write such manifests")
     return rows

@@ -11,11 +11,14 @@
 Nothing of this is in DIFFA-2.
 """
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
 from diffa2_mini.adapters import AcousticAdapter
 from diffa2_mini.data import Example
+from diffa2_mini.errors import UserError
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.training.run import Run
 
@@ -33,8 +36,9 @@ def fit_attention(acoustic: AcousticAdapter, taps: list[Tensor]) -> None:
         for each in taps:
             acoustic(each[None], torch.tensor([each.shape[1]], device=each.device))
         hook.remove()
-        deviation = torch.stack(added).var(0).mean().sqrt()
-        dense.weight /= deviation.clamp_min(1e-5)  # the clips may be one
+        deviation = torch.stack(added).var(0).mean().sqrt() if len(added) > 1 else 0.0
+        if deviation > 1e-5:  # there are several clips, and they differ
+            dense.weight /= deviation
     acoustic.train(was_training)
 
 
@@ -44,7 +48,7 @@ def fit(model: Diffa2Model, taps: list[Tensor]) -> None:
     each clip."""
     acoustic, mean_word = model.acoustic_connector, model.llada.wte.weight.float().mean(0)
     taps = [each.to(acoustic.mean) for each in taps]
-    std, mean = torch.std_mean(torch.cat(taps, dim=1), dim=1, keepdim=True)
+    std, mean = torch.std_mean(torch.cat(taps, dim=1), dim=1, correction=0, keepdim=True)
     acoustic.mean.copy_(mean)
     acoustic.std.copy_(std.clamp_min(1e-5))  # a channel may be constant
     fit_attention(acoustic, taps)
@@ -54,11 +58,16 @@ def fit(model: Diffa2Model, taps: list[Tensor]) -> None:
 
 def fit_new_adapters(run: Run, examples: list[Example]) -> None:
     """Fit the adapters where the size asks for it and they are not yet, to sound in `N_CLIPS` of
-    the clips of `examples`. All processes get the same."""
-    acoustic = run.model.acoustic_connector
+    the clips of `examples` that can be read. All processes get the same."""
+    acoustic, taps = run.model.acoustic_connector, []
     if not acoustic.config.fitted or acoustic.mean.any():
         return
-    audios = [run.features.get(each.path) for each in examples[::-(-len(examples) // N_CLIPS)]]
-    fit(run.model, [audio.taps[:, :audio.n_frames] for audio in audios if audio.n_frames])
+    paths = [*dict.fromkeys(each.path for each in examples)]
+    for path in paths[::-(-len(paths) // N_CLIPS)]:
+        with suppress(UserError):  # training tells or leaves out what is broken
+            audio = run.features.get(path)
+            taps += [audio.taps[:, :audio.n_frames]] * bool(audio.n_frames)
+    if taps:
+        fit(run.model, taps)
     run.world.broadcast_parameters([*acoustic.buffers(), *acoustic.parameters(),
                                     run.model.semantic_connector.layernorm.bias])

@@ -6,6 +6,7 @@ the backbone.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -29,17 +30,21 @@ from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of
 from diffa2_mini.published.sources import locate_all
+from diffa2_mini.training.checkpoint import differences
 from diffa2_mini.training.files import save_tensors
 from diffa2_mini.training.processes import World
 
 PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}
 
 
-def save_part(module: nn.Module, part: str, path: Path, made_by: str) -> None:
-    """Write a part in float16 under its published names, with the command that made it."""
+def save_part(module: nn.Module, part: str, path: Path, made_by: str,
+              settings: dict | None = None) -> None:
+    """Write a part in float16 under its published names, with the command that made it and the
+    settings that decided it."""
     tensors = {PUBLISHED_PREFIX[part] + name: tensor.half()
                for name, tensor in module.state_dict().items()}
-    save_tensors(path, tensors, {"format": "pt", "made_by": made_by})
+    save_tensors(path, tensors, {"format": "pt", "made_by": made_by,
+                                 "settings": json.dumps(settings or {})})
 
 
 def command(args: argparse.Namespace) -> str:
@@ -48,13 +53,25 @@ def command(args: argparse.Namespace) -> str:
     return f"python train.py --stage 0 --size {args.size} --seed {args.seed}{dtype}"
 
 
-def is_made(args: argparse.Namespace, path: Path) -> bool:
+def settings_of(args: argparse.Namespace, config: PretrainConfig, part: str) -> dict:
+    """All that decides a part."""
+    given = {"seed": args.seed, part: args.whisper if part == "whisper" else args.llada}
+    if part == "whisper":
+        given["data"] = args.data and str(args.data)
+    settings = asdict(config) | given
+    del settings["workers"]
+    return settings
+
+
+def is_made(args: argparse.Namespace, path: Path, settings: dict) -> bool:
     """Whether a part is there, where --resume goes on. Raises UserError if it is another's."""
     if not (args.resume and path.is_file()):
         return False
-    made_by = weights.read_tensors(path, "a part of stage 0")[1].get("made_by")
-    require(made_by == command(args),
-            f"{path}: was made by `{made_by}`; leave out --resume to make it anew")
+    metadata = weights.read_tensors(path, "a part of stage 0")[1]
+    made_by, advice = metadata.get("made_by"), "leave out --resume to make it anew"
+    require(made_by == command(args), f"{path}: was made by `{made_by}`; {advice}")
+    wrong = differences(json.loads(metadata.get("settings", "{}")), settings)
+    require(not wrong, f"{path}: was made with {'; '.join(wrong)}; {advice}")
     print(f"{path} is done")
     return True
 
@@ -63,15 +80,15 @@ def make_backbone(args: argparse.Namespace, model: Diffa2Model, config: Pretrain
                   say: Callable) -> None:
     """Pretrain the backbone. On its way it is saved beside the place where it will be."""
     path = args.out / f"{args.size}_llada.safetensors"
-    settings = asdict(config) | {"seed": args.seed, "llada": args.llada}
+    settings = settings_of(args, config, "llada")
     saves = Saves(path.with_suffix(".partial.safetensors"), args.save_every, args.resume,
                   model.config, settings)
-    if not saves.path.is_file() and is_made(args, path):
+    if not saves.path.is_file() and is_made(args, path, settings):
         return
     draw = small.texts() if args.size == "small" else MASKED_DIFFUSION.draw
     pretrain_backbone(model, config, args.seed, say, bool(args.llada),
                       replace(MASKED_DIFFUSION, draw=draw), saves)
-    save_part(model.llada, "llada", path, command(args))
+    save_part(model.llada, "llada", path, command(args), settings)
     saves.remove()
 
 
@@ -98,12 +115,13 @@ def run(args: argparse.Namespace, world: World) -> None:
             path = locate_all({part: start}, args.size)[part]
             weights.load_part(getattr(model, part), part, path, device)
     encoder = args.out / f"{args.size}_whisper.safetensors"
-    if args.parts != "llada" and world.is_main and not is_made(args, encoder):
+    settings = settings_of(args, config, "whisper")
+    if args.parts != "llada" and world.is_main and not is_made(args, encoder, settings):
         manifest = (args.data or toy.make_stage0(DATA / "toy")) / "stage0.json"
         clips = LabelledClips.load(manifest, model.config.audio,
                                    config.encoder_steps * config.encoder_batch)
         pretrain_encoder(model.whisper, clips, config, args.seed, say)
-        save_part(model.whisper, "whisper", encoder, command(args))
+        save_part(model.whisper, "whisper", encoder, command(args), settings)
     makes_backbone = args.parts != "whisper" and args.data is None
     if makes_backbone and world.rank == min(1, world.size - 1):
         make_backbone(args, model, config, say)
