@@ -6,7 +6,7 @@
     python sample.py *.wav --json --checkpoint runs/mine/stage4.safetensors
 """
 
-from diffa2_mini.command.script import Parser, begin, run_script, unread
+from diffa2_mini.command.script import Parser, begin, require_printed, run_script, unread
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
@@ -92,11 +92,11 @@ def main(argv: list[str]) -> None:
     config, n_asked, sections = source.config, 0, []
     decode = flags.decode_config(args, config.decode)
     prompt = config.text.instruction if args.prompt is None else args.prompt
+    how = *flags.device_and_dtype(args, config), args.merge_lora, args.quantize
     clips = args.clips or [record(args.record, config.audio.max_seconds)]
     for path in clips:
         duration(path)  # an error now, and not after the weights are loaded
-    diffa2 = Diffa2.load(source, *flags.device_and_dtype(args, config), args.merge_lora,
-                         args.quantize)
+    diffa2 = Diffa2.load(source, *how)
     show, top = iter, page.TOP if args.html else 0
     if args.watch:
         show = partial(terminal.watch, tokenizer=diffa2.tokenizer, stream=sys.stdout, pause=0.15)
@@ -123,6 +123,7 @@ def main(argv: list[str]) -> None:
                 print(answer.text if is_alone else f"{part.name}: {answer.text}")
     if args.html:
         page.save(args.html, sections)
+    require_printed()
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
             run.log.add(**row, time=time.time())
             with suppress(Stopped):
                 if (step + 1) % args.sample_every == 0 and run.data.validation:
-                    validator.print_sample(stage, run.data.validation, step)
+                    validator.print_sample(stage, run.data.validation, step // args.sample_every)
                 if stage.preference and step + 1 == 5 and run.data.validation:
                     ranking = validator.rank_pairs(stage, parameters.reference, run.data.validation)
                     run.log.add(stage=number, step=5, **ranking)

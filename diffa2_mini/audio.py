@@ -10,6 +10,7 @@ ffmpeg; here the filterbank is computed, libsndfile decodes, and the resampler i
 
 import math
 import mmap
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def _open(path: Path) -> soundfile.SoundFile:
     try:
         require_contents(path, "an audio file")
         require(path.stat().st_size > 0, f"{wanted}, got 0 bytes; copy or download it again")
-        sound = soundfile.SoundFile(str(path))
+        sound = soundfile.SoundFile(os.fsencode(path))
         if sound.format == "WAV" and sound.frames == 0:
             sound = soundfile.SoundFile(_with_size(path))
     except OSError as error:

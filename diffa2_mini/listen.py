@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from . import weights
-from .audio import encoder_frames, load_audio, log_mel, resample
+from .audio import MAX_PEAK, MAX_RATE, MIN_RATE, encoder_frames, load_audio, log_mel, resample
 from .config import SIZES, DecodeConfig
 from .errors import require
 from .fast.device import autocast, choose_device
@@ -118,10 +118,12 @@ class Diffa2:
         audio = self.config.audio
         if not isinstance(clip, tuple):
             return load_audio(clip, audio.sample_rate, audio.max_seconds, warnings.warn)
-        samples, rate = np.asarray(clip[0], np.float32), int(clip[1])
-        require(samples.ndim == 1 and samples.size > 0 and bool(np.isfinite(samples).all()),
-                f"expected finite samples of one channel, got an array of shape {samples.shape}")
-        return resample(samples, rate, audio.sample_rate)[:audio.max_samples]
+        samples, rate = np.asarray(clip[0]), clip[1]
+        require(samples.dtype.kind == "f" and samples.ndim == 1 and samples.size > 0
+                and np.abs(samples).max() < MAX_PEAK and MIN_RATE <= rate <= MAX_RATE,
+                "expected floats from -1 to 1 (divide integers by their full scale), of one channel"
+                f", {MIN_RATE} to {MAX_RATE} Hz; got {samples.dtype} {samples.shape}, {rate} Hz")
+        return resample(samples, int(rate), audio.sample_rate)[:audio.max_samples]
 
     @torch.no_grad()
     def answer(self, samples: list[np.ndarray], questions: list[str], decode: DecodeConfig,

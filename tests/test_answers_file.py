@@ -76,6 +76,24 @@ def test_a_run_may_stop_at_any_byte(tmp_path):
         assert path.read_bytes() == data[:[0, first, first + second][len(known)]]
 
 
+def test_damaged_bytes_of_a_line_are_refused_and_left(tmp_path):
+    """They would count as an answer in which a character stands for them."""
+    path = tmp_path / "answers.jsonl"
+    damaged = TEXT.encode().replace(b"cat", b"c\xfft", 1)
+    path.write_bytes(damaged)
+    with pytest.raises(UserError, match="a damaged line"):
+        resume(path, "mmau", "a model", QUESTIONS)
+    assert path.read_bytes() == damaged
+
+
+def test_half_a_pair_of_surrogates_is_written_and_read_again(tmp_path):
+    path, reply = tmp_path / "answers.jsonl", Reply("a cat \ud800")
+    for text in (to_line("mmau", "a model", QUESTIONS[0], reply), '{"benchmark": "mm'):
+        append(path, text)
+    for _ in range(2):  # with an unfinished line, and without
+        assert resume(path, "mmau", "a model", QUESTIONS) == {"q0": reply}
+
+
 def test_answers_of_another_run_are_refused_and_left(tmp_path):
     path = tmp_path / "answers.jsonl"
     path.write_text(TEXT)

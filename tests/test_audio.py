@@ -4,9 +4,11 @@ may bring."""
 import io
 import json
 import math
+import os
 import re
 import shlex
 import struct
+import sys
 import tracemalloc
 
 import numpy as np
@@ -298,6 +300,13 @@ def message_of(function, path):
     assert message.startswith(f"{path}: expected ") and "got " in message and "; " in message
     assert "\n" not in message
     return message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_a_name_that_is_not_utf_8_is_read(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    soundfile.write(os.fsencode(path), sine(440), 16_000)
+    assert duration(path) == 1 and len(load_audio(path)) == 16_000
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

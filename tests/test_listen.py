@@ -93,10 +93,20 @@ def test_changed_settings_bring_what_they_need():
 
 def test_what_cannot_be_asked_is_one_line(diffa2, tmp_path):
     assert "no such file" in error_of(diffa2.ask, tmp_path / "gone.wav")
-    assert "one channel" in error_of(diffa2.ask, (np.zeros((5, 2)), 16_000))
-    assert "finite" in error_of(diffa2.ask, (np.array([np.nan]), 16_000))
+    silence = np.zeros(5)
+    for samples, rate in [(np.zeros((5, 2)), 16_000), (np.array([np.nan]), 16_000),
+                          (np.array([1e7]), 16_000), (np.zeros(0), 16_000), (silence, 0),
+                          (silence, -5), (silence, np.nan)]:
+        assert "expected floats from -1 to 1" in error_of(diffa2.ask, (samples, rate))
+    integers = error_of(diffa2.ask, (np.zeros(5, np.int16), 16_000))
+    assert "divide integers by their full scale" in integers and "got int16 (5,)" in integers
     assert "got 1 for 2 clips" in error_of(diffa2.ask, CLIPS[:2], ["What?"])
     assert "got 0 for 0 clips" in error_of(diffa2.ask, [], [])
+
+
+def test_a_dtype_that_there_is_not_is_one_line():
+    assert "expected one of float32, bfloat16" in error_of(
+        lambda: Diffa2.from_pretrained("toy", dtype="int3"))
 
 
 def test_a_clip_that_ends_early_is_answered_with_a_warning(diffa2, tmp_path):

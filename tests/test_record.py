@@ -103,6 +103,8 @@ def refused(argv, capsys):
     (["--record", "0"], "--record must be from 0.1"), (["--record", "-1"], "--record must be"),
     (["--record", "nan"], "--record must be"), (["--record", "4.5"], "at most 4, the seconds"),
     (["--record", "14", "--size", "toy"], "at most 4, the seconds"),
+    (["--record", "2", "--quantize", "fp8", "--device", "cpu"], "--quantize fp8: expected a GPU"),
+    (["--record", "2", "--quantize", "int8", "--merge-lora"], "exclude each other"),
     (["--record", "2", "--html", "no/such/folder.html"], "in a folder that exists")])
 def test_what_cannot_be_recorded_is_one_line_and_nothing_is(argv, message, microphone, tmp_path,
                                                             capsys):

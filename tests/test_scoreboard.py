@@ -88,6 +88,15 @@ def publish(tmp_path, capsys):
     return publish
 
 
+@pytest.mark.parametrize("name, result", [
+    ("a.jsonl", "a.result.json"), ("a.json", "a.result.json"), ("f0.5", "f0.5.result.json"),
+    ("f0.25.jsonl", "f0.25.result.json")])
+def test_a_result_has_the_whole_name_of_its_answers(name, result, tmp_path):
+    questions = read_questions("mmau", ROWS, Path("file"))
+    scoreboard.publish("mmau", questions, ANSWERS, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [result]
+
+
 def test_a_result_by_hand(publish):
     result, _ = publish("mmau", read_questions("mmau", ROWS, Path("file")), ANSWERS)
     assert {k: result["overall"][k] for k in ("count", "right", "accuracy", "mended")} == {

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini import MINI
+from mini import MINI, refused
 
+import sample
 import train
 from diffa2_mini.command.script import EVERY, explain, progress, run_script, unread
 from diffa2_mini.errors import UserError
@@ -131,6 +132,18 @@ def test_a_result_is_written_whatever_becomes_of_what_is_printed(world, tmp_path
 def test_a_log_on_a_full_disk_does_not_end_a_run(capfd):
     with open("/dev/full", "w") as full, redirect_stdout(full), redirect_stderr(full):
         assert run_script(lambda argv: [print("x" * 10_000) for _ in range(3)], []) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a file that is always full")
+def test_answers_that_could_not_be_printed_are_not_passed_over(capfd):
+    with open("/dev/full", "w") as full, redirect_stdout(full):
+        assert run_script(sample.main, [str(ROOT / "data/clips/three_one_four.wav")]) == 2
+    error = capfd.readouterr().err
+    assert "error: expected to print it all, got" in error and error.count("\n") == 1
+
+
+def test_an_error_is_one_line_whatever_is_in_a_name(capsys):
+    assert "no such\\nfile" in refused(sample.main, capsys, "no such\nfile")
 
 
 def test_a_process_without_streams_runs():

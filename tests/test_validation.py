@@ -22,6 +22,17 @@ def validator_of(model, **options):
     return Validator(model, load_tokenizer(MICRO), features_of(model, keep=True), seed=0, **options)
 
 
+def test_each_sample_is_another_one_until_all_have_been(model, examples, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Validator, "answers", lambda self, stage, some: asked.extend(some) or ["a"])
+    many = [replace(examples[i % 4], answer=str(i)) for i in range(14)]
+    for number in range(14):
+        validator_of(model).print_sample(STAGES[2], many, number)
+    assert {each.answer for each in asked} == {*map(str, range(14))}
+    first = [int(each.answer) for each in asked[:7]]
+    assert max(first) - min(first) > 7  # through all types, which stand one after another
+
+
 def test_pairs_are_measured_without_dropout_in_any_mode(model, examples):
     stage, reference = replace(STAGES[4], micro_batch=8), trained_tensors(model)
     validator = validator_of(model.train())

@@ -56,10 +56,10 @@ def shown(text: str, encoding: str | None) -> str:
 
 class Console:
     """A stream that never fails and shows text at once, with what it cannot show escaped; once
-    nothing more can be written, nothing more is. `unread` tells that its reader has gone."""
+    nothing more can be written, nothing more is, and `error` tells why."""
 
     def __init__(self, stream: TextIO):
-        self.stream, self.unread = stream, False
+        self.stream, self.error = stream, None
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
@@ -69,7 +69,7 @@ class Console:
             self.stream.write(shown(text, self.stream.encoding))
             self.stream.flush()
         except OSError as error:
-            self.unread = self.unread or isinstance(error, BrokenPipeError)
+            self.error = self.error or error
             with suppress(OSError):  # what is still in its buffer would fail again, at exit
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         return len(text)
@@ -77,7 +77,14 @@ class Console:
 
 def unread() -> bool:
     """Whether what reads our output has gone: a run may save, and end."""
-    return any(getattr(stream, "unread", False) for stream in (sys.stdout, sys.stderr))
+    return any(isinstance(getattr(stream, "error", None), BrokenPipeError)
+               for stream in (sys.stdout, sys.stderr))
+
+
+def require_printed() -> None:
+    """Raise UserError if what a command prints, and writes nowhere else, could not be printed."""
+    error = getattr(sys.stdout, "error", None)
+    require(not error or unread(), f"expected to print it all, got '{error}'; send it elsewhere")
 
 
 def progress(*args, **options):
@@ -137,5 +144,5 @@ def run_script(main: Callable[[list[str]], None], argv: list[str]) -> int:
         if is_script:  # all is done, and not to be told as a failure
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if last:
-            print(last, file=sys.stderr)
+            print(last.replace("\n", "\\n"), file=sys.stderr)
         return UNREAD if code == 0 and unread() else code

@@ -29,7 +29,7 @@ from .benchmarks import BenchmarkQuestion, choices_of, id_of, read_questions
 
 AT_ONCE = 8  # questions; with 64 a CPU takes nearly twice as long
 PREDICTIONS = ("response", "model_prediction", "model_output", "answer_prediction")
-START = '{"benchmark": '  # of a line that we wrote
+START = b'{"benchmark": '  # of a line that we wrote
 OURS = ("benchmark", "by", "id", "prompt_sha256", "clip_sha256", "error", "cut", "incomplete")
 
 
@@ -198,7 +198,7 @@ def resume(path: Path, benchmark: str, by: str,
     file, and so are clips that could not be read, to be tried again. Raises UserError if the file
     is another run's, which stays, or cannot be written."""
     append(path, "")
-    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *lines, rest = path.read_bytes().split(b"\n")
     try:
         rows = [json.loads(line) for line in lines]
         ours = all(line[:len(START)] == START[:len(line)] for line in [*lines, rest])
@@ -210,5 +210,5 @@ def resume(path: Path, benchmark: str, by: str,
     answers = match(kept, questions, path, benchmark, by)
     if rest or len(kept) < len(rows):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_whole(path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace"))
     return answers

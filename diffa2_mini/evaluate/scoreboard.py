@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -189,7 +190,7 @@ def publish(name: str, questions: list[BenchmarkQuestion], answers: dict[str, Re
               *listed(f"questions without a reply, {wrong}", result["unanswered"]),
               *listed(INCOMPLETE, [*result["incomplete"].values()]),
               f"clips longer than the model takes, cut to their beginning: {result['cut']}"]
-    path = file.with_suffix(".result.json")
+    path = file.with_name(re.sub(r"\.jsonl?$", "", file.name) + ".result.json")
     text = json.dumps(result | scored, indent=2, ensure_ascii=False) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, "utf-8", "backslashreplace"))
     print("\n".join([*lines, f"the same as JSON: {path}"]))

@@ -55,9 +55,9 @@ class Validator:
         """How good the answers are."""
         return scoreboard.report(examples, self.answers(stage, examples))
 
-    def print_sample(self, stage: StageConfig, examples: list[Example], step: int) -> None:
-        """Answer one of the examples, another one each time, and print that."""
-        example = examples[step * 7 % len(examples)]
+    def print_sample(self, stage: StageConfig, examples: list[Example], number: int) -> None:
+        """Answer one of the examples, for each number another until all have been, and print it."""
+        example = examples[number * 7919 % len(examples)]  # a prime stride, through all types
         tqdm.write(f"  {example.path.name}: {' / '.join(example.instruction.splitlines())}\n"
                    f"    target {example.answer!r}, answer {self.answers(stage, [example])[0]!r}")
 

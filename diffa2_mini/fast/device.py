@@ -38,6 +38,7 @@ def choose_device(device: str = "auto", dtype: str = "auto", large: bool = False
             dtype = "float32" if trains else "float16"
     require(not trains or dtype != "float16",
             "--dtype float16: small gradients would become zero; train in bfloat16 or float32")
+    require(dtype in DTYPES, f"--dtype: expected one of {', '.join(DTYPES)}, got {dtype}")
     return torch.device(device), DTYPES[dtype], f"device {device} ({why}), {dtype}"
 
 

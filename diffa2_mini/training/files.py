@@ -81,8 +81,9 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 
 def append(path: Path, text: str) -> None:
-    """Write at the end of a file, at once. Raises UserError when the disk is full."""
-    with writing(path), open(path, "a", encoding="utf-8") as file:
+    """Write at the end of a file, at once; half a pair of surrogates as \\ud800, as JSON spells it.
+    Raises UserError when the disk is full."""
+    with writing(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
 
 
