@@ -82,7 +82,7 @@ def files_in(path: Path) -> list[Path]:
             try:
                 shards = json.loads(read_text(index, "an index of shards"))["weight_map"].values()
                 return [path / shard for shard in sorted(set(shards))]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(f"{index}: expected a weight_map of shards, got {error!r}; "
                                 "download it again") from None
         if (path / name).is_file():
@@ -141,8 +141,10 @@ def translate(name: str, rules: list[tuple[str, str]]) -> str:
 def renamed(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     """The tensors that we need of a part, under our names."""
     skip, rules = LAYOUTS[part]
-    return {translate(name, rules): tensor
-            for name, tensor in tensors.items() if not re.match(skip, name)}
+    needed = [name for name in tensors if not re.match(skip, name)]
+    found = {translate(name, rules): tensors[name] for name in needed}
+    require(len(found) == len(needed), f"expected {WHAT[part]}, got some of them twice")
+    return found
 
 
 def read_part(path: Path, part: str) -> dict[str, Tensor]:

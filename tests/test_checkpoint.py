@@ -92,6 +92,35 @@ def test_a_run_goes_on_bit_for_bit_from_its_checkpoint(tmp_path, config, model):
     assert same(trained_tensors(other), trained_tensors(model))
 
 
+def test_a_fused_optimiser_counts_its_steps_where_its_parameters_are():
+    """As torch makes them on CUDA; where it is not fused, on the CPU."""
+    model = torch.nn.Linear(2, 2, device="meta")
+    tensors = {f"{key}.{name}": torch.zeros(()) for key in ("step", "exp_avg")
+               for name, _ in model.named_parameters()}
+    for fused, where in ((True, "meta"), (None, "cpu")):
+        optimizer = torch.optim.AdamW(model.parameters())
+        optimizer.defaults["fused"] = fused
+        restore_optimizer(optimizer, model, tensors)
+        assert {state["step"].device.type for state in optimizer.state.values()} == {where}
+        assert {state["exp_avg"].device.type for state in optimizer.state.values()} == {"meta"}
+
+
+def test_what_is_fitted_is_given_away_with_stage_1(tmp_path, config):
+    """So that whoever starts from it does not fit the adapters anew, over what was trained."""
+    adapter = dataclasses.replace(config.adapter, fitted=True)
+    fitted = dataclasses.replace(config, adapter=adapter)
+    model = Diffa2Model(fitted).requires_grad_(False)
+    model.acoustic_connector.mean.fill_(3)
+    model.semantic_connector.layernorm.bias.fill_(2)
+    state = Checkpoint(fitted, 1, 7, True, trained_tensors(model), ("prompts", "semantic"))
+    save_checkpoint(tmp_path / "stage1.safetensors", state)
+    export(tmp_path / "stage1.safetensors", tmp_path / "given.safetensors")
+    other = Diffa2Model(fitted)
+    assert weights.load_diffa2(other, tmp_path / "given.safetensors") == ("prompts", "semantic")
+    assert other.acoustic_connector.mean.eq(3).all()
+    assert other.semantic_connector.layernorm.bias.eq(2).all()
+
+
 def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path, model):
     state = saved(tmp_path / "a.safetensors", model)
     found = load_checkpoint(tmp_path / "a.safetensors")

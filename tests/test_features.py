@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -117,6 +118,18 @@ def test_the_space_of_all_processes_is_asked_for(model, paths, tmp_path, monkeyp
                         lambda path: shutil._ntuple_diskusage(0, 0, 3 * 3 * 50 * 8 * 4))
     with pytest.raises(UserError, match="for 4 clips"):  # each has two of them
         on_disk(model, tmp_path / "cache").prepare(paths, lambda chunks: chunks, world=Beside(0, 2))
+
+
+def test_where_only_sound_is_kept_less_space_is_asked_for(paths, tmp_path, monkeypatch):
+    adapter = dataclasses.replace(MICRO.adapter, only_sound=True)
+    model = Diffa2Model(dataclasses.replace(MICRO, adapter=adapter)).eval()
+    size = 3 * 3 * 50 * 8 * 2  # of three clips, in float16
+    for free in (size, size + 1):
+        monkeypatch.setattr(shutil, "disk_usage",
+                            lambda path, free=free: shutil._ntuple_diskusage(0, 0, free))
+        features = on_disk(model, tmp_path / "cache")
+        with nullcontext() if free > size else pytest.raises(UserError, match="for 3 clips"):
+            features.prepare(paths, lambda chunks: chunks)
 
 
 def test_waiting_for_the_disk_is_counted(model, paths, tmp_path, monkeypatch):

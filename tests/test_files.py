@@ -158,8 +158,9 @@ def test_a_folder_holds_one_run(tmp_path):
     with held(out), pytest.raises(UserError, match="another run is writing here"):
         files.lock(out)
     (out / ".stage1.safetensors.7.tmp").write_text("half of it")
+    (out / ".mine.tmp").write_text("of another program")
     files.lock(out).close()
-    assert [path.name for path in out.iterdir()] == [".lock"]
+    assert sorted(path.name for path in out.iterdir()) == [".lock", ".mine.tmp"]
 
 
 def test_a_file_holds_one_run_and_its_neighbours_others(tmp_path):
@@ -168,6 +169,7 @@ def test_a_file_holds_one_run_and_its_neighbours_others(tmp_path):
             files.lock(tmp_path, "a[1].jsonl")
         (tmp_path / ".a[1].jsonl.7.tmp").write_text("half of it")
         files.lock(tmp_path, "b.jsonl").close()
+        files.lock(tmp_path, "a").close()  # whose name is the beginning of the other's
         assert (tmp_path / ".a[1].jsonl.7.tmp").exists()  # the other run may be writing it
     files.lock(tmp_path, "a[1].jsonl").close()
     assert not (tmp_path / ".a[1].jsonl.7.tmp").exists()

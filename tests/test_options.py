@@ -4,6 +4,7 @@ import pytest
 
 import train
 from diffa2_mini.command.script import run_script
+from diffa2_mini.config import SIZES
 from diffa2_mini.training.options import parse_arguments, stage_config
 
 
@@ -36,6 +37,28 @@ def test_a_stage_without_a_dropout_refuses_it(stage, flag, message, tmp_path, ca
     assert run_script(train.main, ["--out", str(out), "--stage", str(stage), flag, "0.3"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_of_all_stages_those_that_have_a_masking_get_it():
+    """Stage 4 has another kind."""
+    args = parse_arguments(["--masking", "low-variance"], "")
+    assert [stage_config(args, n).masking for n in (1, 2, 3, 4)] == ["low-variance"] * 3 + [
+        SIZES["toy"][1][4].masking]
+    args = parse_arguments(["--masking", "all-masked", "--size", "full"], "")
+    assert [stage_config(args, n).vrpo_samples for n in (3, 4)] == [4, 1]  # all would be the same
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--stage", "4", "--masking", "half-masked"], "stage 4 has published or all-masked samples"),
+    (["--steps", "3", "--epochs", "2"], "--steps and --epochs exclude each other"),
+    (["--parts", "llada"], "--parts is of --stage 0"),
+    (["--stage", "1", "--random-weights", "--whisper", "a"], "--random-weights reads no others"),
+    (["--random-weights", "--validation", "a"], "--random-weights reads no others"),
+    (["--random-weights", "--eval-every", "1"], "--random-weights reads no others")])
+def test_what_would_be_asked_in_vain_is_refused(flags, message, tmp_path, capsys):
+    assert run_script(train.main, ["--out", str(tmp_path / "out"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_of_all_stages_those_that_have_a_dropout_get_it():

@@ -302,6 +302,26 @@ def test_a_clip_that_turns_out_to_be_broken_is_named_and_left_out(broken_within,
     assert all(math.isfinite(row["loss"]) for row in logged(tmp_path / "out") if "loss" in row)
 
 
+def test_a_held_out_clip_that_is_broken_is_named_and_left_out(broken_within, world, tmp_path,
+                                                              capfd):
+    """Before training, which would have to be repeated."""
+    for name, manifest in (("validation", "stage1"), ("stage1", "good")):
+        rows = read_manifest(broken_within / "stage1.json")
+        if manifest == "good":
+            rows = [row for row in rows if "broken" not in row["audio_filepath"]]
+        (broken_within / f"{name}.json").write_text(json.dumps(rows))
+    flags = ["--stage", "1", "--data", str(broken_within), "--out", str(tmp_path / "out"), *MINI,
+             "--no-cache-audio", "--workers", "0", "--steps", "1", "--test",
+             str(broken_within / "validation.json"), "--skip-broken"]
+    assert run_script(train.main, flags) == 0
+    printed = capfd.readouterr().out
+    assert printed.count("left out: ") == 2 and printed.count("7 questions: ") == 2
+    (broken_within / "validation.json").write_text(json.dumps(
+        [{"audio_filepath": str(broken_within / "broken.flac"), "transcription": "one"}]))
+    assert run_script(train.main, [*flags, "--out", str(tmp_path / "other")]) == 2
+    assert "validation.json: not one of its clips can be read" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [
     ["--no-cache-audio", "--workers", "1"], [], ["--cache-audio", "CACHE"]])
 def test_a_clip_that_ends_early_is_learnt_and_counted(world, tmp_path, capfd, flags):

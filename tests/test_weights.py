@@ -211,6 +211,20 @@ def test_a_pointer_of_git_lfs_in_the_place_of_weights_is_told_as_that(tmp_path, 
     assert "got a pointer of Git LFS; git lfs pull" in message
 
 
+def test_an_index_that_is_nested_without_end_is_one_line(tmp_path, model):
+    (tmp_path / "model.safetensors.index.json").write_text("[" * 100_000)
+    message = error_of(load_part, model.llada, "llada", tmp_path)
+    assert "expected a weight_map of shards" in message
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path, model):
+    table = model.llada.wte.weight
+    names = ("wte.weight", "model.transformer.wte.weight")
+    save_file({name: table.clone() for name in names}, tmp_path / "a.safetensors")
+    message = error_of(load_part, model.llada, "llada", tmp_path / "a.safetensors")
+    assert "got some of them twice" in message
+
+
 @pytest.mark.parametrize(
     "read",
     [load_checkpoint, read_tokenizer_json, read_manifest, load_audio, duration])

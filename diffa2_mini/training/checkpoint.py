@@ -174,11 +174,12 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> dict[st
 
 def restore_optimizer(optimizer: torch.optim.AdamW, model: nn.Module,
                       tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`. AdamW counts its steps on the CPU."""
+    """The inverse of `optimizer_tensors`. AdamW counts its steps on the CPU unless it is fused."""
+    fused = optimizer.defaults["fused"]
     for full_name, tensor in tensors.items():
         key, name = full_name.split(".", 1)
         parameter = model.get_parameter(name)
-        device = "cpu" if key == "step" else parameter.device
+        device = parameter.device if fused or key != "step" else "cpu"
         optimizer.state[parameter][key] = tensor.to(device)
 
 
@@ -201,7 +202,8 @@ def export(checkpoint: Path, to: Path, half: bool = False) -> None:
         model = {name: tensor.half() for name, tensor in found.model.items()}
         save_checkpoint(to, dataclasses.replace(found, done=True, model=model, optimizer={}))
         return
-    is_first = found.audio == PROMPTS_AND_SEMANTIC  # stage 1, which trains these two alone
+    # stage 1, which trains these two alone; but what is fitted stays with what it was fitted to
+    is_first = found.audio == PROMPTS_AND_SEMANTIC and not found.config.adapter.fitted
     save_diffa2({name: tensor for name, tensor in found.model.items()
                  if not is_first or part_of(name) in PROMPTS_AND_SEMANTIC}, to)
 

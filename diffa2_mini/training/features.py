@@ -138,7 +138,8 @@ class FeatureCache:
         """Raise UserError unless the hidden states of `n_clips` clips fit on the folder's disk."""
         config = self.model.config.whisper
         n_numbers = (len(config.taps) + 1) * config.n_positions * config.width  # + 1: the final one
-        size = n_clips * n_numbers * self.dtype.itemsize
+        n_bytes = 2 if self.model.config.adapter.only_sound else self.dtype.itemsize
+        size = n_clips * n_numbers * n_bytes  # at most
         existing = next(folder for folder in self.folder.absolute().parents if folder.exists())
         free = shutil.disk_usage(existing).free
         require(size < free, f"--cache-audio {self.folder.parent}: expected {size / 2**30:.1f} GiB "

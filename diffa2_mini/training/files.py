@@ -112,6 +112,6 @@ def lock(out: Path, name: str = ""):
         except BlockingIOError:
             raise UserError(f"{out / name}: another run is writing here; wait for it, or choose "
                             "another --out") from None
-    for path in out.glob(f".{glob.escape(name)}*.tmp"):  # what a killed run was writing
+    for path in out.glob(f".{glob.escape(name) or '*'}.[0-9]*.tmp"):  # what a killed run wrote
         path.unlink()
     return file

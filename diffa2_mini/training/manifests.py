@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from ..config import SIZES, Config, StageConfig
-from ..data import Example, load_examples
+from ..config import SIZES, AudioConfig, Config, StageConfig
+from ..data import Example, load_clip, load_examples
+from ..errors import UserError, require
 from ..tokenizer import Tokenizer
 
 
@@ -48,7 +49,8 @@ def load_data(data: DataConfig, size: str, numbers: list[int], unfinished: list[
     examples = {number: loaded[stages[number].data] for number in unfinished}
 
     def load_held_out(path: Path) -> list[Example]:
-        return load_examples(path, stages[2], config, data.skip_broken)
+        examples = load_examples(path, stages[2], config, data.skip_broken)
+        return whole(path, examples, config.audio) if data.skip_broken else examples
 
     validation, held_out = [], data.validation or folder / "validation.json"
     if data.validates:
@@ -58,6 +60,21 @@ def load_data(data: DataConfig, size: str, numbers: list[int], unfinished: list[
             print(f"no {held_out}: nothing will be measured")
     return RunData(manifests, examples, validation,
                    {path: load_held_out(path) for path in data.tests})
+
+
+def whole(manifest: Path, examples: list[Example], config: AudioConfig) -> list[Example]:
+    """Those whose clips can be read to the end; the other clips are named in a line each. Raises
+    UserError if there are none."""
+    broken = set()
+    for path in dict.fromkeys(example.path for example in examples):
+        try:
+            load_clip(path, config, lambda line: None)  # one that ends early will do
+        except UserError as error:
+            print(f"left out: {error}")
+            broken.add(path)
+    kept = [example for example in examples if example.path not in broken]
+    require(kept, f"{manifest}: not one of its clips can be read")
+    return kept
 
 
 def what_is_cut(data: list[Example], stage: StageConfig, config: Config, tokenizer: Tokenizer

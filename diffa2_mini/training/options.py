@@ -37,7 +37,7 @@ FLAGS = {
     "--batch-size": dict(type=int, help="examples per step"),
     "--grad-accum": dict(type=int, help="pieces of a process's part of a batch, to save memory"),
     "--lr": dict(type=float, help="peak learning rate"),
-    "--masking": dict(choices=MASKINGS, help="of the answers (default: published)"),
+    "--masking": dict(choices=MASKINGS, help="of the answers (default: the size's)"),
     "--warmup": dict(type=int, help="steps"),
     "--lora-dropout": dict(type=float, help="of LoRA's inputs in stage 3, from 0 to 0.99"),
     "--adapter-dropout": dict(type=float, help="of the acoustic adapter in stages 2 and 3"),
@@ -81,9 +81,13 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
     args.recompute = args.recompute or ("nothing" if config.from_scratch else "blocks")
     numbers = {"all": list(stages), "0": []}
     args.stages = numbers[args.stage] if args.stage in numbers else [int(args.stage)]
-    require(not (args.init and args.diffa2), "--init and --diffa2 exclude each other; choose one")
-    require(not (args.shard and args.compile),
-            "--shard and --compile exclude each other; choose one")
+    for one, other in (("init", "diffa2"), ("steps", "epochs"), ("shard", "compile")):
+        require(not (getattr(args, one) and getattr(args, other)),
+                f"--{one} and --{other} exclude each other; choose one")
+    require(args.parts == "both" or args.stage == "0", "--parts is of --stage 0; leave it out")
+    in_vain = args.whisper or args.llada or args.validation or args.eval_every
+    require(not (args.random_weights and in_vain), "--random-weights reads no others and measures "
+            "nothing; leave out --whisper, --llada, --validation and --eval-every")
     require(not args.shard or args.processes > 1 and (len(args.stages) == 1 or args.dry_run),
             "--shard splits a stage over processes: torchrun --nproc_per_node=N train.py --stage 1")
     require(not args.quantize or args.stages and not (args.shard or args.compile),
@@ -106,6 +110,12 @@ def stage_config(args: argparse.Namespace, number: int) -> StageConfig:
             value = changes.pop(name)
             require(args.stage == "all" or not value,
                     f"--{name.replace('_', '-')}: stage {number} has no such dropout; leave it out")
+    if row.preference and args.masking == "all-masked":
+        changes["vrpo_samples"] = 1  # all would be the same
+    elif row.preference and args.masking not in (None, "published"):
+        del changes["masking"]
+        require(args.stage == "all",
+                f"--masking {args.masking}: stage {number} has published or all-masked samples")
     if "epochs" in changes:
         changes.setdefault("steps", None)
     stage = dataclasses.replace(row, **changes)
