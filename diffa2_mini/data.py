@@ -37,7 +37,8 @@ ANSWER_FIELDS = {  # a stage's `data`: fields that may hold the answer, the pref
     "preference": ("chosen", "target")}
 NEVER = 2.0  # a uniform number above every time: its token is not masked
 # One response in so many is masked wholly, as each is when decoding begins. That is biased: the
-# loss is no bound, but closer to how the model is used where few passes make an answer.
+# loss is no bound, but closer to how the model is used where few passes make an answer. The others
+# keep their parts of 0 ... 1 (`stratified`): in batches of 4 the second and the last quarter alone.
 MASKED_WHOLLY = {"half-masked": 2, "all-masked": 1}
 LogMel = tuple[Tensor, int]  # log-mel [n_mels, M], and how many encoder frames hold sound
 

@@ -171,6 +171,16 @@ def test_biased_maskings_mask_one_response_in_so_many_wholly(examples, masking, 
         assert torch.equal(batch.weight[1::2], other.weight[1::2])
 
 
+def test_half_masked_batches_of_4_have_no_few_masks(examples):
+    """What is not masked wholly has the times of its place: the second and the last quarter."""
+    shares = []
+    for step, entries in batches(8, 4, 20, 0, seed=42, stage=2):
+        batch = BatchDataset(examples, 42, replace(STAGES[2], masking="half-masked", batch_size=4),
+                             MICRO, load_tokenizer(MICRO))[entries]
+        shares += (batch.masked.sum(1) / batch.valid.sum(1))[1::2].tolist()
+    assert all(0.25 < share <= 0.5 + 1 / 16 or 0.75 < share <= 1 for share in shares)
+
+
 def test_a_step_is_divided_into_pieces_of_like_length_the_longest_first(examples):
     pairs, dataset = [Entry(0, i) for i in (3, 0, 7, 2, 5, 1, 6)], dataset_of(examples, 2)
     pieces = dataset.micro_batches(pairs, size=3)
