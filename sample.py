@@ -39,8 +39,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "the model takes: as few parts as there can be, all of one length")
     add("--json", action="store_true", help="print a line of JSON for each clip, or each part of "
         "it, which is from start to end (seconds)")
-    add("--watch", action="store_true",
-        help="show the answer forming; ░ is a mask, bright is confident")
+    add("--watch", action="store_true", help="show the answer forming; ░ is a mask, bright is sure")
     add("--html", type=Path, metavar="PAGE",
         help="write a page that shows and plays the clips, and each step of the answers")
     flags.add_model_flags(add)
@@ -99,7 +98,8 @@ def main(argv: list[str]) -> None:
     diffa2 = Diffa2.load(source, *how)
     show, top = iter, page.TOP if args.html else 0
     if args.watch:
-        show = partial(terminal.watch, tokenizer=diffa2.tokenizer, stream=sys.stdout, pause=0.15)
+        show = partial(terminal.watch, tokenizer=diffa2.tokenizer, pause=0.15,
+                       stream=sys.stderr if args.json else sys.stdout)
     for path in clips:
         parts = parts_of_clip(path, config.audio, args.chunk)
         is_alone = len(clips) == len(parts) == 1

@@ -262,7 +262,7 @@ TOY = Config(  # its last tap is the final state, which is normalised
 SMALL = Config(  # its encoder is whisper-tiny.en
     size="small", audio=AudioConfig(n_mels=80, max_seconds=13),
     whisper=WhisperConfig(n_mels=80, n_positions=650, width=384, n_layers=4, n_heads=6,
-                          taps=(1, 4)),
+                          taps=(2, 4)),
     adapter=AdapterConfig(n_queries=16, only_sound=True, fitted=True, qformer_hidden=768),
     lora=LoraConfig(rank=32, alpha=64.0),
     llada=LladaConfig(vocab_size=2048, width=192, n_layers=6, n_heads=6, hidden=576,

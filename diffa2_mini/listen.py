@@ -38,9 +38,9 @@ Clip = str | Path | tuple[np.ndarray, int]  # a sound file, or samples and their
 def decode_settings(default: DecodeConfig, **changes) -> DecodeConfig:
     """A size's way to decode with some fields changed. Steps, a threshold or random remasking leave
     factor-based decoding; another length brings blocks that fit, and a step for each token."""
-    require(len(changes.keys() & {"steps", "factor", "threshold"}) <= 1,
-            "--steps, --factor and --threshold exclude each other; choose one")
-    if changes.keys() & {"steps", "threshold"} or changes.get("remasking") == "random":
+    rules = {name for name in ("steps", "factor", "threshold") if changes.get(name) is not None}
+    require(len(rules) <= 1, "--steps, --factor and --threshold exclude each other; choose one")
+    if rules & {"steps", "threshold"} or changes.get("remasking") == "random":
         changes.setdefault("factor", None)
     if "gen_length" in changes:
         length, block = changes["gen_length"], default.block_length

@@ -47,7 +47,9 @@ def test_a_whole_size_is_measured_stage_by_stage(config, monkeypatch, tmp_path, 
 @pytest.mark.parametrize("flags, message", [
     *((flags, "a CPU and the toy's caches are measured by 'python tutorials/speed.py'")
       for flags in ([], ["--only", "decoding"], ["--toy", "--data", "world"])),
-    (["--size", "full", "--quantize", "int8", "fp8", "--device", "cpu"], "got device cpu; use")])
+    (["--size", "full", "--quantize", "int8", "fp8", "--device", "cpu"], "got device cpu; use"),
+    (["--decoders", "--quantize", "int8"], "are of --decoders, and --quantize"),
+    (["--size", "toy", "--random-weights", "--limit", "3"], "are of --decoders, and --quantize")])
 def test_what_cannot_be_measured_is_said_before_all_else(flags, message, capsys):
     assert run_script(bench.main, flags) == 2
     printed, error = capsys.readouterr()
@@ -69,6 +71,16 @@ def ask_toy(tmp_path, file, *flags):
     command = ["--decoders", "--file", str(file), "--out", str(out), "--threads", "1", *flags]
     assert run_script(bench.main, command) == 0
     return json.loads(out.read_text())["rows"]
+
+
+@pytest.mark.parametrize("rows, message", [
+    ([{"id": "a", "audio_path": "a.wav", "question": "?", "choices": ["a", "b"], "answer": "a"}],
+     "a.json"), ([5], "expected an object, got int")])
+def test_files_without_questions_that_can_be_asked_are_one_line(rows, message, tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert run_script(bench.main, ["--decoders", "--file", str(tmp_path / "a.json")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_every_rule_of_decoding_gets_a_row(world, tmp_path, monkeypatch):

@@ -174,7 +174,7 @@ def test_biased_maskings_mask_one_response_in_so_many_wholly(examples, masking, 
 def test_half_masked_batches_of_4_have_no_few_masks(examples):
     """What is not masked wholly has the times of its place: the second and the last quarter."""
     shares = []
-    for step, entries in batches(8, 4, 20, 0, seed=42, stage=2):
+    for _, entries in batches(8, 4, 20, 0, seed=42, stage=2):
         batch = BatchDataset(examples, 42, replace(STAGES[2], masking="half-masked", batch_size=4),
                              MICRO, load_tokenizer(MICRO))[entries]
         shares += (batch.masked.sum(1) / batch.valid.sum(1))[1::2].tolist()

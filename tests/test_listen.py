@@ -1,5 +1,6 @@
 """What `from diffa2_mini import Diffa2` gives: in a clone, and installed, from any folder."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -102,6 +103,13 @@ def test_what_cannot_be_asked_is_one_line(diffa2, tmp_path):
     assert "divide integers by their full scale" in integers and "got int16 (5,)" in integers
     assert "got 1 for 2 clips" in error_of(diffa2.ask, CLIPS[:2], ["What?"])
     assert "got 0 for 0 clips" in error_of(diffa2.ask, [], [])
+
+
+def test_a_rule_that_is_off_excludes_no_other():
+    default = dataclasses.replace(DECODE, factor=0.5, threshold=None)
+    assert decode_settings(default, factor=None, steps=DECODE.gen_length).is_scheduled
+    assert decode_settings(default, factor=None, threshold=0.9).threshold == 0.9
+    assert decode_settings(default, threshold=None).factor == 0.5
 
 
 def test_a_dtype_that_there_is_not_is_one_line():

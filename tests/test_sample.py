@@ -51,6 +51,12 @@ def test_json_tells_how_the_answer_came_about(capsys):
     assert len(row["tokens"]) == 16 and 1 <= row["steps"] <= 16
 
 
+def test_lines_of_json_stand_alone_though_one_watches(capsys):
+    assert run_script(sample.main, [str(CLIP), "--json", "--watch"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["text"] == "three one four" and "three" in printed.err
+
+
 def test_a_fixed_schedule_takes_the_steps_it_is_given(capsys):
     (four,), (sixteen,) = (ask(capsys, CLIP, "--steps", n) for n in (4, 16))
     assert (four["steps"], sixteen["steps"]) == (4, 16)

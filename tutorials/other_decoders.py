@@ -7,8 +7,8 @@ A response is one block, without a cache. The rules, with the numbers that are t
 
 * LocalLeap (arXiv 2510.07081): what is surer than .9 is an anchor; within 4 tokens of one .75 will
   do.
-* CreditDecoding (arXiv 2510.06133): a token that has been the likeliest of its place in earlier
-  steps gets credit, which fades by half a step; log(1 + credit) is added to its logit.
+* CreditDecoding (arXiv 2510.06133): a token that is the likeliest of its place, in this or an
+  earlier step, has credit, which fades by half a step; log(1 + credit) is added to its logit.
 * Prophet (arXiv 2508.19982): all is committed at once when the two best logits are, on average over
   the masks, further apart than 5.
 * WINO (arXiv 2507.18578): what is surer than .6 is committed; what it then thinks of a committed
@@ -34,18 +34,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffa2_mini.bench.decoders import questions_of
-from diffa2_mini.command import flags
 from diffa2_mini.command.script import Parser
 from diffa2_mini.command.table import columns
-from diffa2_mini.config import DecodeConfig
+from diffa2_mini.config import SIZES, DecodeConfig
 from diffa2_mini.decode import above_threshold, factor_based, finished, most_confident
 from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.answers import Respondent
+from diffa2_mini.fast.device import choose_device
 from diffa2_mini.fast.state import DecodingState
 from diffa2_mini.listen import Diffa2
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.tokenizer import Prompt, Tokenizer
 from diffa2_mini.training.features import FeatureCache
+from diffa2_mini.training.model_source import find_source
 
 AT_ONCE = 64  # questions
 # from logits [B, R, V] and candidates, bool [B, R]: predicted [B, R], and what is committed of it;
@@ -90,7 +91,7 @@ def prophet(logits: Tensor, candidates: Tensor, memory: dict, gap: float = 5.0
 def fill(state: DecodingState, rule: Rule, eos_id: int) -> tuple[Tensor, Tensor]:
     """Responses [B, R] decoded by a rule, and the number of passes of each [B]."""
     tokens, memory = torch.full_like(state.positions[:, state.n_before:], state.mask_id), {}
-    passes = torch.zeros(len(tokens), dtype=torch.long)
+    passes = torch.zeros_like(tokens[:, 0])
     while (is_open := ~finished(tokens, state.mask_id, eos_id)).any():  # [B]
         candidates = (tokens == state.mask_id) & is_open[:, None]
         if not candidates.any():
@@ -112,7 +113,7 @@ def beside(state: DecodingState, tokens: Tensor) -> tuple[Tensor, Tensor]:
     positions = torch.cat([state.positions, state.positions[:, P:]], dim=1)  # [B, P + 2R]
     valid = state.valid if state.valid is not None else torch.ones_like(state.positions).bool()
     sees = valid[:, None].repeat(1, P + 2 * R, 1)  # [B, P + 2R, P + R]
-    own = torch.eye(R, dtype=torch.bool)
+    own = torch.eye(R, dtype=torch.bool, device=tokens.device)
     sees[:, P + R:, P:] &= ~own
     of_masks = F.pad(own, (0, 0, P + R, 0)).expand(len(sees), -1, -1)  # [B, P + 2R, R]
     hidden = state.model.llada(x, torch.cat([sees, of_masks], 2), positions)
@@ -125,7 +126,7 @@ def wino(state: DecodingState, eos_id: int, wide: float = 0.6, narrow: float = 0
          ) -> tuple[Tensor, Tensor]:
     """As `fill`. Fewer tokens are masked again than are committed, so that it ends."""
     tokens = torch.full_like(state.positions[:, state.n_before:], state.mask_id)
-    passes = torch.zeros(len(tokens), dtype=torch.long)
+    passes = torch.zeros_like(tokens[:, 0])
     while (candidates := (tokens == state.mask_id)
            & ~finished(tokens, state.mask_id, eos_id)[:, None]).any():
         passes += candidates.any(1)
@@ -168,14 +169,19 @@ def counted(decoder: Callable, counts: Counter, model: Diffa2Model, tokenizer: T
 
 def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--file", type=Path, help="a manifest (default: ToyBench)")
-    parser.add_argument("--type", nargs="+", default=[], help="of its questions (default: all)")
-    parser.add_argument("--limit", type=int, help="ask so many questions, evenly spread")
-    flags.add_model_flags(parser.add_argument)
+    add = parser.add_argument
+    add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
+    add("--checkpoint", type=Path, help="what train.py wrote (default: the size's own)")
+    for part in ("whisper", "llada"):
+        add(f"--{part}", help="as of train.py")
+    add("--file", type=Path, help="a manifest (default: ToyBench)")
+    add("--type", nargs="+", default=[], help="of its questions (default: all)")
+    add("--limit", type=int, help="ask at most so many questions, evenly spread")
+    add("--device", default="auto", help="as of train.py")
     args = parser.parse_args(argv)
-    source = flags.model_source(args)
+    source = find_source(args.size, args.checkpoint, {"whisper": args.whisper, "llada": args.llada})
     asked = questions_of(args.file, args.type, args.limit, source.config.size)
-    diffa2 = Diffa2.load(source, *flags.device_and_dtype(args, source.config))
+    diffa2 = Diffa2.load(source, *choose_device(args.device)[:2])
     features = FeatureCache(diffa2.model, diffa2.device, diffa2.dtype, keep=True)
     rows = [(f"{len(asked)} answers", "tokens per forward pass", "right")]
     for name, decoder in RULES.items():

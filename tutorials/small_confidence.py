@@ -40,7 +40,7 @@ QUESTIONS = [orders.WORDINGS[slot][0] for slot in orders.SLOTS]
 def confidence(answer: Answer, eos: int) -> float:
     """That of the answer's least sure token up to the first EOS, when it was committed."""
     length = (answer.tokens + [eos]).index(eos) + 1
-    when_committed = torch.zeros(len(answer.tokens))
+    when_committed = torch.zeros_like(answer.history[0].confidence[0], dtype=torch.float32)
     for step in answer.history:
         when_committed = torch.where(step.committed[0], step.confidence[0].float(), when_committed)
     return float(when_committed[:length].min())

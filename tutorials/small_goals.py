@@ -157,7 +157,7 @@ class Probe:
                 is_right(e, a) for e, a in zip(asked, self.answers(key, asked, ridge))))
 
     def vector(self, example: Example) -> np.ndarray:
-        return self.features.get(example.path).final.float().mean(0).numpy()
+        return self.features.get(example.path).final.float().mean(0).cpu().numpy()
 
     def answers(self, key: str, asked: list[Example], ridge: float) -> list[str]:
         train = [(self.vector(e), e.answer) for e in self.train if key_of(e) == key]

@@ -45,7 +45,7 @@ from diffa2_mini.errors import require
 from diffa2_mini.evaluate import scoreboard
 from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.fast import measure
-from diffa2_mini.fast.device import DTYPES, choose_device
+from diffa2_mini.fast.device import choose_device
 from diffa2_mini.fast.llada import FastLlada
 from diffa2_mini.fast.state import CACHES, DecodingState
 from diffa2_mini.fast.token_losses import token_losses
@@ -243,7 +243,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--runs", type=int, default=5)
     add("--out", type=Path, help="the same as JSON (default: runs/bench.json or bench_toy.json)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    add("--dtype", default="auto", choices=["auto", *DTYPES])
     add("--threads", type=int, help="CPU threads (default: one per core)")
     return parser.parse_args(argv)
 
@@ -252,7 +251,7 @@ def main(argv: list[str]) -> None:
     args = parse_arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    device, dtype, _ = choose_device(args.device, args.dtype)
+    device, dtype, _ = choose_device(args.device, "float32")
     torch.manual_seed(0)
     if args.toy:
         name, rows = "bench_toy", toy(args.data, args.runs, device)

@@ -229,7 +229,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     add("--checkpoint", type=Path, help="of --decoders: what train.py wrote (default: the size's)")
     add("--file", type=Path, help="of --decoders: a manifest (default: ToyBench)")
     add("--type", nargs="+", default=[], help="of its questions, as order (default: all)")
-    add("--limit", type=int, help="of --decoders: ask so many questions, evenly spread")
+    add("--limit", type=int, help="of --decoders: ask at most so many, evenly spread")
     add("--out", type=Path,
         help="the same as JSON (default: runs/bench_SIZE.json or bench_decoders.json)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
@@ -240,6 +240,10 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     require((args.size or args.decoders) and not args.moved,
             "expected --size or --decoders; the cases for a CPU and the toy's caches are measured "
             "by 'python tutorials/speed.py', in a clone")
+    of_rules = args.checkpoint or args.file or args.type or args.limit
+    require(not (args.quantize or args.random_weights or args.compile) if args.decoders
+            else not of_rules, "--checkpoint, --file, --type and --limit are of --decoders, and "
+            "--quantize, --random-weights and --compile of --size alone; leave them out")
     return args
 
 

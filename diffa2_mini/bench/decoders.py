@@ -41,13 +41,15 @@ def questions_of(file: Path | None, types: list[str], limit: int | None, size: s
     """Those questions of ToyBench (None: where data/toybench.py makes it) that show no choices, or
     those of a manifest that are of these types; at most `limit`, evenly spread. Raises UserError if
     there are none."""
-    if file is None or "choices" in read_manifest(file)[0]:
+    first = {"choices": []} if file is None else read_manifest(file)[0]
+    if isinstance(first, dict) and "choices" in first:
         asked = [Example(each.audio, each.prompt, each.answer, "", FREE, "")
-                 for each in load_questions("toy", file) if each.row["difficulty"] == FREE]
+                 for each in load_questions("toy", file) if each.row.get("difficulty") == FREE]
     else:
         asked = [each for each in load_examples(file, SIZES[size][1][2], SIZES[size][0])
                  if not types or each.type in types]
-    require(asked, f"{file}: expected questions of type {' or '.join(types)}, found none")
+    require(asked, f"{file}: expected questions {'without choices' if not types else 'of type '}"
+                   f"{' or '.join(types)}, found none")
     return asked[::-(-len(asked) // (limit or len(asked)))]
 
 
