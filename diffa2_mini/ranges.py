@@ -13,7 +13,7 @@ RANGES = {  # name of the flag or field: (least, most)
     "eval_every": (0, MANY), "save_every": (1, MANY), "sample_every": (1, MANY),
     "grad_accum": (1, 2**20), "limit": (1, MANY), "numbers": (0, 99), "processes": (1, 2**16),
     "record": (0.1, 3600), "runs": (1, MANY), "shuffle_options": SEED, "threads": (1, 1024),
-    "workers": (0, 256),
+    "workers": (0, 256), "clips": (1, MANY), "draws": (2, MANY), "seconds": (1, 30),
     # the front end and the encoder
     "sample_rate": (2000, 10**6), "n_fft": (2, 2**20), "hop_length": (1, 2**20),
     "n_mels": (1, 4096), "max_seconds": (1, 3600), "n_positions": (1, 2**20), "taps": (0, 1000),

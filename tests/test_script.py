@@ -142,6 +142,18 @@ def test_answers_that_could_not_be_printed_are_not_passed_over(capfd):
     assert "error: expected to print it all, got" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command, message", [
+    ("short_context.py --whisper nowhere", "nowhere: expected weights of a Whisper encoder"),
+    ("short_context.py --clips 0", "--clips must be from 1"),
+    ("loss_variance.py --run nowhere", "stage1.safetensors: expected a checkpoint"),
+    ("loss_variance.py --draws 1", "--draws must be from 2")])
+def test_scripts_of_the_tutorials_tell_mistakes_in_one_line(command, message):
+    done = subprocess.run([sys.executable, *f"tutorials/{command}".split()], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_an_error_is_one_line_whatever_is_in_a_name(capsys):
     assert "no such\\nfile" in refused(sample.main, capsys, "no such\nfile")
 

@@ -8,16 +8,24 @@ For 16 examples of stage 2 the noise is drawn many times. The gradient's varianc
 squared distance of the drawn gradients from their mean; all rows estimate the same one.
 """
 
-import argparse
-import dataclasses
-from collections.abc import Callable
+import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that this file runs as a script
+
+from diffa2_mini.command.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+import dataclasses
+from collections.abc import Callable
+
 import torch
-from common import ROOT
 from torch import Tensor
 
 from diffa2_mini import weights
+from diffa2_mini.command.script import Parser
 from diffa2_mini.command.table import columns
 from diffa2_mini.config import SIZES
 from diffa2_mini.data import AnswerBatch, BatchDataset, Entry, load_examples
@@ -93,12 +101,11 @@ def measure(checkpoint: Path, n_draws: int) -> dict[str, float]:
     return {name: variance(model, batch, noise, n_draws) for name, noise in NOISES.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "toy")
     parser.add_argument("--draws", type=int, default=400)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     found = [measure(args.run / f"stage{n}.safetensors", args.draws) for n in (1, 2)]
     rows = [("noise", "start of stage 2", "its end", "of the published")]
     for name in NOISES:
@@ -108,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -9,19 +9,28 @@ those that 30 s of context give, in percent of the variance of these over frames
 would be what the mean state of all frames costs.
 """
 
-import argparse
-from dataclasses import replace
+import sys
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that this file runs as a script
+
+from diffa2_mini.command.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
+from dataclasses import replace
+
 import torch
-from common import ROOT
 from torch import Tensor
 
 from diffa2_mini import weights
 from diffa2_mini.audio import encoder_frames, load_audio, log_mel
+from diffa2_mini.command.script import Parser
 from diffa2_mini.command.table import columns
 from diffa2_mini.config import AudioConfig, WhisperConfig
 from diffa2_mini.data import read_manifest
+from diffa2_mini.errors import require
 from diffa2_mini.published.sources import locate_all
 from diffa2_mini.whisper import WhisperEncoder
 
@@ -41,21 +50,21 @@ def states_of(clips: list, path: Path, seconds: int) -> Tensor:
     return torch.cat(found, dim=1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    parser = Parser(__doc__)
     parser.add_argument("manifest", type=Path, nargs="?",
                         default=ROOT / "data" / "orders" / "test.json")
     parser.add_argument("--whisper", help="an encoder of tiny.en (default: a download)")
     parser.add_argument("--clips", type=int, default=40)
     parser.add_argument("--seconds", type=int, nargs="+", default=[20, 15, 13])
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     path = locate_all({"whisper": args.whisper or "openai/whisper-tiny.en"}, "small")["whisper"]
     names = dict.fromkeys(row["audio_filepath"] for row in read_manifest(args.manifest))
     every = [load_audio(args.manifest.parent / name, AUDIO.sample_rate, AUDIO.max_seconds)
              for name in names]
     shortest = min(args.seconds) * AUDIO.sample_rate
     clips = [samples for samples in every if len(samples) <= shortest][:args.clips]
+    require(clips, f"{args.manifest}: expected clips of at most {min(args.seconds)} s, got none")
     print(f"{len(clips)} clips of {sum(map(len, clips)) / len(clips) / AUDIO.sample_rate:.1f} s on "
           "average; percent of the variance")
     whole = states_of(clips, path, AUDIO.max_seconds)
@@ -69,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main, sys.argv[1:]))
