@@ -99,7 +99,6 @@ class Run:
         for complaint in unreadable.values():
             print(f"  left out: {complaint}")
         examples = [each for each in data.examples[number] if each.path not in unreadable]
-        data.validation = [each for each in data.validation if each.path not in unreadable]
         require(examples, f"{manifest}: not one of its clips can be read")
         self.world.require_equal(len(examples), f"{manifest}: the processes see different "
                                  "examples; give all machines the same data")
