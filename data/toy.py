@@ -63,22 +63,33 @@ def write_clip(path: Path, samples: np.ndarray) -> None:
         soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
 
 
+def random_scenes(split: str, seed: int) -> list[tuple[Scene, np.random.Generator]]:
+    """The scenes of a split, each with the generator of what else is random in its clip."""
+    kinds = [kind for kind, n in zip(KINDS, SPLITS[split]) for _ in range(n)]
+    rngs = [np.random.default_rng([seed, [*SPLITS].index(split), i]) for i in range(len(kinds))]
+    return [(toy_text.random_scene(rng, kind, evaluation=split in HELD_OUT), rng)
+            for kind, rng in zip(kinds, rngs)]
+
+
+def clip_name(split: str, i: int) -> str:
+    """Where the clip of a split's scene number i lies, in the folder of its manifest."""
+    return f"clips/{split}_{i:05d}.wav"
+
+
 def make_clips(folder: Path, split: str, seed: int) -> list[tuple[Scene, dict]]:
     """Write the clips of a split; returns each scene with the manifest fields that any stage
     needs."""
     (folder / "clips").mkdir(parents=True, exist_ok=True)
-    kinds = [kind for kind, n in zip(KINDS, SPLITS[split]) for _ in range(n)]
     clips = []
-    shown = progress(kinds, desc=f"synthesising {split}", unit="clip", leave=False)
-    for i, kind in enumerate(shown):
-        rng = np.random.default_rng([seed, list(SPLITS).index(split), i])
-        scene = toy_text.random_scene(rng, kind, evaluation=split in HELD_OUT)
+    shown = progress(random_scenes(split, seed), desc=f"synthesising {split}", unit="clip",
+                     leave=False)
+    for i, (scene, rng) in enumerate(shown):
         samples, segments = synthesize(scene, rng)
-        name = f"clips/{split}_{i:05d}.wav"
+        name = clip_name(split, i)
         write_clip(folder / name, samples)
         row = {
             "audio_id": f"{split}_{i:05d}", "audio_filepath": name, "dataset": "toy",
-            "domain": kind, "duration": len(samples) / SAMPLE_RATE,
+            "domain": scene.kind, "duration": len(samples) / SAMPLE_RATE,
             "transcription": " ".join(scene.items)}
         if split == "stage0":
             row["segments"] = [asdict(segment) for segment in segments]

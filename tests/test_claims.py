@@ -38,7 +38,7 @@ def quick(tmp_path_factory):
     world, out = tmp_path_factory.mktemp("world"), tmp_path_factory.mktemp("claims")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(toy, "SPLITS",
-                      {"train": (8, 4, 4), "evaluation": (2, 2, 2), "stage0": (1, 1, 1)})
+                      {"stage0": (1, 1, 1), "train": (8, 4, 4), "evaluation": (2, 2, 2)})
         patch.setattr(toy, "N_PER_TYPE", 2)
         patch.setattr(toy, "N_PAIRS", 8)
         toy.make_world(world)

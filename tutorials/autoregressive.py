@@ -18,7 +18,7 @@ from data.pretraining.config import PretrainConfig
 from data.pretraining.recall import draw_pairs
 from data.pretraining.texts import TextBatch
 from diffa2_mini.config import DecodeConfig, StageConfig
-from diffa2_mini.data import Batch
+from diffa2_mini.data import Batch, PreferenceBatch
 from diffa2_mini.fast.state import empty_caches, place
 from diffa2_mini.llada import Llada
 from diffa2_mini.model import Diffa2Model, lay_out
@@ -49,14 +49,21 @@ def states_before(model: Diffa2Model, audio_embeddings: list[Tensor], prompts: l
     return torch.cat([last[:, None], hidden[:, P:-1]], dim=1)
 
 
+def next_token_losses(model: Diffa2Model, audio_embeddings: list[Tensor], prompts: list[Prompt],
+                      response: Tensor, valid: Tensor, counted: Tensor) -> Tensor:
+    """Cross-entropies [K] of the K tokens of `response` [B, R] that are `counted`, bool [B, R], in
+    row order."""
+    hidden = states_before(model, audio_embeddings, prompts, response, valid)
+    logits = model.llada.logits(hidden[counted])  # [K, V]
+    return F.cross_entropy(logits.float(), response[counted], reduction="none")
+
+
 def next_token_loss(model: Diffa2Model, audio_embeddings: list[Tensor], prompts: list[Prompt],
                     response: Tensor, valid: Tensor, weight: Tensor) -> Tensor:
     """Mean cross-entropy of the tokens of `response` [B, R], each counted by its `weight`
     [B, R]."""
     counted = valid & (weight > 0)
-    hidden = states_before(model, audio_embeddings, prompts, response, valid)
-    logits = model.llada.logits(hidden[counted])  # [K, V]
-    losses = F.cross_entropy(logits.float(), response[counted], reduction="none")
+    losses = next_token_losses(model, audio_embeddings, prompts, response, valid, counted)
     return (losses * weight[counted]).sum() / weight[counted].sum().clamp(min=1)
 
 
@@ -76,6 +83,19 @@ def answer_loss(model: Diffa2Model, batch: Batch, stage: StageConfig, tokenizer:
     audio_embeddings = model.embed_audio(batch.audio, stage.audio)
     return next_token_loss(model, audio_embeddings, batch.prompts, batch.response, batch.valid,
                            weight)
+
+
+def log_probabilities(model: Diffa2Model, batch: PreferenceBatch, stage: StageConfig,
+                      tokenizer: Tokenizer) -> Tensor:
+    """log p of the chosen and the rejected answer of each pair, [B, 2], in nats. They are exact,
+    and no bounds: with them the loss of stage 4 is that of DPO (arXiv 2305.18290)."""
+    embeddings = model.embed_audio(batch.audio, stage.audio)
+    both = [row for row in embeddings for _ in range(2)]  # B -> 2B
+    prompts = [prompt for prompt in batch.prompts for _ in range(2)]
+    counted = answer_tokens(batch.response, tokenizer)
+    losses = next_token_losses(model, both, prompts, batch.response, batch.valid, counted)  # [K]
+    sums = losses.new_zeros(counted.shape).masked_scatter(counted, losses).sum(1)  # [K] -> [2B]
+    return -sums.view(-1, 2)
 
 
 # --------------------------------------------------------------------------------------- decoding

@@ -56,6 +56,7 @@ from tutorials.claims_lab import (
     Variant,
     chain,
     generator_of,
+    long_questions,
     pretrain_autoregressive,
     slug,
     stage_of,
@@ -135,7 +136,8 @@ def timed(name: str, at_once: int, n_tokens: int, lab: Lab, seed: int) -> dict:
         return int(answer_tokens(torch.tensor([ids]), lab.tokenizer).sum())
 
     model, variant = lab.restored(name, seed), lab.variants[name]
-    questions = sorted(lab.questions, key=lambda question: abs(length(question) - n_tokens))
+    asked = long_questions(lab.data, "evaluation") if variant.long else lab.questions
+    questions = sorted(asked, key=lambda question: abs(length(question) - n_tokens))
     questions = questions[:lab.scale.n_timed]
     for _ in range(2):  # the first time warms up
         figures = lab.accuracy(model, variant, stage_of(variant, lab.scale), questions, at_once)
@@ -182,25 +184,26 @@ def experiments(scale: Scale) -> dict[str, dict[str, Setting]]:
 def twin(scale: Scale) -> dict[str, dict[str, Setting]]:
     """Why the autoregressive twin learns faster, what data used again bring, what an answer costs;
     and two small questions, with one seed."""
-    kinds, last = {"diffusion": "diffusion", "autoregressive": "causal"}, {
-        "diffusion": "low stage 3", "autoregressive": "causal stage 3"}
+    kinds = {"diffusion": "diffusion", "autoregressive": "causal"}
+    curricula = {"diffusion": "low", "autoregressive": "causal"}
     return {
         "learning": of({
             "diffusion, as published": "published", "diffusion, low variance": "low variance",
             "diffusion, late EOS lighter": "light EOS",
             "diffusion, half masked": "half masked", "diffusion, all masked": "all masked",
-            "autoregressive, few targets": "twin, few targets", "autoregressive": "twin",
-            "diffusion, stages 1 to 3": "low stage 3",
-            "autoregressive, stages 1 to 3": "causal stage 3"}),
+            "autoregressive, few targets": "twin, few targets", "autoregressive": "twin"}),
+        "whole": of({
+            f"{kind}, stages 1 to {n}": f"{name} stage {n}" for n in (3, 4)
+            for kind, name in curricula.items()}),
         "again": of({
             f"{kind}, {size} x {passes}": f"{name}, {n} x {passes}"
             for size, n, some in zip(("few", "more"), scale.n_clips, PASSES) for passes in some
             for kind, name in kinds.items()}),
         "cost": {
             f"{kind}, {length} answers, {at_once} at once": Setting(
-                partial(timed, name, at_once, n_tokens), name)
-            for length, n_tokens in (("short", 4), ("long", 16)) for at_once in (1, 16)
-            for kind, name in last.items()},
+                partial(timed, f"{name} {variant}", at_once, n_tokens), f"{name} {variant}")
+            for length, variant, n_tokens in (("short", "stage 3", 4), ("long", "long", 16))
+            for at_once in (1, 16) for kind, name in curricula.items()},
         "small": of({
             "stage 1, 0 prompts": "no prompts", "stage 1, 20 prompts": "low stage 1",
             "stages 1 and 2, 0 prompts": "no prompts, 2",

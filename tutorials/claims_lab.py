@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data import toy, toy_text
 from data.pretraining.backbone import Paradigm, pretrain_backbone
 from data.pretraining.config import PretrainConfig
 from data.pretraining.stage0 import save_part
 from diffa2_mini import weights
+from diffa2_mini.audio import duration
 from diffa2_mini.command.script import progress
 from diffa2_mini.config import (
     ACOUSTIC_AND_SEMANTIC,
@@ -37,6 +39,7 @@ from diffa2_mini.data import (
     Example,
     PreferenceBatch,
     load_examples,
+    read_manifest,
 )
 from diffa2_mini.errors import require
 from diffa2_mini.evaluate import scoreboard
@@ -48,6 +51,7 @@ from diffa2_mini.fast.token_losses import token_losses
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.noise import seed_of, stream
 from diffa2_mini.published.sources import load_tokenizer
+from diffa2_mini.tokenizer import Tokenizer
 from diffa2_mini.training.checkpoint import (
     Checkpoint,
     fingerprint,
@@ -58,7 +62,7 @@ from diffa2_mini.training.features import FeatureCache
 from diffa2_mini.training.files import save_tensors, write_whole
 from diffa2_mini.training.loader import batches
 from diffa2_mini.training.objective import adamw, learning_rate, piece_loss, predictor, set_dropout
-from diffa2_mini.vrpo import elbo, vrpo_loss
+from diffa2_mini.vrpo import elbo, preference_margin, vrpo_loss
 from tutorials import autoregressive, claims_targets
 from tutorials.autoregressive import answer_tokens
 from tutorials.claims_targets import count_targets, gradient_spread, training_loss
@@ -104,13 +108,15 @@ class Scale:
     n_masks: int = 8  # masks of each number of tokens, which stand for all masks there are
     n_texts: int = 960  # that a pretrained backbone is asked
     n_draws: int = 32  # steps of which the gradient's variance is computed
-    n_timed: int = 32  # questions whose answers are timed, at most
+    n_timed: int = 24  # questions whose answers are timed, at most
+    pair_steps: int = STAGES[4].steps  # of the toy's own stage 4, in the whole curriculum
+    long_steps: int = 800  # that teach answers of 16 tokens
     pretrain: PretrainConfig = PretrainConfig()
 
 
 QUICK = Scale(
     steps={1: 2, 2: 2, 3: 2, 4: 2}, batch_size=2, n_clips=(2, 4), every=8, n_pairs=1, n_masks=2,
-    n_texts=10, n_draws=2, n_timed=2,
+    n_texts=10, n_draws=2, n_timed=2, pair_steps=2, long_steps=2,
     pretrain=PretrainConfig(recall_steps=2, backbone_steps=1, silence_steps=1, backbone_batch=4,
                             n_held_out=10))
 
@@ -132,6 +138,7 @@ class Variant:
     one_each: bool = False  # one question a clip, and not all
     independent: bool = False  # masks that policy and reference do not share
     causal: bool = False  # the autoregressive backbone and its loss
+    long: bool = False  # trained on `long_questions` alone
     loss: str | None = None  # one of claims_targets.py, in place of the stage's
     watched: tuple[str, ...] = ()  # measured on the way: "accuracy", "gradient", "loss"
 
@@ -164,7 +171,7 @@ def variants(scale: Scale) -> dict[str, Variant]:
     for n in (*scale.n_clips, None):
         found[f"diffusion, {n}"] = Variant(None, 2, n_clips=n, watched=("accuracy",))
         found[f"causal, {n}"] = Variant(None, 2, n_clips=n, causal=True, watched=("accuracy",))
-    return found | learning() | repeated(scale) | {
+    return found | learning() | whole(scale) | repeated(scale) | {
         "no prompts": Variant(None, 1, LOW | dict(trains=("semantic",), audio=("semantic",))),
         "no prompts, 2": Variant("no prompts", 2, LOW),
         "1 query": Variant(None, 2, LOW, adapter=dict(n_queries=1)),
@@ -172,9 +179,9 @@ def variants(scale: Scale) -> dict[str, Variant]:
 
 
 def learning() -> dict[str, Variant]:
-    """What may explain how fast stage 2 alone learns; and the curriculum of both models."""
+    """What may explain how fast stage 2 alone learns."""
     watched = ("accuracy", "gradient")
-    found = {
+    return {
         "published": Variant(None, 2, dict(masking="published"), watched=watched),
         "low variance": Variant(None, 2, LOW, watched=watched),
         "half masked": Variant(None, 2, dict(masking="half-masked"), watched=watched),
@@ -183,10 +190,19 @@ def learning() -> dict[str, Variant]:
         "twin": Variant(None, 2, LOW, causal=True, watched=watched),
         "twin, few targets": Variant(None, 2, LOW, causal=True, loss=claims_targets.FEW_TARGETS,
                                      watched=watched)}
+
+
+def whole(scale: Scale) -> dict[str, Variant]:
+    """The curriculum of both models, stage 4 as the toy's own; and what comes of its stage 3 where
+    it goes on with long answers."""
+    found = {}
     for kind, causal in (("low", False), ("causal", True)):
-        for n in (1, 2, 3):
+        for n, changes in enumerate((LOW, LOW, LOW, dict(steps=scale.pair_steps)), start=1):
             start = f"{kind} stage {n - 1}" if n > 1 else None
-            found[f"{kind} stage {n}"] = Variant(start, n, LOW, causal=causal)
+            found[f"{kind} stage {n}"] = Variant(start, n, changes, causal=causal)
+        found[f"{kind} long"] = Variant(  # 5: noise of its own
+            f"{kind} stage 3", 3, LOW | dict(number=5, steps=scale.long_steps), causal=causal,
+            long=True)
     return found
 
 
@@ -225,6 +241,7 @@ class Training:
     examples: list[Example]
     seed: int
     reference: dict[str, Tensor]  # of a preference stage
+    start: Diffa2Model | None = None  # what it starts from, which stays as it is
 
 
 def adapt(lab: "Lab", training: Training, watch: Callable[[int], None]) -> None:
@@ -248,6 +265,9 @@ def adapt(lab: "Lab", training: Training, watch: Callable[[int], None]) -> None:
         batch = dataset[pairs].encoded(lab.features, lab.device)
         if not stage.preference:
             loss = lab.loss(model, variant, stage, batch)
+        elif variant.causal:
+            policy, old = twin_bounds(training, batch, lab.tokenizer)
+            loss = vrpo_loss(policy, old, stage.vrpo_beta)
         elif variant.independent:
             policy, old = bounds_apart(model, training.reference, batch, stage, lab.tokenizer,
                                        other[pairs].masked.to(lab.device))
@@ -260,6 +280,36 @@ def adapt(lab: "Lab", training: Training, watch: Callable[[int], None]) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     watch(stage.steps)
+
+
+def twin_bounds(training: Training, batch: PreferenceBatch, tokenizer: Tokenizer
+                ) -> tuple[Tensor, Tensor]:
+    """log p [B, 2] of pairs by the autoregressive twin, and as it was before stage 4."""
+    policy = autoregressive.log_probabilities(training.model, batch, training.stage, tokenizer)
+    with torch.no_grad():
+        old = autoregressive.log_probabilities(training.start, batch, training.stage, tokenizer)
+    return policy, old
+
+
+def long_questions(data: Path, split: str) -> list[Example]:
+    """For each clip of speech in the toy world `data` a question that asks for all there is. The
+    answer has 16 tokens, the last one included, if there are four digits. Raises UserError if the
+    clips are not those that `toy.make_world` makes."""
+    said = {row["audio_filepath"]: row["transcription"]
+            for name in ("sft", "validation") for row in read_manifest(data / f"{name}.json")
+            if row["domain"] == "speech"}
+    found = []
+    for i, (scene, _) in enumerate(toy.random_scenes(split, seed=0)):
+        name, items = toy.clip_name(split, i), scene.items
+        if name in said:
+            require(said[name] == " ".join(items),
+                    f"{data}: expected the toy world as `python data/toy.py` makes it, got another "
+                    f"{name}; make it anew, or choose another --data")
+            found.append(Example(
+                data / name, "Describe the audio. Count the digits. Which come first and last?",
+                f"{toy_text.caption(scene)} {len(items)} digits first {items[0]} last {items[-1]}",
+                rejected="", type="long", domain="speech", seconds=duration(data / name)))
+    return found
 
 
 def made_of(settings: object, parts: dict[str, Path], manifests: list[Path]) -> str:
@@ -325,10 +375,12 @@ class Lab:
         model = self.build(self.variants[name])
         kept = load_checkpoint(self.path(name, seed, "safetensors"))
         weights.restore(model, kept.model, name)
-        return model
+        return model.eval()
 
     def examples(self, variant: Variant, stage: StageConfig, seed: int) -> list[Example]:
         """What a variant learns from."""
+        if variant.long:
+            return long_questions(self.data, "train")
         if stage.data not in self.loaded:
             self.loaded[stage.data] = load_examples(self.data / f"{stage.data}.json", stage,
                                                     CONFIG)
@@ -355,7 +407,7 @@ class Lab:
             stage = stage_of(variant, self.scale)
             model, figures = self.train(variant, stage, seed)
             starts = {variant.start for variant in self.variants.values()}
-            if name in starts | {"stage 4", "low stage 3", "causal stage 3"}:
+            if name in starts | {"stage 4", "low long", "causal long"}:
                 kept = Checkpoint(model.config, variant.number, stage.steps, True,
                                   weights.trained_tensors(model), stage.audio)
                 save_checkpoint(self.path(name, seed, "safetensors"), kept)
@@ -377,7 +429,7 @@ class Lab:
             for name, tensor in weights.trained_tensors(model).items()
         } if stage.preference else {}
         found, began = {}, time.perf_counter()
-        training = Training(model, variant, stage, examples, seed, reference)
+        training = Training(model, variant, stage, examples, seed, reference, start)
         adapt(self, training, partial(self.watch, found, training))
         seconds, sizes = time.perf_counter() - began, [p.numel() for p in model.parameters()]
         n_trained = sum(p.numel() for p in model.train_only(stage.trains).values())
@@ -385,7 +437,9 @@ class Lab:
         figures |= {"train_seconds": seconds, "clips": len({example.path for example in examples}),
                     "passes_over_data": stage.steps * stage.batch_size / len(examples),
                     "trained": n_trained, "share_trained": n_trained / sum(sizes)}
-        if stage.preference:
+        if stage.preference and variant.causal:
+            figures |= self.rank_pairs(training)
+        elif stage.preference:
             same = dataclasses.replace(stage, vrpo_samples=4)  # however many it was trained with
             validator = Validator(model, self.tokenizer, self.features, seed)
             figures |= validator.rank_pairs(same, reference, self.questions)
@@ -394,6 +448,17 @@ class Lab:
             alone = self.accuracy(model, variant, stage, self.questions[::8], at_once=1)
             figures |= {name: alone[name] for name in ("forward_passes", "seconds")}
         return model, figures
+
+    @torch.no_grad()
+    def rank_pairs(self, training: Training) -> dict[str, float]:
+        """`Validator.rank_pairs` for the autoregressive twin."""
+        pairs = [example for example in self.questions if example.rejected][::12]
+        validator = Validator(training.model.eval(), self.tokenizer, self.features, training.seed)
+        margins = torch.cat([
+            preference_margin(*twin_bounds(training, batch, self.tokenizer))
+            for batch in validator.pair_batches(training.stage, pairs)])
+        return {"reward_accuracy": float((margins > 0).float().mean()),
+                "margin": float(margins.mean())}
 
     def watch(self, found: dict, training: Training, step: int) -> None:
         """Add to `found` what is watched of a variant, after some of its steps."""

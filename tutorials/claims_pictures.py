@@ -137,7 +137,7 @@ def draw_cost(axes, settings: dict) -> None:
 
 DRAW = {
     "adapters": draw_adapters, "curriculum": draw_bars, "factor": draw_factor, "vrpo": draw_vrpo,
-    "lora": draw_bars, "small": draw_bars}
+    "lora": draw_bars, "small": draw_bars, "whole": draw_bars}
 DRAW_TWO = {  # on two axes
     "autoregressive": draw_autoregressive, "learning": draw_learning, "again": draw_again,
     "cost": draw_cost}
