@@ -14,7 +14,7 @@ from data.pretraining.config import PretrainConfig
 from data.pretraining.texts import Texts
 from diffa2_mini import weights
 from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC, SIZES, DecodeConfig
-from diffa2_mini.data import Batch, Example
+from diffa2_mini.data import Batch, Example, PreferenceBatch
 from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.model import Audio
 from diffa2_mini.published.sources import load_tokenizer
@@ -23,6 +23,7 @@ from tutorials.autoregressive import (
     answer_loss,
     causal_mask,
     generate_greedily,
+    log_probabilities,
     next_token_loss,
     recall_loss,
     states_before,
@@ -116,6 +117,23 @@ def test_an_answer_counts_up_to_its_end_with_the_diffusion_models_audio(sharp):
                                     list(trained.values()))
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert max(g.abs().max() for g in gradients) > 0
+
+
+def test_the_probability_of_an_answer_is_that_of_its_tokens_up_to_its_end(sharp):
+    batch, stage = made_batch(sharp), SimpleNamespace(audio=ACOUSTIC_AND_SEMANTIC)
+    other = torch.tensor([[8, 22, 20, 20, 20, 20], [12, 13, 22, 20, 20, 20]])
+    pairs = PreferenceBatch(  # chosen, rejected, chosen, rejected
+        examples=[], prompts=PROMPTS, audio=batch.audio, masked=torch.ones(4, 1, 6).bool(),
+        response=torch.stack([RESPONSE, other], dim=1).flatten(0, 1),
+        valid=REAL.repeat_interleave(2, 0))
+    found = log_probabilities(sharp, pairs, stage, TOKENS)
+    embeddings = sharp.embed_audio(batch.audio, ACOUSTIC_AND_SEMANTIC)
+    for which, (response, lengths) in enumerate(((RESPONSE, (4, 2)), (other, (2, 3)))):
+        log_p = sharp.llada.logits(states_before(sharp, embeddings, PROMPTS, response,
+                                                 REAL)).log_softmax(-1)
+        for row, n in enumerate(lengths):
+            expected = sum(log_p[row, j, response[row, j]] for j in range(n))
+            torch.testing.assert_close(found[row, which], expected)
 
 
 def by_hand(model, audio_embeddings, prompt, n):

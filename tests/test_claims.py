@@ -10,14 +10,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from mini import ROOT, SECONDS
 
 from data import toy
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
+from diffa2_mini.errors import UserError
+from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.files import save_tensors
 from tutorials import claims, claims_pictures, claims_table
-from tutorials.claims_lab import QUICK, Scale
+from tutorials.autoregressive import answer_tokens
+from tutorials.claims_lab import CONFIG, QUICK, Scale, long_questions
 from tutorials.claims_table import (
     HIDES,
     OPPOSITE,
@@ -124,6 +128,31 @@ def test_the_variants_differ_in_what_they_say(quick):
     assert 1 <= of["factor", "f = 4"]["forward_passes"] <= 16
     assert of["vrpo",
               "4 x 1, shared"]["variance"] < of["vrpo", "4 x 1, independent"]["variance"] / 5
+
+
+def test_long_answers_have_16_tokens_where_four_digits_are_spoken(world, tmp_path):
+    tokenizer, lengths = load_tokenizer(CONFIG), set()
+    for question in long_questions(world, "train"):
+        response = torch.tensor([tokenizer.response(question.answer, 16)])
+        n_digits = int(question.answer.split(" digits")[0].split()[-1])
+        assert answer_tokens(response, tokenizer).sum() == 12 + n_digits
+        assert question.path.is_file() and question.seconds > 0
+        lengths.add(n_digits)
+    assert 4 in lengths
+    data = shutil.copytree(world, tmp_path / "other")
+    rows = json.loads((data / "sft.json").read_text())
+    others = [row | {"transcription": f"{row['transcription']} nine"} for row in rows]
+    (data / "sft.json").write_text(json.dumps(others))
+    with pytest.raises(UserError, match="expected the toy world as"):
+        long_questions(data, "train")
+
+
+@pytest.mark.slow
+def test_the_twin_has_a_stage_4_that_starts_from_what_stage_3_left(quick):
+    of = {(cell["experiment"], cell["setting"]): cell for cell in cells_in(quick[0])}
+    before, after = (of["whole", f"autoregressive, stages 1 to {n}"] for n in (3, 4))
+    assert before["trained"] == after["trained"] and "reward_accuracy" not in before
+    assert 0 <= after["reward_accuracy"] <= 1 and after["margin"] != 0
 
 
 def test_a_verdict_needs_every_seed_and_a_difference_beyond_the_spread():

@@ -140,7 +140,8 @@ def timed(name: str, at_once: int, n_tokens: int, lab: Lab, seed: int) -> dict:
     questions = sorted(asked, key=lambda question: abs(length(question) - n_tokens))
     questions = questions[:lab.scale.n_timed]
     for _ in range(2):  # the first time warms up
-        figures = lab.accuracy(model, variant, stage_of(variant, lab.scale), questions, at_once)
+        figures = lab.accuracy(model, variant, stage_of(variant, lab.scale), questions, at_once,
+                               model.config.decode)
     return figures | {"tokens": float(np.mean([length(question) for question in questions]))}
 
 

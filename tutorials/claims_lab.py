@@ -70,6 +70,7 @@ from tutorials.score_variance import bounds_apart, score_variance
 
 TOY, STAGES = SIZES["toy"]
 CONFIG = dataclasses.replace(TOY, lora=LoraConfig())  # rank 8, as in full
+LONG = 32  # tokens of a response to `long_questions`: 16, and the EOS behind them
 CPU = torch.device("cpu")
 BACKBONE = "autoregressive.safetensors"  # in the folder of the variants
 LOW = dict(masking="low-variance")  # whatever the toy's own is
@@ -255,7 +256,7 @@ def adapt(lab: "Lab", training: Training, watch: Callable[[int], None]) -> None:
     set_dropout(model.acoustic_connector, stage.adapter_dropout)
     lab.features.prepare([example.path for example in examples],
                          partial(progress, desc="encoding", leave=False))
-    dataset, other = (BatchDataset(examples, s, stage, CONFIG, lab.tokenizer)
+    dataset, other = (BatchDataset(examples, s, stage, model.config, lab.tokenizer)
                       for s in (seed, seed + 1000))
     for step, pairs in batches(len(examples), stage.batch_size, stage.steps, 0, seed, stage.number):
         watch(step)
@@ -360,6 +361,11 @@ class Lab:
         config = dataclasses.replace(
             CONFIG, lora=dataclasses.replace(CONFIG.lora, **variant.lora),
             adapter=dataclasses.replace(CONFIG.adapter, **variant.adapter))
+        if variant.long:
+            config = dataclasses.replace(
+                config, text=dataclasses.replace(CONFIG.text, response_multiple=LONG),
+                decode=dataclasses.replace(CONFIG.decode, gen_length=LONG, block_length=LONG,
+                                           steps=LONG))
         if variant.causal and not self.backbone.exists():
             pretrain_autoregressive(self.backbone, self.scale.pretrain, self.device)
         paths = weights.SHIPPED | ({"llada": self.backbone} if variant.causal else {})
