@@ -111,7 +111,7 @@ class Scale:
     n_draws: int = 32  # steps of which the gradient's variance is computed
     n_timed: int = 24  # questions whose answers are timed, at most
     pair_steps: int = STAGES[4].steps  # of the toy's own stage 4, in the whole curriculum
-    long_steps: int = 800  # that teach answers of 16 tokens
+    long_steps: int = 2400  # that teach answers of 16 tokens
     pretrain: PretrainConfig = PretrainConfig()
 
 

@@ -301,7 +301,7 @@ def summary(cells: list[dict]) -> dict:
 def written(values: list[float]) -> str:
     """Mean ± spread."""
     if not values:
-        return "not measured"
+        return ""
     mean, spread = mean_and_spread(values)
     return f"{mean:.3g}" if math.isnan(spread) else f"{mean:.3g} ± {spread:.2g}"
 
@@ -310,7 +310,8 @@ def table(cells: list[dict]) -> str:
     """A row for each claim, in Markdown: what the paper says, what the toy shows, the command."""
     lines = ["| claim | the paper | the toy | command, commit |", "|---|---|---|---|"]
     for claim, judged in zip(measured_claims(arrange(cells)), summary(cells)["claims"]):
-        parts = [f"{each['text']}: {written(each['more'])} against {written(each['less'])}, "
+        parts = [f"{each['text']}: {written(each['more']) or 'not measured'} against "
+                 f"{written(each['less']) or 'not measured'}, "
                  f"*{each['verdict']}*" for each in judged["comparisons"]]
         lines.append(
             f"| {claim.claim} | {claim.paper} | **{judged['verdict']}**<br>{'<br>'.join(parts)} "
@@ -320,11 +321,10 @@ def table(cells: list[dict]) -> str:
 
 
 def figures_table(cells: list[dict], experiment: str) -> str:
-    """A row for each setting of an experiment, in Markdown, with some figures."""
+    """A row for each setting of an experiment, in Markdown, with the figures that it has."""
     names = FIGURES[experiment]
     lines = ["| setting | " + " | ".join(names.values()) + " |", "|---" * (1 + len(names)) + "|"]
     for setting, by_seed in arrange(cells)[experiment].items():
-        figures = [written([cell[name] for cell in by_seed.values() if name in cell])
-                   for name in names]
-        lines.append(f"| {setting} | " + " | ".join(figures) + " |")
+        values = [[cell[name] for cell in by_seed.values() if name in cell] for name in names]
+        lines.append(f"| {setting} | " + " | ".join(map(written, values)) + " |")
     return "\n".join(lines)
