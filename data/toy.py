@@ -21,6 +21,7 @@ from diffa2_mini.command.script import begin, progress, run_script
 
 begin(__name__)  # Ctrl-C while the rest is imported
 
+import io
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -59,8 +60,10 @@ N_PER_TYPE = 20  # questions of each type in the validation set
 
 def write_clip(path: Path, samples: np.ndarray) -> None:
     """Write a clip, mono, 16 bits a sample. Raises UserError when the disk is full."""
+    wav = io.BytesIO()  # soundfile waits for the disk after each file that it writes itself
+    soundfile.write(wav, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     with writing(path):
-        soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+        path.write_bytes(wav.getvalue())
 
 
 def random_scenes(split: str, seed: int) -> list[tuple[Scene, np.random.Generator]]:
