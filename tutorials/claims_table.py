@@ -25,7 +25,8 @@ LOGGED = ("variance", "variance_start", "forward_passes", "seconds")
 COMMITS = dict.fromkeys(("adapters", "curriculum", "autoregressive", "lora"),
                         "5149114 or earlier")
 COMMITS |= dict.fromkeys(("factor", "vrpo"), "01bf624")
-COMMITS |= dict.fromkeys(("learning", "again", "cost", "small"), "c019ef3")
+COMMITS |= dict.fromkeys(("learning", "again", "small"), "c019ef3")
+COMMITS |= dict.fromkeys(("whole", "cost"), "8fb7c5a")
 # a setting that is interpolated between those measured
 SAME_PASSES = "fixed schedule with as many passes"
 
