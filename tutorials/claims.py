@@ -9,10 +9,11 @@
 A cell is one experiment in one setting with one seed. What it measured is written to
 tutorials/results/cells when it is done. Many cells need the same training, so a *variant*, a model
 trained in one way, is made once for each seed, in runs/claims. What was made of other settings,
-data or weights is not mixed in: an experiment is measured anew as a whole, once its cells are
-deleted. Encoder and backbone are the shipped ones for all seeds, the autoregressive backbone is
-pretrained here once; the seed decides adapters, LoRA, order of the data and noise. Questions are
-those of the toy's validation set.
+data or shipped weights is not mixed in: an experiment is measured anew as a whole, once its cells
+are deleted. Encoder and backbone are the shipped ones for all seeds, the autoregressive backbone is
+pretrained here, once in runs/claims; the seed decides adapters, LoRA, order of the data and noise.
+Questions are those of the toy's validation set, but for the long answers of "cost"
+(`long_questions`).
 """
 
 import sys
@@ -56,7 +57,6 @@ from tutorials.claims_lab import (
     Variant,
     chain,
     generator_of,
-    long_questions,
     pretrain_autoregressive,
     slug,
     stage_of,
@@ -136,12 +136,10 @@ def timed(name: str, at_once: int, n_tokens: int, lab: Lab, seed: int) -> dict:
         return int(answer_tokens(torch.tensor([ids]), lab.tokenizer).sum())
 
     model, variant = lab.restored(name, seed), lab.variants[name]
-    asked = long_questions(lab.data, "evaluation") if variant.long else lab.questions
-    questions = sorted(asked, key=lambda question: abs(length(question) - n_tokens))
+    questions = sorted(lab.asked(variant), key=lambda each: abs(length(each) - n_tokens))
     questions = questions[:lab.scale.n_timed]
     for _ in range(2):  # the first time warms up
-        figures = lab.accuracy(model, variant, stage_of(variant, lab.scale), questions, at_once,
-                               model.config.decode)
+        figures = lab.accuracy(model, variant, stage_of(variant, lab.scale), questions, at_once)
     return figures | {"tokens": float(np.mean([length(question) for question in questions]))}
 
 

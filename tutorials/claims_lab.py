@@ -371,7 +371,6 @@ class Lab:
         paths = weights.SHIPPED | ({"llada": self.backbone} if variant.causal else {})
         return weights.build(config, paths, self.device, llada=FastLlada).eval()
 
-
     def path(self, name: str, seed: int, suffix: str) -> Path:
         return self.work / f"{slug(name)}-{seed}.{suffix}"
 
@@ -382,6 +381,10 @@ class Lab:
         kept = load_checkpoint(self.path(name, seed, "safetensors"))
         weights.restore(model, kept.model, name)
         return model.eval()
+
+    def asked(self, variant: Variant) -> list[Example]:
+        """What a variant is asked."""
+        return long_questions(self.data, "evaluation") if variant.long else self.questions
 
     def examples(self, variant: Variant, stage: StageConfig, seed: int) -> list[Example]:
         """What a variant learns from."""
@@ -439,7 +442,7 @@ class Lab:
         adapt(self, training, partial(self.watch, found, training))
         seconds, sizes = time.perf_counter() - began, [p.numel() for p in model.parameters()]
         n_trained = sum(p.numel() for p in model.train_only(stage.trains).values())
-        figures = self.accuracy(model, variant, stage, self.questions) | found
+        figures = self.accuracy(model, variant, stage, self.asked(variant)) | found
         figures |= {"train_seconds": seconds, "clips": len({example.path for example in examples}),
                     "passes_over_data": stage.steps * stage.batch_size / len(examples),
                     "trained": n_trained, "share_trained": n_trained / sum(sizes)}
@@ -530,14 +533,15 @@ class Lab:
 
     def accuracy(self, model: Diffa2Model, variant: Variant, stage: StageConfig,
                  questions: list[Example], at_once: int | None = None,
-                 decode: DecodeConfig = CONFIG.decode) -> dict:
+                 decode: DecodeConfig | None = None) -> dict:
         """Share of right answers, by type too; and, if so many answers are given `at_once`, how
-        many forward passes that took, and how many seconds each answer."""
+        many forward passes that took, and how many seconds each answer. `decode`: not the
+        model's."""
         began = time.perf_counter()
         features = copy.copy(self.features)  # of the encoder, which all variants share
         features.model = model.eval()
-        respondent = Respondent(features, self.tokenizer, stage.audio, decode,
-                                generator_of(variant.causal))
+        respondent = Respondent(features, self.tokenizer, stage.audio,
+                                decode or model.config.decode, generator_of(variant.causal))
         texts, n_steps = respondent.answer(questions, at_once or AT_ONCE)
         seconds, result = time.perf_counter() - began, scoreboard.report(questions, texts)
         figures = dict(result.figures)
