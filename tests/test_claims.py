@@ -38,19 +38,27 @@ from tutorials.claims_table import (
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """A run of a few steps on a handful of clips; its folder, what it printed, and the command."""
-    world, out = tmp_path_factory.mktemp("world"), tmp_path_factory.mktemp("claims")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "SPLITS",
-                      {"stage0": (1, 1, 1), "train": (8, 4, 4), "evaluation": (2, 2, 2)})
-        patch.setattr(toy, "N_PER_TYPE", 2)
-        patch.setattr(toy, "N_PAIRS", 8)
-        toy.make_world(world)
-    command = [sys.executable, str(ROOT / "tutorials" / "claims.py"), "--quick", "--threads", "1",
-               "--data", str(world), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout, command
+    """A run of a few steps on a handful of clips; its folder, what it printed, and the command.
+    "cost" has a world of its own, whose splits stand in their places in `toy.SPLITS`: its long
+    answers are about scenes that are drawn anew."""
+    out, printed = tmp_path_factory.mktemp("claims"), ""
+    splits = {"train": (8, 4, 4), "evaluation": (2, 2, 2), "stage0": (1, 1, 1)}
+    others = [name for name in claims.experiments(QUICK) if name != "cost"]
+    for names, order in ((["cost"], list(toy.SPLITS)[:3]), (others, list(splits))):
+        world = tmp_path_factory.mktemp("world")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(toy, "SPLITS", {name: splits[name] for name in order})
+            patch.setattr(toy, "N_PER_TYPE", 2)
+            patch.setattr(toy, "N_PAIRS", 8)
+            toy.make_world(world)
+        command = [sys.executable, str(ROOT / "tutorials" / "claims.py"), "--quick", "--threads",
+                   "1", "--data", str(world), "--out", str(out)]
+        done = subprocess.run([*command, "--only", *names, "--work", str(out / f"work_{names[0]}")],
+                              capture_output=True, text=True, timeout=SECONDS)
+        assert done.returncode == 0, done.stderr
+        printed += done.stdout
+    (out / f"work_{others[0]}").rename(out / "work")
+    return out, printed, command
 
 
 def cells_in(out):
@@ -126,8 +134,8 @@ def test_the_variants_differ_in_what_they_say(quick):
             for size in ("few clips", "more clips", "all clips")] == [2, 4, 16]
     assert of["factor", "16 steps"]["forward_passes"] == 16
     assert 1 <= of["factor", "f = 4"]["forward_passes"] <= 16
-    shared, independent = (of["vrpo", f"4 x 1, {how}"] for how in ("shared", "independent"))
-    assert shared["variance"] < independent["variance"]
+    assert of["vrpo",
+              "4 x 1, shared"]["variance"] < of["vrpo", "4 x 1, independent"]["variance"] / 5
 
 
 def test_long_answers_have_16_tokens_where_four_digits_are_spoken(world, tmp_path):
