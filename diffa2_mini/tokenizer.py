@@ -12,9 +12,9 @@ What differs: each response has an EOS of its own, whatever its neighbours in a 
 """
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import regex
@@ -29,17 +29,17 @@ SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>", "<|start_h
 WORD_PATTERN = r"[A-Z]\.| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\n|\s"
 SPLIT_TIMEOUT = 2  # seconds for a pattern to split a text: some would take years
 BEFORE_AUDIO = "This is the audio: "
-Split = Callable[[str], list[str]]  # a function of a module or a partial one: it can be pickled
+Split = Callable[[str], Sequence[str]]  # a function of a module or a partial one: it can be pickled
 
 
-def split_text(pattern: regex.Pattern, text: str, matches_alone: bool = False) -> list[str]:
+@lru_cache(maxsize=1024)  # many examples ask the same
+def split_text(pattern: regex.Pattern, text: str, matches_alone: bool = False) -> tuple[str, ...]:
     """The matches of a pattern and what is between them, or the matches alone."""
     pieces, at = [], 0
     for match in pattern.finditer(text, timeout=SPLIT_TIMEOUT):
         pieces += [text[at:match.start()], match.group()]
         at = match.end()
-    pieces = pieces[1::2] if matches_alone else [*pieces, text[at:]]
-    return [piece for piece in pieces if piece]
+    return tuple(filter(None, pieces[1::2] if matches_alone else [*pieces, text[at:]]))
 
 
 def splitter(pattern: str, matches_alone: bool = False) -> Split:
