@@ -54,7 +54,7 @@ TEXT_WEIGHTS = {"asr": 3, "sounds": 2, "after": 4, "caption": 2, "premise": 4, "
 WEIGHTS = {"asr": 3, "sounds": 3, "first": 2, "last": 2, "after": 6, "caption": 5,
            "kind": 0.5, "who": 0.5, "speed": 0.7, "tempo": 2, "present": 5,
            "absent": 0.3, "premise": 0.3}  # few false premises: stage 4 has them
-N_PAIRS = 2752  # of all types alike; as many ask about presence, half as many about what follows
+N_PAIRS = 2752  # of all types alike; 1.5 times as many ask about premises, half of them false
 N_PER_TYPE = 20  # questions of each type in the validation set
 
 
@@ -118,7 +118,7 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
     others = dict.fromkeys(toy_text.ABOUT_X, 0)
     pairs = [ask_row(row, toy_text.random_question(scene, rng, others, share_lettered=0.4), rng)
              for scene, row in (clips[i] for i in rng.integers(len(clips), size=N_PAIRS))]
-    pairs += premises(clips, rng, "paired", {"present": N_PAIRS // 2, "after": N_PAIRS // 4})
+    pairs += premises(clips, rng, "paired", 3 * N_PAIRS // 2 // len(toy_text.ABOUT_X))
     preference = [row | {"chosen": row["target"]} for row in pairs]
 
     by_type = {}
@@ -131,10 +131,10 @@ def manifests(clips: list[tuple[Scene, dict]], evaluation: list[tuple[Scene, dic
 
 
 def premises(clips: list[tuple[Scene, dict]], rng: np.random.Generator, part: str,
-             most: dict[str, int]) -> list[dict]:
-    """Questions with true premises, at most so many of a type as `most` says, and as many with
-    false ones. The `part` "paired" is what stage 4 is trained on; "unpaired", other words in
-    another wording, is what it is measured on."""
+             most: int) -> list[dict]:
+    """Questions with true and with false premises, as many of each, up to `most` of a type. The
+    `part` "paired" is what stage 4 is trained on; "unpaired", other words in another wording, is
+    what it is measured on."""
     rows = {type: [] for type in toy_text.ABOUT_X}
     for type, found in rows.items():
         for scene, row in clips:
@@ -145,7 +145,7 @@ def premises(clips: list[tuple[Scene, dict]], rng: np.random.Generator, part: st
                           if question.wrong]
     balanced = []
     for true, false in (("present", "absent"), ("after", "premise")):
-        n = min(len(rows[true]), len(rows[false]), most[true])
+        n = min(len(rows[true]), len(rows[false]), most)
         balanced += [rows[type][i] for type in (true, false)
                      for i in rng.permutation(len(rows[type]))[:n]]
     for i, row in enumerate(balanced):

@@ -79,8 +79,7 @@ def make(folder: Path, seed: int = SEED) -> Path:
         rng = np.random.default_rng([seed, 98])
         clips = toy.make_clips(file.parent, "toybench", seed)
         toy.write_json(file, [entry(row, question, rng) for row, question in choose(clips, rng)])
-        toy.write_json(premises, toy.premises(
-            clips, rng, "unpaired", {"present": N_PREMISES, "after": N_PREMISES}))
+        toy.write_json(premises, toy.premises(clips, rng, "unpaired", N_PREMISES))
     return file
 
 
