@@ -141,20 +141,20 @@ def premises(clips: list[tuple[Scene, dict]], rng: np.random.Generator, part: st
             if type in toy_text.TYPES[scene.kind]:
                 asked = (toy_text.ask(type, scene, rng, part=part) for _ in range(4))
                 different = {question.instruction: question for question in asked if question}
-                found += [ask_row(row, question, rng) for question in different.values()
+                found += [(scene, ask_row(row, question, rng)) for question in different.values()
                           if question.wrong]
     balanced = []
     for true, false in (("present", "absent"), ("after", "premise")):
         n = min(len(rows[true]), len(rows[false]), most)
         balanced += [rows[type][i] for type in (true, false)
                      for i in rng.permutation(len(rows[type]))[:n]]
-    for i, row in enumerate(balanced):
-        later = row["transcription"].split()[1:]
+    for i, (scene, row) in enumerate(balanced):
+        later = scene.items[1:]
         if row["type"] == "after" and i % 2 == 0:
             row["rejected"] = "nothing"  # which denies what is there
         elif row["type"] == "premise" and later:
             row["rejected"] = later[i % len(later)]  # as models answer: it comes after something
-    return balanced
+    return [row for _, row in balanced]
 
 
 def write_json(path: Path, rows: list[dict]) -> None:
