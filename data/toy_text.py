@@ -189,6 +189,11 @@ def items_to_name(type: str, scene: Scene, part: str) -> list[str]:
     return [word for word in words if part == "all" or (word in UNPAIRED) == (part == "unpaired")]
 
 
+def one_of(options: list[str], rng: np.random.Generator) -> str:
+    """What `rng.choice` draws, which would first make an array of the options."""
+    return options[rng.integers(len(options))]
+
+
 def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene with at most one respect changed: an item replaced, dropped or added, two swapped,
     or another trait."""
@@ -197,13 +202,13 @@ def mutate(scene: Scene, rng: np.random.Generator) -> Scene:
     else:
         respects = ["replace", "replace", "swap", "drop", "add"]
         respects += ["voice"] * (scene.voice != "") + ["speed"] * (scene.speed != "")
-    respect, items = rng.choice(respects), list(scene.items)
+    respect, items = one_of(respects, rng), list(scene.items)
     if respect in ("voice", "speed", "pattern", "mode", "instrument"):
         options = NAMES if respect == "voice" and scene.voice in NAMES else CHOICES[respect]
         others = [option for option in options if option != getattr(scene, respect)]
-        return replace(scene, **{respect: str(rng.choice(others))})
+        return replace(scene, **{respect: one_of(others, rng)})
     words = DIGITS if scene.kind == "speech" else SOUNDS
-    new = str(rng.choice([word for word in words if word not in items]))
+    new = one_of([word for word in words if word not in items], rng)
     i = int(rng.integers(len(items)))
     if respect == "replace":
         items[i] = new
