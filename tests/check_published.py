@@ -1,6 +1,7 @@
 """The check on the real weights, run by hand by whoever has them: hashes, every tensor, Whisper and
 LLaDA against transformers, and a transcript.
 
+    pip install huggingface_hub
     hf download openai/whisper-large-v3 model.safetensors config.json \
         --local-dir weights/openai/whisper-large-v3
     hf download GSAI-ML/LLaDA-8B-Instruct --local-dir weights/GSAI-ML/LLaDA-8B-Instruct

@@ -1,6 +1,7 @@
 """What it costs a published Whisper encoder to hear less than 30 s: how far its hidden states move
 if positions beyond the first are cut.
 
+    pip install huggingface_hub
     hf download openai/whisper-tiny.en model.safetensors --local-dir weights/openai/whisper-tiny.en
     python tutorials/short_context.py    # on data/orders/test.json, or name another manifest
 
