@@ -68,8 +68,8 @@ def locate_all(sources: dict[str, str | Path | None], size: str) -> dict[str, Pa
                 how = f"; python train.py --stage {stage} --size {size} makes some"
             raise UserError(f"{source}: expected {WHAT[part]}, found no such file or folder"
                             f"{moved(here) or how}")
-    require(not downloads, "found no such file or folder, nor a download in weights/ or in the hub's "
-                           f"cache; pip install huggingface_hub && {' && '.join(downloads)}")
+    require(not downloads, "found no such file or folder, nor a download in weights/ or in the "
+                           f"hub's cache; pip install huggingface_hub && {' && '.join(downloads)}")
     return found
 
 
