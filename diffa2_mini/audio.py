@@ -196,8 +196,8 @@ def resample(x: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
 
 
 def _low_pass(t: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
-    """A sinc times a Kaiser window: the weights, float32 as t, of the inputs at distances t (in
-    input samples) from the output sample; their sum is 1."""
+    """A sinc times a Kaiser window: the weights, float32 of t's shape, of the inputs at distances t
+    (in input samples) from the output sample; their sum is 1."""
     lower = min(1, rate_out / rate_in)  # the lower rate, in units of the input rate
     sinc = np.sinc(CUTOFF * lower * t)
     inside = np.clip(1 - (lower * t / HALF_WIDTH) ** 2, 0, None)
