@@ -229,7 +229,7 @@ def train_stages(args: argparse.Namespace, run: Run, init: Checkpoint | None) ->
         if run.world.is_main:
             run.log.forget_after(number, saved.step if saved else 0)
         init = train_stage(args, run, validator, number, init, saved)
-    stage = SIZES[args.size][1][args.stages[-1]]
+    stage = stage_config(args, args.stages[-1])
     for path, examples in run.data.tests.items():
         print(f"\n{path}\n{validator.report(stage, examples).table}")
         print_incomplete(run.features, examples, run.world)

@@ -7,6 +7,7 @@ alone are unpacked, below a folder of ours, and all that are wanted or none. The
 in this repository.
 """
 
+import errno
 import hashlib
 import http.client
 import shutil
@@ -26,6 +27,7 @@ from diffa2_mini.config import DATA
 from diffa2_mini.errors import UserError, require
 
 TRIES = 5  # of a connection that breaks
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a file says that cannot grow
 # where a file of an archive goes, relative to a folder of ours; None if it is not wanted
 Place = Callable[[PurePosixPath], PurePosixPath | None]
 
@@ -92,6 +94,8 @@ def download(archive: Archive, path: Path) -> None:
             receive(archive, part)
             break
         except (OSError, http.client.HTTPException) as error:
+            require(getattr(error, "errno", None) not in FULL,
+                    f"{part}: could not be written ({one_line(error)}); free some space")
             require(attempt + 1 < TRIES, f"{archive.url}: broke off {TRIES} times "
                     f"({one_line(error)}); the same command goes on from here, or {archive.mend}")
             time.sleep(min(attempt, 3))

@@ -78,7 +78,7 @@ def checksums(url: str) -> dict[str, str]:
     try:
         with corpus.fetch(corpus.Archive(f"{url}/md5sum.txt", MEND)) as response:
             lines = response.read().decode("ascii", errors="replace").splitlines()
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UserError(f"{url}: could not be reached ({corpus.one_line(error)}); check "
                         "the network or --url") from None
     return {name: md5 for md5, name in (line.split() for line in lines if len(line.split()) == 2)}

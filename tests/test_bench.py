@@ -105,12 +105,13 @@ def test_toybench_and_one_type_of_a_manifest_are_asked_too(world, tmp_path, monk
     rows = read_manifest(world / "stage1.json")[:3]
     clip, said = rows[0]["audio_filepath"], rows[0]["transcription"]
     entry = {"id": "1", "audio_id": clip, "question": configs.TextConfig().instruction,
-             "choices": [said, "nothing"], "answer": said, "difficulty": "free"}
+             "choices": [said, "nothing"], "answer": said, "difficulty": "free",
+             "sub-category": "asr"}
     file = world / "asked.json"
     file.write_text(json.dumps([entry]))
     assert ask_toy(tmp_path, file)[0]["case"] == "1 answers"
     (row,) = ask_toy(tmp_path, world / "stage1.json", "--type", "asr", "--limit", "2")
     assert row["case"] == "2 answers" and "wer" in row["of"]
-    assert run_script(bench.main, ["--decoders", "--file", str(world / "stage1.json"), "--type",
-                                   "order"]) == 2
-    assert "expected questions of type order" in capsys.readouterr().err
+    for asked in (file, world / "stage1.json"):
+        assert run_script(bench.main, ["--decoders", "--file", str(asked), "--type", "order"]) == 2
+        assert "expected questions of type order" in capsys.readouterr().err

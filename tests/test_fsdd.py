@@ -13,6 +13,7 @@ from mini import full_disk, prepare, refused
 
 from data import corpus, fsdd, toy_text
 from data.toy_scene import DIGITS, Scene
+from diffa2_mini.errors import UserError
 
 SPEAKERS = ("george", "lucas", "theo")
 TAKES = (*range(8), 45, 46)
@@ -311,6 +312,12 @@ def test_download(source, made, serve, tmp_path, monkeypatch, capsys):
 def test_what_cannot_be_downloaded_is_one_line(serve, tmp_path, capsys):
     assert "--source DIR" in refused(fsdd.main, capsys, "--out", tmp_path / "data")
     assert not [*(tmp_path / "data").iterdir()]
+
+
+def test_a_full_disk_is_no_connection_that_breaks_off(serve, tmp_path):
+    serve(bytes(2000))
+    with full_disk(1000), pytest.raises(UserError, match=r"could not be written .*; free some"):
+        corpus.download(fsdd.ARCHIVE, tmp_path / "archive")
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])

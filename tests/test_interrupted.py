@@ -365,7 +365,8 @@ def test_processes_that_see_different_things_do_not_train(type, message, world, 
 
 @pytest.mark.parametrize(
     "size, message",
-    [("2", "without RANK, LOCAL_RANK, LOCAL_WORLD_SIZE"), ("x", "got 'x'"), ("0", "got '0'")])
+    [("2", "without LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, RANK;"),
+     ("x", "got 'x'"), ("0", "got '0'")])
 def test_what_torchrun_has_not_started_is_one_line(size, message, world, tmp_path, monkeypatch,
                                                    capsys):
     monkeypatch.setenv("WORLD_SIZE", size)

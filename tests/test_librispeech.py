@@ -199,6 +199,7 @@ def test_what_cannot_be_had_is_one_line(site, tmp_path, capsys):
         (["test-clean"], "404"),
         (["test-other"], "expected a checksum of test-other.tar.gz"),
         (["dev-clean", "--url", "http://127.0.0.1:9"], "could not be reached"),
+        (["dev-clean", "--url", "www.openslr.org"], "check the network or --url"),
         (["dev-clean", "--out", str(tmp_path / "file" / "x")], "expected a folder to write to"),
     ]:
         assert run_script(librispeech.main,

@@ -366,6 +366,9 @@ def test_a_hub_name_is_looked_up_here_and_in_the_cache(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     name = "openai/whisper-large-v3"
+    monkeypatch.setenv("HF_HOME", "~nobody-of-this-name/hf")  # a home that is not known
+    assert "hf download" in error_of(locate, None, "whisper", "full")
+    monkeypatch.delenv("HF_HOME")
     message = error_of(locate, None, "whisper", "full")
     assert f"hf download {name} model.safetensors --local-dir weights/{name}" in message
     message = error_of(load_pretrained, configs.SIZES["full"][0])  # all that is missing, at once

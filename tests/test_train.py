@@ -31,6 +31,7 @@ from diffa2_mini.command.script import run_script
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
+from diffa2_mini.evaluate.validation import Validator
 from diffa2_mini.model import part_of
 from diffa2_mini.training import dry_run
 from diffa2_mini.training.checkpoint import export, fingerprint, load_checkpoint, save_checkpoint
@@ -118,6 +119,19 @@ def test_a_batch_in_pieces_is_the_same_batch(world, whole, tmp_path):
                         for out in (tmp_path, whole[0]))
     assert losses[0] == pytest.approx(expected[0], rel=1e-5)  # of the same weights: float32 sums
     assert losses == pytest.approx(expected, rel=0.05)  # then AdamW amplifies their rounding
+
+
+def test_a_test_has_no_more_clips_at_once_than_training(world, tmp_path, monkeypatch):
+    at_once, report = [], Validator.report
+
+    def noted(validator, stage, examples):
+        at_once.append(stage.micro_batch)
+        return report(validator, stage, examples)
+
+    monkeypatch.setattr(Validator, "report", noted)
+    train_here(world, tmp_path, "--stage", "1", "--steps", "1", "--grad-accum", "3",
+               "--test", str(world / "validation.json"))
+    assert at_once == [1, 1]  # the validation, then the test
 
 
 def test_one_stage_starts_from_the_checkpoint_it_is_given_and_is_tested_on_what_it_is_given(
@@ -409,6 +423,8 @@ def test_a_stage_starts_from_published_weights(whole, world, tmp_path):
     (["--size", "full", "--stage", "0"], "they are published"),
     (["--init", "a", "--diffa2", "b"], "exclude each other"),
     (["--stage", "0", "--dry-run"], "leave out --stage 0"),
+    (["--stage", "0", "--init", "a", "--skip-broken", "--recompute", "blocks"],
+     "--skip-broken, --init, --recompute: of stages 1 to 4"),
     (["--stage", "0", "--dtype", "float64"], "float32 or bfloat16, got --dtype float64"),
     (["--dry-run", "--data", "nowhere.json"], "nowhere.json"),
 ])

@@ -32,9 +32,13 @@ from diffa2_mini.noise import seed_of
 from diffa2_mini.published.sources import locate_all
 from diffa2_mini.training.checkpoint import differences
 from diffa2_mini.training.files import save_tensors
+from diffa2_mini.training.options import FLAGS
 from diffa2_mini.training.processes import World
 
 PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}
+READ = {"stage", "size", "data", "parts", "out", "resume", "whisper", "llada", "steps",
+        "batch_size", "lr", "warmup", "save_every", "device", "dtype", "threads", "seed", "workers",
+        "processes"}  # what stage 0 uses of the flags of train.py
 
 
 def save_part(module: nn.Module, part: str, path: Path, made_by: str,
@@ -92,12 +96,21 @@ def make_backbone(args: argparse.Namespace, model: Diffa2Model, config: Pretrain
     saves.remove()
 
 
+def refuse_others(args: argparse.Namespace) -> None:
+    """Raise UserError for a flag of train.py that would be ignored."""
+    given = [flag for flag, settings in FLAGS.items()
+             if (name := flag[2:].replace("-", "_")) not in READ
+             and getattr(args, name) not in (None, False, "nothing", settings.get("default"))]
+    require(not given, f"{', '.join(given)}: of stages 1 to 4, not of stage 0; leave it out")
+
+
 def run(args: argparse.Namespace, world: World) -> None:
     """Pretrain the parts that the flags of train.py ask for, from given weights if there are any,
     and write them to `args.out`. `args.data`, a folder with a stage0.json, is for the encoder
     alone. Raises UserError."""
     require(SIZES[args.size][0].from_scratch,
             f"--stage 0 makes parts of --size toy or small; for {args.size} they are published")
+    refuse_others(args)
     require(args.size == "toy" or args.parts == "llada",
             "--size small hears with a published encoder; --parts llada makes its backbone")
     require(args.data is None or args.parts != "llada",

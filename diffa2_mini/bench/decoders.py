@@ -43,11 +43,11 @@ def questions_of(file: Path | None, types: list[str], limit: int | None, size: s
     there are none."""
     first = {"choices": []} if file is None else read_manifest(file)[0]
     if isinstance(first, dict) and "choices" in first:
-        asked = [Example(each.audio, each.prompt, each.answer, "", FREE, "")
+        asked = [Example(each.audio, each.prompt, each.answer, "", each.row.get("sub-category"), "")
                  for each in load_questions("toy", file) if each.row.get("difficulty") == FREE]
     else:
-        asked = [each for each in load_examples(file, SIZES[size][1][2], SIZES[size][0])
-                 if not types or each.type in types]
+        asked = load_examples(file, SIZES[size][1][2], SIZES[size][0])
+    asked = [each for each in asked if not types or each.type in types]
     require(asked, f"{file}: expected questions {'without choices' if not types else 'of type '}"
                    f"{' or '.join(types)}, found none")
     return asked[::-(-len(asked) // (limit or len(asked)))]

@@ -22,7 +22,7 @@ from ..quantize import KINDS
 def add_model_flags(add: Callable) -> None:
     """Add the flags that `model_source`, `device_and_dtype` and `decode_config` read."""
     add("--checkpoint", type=Path, help="what train.py wrote (default: the size's own)")
-    add("--size", choices=list(SIZES), help="default: that of the checkpoint, or toy")
+    add("--size", choices=list(SIZES), help="default: the checkpoint's, or toy; with --diffa2 full")
     add("--whisper", help="weights of the encoder: a file, a folder or a hub name")
     add("--llada", help="weights of the backbone, likewise (default of both: the size's own)")
     add("--other-parts", action="store_true", help="--checkpoint may be of other frozen parts")

@@ -39,7 +39,7 @@ def ask_all(args: argparse.Namespace, every: list[BenchmarkQuestion]) -> None:
     expect_clips(questions)
     source = flags.model_source(args)
     config, decode, length = source.config, source.config.decode, BENCHMARKS[args.benchmark].length
-    if length and not config.from_scratch:  # the authors' way: one block, a token a step
+    if length and not config.from_scratch:  # the authors' way: one block
         decode = dataclasses.replace(decode, gen_length=length, block_length=length, steps=length)
     decode = flags.decode_config(args, decode)
     device, dtype = flags.device_and_dtype(args, config)

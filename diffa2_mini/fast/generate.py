@@ -26,8 +26,8 @@ from .state import DecodingState
 
 @dataclass
 class Step:
-    """What one step of decoding did to B responses of R tokens. Only masks of the current block are
-    predicted; elsewhere `predicted` is the token itself, with a confidence of 0."""
+    """What one step of decoding did to B responses of R tokens. The masks of a block are predicted
+    (more in rows with fewer); elsewhere `predicted` is the token itself, with a confidence of 0."""
 
     tokens: Tensor  # [B, R] after the step; masks where nothing is committed yet
     predicted: Tensor  # [B, R] the token that each position would get now

@@ -27,7 +27,7 @@ def hub_folders(name: str) -> list[Path]:
     variable = os.environ.get
     home = variable("HF_HOME") or Path(variable("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     hub = variable("HF_HUB_CACHE") or variable("HUGGINGFACE_HUB_CACHE") or Path(home, "hub")
-    cache = Path(os.path.expandvars(Path(hub).expanduser()), f"models--{name.replace('/', '--')}")
+    cache = Path(os.path.expandvars(os.path.expanduser(hub)), f"models--{name.replace('/', '--')}")
     main = cache / "refs" / "main"  # names the snapshot to prefer
     preferred = cache / "snapshots" / (main.read_text().strip() if main.is_file() else "")
     return [Path("weights", name), preferred, *sorted(cache.glob("snapshots/*"))]

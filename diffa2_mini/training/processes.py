@@ -23,7 +23,7 @@ from ..errors import UserError, out_of_memory, require
 BARRIER_TIMEOUT = timedelta(days=7)  # between steps, when one may download, encode or save
 GRADIENT_TIMEOUT = timedelta(minutes=1)  # within a step, when all do the same work
 COMPILED_GRADIENT_TIMEOUT = timedelta(hours=1)  # likewise, with torch.compile
-TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # of each process
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # of each process
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,10 @@ def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
+    missing = sorted({*RANKS, "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys())
     require(not missing, f"expected processes of torchrun, got WORLD_SIZE={size} without "
             f"{', '.join(missing)}; start them with: torchrun --nproc_per_node={size} train.py")
-    places = [int(os.environ[name]) for name in TORCHRUN_VARIABLES]
+    places = [int(os.environ[name]) for name in RANKS]
     if places[0] > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")
     timeout = COMPILED_GRADIENT_TIMEOUT if compiles else GRADIENT_TIMEOUT
