@@ -105,11 +105,12 @@ def test_toybench_and_one_type_of_a_manifest_are_asked_too(world, tmp_path, monk
     rows = read_manifest(world / "stage1.json")[:3]
     clip, said = rows[0]["audio_filepath"], rows[0]["transcription"]
     entry = {"id": "1", "audio_id": clip, "question": configs.TextConfig().instruction,
-             "choices": [said, "nothing"], "answer": said, "difficulty": "free",
-             "sub-category": "asr"}
+             "choices": [said, "nothing"], "answer": said, "difficulty": "free"}
     file = world / "asked.json"
     file.write_text(json.dumps([entry]))
     assert ask_toy(tmp_path, file)[0]["case"] == "1 answers"
+    file.write_text(json.dumps([entry, entry | {"id": "2", "sub-category": "asr"}]))
+    assert ask_toy(tmp_path, file, "--type", "asr")[0]["case"] == "1 answers"
     (row,) = ask_toy(tmp_path, world / "stage1.json", "--type", "asr", "--limit", "2")
     assert row["case"] == "2 answers" and "wer" in row["of"]
     for asked in (file, world / "stage1.json"):

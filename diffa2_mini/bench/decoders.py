@@ -38,16 +38,16 @@ def rules(length: int) -> list[dict]:
 
 def questions_of(file: Path | None, types: list[str], limit: int | None, size: str
                  ) -> list[Example]:
-    """Those questions of ToyBench (None: where data/toybench.py makes it) that show no choices, or
-    those of a manifest that are of these types; at most `limit`, evenly spread. Raises UserError if
-    there are none."""
+    """Questions of ToyBench (None: where data/toybench.py makes it) that show no choices, or of a
+    manifest; if `types` are named, of these. At most `limit`, evenly spread. Raises UserError."""
     first = {"choices": []} if file is None else read_manifest(file)[0]
     if isinstance(first, dict) and "choices" in first:
-        asked = [Example(each.audio, each.prompt, each.answer, "", each.row.get("sub-category"), "")
-                 for each in load_questions("toy", file) if each.row.get("difficulty") == FREE]
+        free = [each for each in load_questions("toy", file) if each.row.get("difficulty") == FREE]
+        asked = [Example(each.audio, each.prompt, each.answer, "", FREE, "") for each in free
+                 if not types or each.row.get("sub-category") in types]
     else:
-        asked = load_examples(file, SIZES[size][1][2], SIZES[size][0])
-    asked = [each for each in asked if not types or each.type in types]
+        asked = [each for each in load_examples(file, SIZES[size][1][2], SIZES[size][0])
+                 if not types or each.type in types]
     require(asked, f"{file}: expected questions {'without choices' if not types else 'of type '}"
                    f"{' or '.join(types)}, found none")
     return asked[::-(-len(asked) // (limit or len(asked)))]
