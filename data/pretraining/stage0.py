@@ -32,13 +32,13 @@ from diffa2_mini.noise import seed_of
 from diffa2_mini.published.sources import locate_all
 from diffa2_mini.training.checkpoint import differences
 from diffa2_mini.training.files import save_tensors
-from diffa2_mini.training.options import FLAGS
+from diffa2_mini.training.options import parse_arguments
 from diffa2_mini.training.processes import World
 
 PUBLISHED_PREFIX = {"whisper": "encoder.", "llada": "model.transformer."}
+# what stage 0 uses of the flags of train.py
 READ = {"stage", "size", "data", "parts", "out", "resume", "whisper", "llada", "steps",
-        "batch_size", "lr", "warmup", "save_every", "device", "dtype", "threads", "seed", "workers",
-        "processes"}  # what stage 0 uses of the flags of train.py
+        "batch_size", "lr", "warmup", "save_every", "device", "dtype", "threads", "seed", "workers"}
 
 
 def save_part(module: nn.Module, part: str, path: Path, made_by: str,
@@ -98,9 +98,9 @@ def make_backbone(args: argparse.Namespace, model: Diffa2Model, config: Pretrain
 
 def refuse_others(args: argparse.Namespace) -> None:
     """Raise UserError for a flag of train.py that would be ignored."""
-    given = [flag for flag, settings in FLAGS.items()
-             if (name := flag[2:].replace("-", "_")) not in READ
-             and getattr(args, name) not in (None, False, "nothing", settings.get("default"))]
+    plain = vars(parse_arguments(["--stage", "0", "--size", args.size], ""))
+    given = [f"--{name.replace('_', '-')}" for name, value in vars(args).items()
+             if name not in READ and value != plain[name]]
     require(not given, f"{', '.join(given)}: of stages 1 to 4, not of stage 0; leave it out")
 
 
