@@ -1,9 +1,9 @@
 """The two adapters between encoder and backbone (arXiv 2601.23161, section 3.2).
 
 The semantic adapter keeps the order in time, for *what was said*: convolutions reduce 50 frames a
-second to 12.5 embeddings. The acoustic adapter is for *how it sounded*: a Q-Former whose learned
-queries attend to several depths of the encoder; it always gives the same number of embeddings.
-Module names are those of the published weights.
+second to 12.5 embeddings. The acoustic adapter is for *how it sounded*: a Q-Former (arXiv
+2301.12597), whose learned queries attend to several depths of the encoder; it always gives the same
+number of embeddings. Module names are those of the published weights.
 
 What differs: in a batch, the release keeps embeddings of short clips' padding, this does not. Of
 `small` the acoustic adapter standardises taps (`fitted`), and passes over padding (`only_sound`).
@@ -17,7 +17,7 @@ from .config import AdapterConfig, WhisperConfig
 
 
 class SemanticAdapter(nn.Module):
-    """Final hidden state [B, T, E] -> embeddings [B, A, D], A = T // 4 (`semantic_stride`).
+    """Final hidden state [B, T, E] -> embeddings [B, A, D] of its own, A = max(n_frames) // 4.
 
     A clip with sound in n frames has n // 4 valid embeddings. Embedding j depends on the frames
     4j - 2 to 4j + 2, so valid ones read no frame of padding, and are the same in every batch.

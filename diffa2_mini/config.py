@@ -2,7 +2,7 @@
 
 Sources are sections of the paper (arXiv 2601.23161) unless another is named. "The release", in this
 file and wherever a file says what differs, is the authors' code (github.com/NKU-HLT/DIFFA, folder
-DIFFA-2). `toy` has the architecture of `full` with smaller numbers; `small` too, but for what
+DIFFA-2). `toy` has the architecture of `full` with other numbers; `small` too, but for what
 `only_sound` and `fitted` say.
 
 Letters used in shape comments everywhere:
@@ -259,7 +259,7 @@ TOY = Config(  # its last tap is the final state, which is normalised
     llada=LladaConfig(vocab_size=628, width=128, n_layers=6, n_heads=4, hidden=384, rope_theta=1e4),
     text=TextConfig(tokenizer="toy.bpe", train_system=TextConfig.system, response_multiple=16),
     decode=DecodeConfig(gen_length=16, block_length=16, steps=16, factor=0.5))
-SMALL = Config(  # its encoder is whisper-tiny.en
+SMALL = Config(  # its encoder is whisper-tiny.en, whose taps in the release are (0, 1, 2, 3)
     size="small", audio=AudioConfig(n_mels=80, max_seconds=13),
     whisper=WhisperConfig(n_mels=80, n_positions=650, width=384, n_layers=4, n_heads=6,
                           taps=(2, 4)),

@@ -5,8 +5,8 @@ DeSTA2's: `audio_filepath`, `transcription`, `input` (the instruction), `target`
 for stage 4 `chosen` (or `target`) and `rejected`. Paths are relative to the manifest.
 
 What differs: the release pads answers to the longest of the batch, and its noise depends on the
-batch. Here the length of a response depends on its answer alone (`Tokenizer.response`), and its
-noise on seed, stage, epoch and example alone.
+batch. Here the length of a response depends on its answer alone (`Tokenizer.response`), its noise
+on seed, stage, epoch and example, and where times are spread on batch size and place as well.
 """
 
 import dataclasses

@@ -11,9 +11,9 @@ tokens masked. The rules differ in which it commits:
 Every rule commits at least the most confident token. The response is filled in block by block, from
 left to right, until no mask is left before its first EOS; this is asked before each block.
 
-What differs: the released code commits one token too many when only the last one fails its test.
-`decode` is everything, for a model that maps tokens to logits. `fast/generate.py` gives the same
-tokens faster, and adds sampling, guidance, a cache, several lengths, an early end, and revision.
+What differs: the release also stops within a block, may predict a mask, and commits one token too
+many when only the last one fails its test. `decode` is everything, for a function that maps tokens
+to logits. `fast/generate.py` gives the same tokens faster, and adds to it.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def decode(predict: Callable[[Tensor], Tensor], tokens: Tensor, config: DecodeCo
                 break
             logits = predict(tokens)  # [B, R, V]
             logits[..., mask_id] = -torch.inf  # a mask is not an answer
-            confidence, predicted = logits.softmax(-1).max(-1)  # [B, R] each
+            confidence, predicted = logits.float().softmax(-1).max(-1)  # [B, R] each
             committed = commit(confidence, candidates, config, step)
             tokens = torch.where(committed, predicted, tokens)
     return tokens

@@ -6,12 +6,12 @@ all masked tokens at once, and
 
     loss = E[(1/t) * sum of their cross-entropies],   t ~ U(0, 1)
 
-is an upper bound on -log p(response) (equation 3). Prompt and audio are never masked. In practice t
-begins at EPSILON, which keeps 1/t finite.
+is an upper bound on -log p(response) (equations 3 to 5). Prompt and audio are never masked. In
+practice t begins at EPSILON, which keeps 1/t finite.
 
 Near t = 0 one token weighs up to 1,000 times as much as near 1, so that the estimate is noisy.
-`forward_exactly` and `stratified` estimate the same bound with less variance; `full` trains with
-the published noise, and `--masking low-variance` chooses the other.
+`forward_exactly` and `stratified` estimate the same bound with less variance. `--masking` chooses;
+`full` trains with the published noise, toy and small with a biased one (MASKED_WHOLLY, data.py).
 
 What differs: the release divides by the tokens on each device, this by those of the whole batch.
 `fast/token_losses.py` gives the same losses without all logits at once.
@@ -51,9 +51,9 @@ def forward_exactly(response: Tensor, t: Tensor, uniforms: Tensor, lengths: Tens
     smallest `uniforms` [B, R], which are above 1 at padding. k is 1, 2, ... or the length, with
     probabilities p(k) ~ k^power; the time t [B] says which quantile of them it is.
 
-    Equation 3, integrated over t, is the sum over k of 1/k times the expected sum of the cross-
-    entropies at k masks (tutorials/04 derives it). So such a sum has the weight 1 / (k p(k)): the
-    length over k if all k are as likely, as in vrpo.py. tutorials/loss_variance.py tries others.
+    Equation 5, integrated over t, is the sum over k of 1/k times the expected sum of the cross-
+    entropies at k masks (equation 6; tutorials/04 derives it). So such a sum has the weight
+    1 / (k p(k)): the length over k if all k are as likely, as in vrpo.py.
 
     Returns what `forward_process` does.
     """

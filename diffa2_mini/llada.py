@@ -1,4 +1,4 @@
-"""LLaDA, the mask predictor: LLaMA with bidirectional attention (arXiv 2502.09992, section 2.1).
+"""LLaDA, the mask predictor: LLaMA with bidirectional attention (arXiv 2502.09992, section 2.2).
 
 Some tokens of its input are [MASK]; for all of these at once it predicts the token that was there.
 There is no causal mask, and no time embedding: the number of masks tells the time. Module names are
@@ -46,7 +46,7 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and SwiGLU feed-forward, each added to the residual stream. No biases."""
+    """Pre-norm attention and SwiGLU feed-forward (arXiv 2002.05202), each added to x. No biases."""
 
     def __init__(self, config: LladaConfig):
         super().__init__()

@@ -1,9 +1,9 @@
 """Random numbers: one stream for each kind of use and each key.
 
-A stream depends on its kind and key alone. So batch size, number of processes and resuming change
-nothing, and no two uses share numbers. Plain seeds would not do. NumPy does not distinguish [42],
-[42, 0] and [42, 0, 0], nor [0, 1] and [2**32]; torch's generator on the CPU reads only the lowest
-32 bits of its seed. So kind and key are written as text, and the seed is its SHA-256.
+A stream depends on its kind and key alone. So micro-batches, number of processes and resuming
+change nothing, and no two uses share numbers. Plain seeds would not do. NumPy does not distinguish
+[42], [42, 0] and [42, 0, 0], nor [0, 1] and [2**32]; torch's generator on the CPU reads only the
+lowest 32 bits of its seed. So kind and key are written as text, and the seed is its SHA-256.
 """
 
 import hashlib

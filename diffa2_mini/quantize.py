@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 PIECE, ROWS = 2**22, 2**14  # weights turned into codes at once; rows turned back at once
 BLOCK, GROUP = 64, 256  # of NF4: weights to a scale, and scales to a scale of theirs
-TINY = torch.finfo(torch.float32).tiny  # a scale of zeros becomes this, and its codes zero
+TINY = torch.finfo(torch.float32).tiny  # what we divide by where a scale is 0
 
 
 def nf4_levels() -> Tensor:

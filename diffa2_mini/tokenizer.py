@@ -7,8 +7,8 @@ patterns split the text first. tiktoken does the merging; all it needs is the ra
 The prompt is LLaDA's chat template. A user's text is always encoded as plain text: a typed
 `<|eot_id|>` becomes letters, and only the template inserts special tokens.
 
-What differs: each response has an EOS of its own, whatever its neighbours in a batch.
-`published/tokenizer_json.py` reads LLaDA's tokenizer.
+What differs: the release's training masks the assistant's header too, here part of the prompt; and
+each response has an EOS of its own. `published/tokenizer_json.py` reads LLaDA's tokenizer.
 """
 
 import base64

@@ -4,10 +4,10 @@ For a chosen answer w, a rejected answer l, the policy and a frozen reference re
 
     loss = -log sigmoid(beta * ((ELBO(w) - ELBO_ref(w)) - (ELBO(l) - ELBO_ref(l))))
 
-DPO has log p(answer) there; a diffusion model cannot compute that, so this takes a Monte Carlo
-estimate of its evidence lower bound. The sigmoid turns the estimate's variance into *bias* of the
-loss. Three things keep the variance small: several samples; a freshly drawn number of masks k for
-each of them; and the *same* masks for policy and reference (antithetic sampling, in the paper).
+DPO (arXiv 2305.18290) has log p(answer) there; this has a Monte Carlo estimate of its evidence
+lower bound. The sigmoid turns the estimate's variance into *bias* of the loss. Three things keep
+the variance small: several samples; a freshly drawn number of masks k for each; and the *same*
+masks for both (antithetic sampling, in the paper). Toy and small mask each answer wholly, once.
 
 What differs: the release keeps two 8 B models; here the reference shares all frozen weights.
 """
@@ -34,8 +34,8 @@ def elbo(predict: Callable, response: Tensor, valid: Tensor, masks: Tensor, mask
          losses_of: Callable = token_losses) -> Tensor:
     """Estimates [B] of the lower bounds on log p of the responses [B, R], in nats.
 
-    A sample with k masks is -(R / k) * sum of their cross-entropies, where R counts the valid
-    tokens of the response; without masks it is 0. The estimate is the mean of n samples.
+    A sample with k masks is -(R / k) * sum of their cross-entropies (arXiv 2502.09992, equation 6),
+    where R counts valid tokens; without masks it is 0. The estimate is the mean of n samples.
 
     Args:
         predict: (noisy [B * n, R], valid, masked) -> logits [K, V] of masked tokens, in row order.

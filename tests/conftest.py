@@ -46,6 +46,15 @@ def memory_as_it_is(monkeypatch):
 
 
 @pytest.fixture
+def nothing_downloaded(tmp_path, monkeypatch):
+    """Neither here nor in the hub's cache are there published weights, whatever there is."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+
+
+@pytest.fixture
 def config() -> Config:
     """A micro size: every part of DIFFA-2, with a few thousand parameters."""
     return Config(

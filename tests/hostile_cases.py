@@ -6,10 +6,13 @@ import json
 import pickle
 import random
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import soundfile
@@ -18,7 +21,7 @@ from safetensors.torch import save_file
 
 import sample
 import train
-from data import toybench
+from data import toy, toybench
 from diffa2_mini import weights
 from diffa2_mini.audio import duration, load_audio
 from diffa2_mini.command.script import run_script
@@ -34,6 +37,7 @@ from diffa2_mini.training.checkpoint import FORMAT, load_checkpoint
 
 CONFIG, STAGES = SIZES["toy"]
 CLIP = DATA / "clips" / "three_one_four.wav"
+HERE = tempfile.TemporaryDirectory()  # gone when the process ends
 MODEL = Diffa2Model(CONFIG)
 NUMBERS = [
     "nan", "-nan", "inf", "-1", "0", "1e400", "9" * 400, "-0.0", "1.5", "0x10", "", " ", "1\n2",
@@ -397,6 +401,13 @@ NAMES = {
     "evaluate": ("--file", "--audio-root", "--checkpoint", "--score", "--benchmark")}
 
 
+@cache
+def benchmark() -> str:
+    """A small ToyBench, in a folder of its own."""
+    with mock.patch.dict(toy.SPLITS, toybench=(2, 2, 2)):
+        return str(toybench.make(Path(HERE.name)))
+
+
 def command(rng: random.Random, folder: Path) -> Case:
     script = rng.choice([*FLAGS])
     flag = rng.choice(FLAGS[script] + NAMES[script])
@@ -406,8 +417,8 @@ def command(rng: random.Random, folder: Path) -> Case:
     argv = {
         "sample": [str(CLIP)], "train": ["--dry-run", "--out",
                                          str(folder / "out")],
-        "evaluate": ["--benchmark", "toy", "--file", str(toybench.make(DATA / "toy")), "--limit",
-                     "1", "--out", str(folder / "out.jsonl")]
+        "evaluate": ["--benchmark", "toy", "--file", benchmark(), "--limit", "1",
+                     "--out", str(folder / "out.jsonl")]
     }[script]
     if rng.random() < 0.2 and script == "sample":
         argv = [rng.choice(TEXTS)]

@@ -15,6 +15,9 @@ from diffa2_mini.command.script import run_script
 from diffa2_mini.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
+# the project's own: of what is downloaded or installed beside them, some is in Python too
+FILES = [*ROOT.glob("*.py"), *(path for name in ("diffa2_mini", "data", "tests", "tutorials")
+                               for path in (ROOT / name).rglob("*.py"))]
 SECONDS = 600  # what takes longer hangs, on a slow and busy machine too
 MINI = [
     "--steps", "4", "--batch-size", "3", "--warmup", "1", "--save-every", "2", "--threads", "1",

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import soundfile
 import torch
+from test_data import MICRO, examples, features_of, model  # noqa: F401  (fixtures)
 
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
 from diffa2_mini.data import Example
@@ -12,6 +13,20 @@ from diffa2_mini.evaluate.answers import Respondent
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.features import FeatureCache
+
+
+def test_questions_are_asked_with_the_system_prompt_of_answering(model, examples, monkeypatch):
+    text = dataclasses.replace(MICRO.text, train_system="Imagine.", system="Listen.")
+    monkeypatch.setattr(model, "config", dataclasses.replace(MICRO, text=text))
+    tokenizer, asked = load_tokenizer(MICRO), []
+
+    def noted(model, tokenizer, embeddings, prompts, decode, numbers):
+        asked.extend(prompts)
+        return torch.zeros(len(prompts), 4, dtype=torch.long), 1
+
+    Respondent(features_of(model, True), tokenizer, ("acoustic", "semantic"), MICRO.decode,
+               noted).answer(examples[:2])
+    assert asked == [tokenizer.prompt("Listen.", "What is said?")] * 2
 
 
 def test_answers_come_in_the_order_of_the_examples_whatever_the_batch(tmp_path):

@@ -1,6 +1,7 @@
 """The backbone's half of stage 0: how it starts, what it is asked, and when it ends."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from data.pretraining.backbone import (
     accuracy_by_type,
     init_backbone,
     open_and_lettered,
+    text_loss,
 )
 from data.pretraining.config import PretrainConfig
 from data.pretraining.recall import recall_loss
@@ -41,6 +43,43 @@ def test_two_heads_of_the_first_block_start_by_attending_to_the_neighbours(model
     most = (q @ k.transpose(-1, -2)).argmax(-1)[:, :2, 1:-1]  # [B, 2 heads, S - 2]
     offset = (most - torch.arange(1, 39)).float()
     assert (offset[:, 0] == -1).float().mean() > 0.9 and (offset[:, 1] == 1).float().mean() > 0.9
+
+
+class PerfectRecall:
+    """A model that predicts each word of the second half from its pair in the first."""
+
+    def wte(self, tokens):
+        return tokens
+
+    def logits(self, hidden):
+        return hidden
+
+    def __call__(self, tokens):
+        known, asked = tokens.unflatten(1, (-1, 3))[..., :2].chunk(2, dim=1)  # [B, n, 2] each
+        same = (known[:, None] == asked[:, :, None]).any(-1, keepdim=True)  # [B, n, n, 1]
+        words = (known[:, None] * same).sum(2)  # of two pairs none has the same word
+        hidden = torch.zeros(*tokens.shape, 200).unflatten(1, (-1, 3))
+        hidden[:, known.shape[1]:, :2] = 50 * torch.nn.functional.one_hot(words, 200).float()
+        return hidden.flatten(1, 2)
+
+
+def test_recall_asks_for_the_word_of_the_pair_that_is_masked():
+    config = PretrainConfig(backbone_batch=8)
+    assert recall_loss(PerfectRecall(), torch.arange(100, 160), load_tokenizer(TOY), config,
+                       torch.Generator().manual_seed(0)) < 1e-6
+
+
+def test_a_texts_masked_tokens_count_by_their_weights():
+    logits, weight = torch.randn(2, 4, 9), torch.tensor([[1.0, 1, 1, 1], [3, 3, 3, 3]])
+    batch = SimpleNamespace(response=torch.randint(9, (2, 4)), valid=torch.ones(2, 4).bool(),
+                            weight=weight, prompts=None, audio_embeddings=lambda model: None)
+    batch.valid[0, 3] = False
+    model = SimpleNamespace(hidden_states=lambda *_: logits,
+                            llada=SimpleNamespace(logits=lambda hidden: hidden))
+    loss = text_loss(model, load_tokenizer(TOY), batch, PretrainConfig(shortest_time=1.0),
+                     np.random.default_rng(0))  # all is masked
+    losses = -logits.log_softmax(-1).gather(-1, batch.response[..., None])[..., 0]  # [2, 4]
+    torch.testing.assert_close(loss, (losses[0, :3].sum() + 3 * losses[1].sum()) / (3 + 3 * 4))
 
 
 def test_recall_costs_what_guessing_costs_before_it_is_learned(model):

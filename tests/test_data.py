@@ -9,6 +9,7 @@ import torch
 
 from diffa2_mini.config import SIZES, AdapterConfig, LladaConfig, WhisperConfig
 from diffa2_mini.data import BatchDataset, Entry, Example
+from diffa2_mini.diffusion import EPSILON
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.training.features import FeatureCache
@@ -111,6 +112,29 @@ def test_stage_3_replays_neither_the_noise_nor_the_order_of_stage_2(examples):
     assert torch.equal(second.response, third.response)
     assert not (second.weight == third.weight).any()
     assert not torch.equal(second.masked, third.masked)
+
+
+@pytest.mark.parametrize("masking", ["published", "low-variance"])
+def test_times_are_uniform(examples, masking):
+    stage = replace(STAGES[2], masking=masking, batch_size=8)
+    dataset = dataset_of([replace(example, answer="one") for example in examples], stage)
+    batch = dataset[[Entry(epoch, i, i) for epoch in range(125) for i in range(8)]]
+    if masking == "published":
+        times = (1 / batch.weight - EPSILON) / (1 - EPSILON)
+    else:  # k of 16 tokens, k from 1 to 16: as if a time of each 16th part of 0 ... 1 were rounded
+        k = batch.masked.sum(1)
+        torch.testing.assert_close(batch.weight, 16 / k)
+        times = (k - torch.rand(1000)) / 16
+    # Kolmogorov-Smirnov, 1 %
+    assert (times.sort().values - torch.linspace(0, 1, 1000)).abs().max() < 1.63 / 1000 ** 0.5
+
+
+@pytest.mark.parametrize("stage", [2, 4])
+def test_training_has_a_system_prompt_of_its_own(examples, stage):
+    text = replace(MICRO.text, train_system="Imagine.", system="Listen.")
+    tokenizer = load_tokenizer(MICRO)
+    dataset = BatchDataset(examples, 0, STAGES[stage], replace(MICRO, text=text), tokenizer)
+    assert dataset[[Entry(0, 0)]].prompts == (tokenizer.prompt("Imagine.", "What is said?"),)
 
 
 @pytest.mark.parametrize("stage", [2, 4])

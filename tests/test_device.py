@@ -82,7 +82,10 @@ def test_blocks_that_cannot_be_compiled_are_one_line(monkeypatch, capfd):
     assert all("could not be compiled, goes on without (" in line for line in lines)
 
 
-def test_a_device_that_is_not_there_is_refused_and_the_choice_is_explained():
+def test_a_device_that_is_not_there_is_refused_and_the_choice_is_explained(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="mps"):
+        choose_device("mps", "auto")
     device, dtype, why = choose_device("cpu", "auto", large=True)
     assert (device.type, dtype) == ("cpu", torch.bfloat16) and "cpu" in why and "bfloat16" in why
 

@@ -4,7 +4,6 @@ for it."""
 from itertools import permutations, product
 from math import comb, factorial
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,7 +15,6 @@ from diffa2_mini.diffusion import (
     stratified,
     token_losses,
 )
-from diffa2_mini.noise import stream
 from diffa2_mini.vrpo import elbo
 
 V, R, MASK = 3, 3, 3  # three words, three positions, and the mask
@@ -178,12 +176,6 @@ def test_the_share_of_masks_is_the_time():
     error = (t * (1 - t) / 50_000).sqrt()
     assert ((masked.float().mean(1) - t).abs() < 4 * error).all()
     torch.testing.assert_close(t, times, atol=EPSILON, rtol=0)
-
-
-def test_times_are_uniform():
-    times = np.sort([stream("answers", 0, 1, 0, example, 0).random() for example in range(1000)])
-    # Kolmogorov-Smirnov, 1 %
-    assert np.abs(times - np.linspace(0, 1, 1000)).max() < 1.63 / 1000 ** 0.5
 
 
 def test_eos_that_belongs_to_the_response_counts_and_row_padding_does_not():

@@ -6,10 +6,38 @@ import pytest
 import torch
 
 from data import toy
-from data.pretraining.encoder import LabelledClips
+from data.pretraining.encoder import LabelledClips, encoder_loss
 from diffa2_mini.config import SIZES
 
 TOY = SIZES["toy"][0]
+
+
+def test_the_loss_of_perfect_heads_is_zero_and_of_wrong_ones_is_not():
+    rng = torch.Generator().manual_seed(0)
+    item, ordinal = (torch.randint(n, (2, 6), generator=rng) for n in (3, 5))
+    pitch, traits = torch.rand(2, 6, 12, generator=rng) < 0.3, torch.tensor([[0, -1], [1, 0]])
+    clips = LabelledClips(None, torch.tensor([4, 6]), item, ordinal, pitch, traits, [], {})
+
+    def one_hot(classes, n):
+        return 50 * torch.nn.functional.one_hot(classes, n).float()
+
+    # a state [22] of a frame spells its targets; at padding, which no trait reads, wrong traits
+    of_clip = torch.cat([one_hot(each, 2) for each in traits.clamp(min=0).T], 1)  # [2, 4]
+    spelled = of_clip[:, None].repeat(1, 6, 1)  # [2, 6, 4]
+    spelled[0, 4:] = 200 - 8 * spelled[0, 4:]
+    final = torch.cat([one_hot(item, 3), one_hot(ordinal, 5), 100 * pitch.float() - 50, spelled], 2)
+    heads = {"item": lambda x: x[..., :3], "ordinal": lambda x: x[..., 3:8],
+             "pitch": lambda x: x[..., 8:20],
+             "traits": [lambda x: x[..., 20:22], lambda x: x[..., 22:]]}
+    at = torch.tensor([1, 0])
+    loss, right = encoder_loss(final[at], heads, clips, at)
+    assert loss < 1e-6 and right == 1
+    for name in ("item", "ordinal", "pitch"):
+        def late(x, head=heads[name]):
+            return head(x).roll(1, dims=1)
+        assert encoder_loss(final[at], heads | {name: late}, clips, at)[0] > 1
+    swapped = heads | {"traits": heads["traits"][::-1]}
+    assert encoder_loss(final[at], swapped, clips, at)[0] > 1
 
 
 def test_labels_stand_where_the_segments_are(tmp_path):

@@ -29,6 +29,13 @@ def test_the_fast_one_equals_the_plain_one(pair, first):
 
 
 @pytest.mark.parametrize("first", [0, 3])
+def test_so_it_does_where_the_mask_has_a_row_for_each_token(pair, first):
+    plain, fast = pair
+    x, causal = torch.randn(2, 7, 12, dtype=torch.float64), torch.ones(2, 7, 7).tril().bool()
+    torch.testing.assert_close(fast(x, causal, first=first), plain(x, causal, first=first))
+
+
+@pytest.mark.parametrize("first", [0, 3])
 def test_a_full_cache_changes_nothing_and_a_slice_renews_its_own_positions(pair, first):
     plain, fast = pair
     x = torch.randn(2, 7, 12, dtype=torch.float64)

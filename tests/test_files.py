@@ -215,6 +215,15 @@ ODD = ['{"stage": 1, "step": 2, "loss": "low"}',
        '{"stage": 7, "step": -1}']
 
 
+def test_the_curves_of_a_log_are_drawn_if_matplotlib_is_there(tmp_path):
+    pytest.importorskip("matplotlib")
+    log = Log(tmp_path / "log.jsonl")
+    for step in (1, 2, 3):
+        log.add(stage=1, step=step, loss=1 / step)
+    assert draw_curves(log.path, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_foreign_lines_of_the_log_stay_and_are_no_traceback(tmp_path):
     foreign = "\n".join(FOREIGN).encode() + b"\n\xff\xfe no text\n"
     log = Log(tmp_path / "log.jsonl")

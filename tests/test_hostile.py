@@ -13,15 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-from mini import ROOT, SECONDS
+from mini import FILES, ROOT, SECONDS
 
 from diffa2_mini.config import SIZES
 from diffa2_mini.published.sources import load_tokenizer
 from diffa2_mini.tokenizer import SPECIAL_TOKENS
 
-FILES = [
-    path for path in ROOT.rglob("*.py")
-    if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 COMPUTING, BYTES = 10, 2 * 2**30  # the first in seconds, in which other work does not count
 
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from mini import FILES, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "diffa2_mini"
 TOP = ["errors", "ranges", "config", "noise", "audio", "whisper", "adapters", "tokenizer", "llada",
        "lora", "quantize", "model", "diffusion", "vrpo", "decode", "data", "weights",
@@ -32,8 +32,6 @@ TESTED_BY = {  # a folder or module without a test file of its name: the file th
     "training/manifests": "manifest", "training/random_weights": "loading",
     "training/run": "train",
     "training/model_source": "listen", "view/curves": "files"}
-FILES = [path for path in ROOT.rglob("*.py")
-         if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
 PACKAGES = {"torch", "numpy", "tiktoken", "regex", "safetensors", "soundfile", "tqdm", "matplotlib",
             "pytest", "selenium", "sounddevice"}
 

@@ -65,8 +65,10 @@ def until(condition, seconds):
 
 
 def started(arguments, out):
-    """A process of its own group that trains, once it has logged a step."""
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    """A process of its own group that trains, once it has logged a step; those that load audio are
+    its copies, and so have its command line."""
+    process = subprocess.Popen(arguments, env=started_by("fork", out.parent), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                start_new_session=True)
     log = out / "log.jsonl"
     assert until(lambda: process.poll() is not None or log.exists() and log.stat().st_size, SECONDS)

@@ -156,8 +156,7 @@ def test_a_model_comes_from_a_size_a_checkpoint_or_a_folder_of_training(diffa2, 
     (dict(sources={"llada": weights.SHIPPED["whisper"]}), "was trained with another backbone"),
     (dict(device="mps", dtype="float64"), "--d"),  # no such device, or no such dtype on it
 ])
-def test_what_is_missing_is_told_in_one_line(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_what_is_missing_is_told_in_one_line(arguments, message, nothing_downloaded):
     assert message in error_of(Diffa2.from_pretrained, **arguments)
 
 

@@ -10,7 +10,12 @@ from diffa2_mini.config import ACOUSTIC_AND_SEMANTIC
 from diffa2_mini.data import Entry
 from diffa2_mini.model import Diffa2Model
 from diffa2_mini.published.sources import load_tokenizer
-from diffa2_mini.training.objective import adamw, piece_loss, preference_bounds
+from diffa2_mini.training.objective import (
+    adamw,
+    learning_rate,
+    piece_loss,
+    preference_bounds,
+)
 from diffa2_mini.weights import trained_tensors
 
 
@@ -55,6 +60,15 @@ def test_a_pair_that_is_masked_wholly_is_read_once_if_its_answers_are_as_long(
     hook.remove()
     assert seen == [n_rows] * 2 + [6] * 2  # policy and reference
     torch.testing.assert_close(once, twice)
+
+
+@pytest.mark.parametrize("schedule, at_a_quarter", [("linear", 0.75), ("cosine", (2 + 2**0.5) / 4)])
+def test_the_learning_rate_warms_up_and_decays_to_zero(schedule, at_a_quarter):
+    stage = replace(STAGES[1], lr=2.0, warmup=4, schedule=schedule)
+    rates = [learning_rate(step, 12, stage) for step in range(13)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[6::2] == pytest.approx([2 * at_a_quarter, 1.0, 2 * (1 - at_a_quarter), 0.0])
+    assert learning_rate(0, 12, replace(stage, warmup=0)) == 2.0
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():

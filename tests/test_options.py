@@ -5,6 +5,7 @@ import pytest
 import train
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
+from diffa2_mini.training.dry_run import number_of_steps
 from diffa2_mini.training.options import parse_arguments, stage_config
 
 
@@ -25,6 +26,14 @@ def test_a_number_that_cannot_be_is_one_line(flag, message, tmp_path, capsys):
     assert run_script(train.main, ["--out", str(out), flag]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize("flags, n_steps", [
+    ([], 1200), (["--steps", "7"], 7), (["--epochs", "3"], 75),
+    (["--epochs", "3", "--batch-size", "7"], 43)])
+def test_steps_or_else_epochs_say_how_long_a_stage_is(flags, n_steps):
+    stage = stage_config(parse_arguments(["--stage", "1", *flags], None), 1)
+    assert number_of_steps(stage, n_examples=100) == n_steps
 
 
 @pytest.mark.parametrize("stage, flag, message", [

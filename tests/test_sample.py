@@ -1,5 +1,6 @@
 """sample.py as a user runs it: on clips that are ordinary, odd, or no clips at all."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from mini import ROOT, SECONDS
 
 import sample
 from diffa2_mini import weights
+from diffa2_mini.command.flags import decode_config
 from diffa2_mini.command.script import run_script
 from diffa2_mini.config import SIZES
 
@@ -69,9 +71,21 @@ def test_the_flags_reach_the_decoder(capsys):
 
     hot = texts("--temperature", "3", "--seed", "1")
     assert hot[0] == hot[1] != texts("--temperature", "3", "--seed", "2")[0]
-    random = texts("--remasking", "random", "--seed", "1")
-    guided = texts("--cfg", "2", "--gen-length", "8")
-    assert random[0] != guided[0]
+
+
+@pytest.mark.parametrize("flags, changes", [
+    ("--remasking random", dict(remasking="random", factor=None)),
+    ("--steps 4", dict(steps=4, factor=None)),
+    ("--threshold 0.8", dict(threshold=0.8, factor=None)),
+    ("--factor 2 --revise 0.3 --eos-threshold 0.9", dict(factor=2, revise=0.3, eos_threshold=0.9)),
+    ("--gen-length 24", dict(gen_length=24, block_length=24, steps=24)),
+    ("--gen-length 32 --block-length 8", dict(gen_length=32, block_length=8, steps=32)),
+    ("--cache dual --refresh 3 --capture --compile",
+     dict(cache="dual", refresh=3, capture=True, compile=True)),
+    ("--temperature 0.5 --cfg 2 --seed 7", dict(temperature=0.5, cfg=2, seed=7))])
+def test_each_flag_of_decoding_sets_its_field(flags, changes):
+    args, default = sample.parse_arguments([str(CLIP), *flags.split()]), SIZES["toy"][0].decode
+    assert decode_config(args, default) == dataclasses.replace(default, **changes)
 
 
 def test_each_clip_is_drawn_for_itself_with_any_seed(capsys):
@@ -232,7 +246,8 @@ def test_a_clip_that_is_none_is_one_line_and_exit_code_2(tmp_path, capfd):
     (["--checkpoint", "missing.safetensors"], "missing.safetensors"),
     (["--checkpoint", str(weights.SHIPPED["llada"])], "checkpoint"),
 ])
-def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(flags, message, capsys):
+def test_a_flag_that_cannot_be_is_one_line_and_exit_code_2(
+        flags, message, capsys, nothing_downloaded):
     assert run_script(sample.main, [str(CLIP), *flags]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

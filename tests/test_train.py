@@ -28,13 +28,17 @@ from data.pretraining import backbone
 from data.pretraining.encoder import is_segment
 from diffa2_mini import weights
 from diffa2_mini.command.script import run_script
+from diffa2_mini.config import SIZES
 from diffa2_mini.data import read_manifest
 from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate import __main__ as evaluate
 from diffa2_mini.evaluate.validation import Validator
 from diffa2_mini.model import part_of
 from diffa2_mini.training import dry_run
+from diffa2_mini.training import run as run_module
 from diffa2_mini.training.checkpoint import export, fingerprint, load_checkpoint, save_checkpoint
+from diffa2_mini.training.processes import World
+from diffa2_mini.training.run import StageParameters, optimizer_step
 
 
 def test_four_stages_leave_checkpoints_a_log_and_a_table(whole):
@@ -82,7 +86,7 @@ def test_a_stopped_run_resumes_to_bit_identical_weights_and_log(world, whole, tm
     process = subprocess.Popen(command(world, tmp_path), stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, text=True)
     deadline = time.time() + SECONDS
-    # until stage 3, which has dropout, has left a checkpoint in its middle
+    # until stage 3 has left a checkpoint in its middle
     while time.time() < deadline:
         path = tmp_path / "stage3.safetensors"
         if path.exists():
@@ -104,6 +108,43 @@ def test_workers_and_a_cache_on_disk_change_nothing(world, whole, tmp_path, flag
     train_here(world, tmp_path / "out", "--stage", "1", "--no-cache-audio", *flags)
     assert same(tmp_path / "out", whole[0], stages=(1,))
     assert ("--workers" in flags) != any((tmp_path / "CACHE").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("n_pieces", [1, 3])
+def test_the_gradient_of_a_step_is_clipped_to_its_norm(monkeypatch, n_pieces):
+    weight, batch = torch.nn.Parameter(torch.zeros(4)), SimpleNamespace(broken={}, incomplete={})
+    batch.masked, batch.encoded = torch.ones(1), lambda features, device: batch
+    monkeypatch.setattr(run_module, "piece_loss", lambda *_: {"loss": 5 * weight.sum() / n_pieces})
+    run = SimpleNamespace(world=World(), model=None, tokenizer=None, dtype=torch.float32,
+                          device=torch.device("cpu"), features=SimpleNamespace(incomplete={}),
+                          signals=SimpleNamespace(received=None))
+    parameters = StageParameters(dataclasses.replace(SIZES["toy"][1][1], grad_clip=0.5),
+                                 {"weight": weight}, {}, torch.optim.SGD([weight], lr=1.0))
+    figures = optimizer_step(run, parameters, 16, iter([batch] * n_pieces))
+    assert figures["grad_norm"] == pytest.approx(10) and figures["masked"] == n_pieces
+    torch.testing.assert_close(weight.detach(), torch.full((4,), -0.25))  # of norm 0.5
+
+
+def test_dropout_acts_and_is_drawn_anew_for_each_step(world, whole, tmp_path):
+    """So that a run that goes on has the numbers of one that was not stopped."""
+    out, again = tmp_path / "out", tmp_path / "again"
+    flags = ["--stage", "3", "--lora-dropout", "0.3", "--adapter-dropout", "0.2",
+             "--init", str(whole[0] / "stage2.safetensors")]
+    train_here(world, out, *flags)
+    losses = [[row["loss"] for row in logged(folder) if row["stage"] == 3 and "loss" in row]
+              for folder in (out, whole[0])]
+    assert all(dropped != kept for dropped, kept in zip(*losses, strict=True))
+    again.mkdir()
+    shutil.copy(out / "log.jsonl", again)
+    shutil.copy(out / "stage3.previous.safetensors", again / "stage3.safetensors")
+    train_here(world, again, *flags, "--resume")
+    assert same(again, out, stages=(3,))
+
+
+def test_a_part_of_the_validation_is_asked_as_often_as_is_said(world, tmp_path):
+    train_here(world, tmp_path, "--stage", "1", "--steps", "5", "--eval-every", "2")
+    rows = [row for row in logged(tmp_path) if "overall" in row]
+    assert [(row["step"], "loss" in row) for row in rows] == [(2, True), (4, True), (5, False)]
 
 
 def test_every_step_says_how_fast_it_was(whole):

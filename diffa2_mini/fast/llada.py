@@ -31,13 +31,13 @@ class FastBlock(Block):
 
     def attention(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache,
                   first: int = 0) -> Tensor:
-        h = self.attn_norm(x)
-        cos, sin = rotation
+        h, (cos, sin) = self.attn_norm(x), rotation
         q = self.heads(self.q_proj(h[:, first:]))  # [B, H, S - first, D/H]
         q = rotate(q, (cos[..., first:, :], sin[..., first:, :]))
         k, v = rotate(self.heads(self.k_proj(h)), rotation), self.heads(self.v_proj(h))
         if cache is not None:
             k, v = cache.update(k, v)
+        mask = mask if mask is None else mask[:, :, -q.shape[2]:]  # if it has a row for each token
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B, H, S - first, D/H]
         return self.attn_out(y.transpose(1, 2).flatten(2))  # [B, S - first, D]
 
