@@ -3,6 +3,7 @@ alone."""
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -207,6 +208,10 @@ def test_the_page_of_claims_shows_what_was_measured():
                    for name in settings if experiment in found)
     written = json.loads((ROOT / "tutorials" / "results" / "claims.json").read_text())
     assert written == json.loads(json.dumps(summary(cells)))
+    verdicts = [found for row in page.splitlines() if " | No" not in row  # claim of the paper
+                for found in re.findall(rf", \*({SHOWS}|{OPPOSITE}|{HIDES})\b", row)]
+    assert (f"{verdicts.count(SHOWS)} of {len(verdicts)} comparisons show at toy scale, and of "
+            f"{verdicts.count(OPPOSITE)} the opposite") in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_seeds_are_paired_and_small_figures_compared_as_ratios():
