@@ -32,6 +32,7 @@ from data.pretraining import fit, stage0
 from diffa2_mini import weights
 from diffa2_mini.config import DATA, SIZES, StageConfig
 from diffa2_mini.data import BatchDataset
+from diffa2_mini.errors import UserError
 from diffa2_mini.evaluate.validation import Validator, print_incomplete
 from diffa2_mini.fast.compiling import compile_blocks
 from diffa2_mini.fast.device import choose_device
@@ -48,7 +49,7 @@ from diffa2_mini.training.loader import StageLoader, batches
 from diffa2_mini.training.manifests import DataConfig, load_data
 from diffa2_mini.training.objective import adamw, learning_rate, set_dropout
 from diffa2_mini.training.options import stage_config
-from diffa2_mini.training.processes import World, join_processes, shard_blocks
+from diffa2_mini.training.processes import World, join_processes, shard
 from diffa2_mini.training.random_weights import fill_at_random
 from diffa2_mini.training.run import Run, StageParameters, StageProgress, Stopped, optimizer_step
 from diffa2_mini.view import curves
@@ -120,8 +121,7 @@ def start_stage(args: argparse.Namespace, run: Run, stage: StageConfig, init: Ch
         weights.restore(model, init.model, "the stage before")
     trained = model.train_only(stage.trains)
     if args.shard:
-        shard_blocks(model.llada.blocks, run.world, run.device)
-        model.to(run.device)
+        shard(model, model.llada.blocks, run.world, run.device)
     run.world.broadcast_parameters(list(trained.values()))
     tensors = weights.trained_tensors(model) if stage.preference else {}
     reference = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -195,8 +195,8 @@ def train_stage(args: argparse.Namespace, run: Run, validator: Validator, number
 
 
 def validate_stage(run: Run, validator: Validator, parameters: StageParameters, step: int) -> None:
-    """Measure the model at the end of a stage. Raises Stopped if a signal cuts that short: what is
-    saved then is not done, and resuming measures anew."""
+    """Measure the model at the end of a stage. Where a signal or an error cuts that short, what is
+    saved is not done, and resuming measures anew."""
     stage, examples = parameters.stage, run.data.validation
     if not examples:
         return
@@ -204,7 +204,7 @@ def validate_stage(run: Run, validator: Validator, parameters: StageParameters, 
         report, ranking = validator.report(stage, examples), {}
         if stage.preference:
             ranking = validator.rank_pairs(stage, parameters.reference, examples)
-    except Stopped:
+    except (Stopped, UserError):
         run.folder.save(stage.number, step, run.model, parameters.optimizer)
         raise
     run.log.add(stage=stage.number, step=step, **report.figures, **ranking, time=time.time())
@@ -220,10 +220,11 @@ def train_stages(args: argparse.Namespace, run: Run, init: Checkpoint | None) ->
                                               run.raise_if_stopped)
     for number in args.stages:
         folder.note_start(number, init)
-        saved = folder.saved.get(number)
-        if saved and saved.done:
+        if (saved := folder.saved.get(number)) and saved.done:
             print(f"\nstage {number} is done: {folder.path(number)}")
             weights.restore(run.model, saved.model, str(folder.path(number)))  # for --test
+            if args.shard:
+                shard(run.model, run.model.llada.blocks, run.world, run.device)
             init = saved
             continue
         if run.world.is_main:
@@ -271,8 +272,7 @@ def train(args: argparse.Namespace, world: World, stack: ExitStack) -> None:
     try:
         train_stages(args, run, init)
     except Stopped:
-        again = resume_command(args, sys.argv)
-        print(f"stopped; all steps made are saved; go on with: {again}")
+        print("stopped; all steps made are saved; go on with:", resume_command(args, sys.argv))
         sys.exit(128 + (run.signals.received or signal.SIGTERM))
     if not world.is_main:
         return

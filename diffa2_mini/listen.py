@@ -98,7 +98,7 @@ class Diffa2:
     def load(cls, source: Source, device: torch.device, dtype: torch.dtype,
              merge: bool = False, quantize: str | None = None) -> "Diffa2":
         """The model of a source, its linear layers quantised as `weights.load_part` tells, and the
-        rest in `dtype` then. `merge` folds LoRA into the backbone: faster, rounded again."""
+        rest in `dtype` then. `merge` folds LoRA into layers that are not: faster, rounded again."""
         require(quantize in (None, *KINDS),
                 f"--quantize: expected one of {', '.join(KINDS)}, got {quantize}")
         config, trained, paths, _ = source

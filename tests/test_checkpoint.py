@@ -165,7 +165,7 @@ def test_a_cut_file(tmp_path, model, length):
 def test_files_that_are_no_checkpoints(tmp_path):
     path = tmp_path / "a.safetensors"
     assert "no such file" in error_of(load_checkpoint, path)
-    assert "no such file" in error_of(load_checkpoint, tmp_path)
+    assert "found a folder; name a stage's file" in error_of(load_checkpoint, tmp_path)
     path.write_text("this is no safetensors file, but text of some length")
     assert "cut off or damaged" in error_of(load_checkpoint, path)
     save_file({"x": torch.zeros(2)}, path)
@@ -330,6 +330,9 @@ def test_other_parts_than_a_checkpoint_was_trained_on_are_named(tmp_path, config
 def test_a_shared_copy_still_knows_what_it_belongs_to(tmp_path, model):
     about = dict(settings={"seed": 3}, fingerprints={"whisper": "a"})
     state = saved(tmp_path / "a.safetensors", model, optimizer={"step.x": torch.zeros(())}, **about)
+    message = error_of(export, tmp_path / "a.safetensors", tmp_path / "b.safetensors", True)
+    assert "expected a stage that is done, got 7 steps" in message
+    save_checkpoint(tmp_path / "a.safetensors", dataclasses.replace(state, done=True))
     export(tmp_path / "a.safetensors", tmp_path / "b.safetensors", half=True)
     found = load_checkpoint(tmp_path / "b.safetensors")
     assert found.done and found.optimizer == {}

@@ -113,6 +113,13 @@ def test_processes_at_their_own_pace_encode_all_clips_between_them(model, paths,
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3
 
 
+def test_a_cache_that_cannot_be_written_is_no_broken_clip(model, paths, tmp_path):
+    features = FeatureCache(model, CPU, torch.float32, True, tmp_path / "cache")
+    features.file_of(paths[1]).mkdir(parents=True)
+    with pytest.raises(UserError, match="could not be written"):
+        features.prepare(paths, lambda chunks: chunks, skip_broken=True)
+
+
 def test_the_space_of_all_processes_is_asked_for(model, paths, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage",
                         lambda path: shutil._ntuple_diskusage(0, 0, 3 * 3 * 50 * 8 * 4))

@@ -215,6 +215,16 @@ ODD = ['{"stage": 1, "step": 2, "loss": "low"}',
        '{"stage": 7, "step": -1}']
 
 
+def test_the_log_is_json_whatever_the_numbers(tmp_path):
+    def refuse(constant):
+        raise ValueError(constant)
+
+    log = Log(tmp_path / "log.jsonl")
+    log.add(stage=1, step=1, loss=math.nan, grad_norm=-math.inf, wer=0.5)
+    row = json.loads(log.path.read_text(), parse_constant=refuse)
+    assert row == {"stage": 1, "step": 1, "loss": "nan", "grad_norm": "-inf", "wer": 0.5}
+
+
 def test_the_curves_of_a_log_are_drawn_if_matplotlib_is_there(tmp_path):
     pytest.importorskip("matplotlib")
     log = Log(tmp_path / "log.jsonl")

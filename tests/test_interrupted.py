@@ -365,13 +365,15 @@ def test_processes_that_see_different_things_do_not_train(type, message, world, 
         train.train(args, apart, held)
 
 
-@pytest.mark.parametrize(
-    "size, message",
-    [("2", "without LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, RANK;"),
-     ("x", "got 'x'"), ("0", "got '0'")])
-def test_what_torchrun_has_not_started_is_one_line(size, message, world, tmp_path, monkeypatch,
-                                                   capsys):
-    monkeypatch.setenv("WORLD_SIZE", size)
+@pytest.mark.parametrize("size, others, message", [
+    ("2", {}, "without LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, RANK;"),
+    ("2", {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost",
+           "MASTER_PORT": "1234", "RANK": "a"}, "without RANK;"),
+    ("x", {}, "got 'x'"), ("0", {}, "got '0'")])
+def test_what_torchrun_has_not_started_is_one_line(size, others, message, world, tmp_path,
+                                                   monkeypatch, capsys):
+    for name, value in {"WORLD_SIZE": size, **others}.items():
+        monkeypatch.setenv(name, value)
     assert run_script(train.main,
                       ["--data", str(world), "--out", str(tmp_path / "out"), *MINI]) == 2
     error = capsys.readouterr().err

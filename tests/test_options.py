@@ -63,7 +63,8 @@ def test_of_all_stages_those_that_have_a_masking_get_it():
     (["--parts", "llada"], "--parts is of --stage 0"),
     (["--stage", "1", "--random-weights", "--whisper", "a"], "--random-weights reads no others"),
     (["--random-weights", "--validation", "a"], "--random-weights reads no others"),
-    (["--random-weights", "--eval-every", "1"], "--random-weights reads no others")])
+    (["--random-weights", "--eval-every", "1"], "measures nothing; leave out --eval-every"),
+    (["--random-weights", "--diffa2", "a", "--test", "b"], "leave out --diffa2, --test")])
 def test_what_would_be_asked_in_vain_is_refused(flags, message, tmp_path, capsys):
     assert run_script(train.main, ["--out", str(tmp_path / "out"), *flags]) == 2
     error = capsys.readouterr().err

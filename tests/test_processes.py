@@ -296,7 +296,7 @@ with processes.join_processes(2) as world:
     for p in model.parameters():
         torch.distributed.broadcast(p.data, 0)
     whole, expected = held(), model(x)
-    processes.shard_blocks(model.blocks, world, torch.device("cpu"))
+    processes.shard(model, model.blocks, world, torch.device("cpu"))
     for name, p in model.named_parameters():
         if "lora_" in name:
             p.detach().numpy()  # whole, though it is frozen

@@ -409,7 +409,12 @@ def test_a_hub_name_is_looked_up_here_and_in_the_cache(tmp_path, monkeypatch):
     assert locate(name, "whisper", "full") == Path("weights", name)  # as nothing is in it
     complete(tmp_path / name)
     assert locate(name, "whisper", "full") == Path(name)
-    assert "no such file or folder" in error_of(locate, "nowhere.safetensors", "whisper", "full")
+    for size, part, advice in (("full", "whisper", "; check --whisper"),
+                               ("small", "whisper", "; check --whisper"),
+                               ("small", "llada", "--stage 0 --parts llada --size small makes"),
+                               ("toy", "diffa2", "--stage 1 --size toy makes some")):
+        message = error_of(locate, "nowhere.safetensors", part, size)
+        assert "no such file or folder" in message and advice in message
 
 
 @pytest.mark.parametrize("variables, folder", [

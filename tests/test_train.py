@@ -1,6 +1,7 @@
 """train.py as a user runs it: four stages in miniature, stopped, killed, resumed, and given what it
 cannot use."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from mini import MINI, ROOT, SECONDS, command, logged, same, started_by, train_here
+from mini import MINI, ROOT, SECONDS, command, logged, refused, same, started_by, train_here
 from test_files import held
 from test_weights import other_part
 
@@ -145,6 +146,33 @@ def test_a_part_of_the_validation_is_asked_as_often_as_is_said(world, tmp_path):
     train_here(world, tmp_path, "--stage", "1", "--steps", "5", "--eval-every", "2")
     rows = [row for row in logged(tmp_path) if "overall" in row]
     assert [(row["step"], "loss" in row) for row in rows] == [(2, True), (4, True), (5, False)]
+
+
+def test_where_measuring_fails_the_steps_are_saved(world, whole, tmp_path, capsys, monkeypatch):
+    def fails(*_):
+        raise UserError("half.flac: expected intact audio")
+
+    arguments = command(world, tmp_path, "--stage", "1")[2:]
+    with monkeypatch.context() as patch:
+        patch.setattr(Validator, "report", fails)
+        assert "half.flac" in refused(train.main, capsys, *arguments)
+    saved = load_checkpoint(tmp_path / "stage1.safetensors")
+    assert saved.step == 4 and not saved.done and saved.optimizer
+    train.main([*arguments, "--resume"])
+    assert same(tmp_path, whole[0], stages=(1,))
+
+
+def test_a_finished_stage_is_split_before_its_test(world, whole, tmp_path, monkeypatch):
+    """Where processes split the backbone, the model waits elsewhere until then."""
+    parse, calls = train.options.parse_arguments, []
+    monkeypatch.setattr(train.options, "parse_arguments", lambda *given: argparse.Namespace(
+        **vars(parse(*given)) | {"shard": True}))
+    monkeypatch.setattr(train, "shard", lambda *_: calls.append("split"))
+    monkeypatch.setattr(Validator, "report", lambda *_: calls.append("test") or
+                        SimpleNamespace(table=""))
+    out = shutil.copytree(whole[0], tmp_path / "out")
+    train_here(world, out, "--stage", "1", "--resume", "--test", str(world / "validation.json"))
+    assert calls == ["split", "test"]
 
 
 def test_every_step_says_how_fast_it_was(whole):

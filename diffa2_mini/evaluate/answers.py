@@ -158,7 +158,8 @@ def expect_same(row: dict, question: BenchmarkQuestion, by: str | None) -> None:
     for name, value in depends.items():
         was, now = ({*str(each).split(", ")} for each in (row.get(name), value))
         require(value is None or was == now, f"{name!r} of {question.id} is "
-                f"{', '.join(sorted(was - now))}, this run has {', '.join(sorted(now - was))}; "
+                f"{', '.join(sorted(was - now)) or 'plain'}, this run has "
+                f"{', '.join(sorted(now - was)) or 'none of it'}; "
                 "choose another --out, or delete such lines to ask anew")
 
 
@@ -168,8 +169,7 @@ def match(rows: list[dict], questions: list[BenchmarkQuestion], source: Path, be
     known, answers, seen = {question.id: question for question in questions}, {}, Counter()
     for i, row in enumerate(rows, start=1):
         try:
-            id = id_of(row, seen)
-            theirs = row.get("benchmark", benchmark)
+            id, theirs = id_of(row, seen), row.get("benchmark", benchmark)
             require(theirs == benchmark, f"answers a question of {theirs}, not of {benchmark}")
             require(id in known, f"{id} is not asked (id#2: the second answer to id); check --file")
             expect_same(row, known[id], by)

@@ -50,8 +50,7 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "mmsu": Benchmark(
-        "audio_path", ("answer_gt",),
+    "mmsu": Benchmark("audio_path", ("answer_gt",),
         "Choose the most suitable answer from options A, B, C, and D to respond the question in "
         "next line, **you should only choose A or B or C or D.** Do not provide any additional "
         "explanations or content.\n\nQuestion: {question}\n\n{choices}",
@@ -64,11 +63,9 @@ BENCHMARKS = {
                       ("modality", "category", "sub-category", "language"), by_words=True),
     "asr": Benchmark("audio_filepath", ("transcription", "target"), TextConfig().instruction, None,
                      length=128),
-    "toy": Benchmark(
-        "audio_id", ("answer",), "{question}\n{choices}",
+    "toy": Benchmark("audio_id", ("answer",), "{question}\n{choices}",
         lambda reply, choices: dict(zip(ascii_uppercase, choices)).get(reply.strip()[:1]),
-        ("task", "task / category", "sub-category", "difficulty"), length=None),
-}
+        ("task", "task / category", "sub-category", "difficulty"), length=None)}
 TOY_FREE = replace(  # a reply that is none of the choices names itself, unless it is blank
     BENCHMARKS["toy"], prompt="{question}", choice_of=lambda reply, choices: next(
         (each for each in (*choices, reply) if each.strip() == reply.strip() != ""), None))

@@ -67,9 +67,8 @@ def report(examples: list[Example], answers: list[str]) -> Report:
             groups["caption"].append(value)
     figures = {name: float(np.mean(values)) for name, values in groups.items() if values}
     figures["overall"] = float(np.mean(sum(right.values(), [])))
-    figures["worst_open"] = min(groups["open"], default=math.nan)
-    if errors:
-        figures["wer"] = word_error_rate(errors)
+    figures |= {"worst_open": min(groups["open"])} if groups["open"] else {}
+    figures |= {"wer": word_error_rate(errors)} if errors else {}
     domains, types = (sorted({*names}) for names in zip(*accuracy))
     cells = {key: f"{value:.2f}" for key, value in accuracy.items()}
     lines = [f"{'question':14}" + "".join(f"{domain:>10}" for domain in domains)]

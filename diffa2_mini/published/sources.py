@@ -18,8 +18,7 @@ SOURCES = {  # of each part, unless the user says otherwise: files, folders or h
               "diffa2": ASSETS / "small_diffa2.safetensors"},
     "diffa1": {"whisper": "openai/whisper-small", "llada": LLADA, "diffa2": "zhoujiaming777/DIFFA"},
     "full": {"whisper": "openai/whisper-large-v3", "llada": LLADA,
-             "diffa2": "zhoujiaming777/DIFFA-2"},
-}
+             "diffa2": "zhoujiaming777/DIFFA-2"}}
 
 
 def hub_folders(name: str) -> list[Path]:
@@ -63,8 +62,8 @@ def locate_all(sources: dict[str, str | Path | None], size: str) -> dict[str, Pa
             form = " model.safetensors" if part == "whisper" else ""  # of several forms there
             downloads.append(f"hf download {name}{form} --local-dir weights/{name}")
         elif not found[part].exists():
-            stage, how = 1 if part == "diffa2" else 0, f"; check --{part}"
-            if size in ("toy", "small"):
+            stage, how = "1" if part == "diffa2" else f"0 --parts {part}", f"; check --{part}"
+            if size == "toy" or size == "small" and part != "whisper":
                 how = f"; python train.py --stage {stage} --size {size} makes some"
             raise UserError(f"{source}: expected {WHAT[part]}, found no such file or folder"
                             f"{moved(here) or how}")

@@ -100,7 +100,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, keep: Callable | None = 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint into memory: Windows replaces no file that is mapped, and the next save is
     to replace this one. Raises UserError if the file is missing, cut, or not one of ours."""
-    require(path.is_file(), f"{path}: expected a checkpoint, found no such file"
+    what = "a folder; name a stage's file" if path.is_dir() else "no such file"
+    require(path.is_file(), f"{path}: expected a checkpoint, found {what}"
                             f"{moved(path) or '; python train.py makes one'}")
     tensors, metadata = read_tensors(path, "a checkpoint")
     found = metadata.get("format", "another safetensors file")
@@ -126,7 +127,7 @@ def differences(was, now) -> list[str]:
         if dataclasses.is_dataclass(was[name]):
             found += [f"{name}.{line}" for line in differences(was[name], now[name])]
         elif was[name] != now[name]:
-            words = f"{name.replace('_', ' ')} {was[name]}, got {now[name]}"
+            words = f"{name.replace('_', ' ')} {was[name]}, got {now[name]}".replace("None", "none")
             found.append(ORIGINS.get(name, words))
     return found
 
@@ -199,8 +200,9 @@ def export(checkpoint: Path, to: Path, half: bool = False) -> None:
     in float16 and without the optimiser's state."""
     found = load_checkpoint(checkpoint)
     if half:
+        require(found.done, f"{checkpoint}: expected a stage that is done, got {found.step} steps")
         model = {name: tensor.half() for name, tensor in found.model.items()}
-        save_checkpoint(to, dataclasses.replace(found, done=True, model=model, optimizer={}))
+        save_checkpoint(to, dataclasses.replace(found, model=model, optimizer={}))
         return
     # stage 1, which trains these two alone; but what is fitted stays with what it was fitted to
     is_first = found.audio == PROMPTS_AND_SEMANTIC and not found.config.adapter.fitted

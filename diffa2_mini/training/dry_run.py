@@ -95,14 +95,12 @@ def activation_bytes(config: Config, stage: StageConfig, shape: Shape, width: in
     # A block keeps the float32 input of its norm, q, k, v and what attention gives; then that of
     # the other norm and the three inner tensors of SwiGLU; LoRA also the input of the projections
     # in each half. The last block answers for responses alone.
-    attention = 4 * D + 4 * width * D + lora
-    feed_forward = 4 * D + 3 * width * H + lora
+    attention, feed_forward = 4 * D + 4 * width * D + lora, 4 * D + 3 * width * H + lora
     last = tokens * attention + shape.answers * feed_forward
     kept, again = {
         "nothing": (tokens * (layers - 1) * (attention + feed_forward) + last, 0),
         "feed-forward": (tokens * layers * (attention + width * D), tokens * feed_forward),
-        "blocks": (tokens * layers * width * D, tokens * (attention + feed_forward)),
-    }[recompute]
+        "blocks": (tokens * layers * width * D, tokens * (attention + feed_forward))}[recompute]
     inner = tokens * 3 * width * H  # gradients of SwiGLU, the widest place of the backward pass
     # Logits and, in float32, their logarithmic softmax, which becomes their gradient.
     head = min(CHUNK, shape.masked) * config.llada.vocab_size * 8
@@ -206,8 +204,7 @@ def work_of(plan: Plan, stage: StageConfig) -> tuple[dict[str, str], float]:
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else "H200"
     peak = next((peak for key, peak in PEAK_FLOPS.items() if key in card), PEAK_FLOPS["A100"])
     hours = n_steps * flops / (UTILISATION * peak * n_cards) / 3600
-    return {"tokens per step": f"{step.tokens:,}",
-            "operations per step": f"{flops:.3g}",
+    return {"tokens per step": f"{step.tokens:,}", "operations per step": f"{flops:.3g}",
             "examples per epoch": f"{n_examples:,} ({source})",
             "steps": f"{n_steps:,} of {stage.batch_size} examples",
             f"hours on {'one' if n_cards == 1 else n_cards} {card}, at {UTILISATION:.0%} of "

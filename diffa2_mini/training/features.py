@@ -21,7 +21,7 @@ from ..data import load_clip
 from ..errors import UserError, require
 from ..model import Audio, Diffa2Model
 from .checkpoint import fingerprint
-from .files import save_tensors
+from .files import WriteError, save_tensors
 from .processes import World
 
 NAMES = ("final", "taps", "n_frames")  # fields of Audio
@@ -130,7 +130,7 @@ class FeatureCache:
             try:
                 self.get(path)
             except UserError as error:
-                require(skip_broken, str(error))
+                require(skip_broken and not isinstance(error, WriteError), str(error))
                 broken.append((path, str(error)))
         return dict(world.gather(broken))
 

@@ -40,9 +40,13 @@ def keep_previous(path: Path) -> None:
         shutil.copyfile(path, previous(path))
 
 
+class WriteError(UserError):
+    """A file could not be written."""
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make the folder of a file written in this block. UserError if that fails (a full disk)."""
+    """Make the folder of a file written in this block. WriteError if that fails (a full disk)."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -50,8 +54,8 @@ def writing(path: Path) -> Iterator[None]:
         if out_of_memory(error):
             raise
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: could not be written ({reason}); free some space or choose "
-                        "another place") from None
+        raise WriteError(f"{path}: could not be written ({reason}); free some space or choose "
+                         "another place") from None
 
 
 def write_whole(path: Path, write_to: Callable[[Path], None], keep: Callable | None = None) -> None:

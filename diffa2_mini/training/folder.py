@@ -40,14 +40,16 @@ class Log:
 
     def add(self, **row) -> None:
         if self.writes:
+            row = {name: value if not isinstance(value, float) or math.isfinite(value)
+                   else str(value) for name, value in row.items()}  # JSON has no nan
             files.append(self.path, json.dumps(row) + "\n")
 
     def note_nonfinite(self, row: dict, clips: list[str], skip: bool) -> None:
         """Write the clips of a step whose loss or gradient is not finite to nonfinite.jsonl. `row`
         is the log's, before it has it. Raises UserError unless `skip`."""
         path, loss, norm = self.path.with_name("nonfinite.jsonl"), row["loss"], row["grad_norm"]
-        Log(path, self.writes).add(stage=row["stage"], step=row["step"], loss=str(loss),
-                                   grad_norm=str(norm), clips=clips)
+        Log(path, self.writes).add(stage=row["stage"], step=row["step"], loss=loss, grad_norm=norm,
+                                   clips=clips)
         require(skip, f"stage {row['stage']}, step {row['step']}: expected a finite loss and "
                 f"gradient, got {loss} and {norm}; {path} names the clips. Begin again with a "
                 "lower --lr, or go on without such steps: --resume --skip-nonfinite")

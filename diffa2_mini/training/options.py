@@ -41,7 +41,7 @@ FLAGS = {
     "--warmup": dict(type=int, help="steps"),
     "--lora-dropout": dict(type=float, help="of LoRA's inputs in stage 3, from 0 to 0.99"),
     "--adapter-dropout": dict(type=float, help="of the acoustic adapter in stages 2 and 3"),
-    "--eval-every": dict(type=int, default=0, help="steps (default: at the end of a stage alone)"),
+    "--eval-every": dict(type=int, default=0, help="steps; asks an eighth of all questions"),
     "--save-every": dict(type=int, default=100, help="steps between checkpoints"),
     "--sample-every": dict(type=int, default=200, help="steps between decoded samples"),
     # on which machine, and how its memory and time are used
@@ -58,8 +58,7 @@ FLAGS = {
     "--cache-audio": dict(type=Path, metavar="DIR", help="keep encoded clips on disk"),
     "--compile": dict(action="store_true", help="fuse operations: slow to start, then faster"),
     "--shard": dict(action="store_true", help="split the backbone among the processes"),
-    "--processes": dict(type=int, help="of --dry-run: as if torchrun started so many"),
-}
+    "--processes": dict(type=int, help="of --dry-run: as if torchrun started so many")}
 DROPOUTS = {"lora_dropout": "lora", "adapter_dropout": "acoustic"}  # the part each belongs to
 
 
@@ -85,9 +84,10 @@ def parse_arguments(argv: list[str], description: str) -> argparse.Namespace:
         require(not (getattr(args, one) and getattr(args, other)),
                 f"--{one} and --{other} exclude each other; choose one")
     require(args.parts == "both" or args.stage == "0", "--parts is of --stage 0; leave it out")
-    in_vain = args.whisper or args.llada or args.validation or args.eval_every
+    names = ("whisper", "llada", "diffa2", "validation", "test", "eval_every")
+    in_vain = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
     require(not (args.random_weights and in_vain), "--random-weights reads no others and measures "
-            "nothing; leave out --whisper, --llada, --validation and --eval-every")
+            f"nothing; leave out {', '.join(in_vain)}")
     require(not args.shard or args.processes > 1 and (len(args.stages) == 1 or args.dry_run),
             "--shard splits a stage over processes: torchrun --nproc_per_node=N train.py --stage 1")
     require(not args.quantize or args.stages and not (args.shard or args.compile),

@@ -122,7 +122,8 @@ def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    missing = sorted({*RANKS, "MASTER_ADDR", "MASTER_PORT"} - os.environ.keys())
+    numbers = {name for name in RANKS if os.environ.get(name, "").isdecimal()}
+    missing = sorted({*RANKS, "MASTER_ADDR", "MASTER_PORT"} - (os.environ.keys() - RANKS | numbers))
     require(not missing, f"expected processes of torchrun, got WORLD_SIZE={size} without "
             f"{', '.join(missing)}; start them with: torchrun --nproc_per_node={size} train.py")
     places = [int(os.environ[name]) for name in RANKS]
@@ -147,9 +148,9 @@ def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
                         f"or hangs ({reason}); go on with --resume") from None
 
 
-def shard_blocks(blocks: nn.ModuleList, world: World, device: torch.device) -> None:
-    """Shard the frozen weights of each block over the processes (FSDP): they are gathered on the
-    device when it runs, and freed again. Its trainable weights stay whole."""
+def shard(model: nn.Module, blocks: nn.ModuleList, world: World, device: torch.device) -> None:
+    """Shard the frozen weights of a model's blocks over the processes (FSDP): they are gathered on
+    the device when one runs, and freed again. All other weights are whole on each device."""
     from torch.distributed.fsdp import fully_shard  # here, as it takes a second or two
 
     require("ignored_params" in inspect.signature(fully_shard).parameters,
@@ -160,3 +161,4 @@ def shard_blocks(blocks: nn.ModuleList, world: World, device: torch.device) -> N
         whole = {parameter for name, parameter in block.named_parameters()
                  if parameter.requires_grad or "lora_" in name}
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+    model.to(device)

@@ -32,8 +32,7 @@ def predictions(history: list[Step], tokenizer: Tokenizer) -> list[list]:
     The token is written as its bytes, a character each (latin-1), since a letter may take several
     tokens. It is None where a mask was left, and "" where the answer ends.
     """
-    special = {tokenizer.mask_id: None, tokenizer.eot_id: "", tokenizer.eos_id: ""}
-    found = []
+    special, found = {tokenizer.mask_id: None, tokenizer.eot_id: "", tokenizer.eos_id: ""}, []
     for step in history:
         found.append([])
         columns = (step.tokens, step.confidence, *step.likely)  # [1, R], and [1, R, TOP] each
@@ -64,10 +63,8 @@ def section(diffa2: Diffa2, name: str, samples: np.ndarray, prompt: str, answer:
         "clip": name, "prompt": prompt, "text": answer.text, "length": len(answer.tokens),
         "steps": predictions(answer.history, diffa2.tokenizer),
         "passes": answer.steps * (2 if decode.cfg > 0 else 1), "seconds": answer.seconds,
-        "duration": len(samples) / audio.sample_rate,  # s
-        "highest": audio.sample_rate / 2,  # Hz
-        "bands": audio.n_mels,
-        "picture": b64encode(picture(mel)).decode(),
+        "duration": len(samples) / audio.sample_rate, "highest": audio.sample_rate / 2,  # s, Hz
+        "bands": audio.n_mels, "picture": b64encode(picture(mel)).decode(),
         "sound": f"data:audio/wav;base64,{b64encode(wav.getvalue()).decode()}"}
 
 
