@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import shutil
 import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -131,8 +130,9 @@ def unpack(path: Path, folder: Path, place: Place) -> None:
         if not folder.is_dir():
             raise tarfile.TarError("it has none of the files that are wanted")
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: could not be unpacked ({one_line(error)}); delete it and start "
-                        "again") from None
+        is_full = getattr(error, "errno", None) in FULL
+        advice = "free some space" if is_full else "delete it and start again"
+        raise UserError(f"{path}: could not be unpacked ({one_line(error)}); {advice}") from None
 
 
 def obtain(archive: Archive, folder: Path, place: Place,
@@ -144,12 +144,15 @@ def obtain(archive: Archive, folder: Path, place: Place,
     path = folder.with_name(f"{folder.name}.tar.gz")
     if not path.exists():
         download(archive, path)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        unpacked = Path(temporary, folder.name)
+    unpacked = folder.with_name(f"{folder.name}.unpacking")
+    shutil.rmtree(unpacked, ignore_errors=True)  # what was left where unpacking was killed
+    try:
         unpack(path, unpacked, place)
         path.unlink()
         check(unpacked)
         unpacked.rename(folder)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
     return folder
 
 

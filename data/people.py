@@ -8,8 +8,9 @@ boy says it.
 others (openslr.org/101, github.com/jimbozhang/speechocean762), whose README allows commercial and
 non-commercial use. Learners whose first language is Mandarin read them, so what is learnt here is
 for teaching and nothing else. This repository contains none of it but the list of the utterances,
-data/people_ids.txt. A copy may also be a folder with `people.jsonl` and its clips. The number of
-utterances and of speakers is checked; nobody has told the hash of the archive yet.
+data/people_ids.txt. A copy may also be a folder with clips and a `people.jsonl`, whose objects have
+audio, speaker, split (train or test), text, sex (woman or man) and age. The number of utterances
+and of speakers is checked; nobody has told the hash of the archive yet.
 
 A child is under 13; who is 13 to 17 is transcribed alone. The corpus has a test split, whose
 speakers training never hears; one in ten of the others is for validation.

@@ -1,8 +1,8 @@
 """The data of `--size small`: one curriculum over real digits, orders and people, with the toy's
 sounds and music.
 
-    python data/fsdd.py && python data/orders.py && python data/people.py && python data/toy.py
-    python data/small.py                # their manifests as one: data/small
+    python data/fsdd.py --hold-out george && python data/orders.py && python data/people.py
+    python data/toy.py && python data/small.py    # their manifests as one: data/small
     python data/small.py --tokenizer    # train diffa2_mini/assets/small.bpe on their texts
 
 Stage 1 has what people read, digits, and the toy's speech; the other stages have questions of all.
@@ -75,7 +75,8 @@ def mix(data: Path, out: Path, seed: int = 0) -> None:
     """Write the manifests of small into `out`, from the folders in `data`. Raises UserError that
     names what is missing."""
     missing = [folder for folder in FOLDERS if not (data / folder / "sft.json").is_file()]
-    commands = " && ".join(f"python data/{folder}.py" for folder in missing)
+    flags = {"fsdd": " --hold-out george"}
+    commands = " && ".join(f"python data/{name}.py{flags.get(name, '')}" for name in missing)
     require(not missing, f"{data}: expected {', '.join(FOLDERS)} with their manifests, got none "
             f"for {', '.join(missing)}; {commands} makes them")
     rng, manifests = np.random.default_rng(seed), {name: [] for name in NAMES}

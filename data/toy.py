@@ -1,6 +1,6 @@
 """The toy world on disk: clips, and the manifests of stages 1 to 4. Nothing is downloaded.
 
-    python data/toy.py                      # all of it into data/toy: 2,810 clips, half a minute
+    python data/toy.py                      # all of it into data/toy: 2,810 clips
     python data/toy.py --listen /tmp/clips  # a few clips with their questions, to play
     python data/toy.py --tokenizer toy      # train the byte-level BPE in diffa2_mini/assets/toy.bpe
     python data/toy.py --clips              # make the clips that ship in data/clips
@@ -283,7 +283,8 @@ def main(argv: list[str]) -> None:
     else:
         require(args.seed is None or not is_made(args.out), f"{args.out}: has a toy world, which "
                 "stays as it is; leave out --seed, or choose another --out")
-        print(f"the toy world is in {make_world(args.out, seed)}")
+        kept = ", as it was: delete it to make it anew" if is_made(args.out) else ""
+        print(f"the toy world is in {make_world(args.out, seed)}{kept}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ def main(argv: list[str]) -> None:
     parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, default=DATA / "toy",
                         help="where it goes (default: data/toy)")
-    print(f"ToyBench is {make(parser.parse_args(argv).out)}")
+    out = parser.parse_args(argv).out
+    kept = ", as it was: delete it to make it anew" if (out / "toybench.json").exists() else ""
+    print(f"ToyBench is {make(out)}{kept}")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ class LoraConfig(Ranged):
 class TextConfig(Ranged):
     """The words around the audio, and how long a response is."""
 
-    tokenizer: str = "tokenizer.json"  # beside the backbone's weights; or a rank file in data/
+    tokenizer: str = "tokenizer.json"  # beside the backbone's weights; or a rank file in assets/
     train_system: str = (  # as released: other words than at inference
         "You are a helpful voice assistant. Imagine you can hear the audio clips. "
         "Focus on the audios and respond directly to the prompts.")

@@ -320,6 +320,22 @@ def test_a_full_disk_is_no_connection_that_breaks_off(serve, tmp_path):
         corpus.download(fsdd.ARCHIVE, tmp_path / "archive")
 
 
+def test_a_full_disk_is_no_damaged_archive_and_what_a_killed_try_left_goes(tmp_path):
+    path, folder = tmp_path / "recordings.tar.gz", tmp_path / "recordings"
+    (tmp_path / "clip.wav").write_bytes(bytes(200_000))
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(tmp_path / "clip.wav", "clip.wav")
+    left = tmp_path / "recordings.unpacking" / "left"
+    left.mkdir(parents=True)
+    with full_disk(100_000), pytest.raises(UserError, match="unpacked .*; free some space"):
+        corpus.obtain(fsdd.ARCHIVE, folder, lambda name: name)
+    assert path.exists() and not left.parent.exists()
+    left.mkdir(parents=True)
+    corpus.obtain(fsdd.ARCHIVE, folder, lambda name: name)
+    assert [each.name for each in tmp_path.iterdir() if each.is_dir()] == ["recordings"]
+    assert [each.name for each in folder.iterdir()] == ["clip.wav"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
 def test_a_damaged_archive_gives_nothing(source, serve, damage, tmp_path, capsys):
     empty = io.BytesIO()

@@ -70,7 +70,7 @@ def test_what_was_made_of_other_things_is_not_mixed_in(change, run, asked, monke
         monkeypatch.setattr(seeds, "made_of", lambda *of: "another world")
     else:
         arguments = [*arguments, "--steps", "5"]
-    arguments = ["--seeds", "1", "2", *arguments[2:]]
+    assert arguments[:2] == ["--seeds", "1"]  # all of which are measured
     assert run_script(seeds.main, arguments) == 2
     error = capsys.readouterr().err
     assert "holds cells of other settings" in error and error.count("\n") == 1

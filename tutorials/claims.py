@@ -312,7 +312,8 @@ def main(argv: list[str]) -> None:
               "--backbone")
     wanted = share(wanted, scale, *args.part)
     missing = {key: cell for key, cell in wanted.items() if not path_of(args.out, *key).exists()}
-    print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", flush=True)
+    if not args.table:
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} cells are there", flush=True)
     if missing:
         lab = Lab(toy.make_world(args.data), args.work, scale, device)
         require_same(cells, missing, lab.made_of, args.out)

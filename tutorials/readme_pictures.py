@@ -20,6 +20,7 @@ import torch
 from common import AUDIO, CLIPS, COLOURS, GREY, ROOT, arrow, box, picture, shipped
 from matplotlib.axes import Axes
 
+from diffa2_mini.command.script import Parser, run_script
 from diffa2_mini.data import load_clip
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
@@ -150,7 +151,8 @@ def page(path: Path) -> None:
             browser.quit()
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
+    Parser(__doc__).parse_args(argv)
     os.environ["TUTORIAL_PICTURES"] = str(PICTURES)  # where picture() writes
     draw_map()
     (PICTURES / "forming.svg").write_text(forming(decoded()), encoding="utf-8")
@@ -161,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main, sys.argv[1:]))

@@ -175,9 +175,9 @@ def main(argv: list[str]) -> None:
     args, argv = parse_arguments(argv)
     paths = {seed: args.out / f"{seed}.json" for seed in args.seed}
     missing = {seed: path for seed, path in paths.items() if not (args.table or path.exists())}
-    curriculum = Curriculum(argv) if missing else None
+    curriculum = None if args.table else Curriculum(argv)
     cells = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
-    known = {cell["made_of"] for cell in cells} | ({curriculum.made_of} if missing else set())
+    known = {cell["made_of"] for cell in cells} | ({curriculum.made_of} if curriculum else set())
     require(len(known) <= 1, f"{args.out}: holds cells of other settings, data or weights; choose "
                              "another --out and --work")
     print(f"{len(cells)} of {len(paths)} seeds are measured")
