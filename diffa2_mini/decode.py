@@ -13,7 +13,7 @@ left to right, until no mask is left before its first EOS; this is asked before 
 
 What differs: the release also stops within a block, may predict a mask, and commits one token too
 many when only the last one fails its test. `decode` is everything, for a function that maps tokens
-to logits. `fast/generate.py` gives the same tokens faster, and adds to it.
+to logits. `fast/generate.py` gives the same tokens faster, and has sampling, guidance and a cache.
 """
 
 from collections.abc import Callable

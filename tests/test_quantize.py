@@ -274,7 +274,7 @@ def test_all_stages_train_on_quantised_weights(world, tmp_path, capsys, kind):
     assert f"--quantize {kind}" in capsys.readouterr().out.splitlines()[-1]  # ask it something
     assert load_checkpoint(out / "stage4.safetensors").settings["quantize"] == kind
     assert run_script(train.main, command(world, out, "--resume")[2:]) == 2
-    assert f"quantize {kind}, got None" in capsys.readouterr().err
+    assert f"quantize {kind}, got none" in capsys.readouterr().err
 
 
 def with_gpu(monkeypatch, capability: tuple[int, int]) -> None:

@@ -7,20 +7,28 @@ The first is what the shipped model does, one token a step, so that the order ca
 moves by CSS, which browsers run in an SVG that a page shows as a picture.
 """
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that this file runs as a script
+
+from diffa2_mini.command.script import begin, run_script
+
+begin(__name__)  # Ctrl-C while the rest is imported
+
 import dataclasses
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from html import escape
-from pathlib import Path
 
 import torch
-from common import AUDIO, CLIPS, COLOURS, GREY, ROOT, arrow, box, picture, shipped
+from common import AUDIO, CLIPS, COLOURS, GREY, arrow, box, picture, shipped
 from matplotlib.axes import Axes
 
-from diffa2_mini.command.script import Parser, run_script
+from diffa2_mini.command.script import Parser
 from diffa2_mini.data import load_clip
 from diffa2_mini.fast.generate import generate
 from diffa2_mini.fast.state import DecodingState
