@@ -204,8 +204,9 @@ def validate_stage(run: Run, validator: Validator, parameters: StageParameters, 
         report, ranking = validator.report(stage, examples), {}
         if stage.preference:
             ranking = validator.rank_pairs(stage, parameters.reference, examples)
-    except (Stopped, UserError):
-        run.folder.save(stage.number, step, run.model, parameters.optimizer)
+    except (Stopped, UserError) as error:
+        if isinstance(error, Stopped) or run.world.size == 1:  # else the others wait elsewhere
+            run.folder.save(stage.number, step, run.model, parameters.optimizer)
         raise
     run.log.add(stage=stage.number, step=step, **report.figures, **ranking, time=time.time())
     print(report.table)
@@ -239,9 +240,8 @@ def train_stages(args: argparse.Namespace, run: Run, init: Checkpoint | None) ->
 
 def resume_command(args: argparse.Namespace, argv: list[str]) -> str:
     """How to go on with a run that was started as `argv`: a script and its flags."""
-    if args.processes > 1:
-        return "the same torchrun command and --resume"
-    return shlex.join(["python", *argv, *([] if args.resume else ["--resume"])])
+    again = shlex.join(["python", *argv, *([] if args.resume else ["--resume"])])
+    return again if args.processes == 1 else "the same torchrun command and --resume"
 
 
 def ask_command(args: argparse.Namespace, path: Path) -> str:
