@@ -40,8 +40,8 @@ class Log:
 
     def add(self, **row) -> None:
         if self.writes:
-            row = {name: value if not isinstance(value, float) or math.isfinite(value)
-                   else str(value) for name, value in row.items()}  # JSON has no nan
+            row = {name: str(value) if isinstance(value, float) and not math.isfinite(value)
+                   else value for name, value in row.items()}  # JSON has no nan
             files.append(self.path, json.dumps(row) + "\n")
 
     def note_nonfinite(self, row: dict, clips: list[str], skip: bool) -> None:

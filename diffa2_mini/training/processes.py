@@ -122,8 +122,8 @@ def join_processes(size: int, compiles: bool = False) -> Iterator[World]:
     if size == 1:
         yield World()
         return
-    numbers = {name for name in RANKS if os.environ.get(name, "").isdecimal()}
-    missing = sorted({*RANKS, "MASTER_ADDR", "MASTER_PORT"} - (os.environ.keys() - RANKS | numbers))
+    no_number = {name for name in RANKS if not os.environ.get(name, "").isdecimal()}
+    missing = sorted(no_number | {"MASTER_ADDR", "MASTER_PORT"} - os.environ.keys())
     require(not missing, f"expected processes of torchrun, got WORLD_SIZE={size} without "
             f"{', '.join(missing)}; start them with: torchrun --nproc_per_node={size} train.py")
     places = [int(os.environ[name]) for name in RANKS]
